@@ -1,0 +1,59 @@
+//! The question the device asks before it changes the disk.
+//!
+//! The device does not know why a write may have to wait; whoever owns the
+//! disk's contents answers through [`Gate`]. Called from every queue thread,
+//! once per request, so an implementation answers from memory: no system call,
+//! no lock.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// The owner's answer to a request that the device is about to submit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Submit it now. For a write, [`Gate::end_write`] is owed once the request
+    /// has completed, successfully or not.
+    Go,
+    /// Not yet: keep the request, and ask again when the event fd given to
+    /// [`Gate::subscribe`] fires. Nothing is owed.
+    Wait,
+    /// Never: complete the request with an I/O error. Nothing is owed.
+    Refuse,
+}
+
+/// Decides, request by request, whether the device may touch the disk.
+pub trait Gate: Send + Sync + 'static {
+    /// May the device read now? Never answers [`Admission::Wait`].
+    fn admit_read(&self) -> Admission;
+
+    /// May the device change `len` bytes at byte `offset` (a write, discard or
+    /// write-zeroes)?
+    fn begin_write(&self, offset: u64, len: u64) -> Admission;
+
+    /// The change admitted with the same arguments has completed.
+    fn end_write(&self, offset: u64, len: u64);
+
+    /// `wake` is written to whenever an answer of [`Admission::Wait`] may have
+    /// become another one. One event fd per queue thread; a spurious wake-up is
+    /// harmless.
+    fn subscribe(&self, wake: Arc<EventFd>);
+}
+
+/// A gate that is always open: a disk with a single copy.
+#[derive(Debug, Default)]
+pub struct AlwaysOpen;
+
+impl Gate for AlwaysOpen {
+    fn admit_read(&self) -> Admission {
+        Admission::Go
+    }
+
+    fn begin_write(&self, _offset: u64, _len: u64) -> Admission {
+        Admission::Go
+    }
+
+    fn end_write(&self, _offset: u64, _len: u64) {}
+
+    fn subscribe(&self, _wake: Arc<EventFd>) {}
+}

@@ -1,0 +1,2 @@
+//! The vhost-user-blk device over one local file.
+pub mod gate;

@@ -1,0 +1,17 @@
+//! bypass-blk serves a virtual machine's disk image from the local brick of a
+//! GlusterFS replica volume.
+//!
+//! * [`gluster`] speaks Gluster's wire protocol to glusterd and to bricks. It
+//!   knows nothing of virtual machines.
+//! * [`image`] owns one image: which copy is fresh, who may write, what must be
+//!   marked. It knows nothing of virtio.
+//! * [`device`] is the vhost-user-blk device over one local file. It knows
+//!   nothing of Gluster.
+//! * [`control`] is the control socket and the status report.
+//! * [`cli`] puts them together, one file per command.
+
+pub mod cli;
+pub mod control;
+pub mod device;
+pub mod gluster;
+pub mod image;
