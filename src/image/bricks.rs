@@ -1,0 +1,179 @@
+//! Which bricks: a small set of child indices of one replica set, and AFR's
+//! quorum rule over it.
+//!
+//! Pure values; used by the decision logic, the session machine and the status.
+
+use std::fmt;
+
+/// The largest replica set that a [`BrickSet`] can name. Gluster's own replica
+/// counts are single digits.
+pub const MAX_BRICKS: usize = 32;
+
+/// A set of bricks by child index (the order of the volfile).
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct BrickSet(u32);
+
+impl BrickSet {
+    /// No brick.
+    pub const EMPTY: Self = Self(0);
+
+    /// The bricks `0..count`. A count above [`MAX_BRICKS`] is cut to it.
+    pub fn first(count: usize) -> Self {
+        (0..count.min(MAX_BRICKS)).collect()
+    }
+
+    /// The set with one brick.
+    pub fn only(brick: usize) -> Self {
+        let mut set = Self::EMPTY;
+        set.insert(brick);
+        set
+    }
+
+    /// Adds a brick.
+    pub fn insert(&mut self, brick: usize) {
+        debug_assert!(brick < MAX_BRICKS);
+        self.0 |= 1u32.checked_shl(brick as u32).unwrap_or(0);
+    }
+
+    /// Takes a brick out.
+    pub fn remove(&mut self, brick: usize) {
+        self.0 &= !1u32.checked_shl(brick as u32).unwrap_or(0);
+    }
+
+    /// Is the brick in the set?
+    pub fn contains(self, brick: usize) -> bool {
+        self.0 & 1u32.checked_shl(brick as u32).unwrap_or(0) != 0
+    }
+
+    /// Are all bricks of `other` in this set?
+    pub fn covers(self, other: Self) -> bool {
+        other.0 & !self.0 == 0
+    }
+
+    /// How many bricks.
+    pub fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// No brick at all?
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The bricks of this set that are not in `other`.
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// The child indices, in order.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..MAX_BRICKS).filter(move |&brick| self.contains(brick))
+    }
+}
+
+impl FromIterator<usize> for BrickSet {
+    fn from_iter<I: IntoIterator<Item = usize>>(bricks: I) -> Self {
+        let mut set = Self::EMPTY;
+        for brick in bricks {
+            set.insert(brick);
+        }
+        set
+    }
+}
+
+impl fmt::Debug for BrickSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// What never changes about a replica set while a session lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Number of bricks, an arbiter included.
+    pub bricks: usize,
+    /// Child index of the brick whose file this session serves.
+    pub local: usize,
+    /// Child index of the arbiter, which stores names and marks but no data.
+    pub arbiter: Option<usize>,
+}
+
+impl Shape {
+    /// All bricks.
+    pub fn all(&self) -> BrickSet {
+        BrickSet::first(self.bricks)
+    }
+
+    /// The bricks that hold a copy of the data.
+    pub fn copies(&self) -> BrickSet {
+        let mut set = self.all();
+        if let Some(arbiter) = self.arbiter {
+            set.remove(arbiter);
+        }
+        set
+    }
+
+    /// The copies other than the local one: those that a direct write leaves
+    /// behind. An arbiter has no data to miss, so it is never marked; it
+    /// carries marks against the others like every brick.
+    pub fn peers(&self) -> BrickSet {
+        self.copies().without(BrickSet::only(self.local))
+    }
+
+    /// AFR's automatic quorum: more than half of the bricks, or exactly half
+    /// with the first brick among them (`afr_has_quorum`, afr-common.c).
+    pub fn is_quorum(&self, set: BrickSet) -> bool {
+        let twice = 2 * set.len();
+        twice > self.bricks || (twice == self.bricks && set.contains(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(bricks: usize) -> Shape {
+        Shape {
+            bricks,
+            local: 0,
+            arbiter: None,
+        }
+    }
+
+    #[test]
+    fn two_quorums_always_share_a_brick() {
+        for bricks in 1..=6 {
+            let shape = shape(bricks);
+            let sets = (0..1u32 << bricks).map(BrickSet);
+            let quorums: Vec<_> = sets.filter(|&s| shape.is_quorum(s)).collect();
+            for &a in &quorums {
+                for &b in &quorums {
+                    assert!(!BrickSet(a.0 & b.0).is_empty(), "{bricks}: {a:?} {b:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn half_of_the_bricks_is_quorum_only_with_the_first() {
+        assert!(shape(2).is_quorum(BrickSet::only(0)));
+        assert!(!shape(2).is_quorum(BrickSet::only(1)));
+        assert!(!shape(3).is_quorum(BrickSet::only(0)));
+    }
+
+    #[test]
+    fn an_arbiter_is_no_peer() {
+        let shape = Shape {
+            bricks: 3,
+            local: 1,
+            arbiter: Some(2),
+        };
+        assert_eq!(shape.peers(), BrickSet::only(0));
+    }
+
+    #[test]
+    fn an_index_out_of_range_is_in_no_set() {
+        assert!(!BrickSet::first(MAX_BRICKS).contains(MAX_BRICKS));
+        assert_eq!(BrickSet::first(1000).len(), MAX_BRICKS);
+    }
+}

@@ -1,0 +1,294 @@
+//! The session's state machine: what to do when the guest wants to write, when
+//! a brick goes and when it comes back.
+//!
+//! Events in, actions out; no socket, file or clock. Owned by the session
+//! thread ([`super::session`]), which carries the actions out. It does not
+//! decide whether an image may be opened: that is [`super::decide`].
+//!
+//! ```text
+//!               write wanted,                     marks durable
+//!               lock quorum held                  on a quorum
+//!  Unmarked ───────────────────────► Marking ───────────────────► Dirty
+//!     │  ▲                            ▲   │                         │
+//!     │  │ quorum back, timed out     │   │ not on a quorum         │ our copy accused,
+//!     │  └────────── Failed           │   ▼                         │ lock somebody else's
+//!     │                ▲   time-out   │                             ▼
+//!     └──────────────► └───────────── Stalled ──────────────────► Stopped
+//!       write wanted, no lock quorum                    (from every phase)
+//! ```
+
+use super::bricks::{BrickSet, Shape};
+
+/// Where a session stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// No write of this session has been admitted; the peers are as they were
+    /// at open.
+    Unmarked,
+    /// The first write waits while the marks are being stored.
+    Marking,
+    /// The marks are durable on a quorum; writes go on, connected or not.
+    Dirty,
+    /// Writes wait: the marks cannot be stored on a quorum now.
+    Stalled,
+    /// Writes are refused: they waited for a quorum for too long.
+    Failed,
+    /// The session is over; every request is refused.
+    Stopped(StopReason),
+}
+
+/// Why a session ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StopReason {
+    /// A brick that came back says that the local copy misses data: somebody
+    /// wrote to another copy while we were cut off.
+    CopyAccused {
+        /// The accuser.
+        by: usize,
+    },
+    /// Another session holds the lock on a brick, and we no longer hold it on a
+    /// quorum.
+    LockTaken {
+        /// Where the other session holds it.
+        on: usize,
+    },
+    /// The local file changed while we held the lock on less than a quorum and
+    /// wrote nothing.
+    ChangedUnderneath,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The guest wants to write and the gate is held.
+    WriteWanted,
+    /// One round of marking is over; what it achieved was told through
+    /// [`Machine::marked`].
+    MarkRoundOver,
+    /// A brick, read under AFR's data lock just before marking, says that the
+    /// local copy misses data. Nothing was marked.
+    LocalAccused {
+        /// The accuser.
+        by: usize,
+    },
+    /// A brick's connection, and with it our locks there, is gone.
+    Lost(usize),
+    /// A brick is back: session, heal and rebalance locks are held there again.
+    Rejoined {
+        /// Which.
+        brick: usize,
+        /// Whom its marks accuse now.
+        accuses: BrickSet,
+        /// A held brick, this one or another, that accuses the local copy now.
+        local_accused_by: Option<usize>,
+        /// The local file has not been written since this session opened it
+        /// (only meaningful before the first admitted write).
+        local_untouched: bool,
+    },
+    /// A brick is back, but another session's lock is established there.
+    TakenByOther(usize),
+    /// The time that writes may wait for a quorum is over.
+    QuorumTimeout,
+}
+
+/// What the guest's writes do at the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GateState {
+    /// Wait.
+    Hold,
+    /// Go.
+    Open,
+    /// Writes fail, reads go on.
+    FailWrites,
+    /// Everything fails.
+    FailAll,
+}
+
+/// What the session thread has to do, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Tell the guest's queues.
+    SetGate(GateState),
+    /// Publish who we are (and the fence) on a brick that came back.
+    Publish(usize),
+    /// Store the missing marks on these bricks, durably; then report each
+    /// success by [`Machine::marked`] and the end by [`Event::MarkRoundOver`].
+    Mark(BrickSet),
+    /// Start to count the time that writes wait.
+    StartQuorumTimer,
+    /// Stop counting it.
+    StopQuorumTimer,
+    /// Drop a brick's locks and connection, and try to join it again later.
+    Retry(usize),
+    /// End the session.
+    Stop(StopReason),
+}
+
+/// The state of one session. See the module's diagram.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Machine {
+    shape: Shape,
+    phase: Phase,
+    /// Bricks on which our locks are held.
+    held: BrickSet,
+    /// Bricks on which marks against every peer are known to be durable.
+    marked: BrickSet,
+    /// Our locks were on less than a quorum at some moment since the open.
+    quorum_was_lost: bool,
+}
+
+impl Machine {
+    /// A session that just opened with its locks on `held`.
+    pub fn new(shape: Shape, held: BrickSet) -> Self {
+        let quorum_was_lost = !shape.is_quorum(held);
+        Self {
+            shape,
+            phase: Phase::Unmarked,
+            held,
+            marked: BrickSet::EMPTY,
+            quorum_was_lost,
+        }
+    }
+
+    /// Where the session stands.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// The bricks on which our locks are held.
+    pub fn held(&self) -> BrickSet {
+        self.held
+    }
+
+    /// Marks against every peer are now stored and fsynced on `brick`, through
+    /// the connection that holds our lock there.
+    pub fn marked(&mut self, brick: usize) {
+        if self.held.contains(brick) {
+            self.marked.insert(brick);
+        }
+    }
+
+    /// Takes an event in; what to do comes out.
+    pub fn step(&mut self, event: Event) -> Vec<Action> {
+        if matches!(self.phase, Phase::Stopped(_)) {
+            return Vec::new();
+        }
+        match event {
+            Event::WriteWanted => self.write_wanted(),
+            Event::MarkRoundOver => self.mark_round_over(),
+            Event::LocalAccused { by } => self.stop(StopReason::CopyAccused { by }),
+            Event::Lost(brick) => self.lost(brick),
+            Event::Rejoined {
+                brick,
+                accuses,
+                local_accused_by,
+                local_untouched,
+            } => match local_accused_by {
+                Some(by) => self.stop(StopReason::CopyAccused { by }),
+                None => self.rejoined(brick, accuses, local_untouched),
+            },
+            Event::TakenByOther(brick) => self.taken_by_other(brick),
+            Event::QuorumTimeout => self.quorum_timeout(),
+        }
+    }
+
+    fn write_wanted(&mut self) -> Vec<Action> {
+        match self.phase {
+            Phase::Unmarked if self.shape.is_quorum(self.held) => self.start_marking(),
+            Phase::Unmarked => {
+                self.phase = Phase::Stalled;
+                vec![Action::StartQuorumTimer]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn start_marking(&mut self) -> Vec<Action> {
+        self.phase = Phase::Marking;
+        vec![Action::Mark(self.held)]
+    }
+
+    fn mark_round_over(&mut self) -> Vec<Action> {
+        match self.phase {
+            Phase::Marking if self.shape.is_quorum(self.marked) => {
+                self.phase = Phase::Dirty;
+                let mut actions = vec![Action::StopQuorumTimer, Action::SetGate(GateState::Open)];
+                let late = self.held.without(self.marked);
+                if !late.is_empty() {
+                    actions.push(Action::Mark(late));
+                }
+                actions
+            }
+            Phase::Marking => {
+                self.phase = Phase::Stalled;
+                vec![Action::StartQuorumTimer]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn lost(&mut self, brick: usize) -> Vec<Action> {
+        self.held.remove(brick);
+        // Before the gate is open, a mark counts only while the lock under which
+        // it was stored is held: whoever had the lock since may have removed it.
+        if self.phase != Phase::Dirty {
+            self.marked.remove(brick);
+        }
+        if !self.shape.is_quorum(self.held) {
+            self.quorum_was_lost = true;
+        }
+        Vec::new()
+    }
+
+    fn rejoined(&mut self, brick: usize, accuses: BrickSet, local_untouched: bool) -> Vec<Action> {
+        let wrote = self.phase == Phase::Dirty;
+        if self.quorum_was_lost && !wrote && !local_untouched {
+            return self.stop(StopReason::ChangedUnderneath);
+        }
+        self.held.insert(brick);
+        if !accuses.covers(self.shape.peers()) {
+            self.marked.remove(brick);
+        }
+        let mut actions = vec![Action::Publish(brick)];
+        match self.phase {
+            Phase::Dirty if !self.marked.contains(brick) => {
+                actions.push(Action::Mark(BrickSet::only(brick)))
+            }
+            Phase::Stalled if self.shape.is_quorum(self.held) => {
+                actions.extend(self.start_marking())
+            }
+            Phase::Failed if self.shape.is_quorum(self.held) => {
+                self.phase = Phase::Unmarked;
+                actions.push(Action::SetGate(GateState::Hold));
+            }
+            _ => {}
+        }
+        actions
+    }
+
+    fn taken_by_other(&mut self, brick: usize) -> Vec<Action> {
+        if self.shape.is_quorum(self.held) {
+            // The other one is the minority: it stops, and we try again.
+            return vec![Action::Retry(brick)];
+        }
+        self.stop(StopReason::LockTaken { on: brick })
+    }
+
+    fn quorum_timeout(&mut self) -> Vec<Action> {
+        match self.phase {
+            Phase::Stalled => {
+                self.phase = Phase::Failed;
+                vec![Action::SetGate(GateState::FailWrites)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn stop(&mut self, reason: StopReason) -> Vec<Action> {
+        self.phase = Phase::Stopped(reason);
+        vec![Action::SetGate(GateState::FailAll), Action::Stop(reason)]
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! What the session must and must not do, event by event.
+
+use super::*;
+
+fn shape() -> Shape {
+    Shape {
+        bricks: 3,
+        local: 0,
+        arbiter: None,
+    }
+}
+
+fn session() -> Machine {
+    Machine::new(shape(), BrickSet::first(3))
+}
+
+fn dirty() -> Machine {
+    let mut machine = session();
+    machine.step(Event::WriteWanted);
+    (0..3).for_each(|brick| machine.marked(brick));
+    machine.step(Event::MarkRoundOver);
+    assert_eq!(machine.phase(), &Phase::Dirty);
+    machine
+}
+
+fn rejoined(brick: usize, accuses: &[usize]) -> Event {
+    Event::Rejoined {
+        brick,
+        accuses: accuses.iter().copied().collect(),
+        local_accused_by: None,
+        local_untouched: true,
+    }
+}
+
+fn opens_gate(actions: &[Action]) -> bool {
+    actions.contains(&Action::SetGate(GateState::Open))
+}
+
+#[test]
+fn the_gate_opens_only_when_marks_are_durable_on_a_quorum() {
+    let mut machine = session();
+    assert_eq!(
+        machine.step(Event::WriteWanted),
+        [Action::Mark(BrickSet::first(3))]
+    );
+    machine.marked(0);
+    assert!(!opens_gate(&machine.step(Event::MarkRoundOver)));
+    assert_eq!(machine.phase(), &Phase::Stalled);
+
+    let mut machine = session();
+    machine.step(Event::WriteWanted);
+    machine.marked(0);
+    machine.marked(2);
+    assert!(opens_gate(&machine.step(Event::MarkRoundOver)));
+}
+
+#[test]
+fn marks_stored_under_a_lock_that_was_lost_since_do_not_open_the_gate() {
+    let mut machine = session();
+    machine.step(Event::WriteWanted);
+    machine.marked(0);
+    machine.marked(1);
+    machine.step(Event::Lost(1));
+    assert!(!opens_gate(&machine.step(Event::MarkRoundOver)));
+}
+
+#[test]
+fn a_mark_left_over_from_a_failed_round_does_not_count_after_its_lock_was_lost() {
+    let mut machine = session();
+    machine.step(Event::WriteWanted);
+    machine.marked(0);
+    machine.step(Event::MarkRoundOver);
+    machine.step(Event::Lost(0));
+    machine.step(Event::Lost(2));
+    machine.step(rejoined(2, &[]));
+    machine.marked(2);
+    assert!(!opens_gate(&machine.step(Event::MarkRoundOver)));
+}
+
+#[test]
+fn a_brick_that_was_not_asked_cannot_be_counted_as_marked() {
+    let mut machine = Machine::new(shape(), BrickSet::first(2));
+    machine.step(Event::WriteWanted);
+    machine.marked(0);
+    machine.marked(2);
+    assert!(!opens_gate(&machine.step(Event::MarkRoundOver)));
+}
+
+#[test]
+fn without_lock_quorum_a_first_write_waits_then_fails_and_quorum_makes_it_possible_again() {
+    let mut machine = session();
+    machine.step(Event::Lost(1));
+    machine.step(Event::Lost(2));
+    assert_eq!(machine.step(Event::WriteWanted), [Action::StartQuorumTimer]);
+    assert_eq!(
+        machine.step(Event::QuorumTimeout),
+        [Action::SetGate(GateState::FailWrites)]
+    );
+    assert_eq!(
+        machine.step(rejoined(1, &[])),
+        [Action::Publish(1), Action::SetGate(GateState::Hold)]
+    );
+    assert_eq!(
+        machine.step(Event::WriteWanted),
+        [Action::Mark(BrickSet::first(2))]
+    );
+}
+
+#[test]
+fn a_stalled_session_marks_as_soon_as_quorum_is_back() {
+    let mut machine = session();
+    machine.step(Event::Lost(1));
+    machine.step(Event::Lost(2));
+    machine.step(Event::WriteWanted);
+    let actions = machine.step(rejoined(2, &[]));
+    assert!(actions.contains(&Action::Mark([0, 2].into_iter().collect())));
+}
+
+#[test]
+fn a_dirty_session_writes_on_when_cut_off() {
+    let mut machine = dirty();
+    for brick in 0..3 {
+        assert!(machine.step(Event::Lost(brick)).is_empty());
+    }
+    assert_eq!(machine.phase(), &Phase::Dirty);
+}
+
+#[test]
+fn a_brick_that_was_away_when_the_marks_were_stored_is_marked_when_it_returns() {
+    let mut machine = Machine::new(shape(), BrickSet::first(2));
+    machine.step(Event::WriteWanted);
+    machine.marked(0);
+    machine.marked(1);
+    machine.step(Event::MarkRoundOver);
+    let actions = machine.step(rejoined(2, &[]));
+    assert_eq!(
+        actions,
+        [Action::Publish(2), Action::Mark(BrickSet::only(2))]
+    );
+}
+
+#[test]
+fn a_returned_brick_that_lost_its_marks_is_marked_again() {
+    let mut machine = dirty();
+    machine.step(Event::Lost(1));
+    assert_eq!(machine.step(rejoined(1, &[1, 2])), [Action::Publish(1)]);
+    machine.step(Event::Lost(1));
+    let actions = machine.step(rejoined(1, &[2]));
+    assert!(actions.contains(&Action::Mark(BrickSet::only(1))));
+}
+
+#[test]
+fn an_accused_local_copy_stops_the_session_in_every_phase() {
+    let accused = Event::Rejoined {
+        brick: 1,
+        accuses: BrickSet::only(0),
+        local_accused_by: Some(1),
+        local_untouched: true,
+    };
+    for mut machine in [session(), dirty()] {
+        machine.step(Event::Lost(1));
+        let stop = StopReason::CopyAccused { by: 1 };
+        assert_eq!(
+            machine.step(accused),
+            [Action::SetGate(GateState::FailAll), Action::Stop(stop)]
+        );
+        assert!(machine.step(Event::WriteWanted).is_empty());
+    }
+    let mut machine = session();
+    machine.step(Event::WriteWanted);
+    machine.step(Event::LocalAccused { by: 2 });
+    assert!(matches!(machine.phase(), Phase::Stopped(_)));
+}
+
+#[test]
+fn only_the_session_without_quorum_gives_way_to_another() {
+    let mut machine = session();
+    machine.step(Event::Lost(1));
+    assert_eq!(machine.step(Event::TakenByOther(1)), [Action::Retry(1)]);
+    machine.step(Event::Lost(2));
+    machine.step(Event::TakenByOther(1));
+    assert_eq!(
+        machine.phase(),
+        &Phase::Stopped(StopReason::LockTaken { on: 1 })
+    );
+}
+
+#[test]
+fn a_clean_session_stops_if_its_file_changed_while_it_had_no_quorum() {
+    let changed = |brick| Event::Rejoined {
+        brick,
+        accuses: BrickSet::EMPTY,
+        local_accused_by: None,
+        local_untouched: false,
+    };
+    let mut machine = session();
+    machine.step(Event::Lost(1));
+    machine.step(changed(1));
+    assert_eq!(machine.phase(), &Phase::Unmarked, "quorum was never lost");
+    machine.step(Event::Lost(1));
+    machine.step(Event::Lost(2));
+    machine.step(changed(1));
+    assert_eq!(
+        machine.phase(),
+        &Phase::Stopped(StopReason::ChangedUnderneath)
+    );
+}
+
+#[test]
+fn a_dirty_session_is_not_confused_by_its_own_writes() {
+    let mut machine = dirty();
+    machine.step(Event::Lost(1));
+    machine.step(Event::Lost(2));
+    machine.step(Event::Rejoined {
+        brick: 1,
+        accuses: [1, 2].into_iter().collect(),
+        local_accused_by: None,
+        local_untouched: false,
+    });
+    assert_eq!(machine.phase(), &Phase::Dirty);
+}

@@ -1,0 +1,191 @@
+//! What a session asks of one brick.
+//!
+//! The seam between the session and Gluster: [`super::gluster_port`] implements
+//! it over the brick protocol, tests put simulated bricks here. A port is owned
+//! by one worker thread and is blocking; every call has a time limit of its own.
+//! It decides nothing.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::bricks::BrickSet;
+use super::holder::Holder;
+
+/// A lock that a session takes on a brick, each over the whole file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lock {
+    /// One writer per image: our own domain. Shared by read-only sessions.
+    Session {
+        /// Read-only sessions exclude writers, not each other.
+        shared: bool,
+    },
+    /// AFR's self-heal domain: keeps heals away from the image.
+    Heal,
+    /// DHT's migration domain: keeps rebalance away from the image.
+    Rebalance,
+    /// AFR's data domain: stops every other client's writes. Only for moments.
+    Data,
+}
+
+impl fmt::Display for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Session { .. } => "session",
+            Self::Heal => "heal",
+            Self::Rebalance => "rebalance",
+            Self::Data => "data",
+        })
+    }
+}
+
+/// How other clients are kept from the image while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fence {
+    /// The posix locks that QEMU's tools respect; others are not stopped.
+    Advisory,
+    /// The bricks themselves refuse every other client's reads and writes.
+    Mandatory,
+}
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Advisory => "advisory",
+            Self::Mandatory => "mandatory",
+        })
+    }
+}
+
+/// What a brick tells about its copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyState {
+    /// Identity of the file.
+    pub gfid: Uuid,
+    /// Size in bytes.
+    pub size: u64,
+    /// The data counter of `trusted.afr.*` per child: non-zero says that this
+    /// brick knows data which child `i` misses.
+    pub pending: Vec<i32>,
+    /// The attribute of a mandatory fence is set on this copy.
+    pub fenced: bool,
+}
+
+impl CopyState {
+    /// The children with a non-zero counter.
+    pub fn accuses(&self) -> BrickSet {
+        (0..self.pending.len())
+            .filter(|&child| self.pending[child] != 0)
+            .collect()
+    }
+}
+
+/// The answer of [`BrickPort::publish`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Publication {
+    /// Our record (and the fence, when asked for) stands.
+    Done,
+    /// The volume does not allow a mandatory fence.
+    FenceUnavailable,
+    /// Another client has the image open: QEMU on a mount, a bypass-blk session.
+    InUse(Conflict),
+}
+
+/// Who stands in the way of our posix locks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The record, when the other one is a bypass-blk session.
+    pub holder: Option<Holder>,
+    /// Process id that the other client gave, as seen on its own host.
+    pub pid: i32,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.holder {
+            Some(holder) => write!(f, "{holder}"),
+            None => write!(
+                f,
+                "pid {} of a Gluster client (QEMU or a program on a mount)",
+                self.pid
+            ),
+        }
+    }
+}
+
+/// Why a brick could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Not connected, or the connection broke: all our locks there are gone.
+    #[error("{0}")]
+    Away(String),
+    /// The brick answers but has no such file (a replaced brick, say).
+    #[error("the image is not on this brick")]
+    NoImage,
+    /// The brick refused an operation.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// One brick, for one image. Blocking; called from one thread.
+pub trait BrickPort: Send {
+    /// Connects and resolves the image. `lost` is called at most once, from any
+    /// thread, when the connection goes.
+    ///
+    /// # Errors
+    /// [`PortError::Away`] or [`PortError::NoImage`].
+    fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError>;
+
+    /// Tries to take a lock, without waiting. `false`: somebody else holds it.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError>;
+
+    /// Gives a lock back.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn unlock(&mut self, lock: Lock) -> Result<(), PortError>;
+
+    /// The published record of another session, if there is one.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn holder(&mut self) -> Result<Option<Holder>, PortError>;
+
+    /// Publishes our record with the posix locks that QEMU respects or with the
+    /// mandatory fence.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn publish(&mut self, fence: Fence, read_only: bool) -> Result<Publication, PortError>;
+
+    /// Lifts the mandatory fence's attribute.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn lift_fence(&mut self) -> Result<(), PortError>;
+
+    /// Reads identity, size and marks.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn probe(&mut self) -> Result<CopyState, PortError>;
+
+    /// Adds one to the data counters against `children`, indexed for heal, not
+    /// yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn add_pending(&mut self, children: BrickSet) -> Result<(), PortError>;
+
+    /// Makes the file's data and marks on this brick durable.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn fsync(&mut self) -> Result<(), PortError>;
+
+    /// Drops the connection, and every lock with it.
+    fn disconnect(&mut self);
+}
