@@ -118,8 +118,6 @@ pub enum Action {
     StartQuorumTimer,
     /// Stop counting it.
     StopQuorumTimer,
-    /// Drop a brick's locks and connection, and try to join it again later.
-    Retry(usize),
     /// End the session.
     Stop(StopReason),
 }
@@ -268,8 +266,9 @@ impl Machine {
 
     fn taken_by_other(&mut self, brick: usize) -> Vec<Action> {
         if self.shape.is_quorum(self.held) {
-            // The other one is the minority: it stops, and we try again.
-            return vec![Action::Retry(brick)];
+            // The other one is the minority: it gives way, and the brick's
+            // worker keeps trying.
+            return Vec::new();
         }
         self.stop(StopReason::LockTaken { on: brick })
     }

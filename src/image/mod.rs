@@ -3,7 +3,15 @@
 
 pub mod bricks;
 pub mod decide;
+pub mod error;
 pub mod gate;
 pub mod holder;
+pub mod local;
+pub mod locking;
 pub mod machine;
+pub mod marking;
+pub mod open;
 pub mod port;
+pub mod session;
+pub mod snapshot;
+pub mod worker;

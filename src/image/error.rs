@@ -1,0 +1,301 @@
+//! Why an image cannot be opened: one variant a cause, each saying what is wrong,
+//! where, and what to do.
+
+use std::path::PathBuf;
+
+use super::bricks::BrickSet;
+use super::decide::Refusal;
+use super::holder::Holder;
+use super::machine::StopReason;
+use super::port::{Conflict, Lock};
+
+/// The names of a replica set's bricks (`host:/path`), for messages.
+#[derive(Clone, Debug)]
+pub struct Names(pub Vec<String>);
+
+impl Names {
+    /// One brick's name.
+    pub fn one(&self, brick: usize) -> String {
+        let unknown = || format!("brick {brick}");
+        self.0.get(brick).cloned().unwrap_or_else(unknown)
+    }
+
+    /// The names of a set, separated by commas.
+    pub fn list(&self, bricks: BrickSet) -> String {
+        let names: Vec<_> = bricks.iter().map(|brick| self.one(brick)).collect();
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    }
+}
+
+/// Why a session could not be opened over the bricks.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another bypass-blk session has the image.
+    #[error("the image is locked on {brick} by another session: {}. End that session first, or serve the image there", holder_or_opening(.holder))]
+    Locked {
+        /// Where the lock was refused.
+        brick: String,
+        /// The other session, if its record stands.
+        holder: Option<Holder>,
+    },
+    /// A client that is not bypass-blk has the image open.
+    #[error("the image is in use on {brick} by {conflict}. Close it there first")]
+    InUse {
+        /// Where the posix lock was refused.
+        brick: String,
+        /// Who.
+        conflict: Conflict,
+    },
+    /// Gluster is healing or moving the image.
+    #[error("{}", busy(.lock, .brick))]
+    Busy {
+        /// Which of Gluster's locks is held.
+        lock: Lock,
+        /// Where.
+        brick: String,
+    },
+    /// Too few bricks answered.
+    #[error(
+        "no quorum: only these bricks of the replica set answered: {reached}. Not reached: {missing}. Start their brick processes or mend the network, then try again"
+    )]
+    NoQuorum {
+        /// Names of those that answered.
+        reached: String,
+        /// Names of the others, each with its reason.
+        missing: String,
+    },
+    /// The local brick's process does not answer.
+    #[error(
+        "the process of the local brick {brick} does not answer ({why}). Start it: gluster volume start VOLUME force"
+    )]
+    LocalAway {
+        /// Its name.
+        brick: String,
+        /// The connection's error.
+        why: String,
+    },
+    /// The local copy misses data.
+    #[error(
+        "the local copy {local} is stale: {accusers} say that it misses data. The fresh copy is on {fresh}. Serve the image there, or heal it first: gluster volume heal VOLUME"
+    )]
+    Stale {
+        /// The local brick.
+        local: String,
+        /// Who accuses it.
+        accusers: String,
+        /// Where the fresh copies are.
+        fresh: String,
+    },
+    /// No copy is unaccused.
+    #[error(
+        "split-brain: every copy is accused of missing data ({local} by {accusers}). Choose the copy to keep with: gluster volume heal VOLUME split-brain"
+    )]
+    SplitBrain {
+        /// The local brick.
+        local: String,
+        /// Who accuses it.
+        accusers: String,
+    },
+    /// The bricks have different files under the image's path.
+    #[error(
+        "{others} have another file (gfid) under the image's path than {local}. This is a gfid split-brain: gluster volume heal VOLUME info split-brain"
+    )]
+    IdentitiesDiffer {
+        /// The local brick.
+        local: String,
+        /// Those that differ.
+        others: String,
+    },
+    /// Unaccused copies differ in size.
+    #[error(
+        "the copies on {others} have another size than the one on {local}, and no mark says which is right. Let Gluster heal the image first: gluster volume heal VOLUME"
+    )]
+    SizesDiffer {
+        /// The local brick.
+        local: String,
+        /// Those that differ.
+        others: String,
+    },
+    /// `--fence mandatory` where the volume does not allow it.
+    #[error(
+        "the brick {brick} does not allow mandatory fencing. Set it on the volume (gluster volume set VOLUME locks.mandatory-locking optimal; gluster volume set VOLUME features.enforce-mandatory-lock on) and restart it, or use --fence auto"
+    )]
+    FenceUnavailable {
+        /// Which brick refused it.
+        brick: String,
+    },
+    /// A brick failed in the middle of opening.
+    #[error("the brick {brick} failed while the image was being opened: {why}")]
+    BrickFailed {
+        /// Which.
+        brick: String,
+        /// How.
+        why: String,
+    },
+    /// The local file could not be used.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// A thread could not be started.
+    #[error("cannot start a thread for the brick {brick}")]
+    Thread {
+        /// For which brick.
+        brick: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why the file on the local brick could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// A system call on the file failed.
+    #[error("cannot {what} {}", .path.display())]
+    Io {
+        /// What was tried: `open`, `read`, …
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file's own gfid is not the one that Gluster gave for the path.
+    #[error("{} has the gfid {found}, but Gluster says {expected} for this path: this is not the brick's live copy. Check --brick", .path.display())]
+    OtherFile {
+        /// The file.
+        path: PathBuf,
+        /// The gfid in its `trusted.gfid`, or a word for its absence.
+        found: String,
+        /// The gfid that the bricks gave.
+        expected: String,
+    },
+    /// The process may not see `trusted.*` attributes.
+    #[error("not enough privilege for trusted.* attributes on {}: run as root or with CAP_SYS_ADMIN", .path.display())]
+    Privilege {
+        /// The file or directory.
+        path: PathBuf,
+    },
+    /// Not a regular file.
+    #[error("{} is {what}, not a regular file", .path.display())]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        what: &'static str,
+    },
+    /// Zero bytes.
+    #[error("the image {} is empty. Give it a size first: truncate -s SIZE through a mount of the volume", .path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not a whole number of blocks.
+    #[error("the size of the image {}, {size} bytes, is not a multiple of {block}. Resize it through a mount of the volume", .path.display())]
+    OddSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The block size in bytes that it must be a multiple of.
+        block: u64,
+    },
+    /// The contents look like an image format, and this program serves raw bytes.
+    #[error("the image {} looks like {format}, and would be served as raw bytes. Convert it (qemu-img convert -O raw), or insist with --force-raw", .path.display())]
+    Formatted {
+        /// The file.
+        path: PathBuf,
+        /// The format's name.
+        format: &'static str,
+    },
+}
+
+impl OpenError {
+    /// A refusal of [`super::decide`] with the bricks' names in it. `why_away(i)`
+    /// tells why brick `i` did not answer.
+    pub fn from_refusal(
+        refusal: Refusal,
+        names: &Names,
+        local: usize,
+        all: BrickSet,
+        why_away: impl Fn(usize) -> String,
+    ) -> Self {
+        let local_name = names.one(local);
+        match refusal {
+            Refusal::NoQuorum { reached } => Self::NoQuorum {
+                reached: names.list(reached),
+                missing: all
+                    .without(reached)
+                    .iter()
+                    .map(|brick| format!("{} ({})", names.one(brick), why_away(brick)))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            },
+            Refusal::LocalAway => Self::LocalAway {
+                brick: local_name,
+                why: why_away(local),
+            },
+            Refusal::IdentitiesDiffer { others } => Self::IdentitiesDiffer {
+                local: local_name,
+                others: names.list(others),
+            },
+            Refusal::SizesDiffer { others } => Self::SizesDiffer {
+                local: local_name,
+                others: names.list(others),
+            },
+            Refusal::Stale { fresh, accusers } => Self::Stale {
+                local: local_name,
+                accusers: names.list(accusers),
+                fresh: names.list(fresh),
+            },
+            Refusal::SplitBrain { accusers } => Self::SplitBrain {
+                local: local_name,
+                accusers: names.list(accusers),
+            },
+        }
+    }
+}
+
+fn holder_or_opening(holder: &Option<Holder>) -> String {
+    match holder {
+        Some(holder) => holder.to_string(),
+        None => "one that is just opening it".to_owned(),
+    }
+}
+
+fn busy(lock: &Lock, brick: &str) -> String {
+    match lock {
+        Lock::Heal => format!(
+            "heal in progress: Gluster's self-heal works on the image (its lock on {brick} is held). \
+             Wait for it (gluster volume heal VOLUME info), or give a longer --lock-timeout"
+        ),
+        Lock::Rebalance => format!(
+            "a rebalance works on the image (its lock on {brick} is held). Wait for it, or give a longer --lock-timeout"
+        ),
+        Lock::Session { .. } | Lock::Data => format!("the {lock} lock on {brick} is held"),
+    }
+}
+
+/// Why a session ended by itself, for the log, the status and the exit message.
+pub fn stop_message(reason: StopReason, names: &Names) -> String {
+    match reason {
+        StopReason::CopyAccused { by } => format!(
+            "{} says that our copy misses data: somebody wrote to another copy. The disk is stopped; \
+             look at the copies with `bypass-blk status` and serve the fresh one",
+            names.one(by)
+        ),
+        StopReason::LockTaken { on } => format!(
+            "another session holds the image's lock on {}, and we no longer hold it on a quorum. The disk is stopped",
+            names.one(on)
+        ),
+        StopReason::ChangedUnderneath => {
+            "the local copy was changed by somebody else while we had lost the \
+             lock's quorum. The disk is stopped; start a new session to serve it as it is now"
+                .to_owned()
+        }
+    }
+}

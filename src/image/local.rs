@@ -1,0 +1,263 @@
+//! The image's file on the local brick: opened for direct I/O, and known to be
+//! the file that Gluster means.
+//!
+//! Called after the locks are held and the copy was found fresh. It reads the
+//! first bytes only, to recognise an image format; it writes nothing.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use xattr::FileExt as _;
+
+use super::error::LocalError;
+
+/// Gluster's identity of a file, on the brick.
+const GFID_XATTR: &str = "trusted.gfid";
+
+/// The sector of virtio-blk, in bytes: no disk has a part of one.
+pub const SECTOR: u64 = 512;
+
+/// Formats recognised by their first bytes: served raw, such an image would
+/// show its guest the container instead of the disk.
+const FORMATS: [(&[u8], &str); 5] = [
+    (b"QFI\xfb", "qcow2"),
+    (b"QED\0", "qed"),
+    (b"KDMV", "vmdk"),
+    (b"vhdxfile", "vhdx"),
+    (b"conectix", "vpc"),
+];
+
+/// The opened file.
+#[derive(Debug)]
+pub struct LocalFile {
+    /// Opened with `O_DIRECT`, for reading only in a read-only session.
+    pub file: File,
+    /// Where it was opened.
+    pub path: PathBuf,
+    /// Its size in bytes, a multiple of [`SECTOR`].
+    pub size: u64,
+}
+
+/// What changes when somebody writes to the file behind our back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint {
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Fingerprint {
+    /// Of the file as it is now.
+    ///
+    /// # Errors
+    /// As `fstat` fails.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self {
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+        })
+    }
+}
+
+/// How to open the file.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalTerms {
+    /// Open it for reading only.
+    pub read_only: bool,
+    /// Serve it raw even if it looks like an image format.
+    pub force_raw: bool,
+}
+
+/// Opens the local copy at `path`, which Gluster says has the identity `gfid`.
+///
+/// # Errors
+/// See [`LocalError`].
+pub fn open(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, LocalError> {
+    let io_error = |what| {
+        move |source| LocalError::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let kind = std::fs::symlink_metadata(path)
+        .map_err(io_error("look at"))?
+        .file_type();
+    if !kind.is_file() {
+        let what = kind_name(&kind);
+        return Err(LocalError::NotAFile {
+            path: path.to_owned(),
+            what,
+        });
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!terms.read_only)
+        .custom_flags(libc::O_DIRECT | libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(io_error("open"))?;
+    check_gfid(&file, path, gfid)?;
+    let size = file.metadata().map_err(io_error("stat"))?.len();
+    check_size(path, size)?;
+    if !terms.force_raw
+        && let Some(format) = format_of(path).map_err(io_error("read"))?
+    {
+        return Err(LocalError::Formatted {
+            path: path.to_owned(),
+            format,
+        });
+    }
+    Ok(LocalFile {
+        file,
+        path: path.to_owned(),
+        size,
+    })
+}
+
+fn check_gfid(file: &File, path: &Path, expected: Uuid) -> Result<(), LocalError> {
+    let found = match file.get_xattr(GFID_XATTR) {
+        Ok(found) => found,
+        Err(source) => {
+            return Err(LocalError::Io {
+                what: "read trusted.gfid of",
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    match found.as_deref().map(Uuid::from_slice) {
+        Some(Ok(gfid)) if gfid == expected => Ok(()),
+        None if !may_see_trusted() => Err(LocalError::Privilege {
+            path: path.to_owned(),
+        }),
+        other => Err(LocalError::OtherFile {
+            path: path.to_owned(),
+            found: match other {
+                Some(Ok(gfid)) => gfid.to_string(),
+                Some(Err(_)) => "(malformed)".to_owned(),
+                None => "(none)".to_owned(),
+            },
+            expected: expected.to_string(),
+        }),
+    }
+}
+
+fn check_size(path: &Path, size: u64) -> Result<(), LocalError> {
+    if size == 0 {
+        return Err(LocalError::Empty {
+            path: path.to_owned(),
+        });
+    }
+    if !size.is_multiple_of(SECTOR) {
+        return Err(LocalError::OddSize {
+            path: path.to_owned(),
+            size,
+            block: SECTOR,
+        });
+    }
+    Ok(())
+}
+
+/// Reads through the page cache, whose few bytes do no harm: `O_DIRECT` would
+/// need an aligned buffer.
+fn format_of(path: &Path) -> io::Result<Option<&'static str>> {
+    let mut head = [0; 8];
+    File::open(path)?.read_exact_at(&mut head, 0)?;
+    let known = FORMATS.iter().find(|(magic, _)| head.starts_with(magic));
+    Ok(known.map(|(_, format)| *format))
+}
+
+fn kind_name(kind: &std::fs::FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_block_device() {
+        "a block device"
+    } else {
+        "a special file"
+    }
+}
+
+/// `trusted.*` attributes are invisible, not forbidden, without `CAP_SYS_ADMIN`
+/// (xattr(7)).
+pub fn may_see_trusted() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| {
+        sets.effective
+            .contains(rustix::thread::CapabilitySet::SYS_ADMIN)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GFID: Uuid = Uuid::from_u128(0x1234);
+    const RAW: LocalTerms = LocalTerms {
+        read_only: false,
+        force_raw: false,
+    };
+
+    /// A file on a disk (tmpfs takes no `trusted.*` attributes for everyone).
+    fn image(contents: &[u8], size: u64) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        file.as_file().write_all_at(contents, 0).unwrap();
+        file.as_file().set_len(size).unwrap();
+        xattr::set(file.path(), GFID_XATTR, GFID.as_bytes()).unwrap();
+        file
+    }
+
+    #[test]
+    fn an_image_format_is_refused_unless_raw_is_forced() {
+        for (magic, name) in FORMATS {
+            let file = image(magic, 4096);
+            match open(file.path(), GFID, RAW) {
+                Err(LocalError::Formatted { format, .. }) => assert_eq!(format, name),
+                other => panic!("{other:?}"),
+            }
+            let force_raw = LocalTerms {
+                force_raw: true,
+                ..RAW
+            };
+            assert_eq!(open(file.path(), GFID, force_raw).unwrap().size, 4096);
+        }
+    }
+
+    #[test]
+    fn a_file_with_another_gfid_or_none_is_refused() {
+        let file = image(b"", 4096);
+        let other = Uuid::from_u128(9);
+        assert!(matches!(
+            open(file.path(), other, RAW),
+            Err(LocalError::OtherFile { .. })
+        ));
+        xattr::remove(file.path(), GFID_XATTR).unwrap();
+        assert!(matches!(
+            open(file.path(), GFID, RAW),
+            Err(LocalError::OtherFile { .. })
+        ));
+    }
+
+    #[test]
+    fn empty_and_odd_sizes_and_directories_are_refused() {
+        let empty = open(image(b"", 0).path(), GFID, RAW);
+        assert!(matches!(empty, Err(LocalError::Empty { .. })));
+        let odd = open(image(b"", 1000).path(), GFID, RAW);
+        assert!(matches!(odd, Err(LocalError::OddSize { size: 1000, .. })));
+        let folder = open(Path::new("/var/tmp"), GFID, RAW);
+        assert!(matches!(folder, Err(LocalError::NotAFile { .. })));
+    }
+
+    #[test]
+    fn a_fingerprint_changes_with_a_write() {
+        let file = image(b"", 4096);
+        let before = Fingerprint::of(file.as_file()).unwrap();
+        file.as_file()
+            .set_modified(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap();
+        assert_ne!(before, Fingerprint::of(file.as_file()).unwrap());
+    }
+}

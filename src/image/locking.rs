@@ -1,0 +1,67 @@
+//! Taking a session's locks on one brick, in the only right order: the session
+//! lock first, then those that keep Gluster's own heals and rebalances away.
+//!
+//! Called at open, brick by brick ([`super::open`]), and by a worker whose brick
+//! came back. It waits for nothing: a lock is had or it is not.
+
+use uuid::Uuid;
+
+use super::holder::Holder;
+use super::port::{BrickPort, Lock, PortError};
+
+/// Who we are, for taking the locks again.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// Our session's id, to recognise locks of our own dead connection.
+    pub session: Uuid,
+    /// Read-only sessions share the session lock and keep no heal away.
+    pub read_only: bool,
+}
+
+/// Why a brick could not be locked.
+#[derive(Debug)]
+pub enum Blocked {
+    /// Not reachable, or without the image.
+    Port(PortError),
+    /// Another session has the session lock; its record if it is established.
+    Session(Option<Holder>),
+    /// A lock of Gluster's own is held: a heal or a rebalance is at work.
+    Busy(Lock),
+}
+
+impl From<PortError> for Blocked {
+    fn from(error: PortError) -> Self {
+        Self::Port(error)
+    }
+}
+
+/// Takes the session lock, or tells who has it.
+///
+/// # Errors
+/// [`Blocked::Session`] or [`Blocked::Port`].
+pub fn lock_session(port: &mut dyn BrickPort, claim: &Claim) -> Result<(), Blocked> {
+    let shared = claim.read_only;
+    if port.try_lock(Lock::Session { shared })? {
+        return Ok(());
+    }
+    Err(Blocked::Session(port.holder()?))
+}
+
+/// Keeps heals and rebalance away. Nothing is kept when one of them is refused.
+/// A read-only session leaves the copies alone, so both may go on.
+///
+/// # Errors
+/// [`Blocked::Busy`] or [`Blocked::Port`].
+pub fn lock_background(port: &mut dyn BrickPort, claim: &Claim) -> Result<(), Blocked> {
+    if claim.read_only {
+        return Ok(());
+    }
+    if !port.try_lock(Lock::Heal)? {
+        return Err(Blocked::Busy(Lock::Heal));
+    }
+    if !port.try_lock(Lock::Rebalance)? {
+        port.unlock(Lock::Heal)?;
+        return Err(Blocked::Busy(Lock::Rebalance));
+    }
+    Ok(())
+}

@@ -1,0 +1,369 @@
+//! Opening an image over its bricks: connect, lock, read the marks, decide,
+//! publish.
+//!
+//! Runs once per session, on the caller's thread, through the workers. Every
+//! lock is given back when opening fails: the workers are dropped, and their
+//! connections with them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::bricks::{BrickSet, Shape};
+use super::decide::{self, Opening, Seen};
+use super::error::{Names, OpenError};
+use super::locking::{Blocked, Claim, lock_background, lock_session};
+use super::marking::wait;
+use super::port::{BrickPort, CopyState, Fence, Lock, PortError, Publication};
+use super::worker::Worker;
+
+/// The pause between two attempts to get a lock that somebody holds. Two
+/// sessions that got in each other's way try again at different moments.
+const RETRY_PAUSE: std::ops::Range<u64> = 80..240;
+
+/// What the operator wants of the fence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FenceWish {
+    /// Mandatory where the volume allows it.
+    Auto,
+    /// This one or nothing.
+    Exactly(Fence),
+}
+
+/// How to open.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// No writes, shared session lock, heals go on.
+    pub read_only: bool,
+    /// See [`FenceWish`].
+    pub fence: FenceWish,
+    /// How long to wait for locks of others.
+    pub lock_timeout: Duration,
+}
+
+/// An image opened over its bricks.
+#[derive(Debug)]
+pub struct Opened {
+    /// Bricks on which all our locks are held.
+    pub held: BrickSet,
+    /// What those bricks told about their copies.
+    pub copies: Vec<Option<CopyState>>,
+    /// The local copy's own.
+    pub local: CopyState,
+    /// The state of the copies.
+    pub opening: Opening,
+    /// The fence that stands.
+    pub fence: Fence,
+    /// Why each of the other bricks is away.
+    pub away: Vec<(usize, String)>,
+}
+
+/// Opens the image. `workers[i]` is child `i`'s; `cancelled` ends the wait for
+/// locks early.
+///
+/// # Errors
+/// Whatever forbids it; see [`OpenError`].
+pub fn open(
+    shape: &Shape,
+    names: &Names,
+    workers: &[Worker],
+    claim: Claim,
+    terms: &Terms,
+    cancelled: &AtomicBool,
+) -> Result<Opened, OpenError> {
+    let mut attempt = Attempt {
+        shape,
+        names,
+        workers,
+        claim,
+        away: Vec::new(),
+    };
+    let connected = attempt.connect();
+    attempt.refuse_without_quorum(connected)?;
+    let patience = Patience {
+        end: Instant::now() + terms.lock_timeout,
+        cancelled,
+    };
+    let locked = attempt.lock(connected, &patience)?;
+    let copies = attempt.probe(locked);
+    let held = (0..copies.len()).filter(|&i| copies[i].is_some()).collect();
+    let opening = attempt.decide(&copies)?;
+    let local = copies.get(shape.local).cloned().flatten();
+    let local = local.ok_or_else(|| attempt.failed(shape.local, "no answer"))?;
+    let fence = attempt.publish(held, &copies, terms)?;
+    Ok(Opened {
+        held,
+        copies,
+        local,
+        opening,
+        fence,
+        away: attempt.away,
+    })
+}
+
+struct Attempt<'a> {
+    shape: &'a Shape,
+    names: &'a Names,
+    workers: &'a [Worker],
+    claim: Claim,
+    away: Vec<(usize, String)>,
+}
+
+/// How long others' locks are waited for.
+struct Patience<'a> {
+    end: Instant,
+    cancelled: &'a AtomicBool,
+}
+
+impl Patience<'_> {
+    /// Waits a little; `false` when it is time to give up.
+    fn pause(&self) -> bool {
+        if self.cancelled.load(Ordering::Relaxed) || Instant::now() >= self.end {
+            return false;
+        }
+        // The low bits of a fresh UUID are random: no random generator needed.
+        let random = uuid::Uuid::new_v4().as_u128() as u64;
+        let spread = RETRY_PAUSE.start + random % (RETRY_PAUSE.end - RETRY_PAUSE.start);
+        std::thread::sleep(Duration::from_millis(spread));
+        true
+    }
+}
+
+impl Attempt<'_> {
+    fn connect(&mut self) -> BrickSet {
+        let asked: Vec<_> = self.workers.iter().map(Worker::connect).collect();
+        let mut connected = BrickSet::EMPTY;
+        for (brick, answer) in asked.into_iter().enumerate() {
+            match wait(answer) {
+                Ok(()) => connected.insert(brick),
+                Err(error) => self.away.push((brick, error.to_string())),
+            }
+        }
+        connected
+    }
+
+    /// Locks are not even asked for when the answer cannot matter.
+    fn refuse_without_quorum(&self, connected: BrickSet) -> Result<(), OpenError> {
+        if !self.shape.is_quorum(connected) {
+            return Err(self.refusal(decide::Refusal::NoQuorum { reached: connected }));
+        }
+        if !connected.contains(self.shape.local) {
+            return Err(self.refusal(decide::Refusal::LocalAway));
+        }
+        Ok(())
+    }
+
+    /// Takes the locks on all of `bricks`, waiting for those of others. Returns
+    /// the bricks that stayed.
+    fn lock(
+        &mut self,
+        mut bricks: BrickSet,
+        patience: &Patience<'_>,
+    ) -> Result<BrickSet, OpenError> {
+        let mut told = String::new();
+        loop {
+            let error = match self.try_lock(bricks) {
+                Ok(()) => return Ok(bricks),
+                Err((brick, Blocked::Port(error))) => {
+                    bricks.remove(brick);
+                    self.away.push((brick, error.to_string()));
+                    self.refuse_without_quorum(bricks)?;
+                    continue;
+                }
+                Err((brick, Blocked::Session(holder))) => OpenError::Locked {
+                    brick: self.names.one(brick),
+                    holder,
+                },
+                Err((brick, Blocked::Busy(lock))) => OpenError::Busy {
+                    lock,
+                    brick: self.names.one(brick),
+                },
+            };
+            if !patience.pause() {
+                return Err(error);
+            }
+            let why = error.to_string();
+            if told != why {
+                log::info!("waiting for a lock: {why}");
+                told = why;
+            }
+        }
+    }
+
+    /// The session lock on every brick in child order, then the others. On the
+    /// first refusal everything is given back: of two sessions that race, the
+    /// one that gets the first brick gets them all, and none waits on the other
+    /// while holding what that one needs.
+    fn try_lock(&self, bricks: BrickSet) -> Result<(), (usize, Blocked)> {
+        let result = self
+            .lock_each(bricks, lock_session)
+            .and_then(|()| self.lock_each(bricks, lock_background));
+        if result.is_err() {
+            self.unlock_all(bricks);
+        }
+        result
+    }
+
+    fn lock_each(
+        &self,
+        bricks: BrickSet,
+        lock: fn(&mut dyn BrickPort, &Claim) -> Result<(), Blocked>,
+    ) -> Result<(), (usize, Blocked)> {
+        let claim = self.claim;
+        for brick in bricks.iter() {
+            let Some(worker) = self.workers.get(brick) else {
+                continue;
+            };
+            let answer = worker.ask(move |port| lock(port, &claim)).recv();
+            let gone = || {
+                Err(Blocked::Port(PortError::Away(
+                    "the brick's worker ended".to_owned(),
+                )))
+            };
+            answer
+                .unwrap_or_else(|_| gone())
+                .map_err(|blocked| (brick, blocked))?;
+        }
+        Ok(())
+    }
+
+    fn unlock_all(&self, bricks: BrickSet) {
+        let shared = self.claim.read_only;
+        let asked: Vec<_> = bricks
+            .iter()
+            .filter_map(|brick| self.workers.get(brick))
+            .map(|worker| {
+                worker.ask(move |port| {
+                    // A lock that was never granted is refused here: nothing to do.
+                    for lock in [Lock::Rebalance, Lock::Heal, Lock::Session { shared }] {
+                        let _ = port.unlock(lock);
+                    }
+                })
+            })
+            .collect();
+        for answer in asked {
+            // Only the waiting matters: what cannot be unlocked is gone with its connection.
+            let _ = answer.recv();
+        }
+    }
+
+    fn probe(&mut self, bricks: BrickSet) -> Vec<Option<CopyState>> {
+        let asked: Vec<_> = bricks
+            .iter()
+            .filter_map(|brick| Some((brick, self.workers.get(brick)?.ask(|port| port.probe()))))
+            .collect();
+        let mut copies = vec![None; self.shape.bricks];
+        for (brick, answer) in asked {
+            match wait(answer) {
+                Ok(copy) => copies[brick] = Some(copy),
+                Err(error) => self.away.push((brick, error.to_string())),
+            }
+        }
+        copies
+    }
+
+    fn decide(&self, copies: &[Option<CopyState>]) -> Result<Opening, OpenError> {
+        let seen: Vec<_> = copies.iter().map(seen).collect();
+        decide::decide(self.shape, &seen).map_err(|refusal| self.refusal(refusal))
+    }
+
+    fn publish(
+        &self,
+        bricks: BrickSet,
+        copies: &[Option<CopyState>],
+        terms: &Terms,
+    ) -> Result<Fence, OpenError> {
+        let wanted = match terms.fence {
+            // A fence shuts other readers out too: not what a reader is for.
+            FenceWish::Auto if terms.read_only => Fence::Advisory,
+            FenceWish::Auto => Fence::Mandatory,
+            FenceWish::Exactly(fence) => fence,
+        };
+        if wanted == Fence::Advisory && !terms.read_only {
+            // Left by a killed session: we hold its lock now, so it is ours to lift.
+            let left = |&brick: &usize| {
+                copies
+                    .get(brick)
+                    .is_some_and(|c| matches!(c, Some(c) if c.fenced))
+            };
+            self.lift_fences(bricks.iter().filter(left).collect());
+        }
+        match self.publish_as(bricks, wanted, terms.read_only)? {
+            None => Ok(wanted),
+            Some(brick) if terms.fence != FenceWish::Auto => Err(OpenError::FenceUnavailable {
+                brick: self.names.one(brick),
+            }),
+            Some(_) => {
+                // All or nothing: a fence on some copies only would be hard to reason about.
+                self.lift_fences(bricks);
+                match self.publish_as(bricks, Fence::Advisory, terms.read_only)? {
+                    None => Ok(Fence::Advisory),
+                    Some(brick) => Err(self.failed(brick, "the record was refused")),
+                }
+            }
+        }
+    }
+
+    /// `Ok(Some(brick))`: that brick has no mandatory fence to give.
+    fn publish_as(
+        &self,
+        bricks: BrickSet,
+        fence: Fence,
+        read_only: bool,
+    ) -> Result<Option<usize>, OpenError> {
+        for brick in bricks.iter() {
+            let Some(worker) = self.workers.get(brick) else {
+                continue;
+            };
+            match wait(worker.ask(move |port| port.publish(fence, read_only))) {
+                Ok(Publication::Done) => {}
+                Ok(Publication::FenceUnavailable) => return Ok(Some(brick)),
+                Ok(Publication::InUse(conflict)) => {
+                    let brick = self.names.one(brick);
+                    return Err(OpenError::InUse { brick, conflict });
+                }
+                Err(error) => return Err(self.failed(brick, &error.to_string())),
+            }
+        }
+        Ok(None)
+    }
+
+    fn lift_fences(&self, bricks: BrickSet) {
+        for worker in bricks.iter().filter_map(|brick| self.workers.get(brick)) {
+            if let Err(error) = wait(worker.ask(|port| port.lift_fence())) {
+                log::debug!("lifting a fence that did not stand: {error}");
+            }
+        }
+    }
+
+    fn refusal(&self, refusal: decide::Refusal) -> OpenError {
+        let why_away = |brick: usize| {
+            let known = self.away.iter().find(|(away, _)| *away == brick);
+            known.map_or_else(|| "no answer".to_owned(), |(_, why)| why.clone())
+        };
+        OpenError::from_refusal(
+            refusal,
+            self.names,
+            self.shape.local,
+            self.shape.all(),
+            why_away,
+        )
+    }
+
+    fn failed(&self, brick: usize, why: &str) -> OpenError {
+        OpenError::BrickFailed {
+            brick: self.names.one(brick),
+            why: why.to_owned(),
+        }
+    }
+}
+
+fn seen(copy: &Option<CopyState>) -> Seen {
+    match copy {
+        None => Seen::Away,
+        Some(copy) => Seen::Copy {
+            gfid: copy.gfid,
+            size: copy.size,
+            accuses: copy.accuses(),
+        },
+    }
+}

@@ -1,0 +1,259 @@
+//! One thread per brick: it owns the brick's port, does what the session asks,
+//! and on its own joins the brick again after a loss.
+//!
+//! It takes the locks of a returned brick before anything else is asked of it,
+//! and reports; what that means for the session is the machine's to say.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use super::holder::Holder;
+use super::locking::{Blocked, Claim, lock_background, lock_session};
+use super::port::{BrickPort, CopyState, PortError};
+
+/// The pause before the first attempt to join a lost brick again; doubled after
+/// each failure up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// What a worker reports on its own.
+#[derive(Debug)]
+pub enum Report {
+    /// The connection, and our locks with it, is gone.
+    Lost(String),
+    /// The brick is back and locked.
+    Rejoined(CopyState),
+    /// The brick is back, but another session is established there.
+    TakenByOther(Holder),
+    /// The brick cannot be joined yet, for this reason (told once per reason).
+    Waiting(String),
+}
+
+type Job = Box<dyn FnOnce(&mut dyn BrickPort) + Send>;
+
+enum Command {
+    Do(Job),
+    Connect(Sender<Result<(), PortError>>),
+    /// The connection with this number is gone.
+    Lost(u64, String),
+    /// From now on keep the brick joined; it is joined already, or away.
+    Watch {
+        joined: bool,
+    },
+    /// Give the connection up, and join again later.
+    Drop(String),
+    Exit,
+}
+
+/// The handle of one worker; dropping it disconnects the brick soon.
+pub struct Worker {
+    commands: Sender<Command>,
+}
+
+impl Worker {
+    /// Starts the thread. `report` is called from it.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(
+        name: &str,
+        port: Box<dyn BrickPort>,
+        claim: Claim,
+        report: impl Fn(Report) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::channel();
+        let state = State {
+            port,
+            claim,
+            inbox,
+            own_inbox: commands.clone(),
+            connection: 0,
+            lost: None,
+            keep: Keep::Off,
+            told: None,
+            report: Box::new(report),
+        };
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || state.run())?;
+        Ok(Self { commands })
+    }
+
+    /// Connects the brick to the image. The answer comes through the receiver.
+    pub fn connect(&self) -> Receiver<Result<(), PortError>> {
+        let (answer, receiver) = mpsc::channel();
+        self.send(Command::Connect(answer));
+        receiver
+    }
+
+    /// Runs `job` on the worker's thread with the brick's port, after everything
+    /// asked before. A worker that is gone closes the receiver.
+    pub fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut dyn BrickPort) -> T + Send + 'static,
+    ) -> Receiver<T> {
+        let (answer, receiver) = mpsc::channel();
+        self.send(Command::Do(Box::new(move |port| {
+            // The asker may have given up waiting: then nobody wants the answer.
+            let _ = answer.send(job(port));
+        })));
+        receiver
+    }
+
+    /// From now on the worker keeps the brick joined and reports. `joined` says
+    /// whether the session's locks are held on it now.
+    pub fn watch(&self, joined: bool) {
+        self.send(Command::Watch { joined });
+    }
+
+    /// Gives the connection up; a watched brick is joined again later.
+    pub fn drop_connection(&self, why: String) {
+        self.send(Command::Drop(why));
+    }
+
+    fn send(&self, command: Command) {
+        // The inbox closes only when the thread is gone, and then the answer's
+        // channel is closed too, which the asker sees.
+        let _ = self.commands.send(command);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Not joined: a worker may be in the middle of connecting to a brick that
+        // does not answer. It disconnects and ends as soon as that is over.
+        self.send(Command::Exit);
+    }
+}
+
+/// Whether the worker joins the brick by itself.
+enum Keep {
+    /// Not before the session is open.
+    Off,
+    /// The locks are held.
+    Joined,
+    /// Not held; the next attempt is due after this pause.
+    Away { pause: Duration },
+}
+
+struct State {
+    port: Box<dyn BrickPort>,
+    claim: Claim,
+    inbox: Receiver<Command>,
+    own_inbox: Sender<Command>,
+    /// Number of the latest connection, so that late news of an older one is ignored.
+    connection: u64,
+    /// Why the latest connection is gone, if it is.
+    lost: Option<String>,
+    keep: Keep,
+    /// The reason last reported by [`Report::Waiting`].
+    told: Option<String>,
+    report: Box<dyn Fn(Report) + Send>,
+}
+
+impl State {
+    fn run(mut self) {
+        loop {
+            let command = match self.keep {
+                Keep::Off | Keep::Joined => self
+                    .inbox
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+                Keep::Away { pause } => self.inbox.recv_timeout(pause),
+            };
+            match command {
+                Ok(Command::Do(job)) => job(&mut *self.port),
+                Ok(Command::Connect(answer)) => {
+                    let _ = answer.send(self.connect());
+                }
+                Ok(Command::Lost(connection, why)) if connection == self.connection => {
+                    self.lose(why)
+                }
+                Ok(Command::Lost(..)) => {}
+                Ok(Command::Watch { joined }) => self.start_watching(joined),
+                Ok(Command::Drop(why)) => self.lose(why),
+                Err(RecvTimeoutError::Timeout) => self.rejoin(),
+                Ok(Command::Exit) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.port.disconnect();
+    }
+
+    fn connect(&mut self) -> Result<(), PortError> {
+        self.connection += 1;
+        self.lost = None;
+        let (connection, own_inbox) = (self.connection, self.own_inbox.clone());
+        self.port.connect(Box::new(move |why| {
+            let _ = own_inbox.send(Command::Lost(connection, why));
+        }))
+    }
+
+    fn lose(&mut self, why: String) {
+        self.port.disconnect();
+        if matches!(self.keep, Keep::Joined) {
+            self.keep = Keep::Away { pause: FIRST_PAUSE };
+            (self.report)(Report::Lost(why.clone()));
+        }
+        self.lost = Some(why);
+    }
+
+    fn start_watching(&mut self, joined: bool) {
+        self.keep = if joined {
+            Keep::Joined
+        } else {
+            Keep::Away { pause: FIRST_PAUSE }
+        };
+        if let Some(why) = self.lost.take() {
+            self.lose(why);
+        }
+    }
+
+    fn rejoin(&mut self) {
+        match self.try_rejoin() {
+            Ok(copy) => {
+                self.told = None;
+                self.keep = Keep::Joined;
+                (self.report)(Report::Rejoined(copy));
+            }
+            Err(blocked) => {
+                self.port.disconnect();
+                let pause = match self.keep {
+                    Keep::Away { pause } => (pause * 2).min(LONGEST_PAUSE),
+                    Keep::Off | Keep::Joined => FIRST_PAUSE,
+                };
+                self.keep = Keep::Away { pause };
+                self.tell(blocked);
+            }
+        }
+    }
+
+    fn try_rejoin(&mut self) -> Result<CopyState, Blocked> {
+        self.connect()?;
+        lock_session(&mut *self.port, &self.claim)?;
+        lock_background(&mut *self.port, &self.claim)?;
+        Ok(self.port.probe()?)
+    }
+
+    fn tell(&mut self, blocked: Blocked) {
+        let why = match blocked {
+            Blocked::Session(Some(holder)) if holder.session != self.claim.session => {
+                return (self.report)(Report::TakenByOther(holder));
+            }
+            // A lock of our own dead connection: the brick lets it go in time.
+            Blocked::Session(Some(_)) => {
+                "the brick still holds our old connection's lock".to_owned()
+            }
+            // Somebody is opening: established only once its record stands.
+            Blocked::Session(None) => {
+                "another session is trying to open the image there".to_owned()
+            }
+            Blocked::Busy(lock) => format!("the {lock} lock is held there"),
+            Blocked::Port(error) => error.to_string(),
+        };
+        if self.told.as_ref() != Some(&why) {
+            self.told = Some(why.clone());
+            (self.report)(Report::Waiting(why));
+        }
+    }
+}
