@@ -1,0 +1,226 @@
+//! The control socket: one line asked, one line answered, both JSON.
+//!
+//! A daemon listens in the run directory; commands find it there. The socket is
+//! open to root only. Requests are bounded in length and time, so that a stuck
+//! client holds up nobody but the next one, and that briefly.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::status::Status;
+
+/// Where daemons put their control sockets.
+pub const RUN_DIR: &str = "/run/bypass-blk";
+
+/// The longest line of a request or an answer, in bytes.
+const MAX_LINE: u64 = 1 << 20;
+/// The longest time that a peer may take for its line.
+const LINE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "command")]
+pub enum Request {
+    /// The status document.
+    Status,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "answer")]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// The request was not understood.
+    Refused {
+        /// Why.
+        why: String,
+    },
+}
+
+/// The control socket could not be used.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// The socket or its directory cannot be made.
+    #[error("cannot make the control socket {}", .path.display())]
+    Bind {
+        /// Where.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon of this host answers there.
+    #[error("another daemon on this host serves this image already: its control socket {} answers", .path.display())]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The run directory cannot be read.
+    #[error("cannot read the run directory {}", .path.display())]
+    List {
+        /// Which.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A daemon did not answer.
+    #[error("the daemon at {} does not answer", .path.display())]
+    Ask {
+        /// Its control socket.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A daemon answered something else.
+    #[error("the daemon at {} refused: {why}", .path.display())]
+    Refused {
+        /// Its control socket.
+        path: PathBuf,
+        /// Its words.
+        why: String,
+    },
+}
+
+/// A bound control socket; its file goes when it is dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ControlSocket {
+    /// Makes the socket for the image with this gfid.
+    ///
+    /// # Errors
+    /// [`ControlError::InUse`] if a live daemon has it; a dead one's is replaced.
+    pub fn bind(run_dir: &Path, volume: &str, gfid: uuid::Uuid) -> Result<Self, ControlError> {
+        let path = run_dir.join(format!("{volume}-{gfid}.control"));
+        let bind_error = |source| ControlError::Bind {
+            path: path.clone(),
+            source,
+        };
+        std::fs::create_dir_all(run_dir).map_err(bind_error)?;
+        if path.exists() {
+            if UnixStream::connect(&path).is_ok() {
+                return Err(ControlError::InUse { path });
+            }
+            std::fs::remove_file(&path).map_err(bind_error)?;
+        }
+        let listener = UnixListener::bind(&path).map_err(bind_error)?;
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&path, private).map_err(bind_error)?;
+        Ok(Self { path, listener })
+    }
+
+    /// Answers requests on a thread of its own until the process ends.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn answer(&self, answer: impl Fn(Request) -> Answer + Send + 'static) -> io::Result<()> {
+        let listener = self.listener.try_clone()?;
+        std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                for stream in listener.incoming() {
+                    let served = stream.and_then(|stream| serve(&stream, &answer));
+                    if let Err(error) = served {
+                        log::debug!("control socket: {error}");
+                    }
+                }
+            })?;
+        Ok(())
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // It may be gone already, with its directory.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn serve(stream: &UnixStream, answer: &impl Fn(Request) -> Answer) -> io::Result<()> {
+    let answer = match serde_json::from_str(&read_line(stream)?) {
+        Ok(request) => answer(request),
+        Err(error) => Answer::Refused {
+            why: error.to_string(),
+        },
+    };
+    write_line(stream, &serde_json::to_string(&answer)?)
+}
+
+/// The control sockets in the run directory. A directory that is missing has none.
+///
+/// # Errors
+/// [`ControlError::List`].
+pub fn list(run_dir: &Path) -> Result<Vec<PathBuf>, ControlError> {
+    let list_error = |source| ControlError::List {
+        path: run_dir.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(run_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(list_error)?,
+    };
+    let mut sockets = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(list_error)?;
+        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        if is_socket && entry.path().extension().is_some_and(|end| end == "control") {
+            sockets.push(entry.path());
+        }
+    }
+    sockets.sort();
+    Ok(sockets)
+}
+
+/// Asks the daemon behind a control socket for its status.
+///
+/// # Errors
+/// [`ControlError::Ask`] when nobody answers, [`ControlError::Refused`].
+pub fn status(path: &Path) -> Result<Status, ControlError> {
+    let ask = || -> io::Result<Answer> {
+        let stream = UnixStream::connect(path)?;
+        write_line(&stream, &serde_json::to_string(&Request::Status)?)?;
+        Ok(serde_json::from_str(&read_line(&stream)?)?)
+    };
+    match ask() {
+        Ok(Answer::Status(status)) => Ok(*status),
+        Ok(Answer::Refused { why }) => Err(ControlError::Refused {
+            path: path.to_owned(),
+            why,
+        }),
+        Err(source) => Err(ControlError::Ask {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn read_line(stream: &UnixStream) -> io::Result<String> {
+    stream.set_read_timeout(Some(LINE_TIMEOUT))?;
+    let mut line = String::new();
+    BufReader::new(stream.take(MAX_LINE)).read_line(&mut line)?;
+    if !line.ends_with('\n') {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the line is too long or cut off",
+        ));
+    }
+    Ok(line)
+}
+
+fn write_line(mut stream: &UnixStream, line: &str) -> io::Result<()> {
+    stream.set_write_timeout(Some(LINE_TIMEOUT))?;
+    stream.write_all(line.as_bytes())?;
+    stream.write_all(b"\n")
+}

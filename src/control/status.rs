@@ -1,0 +1,270 @@
+//! The status document: stable, and the same for people and machines.
+//!
+//! `docs/status.md` describes every field. A field may be added within one
+//! [`VERSION`]; none is removed or changes its meaning.
+
+use serde::{Deserialize, Serialize};
+
+use crate::image::bricks::BrickSet;
+use crate::image::error::{Names, stop_message};
+use crate::image::holder::Holder;
+use crate::image::machine::Phase;
+use crate::image::port::Fence;
+use crate::image::snapshot::Snapshot;
+
+/// The version of the document.
+pub const VERSION: u32 = 1;
+
+/// One image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The volume's name.
+    pub volume: String,
+    /// The image's path in the volume.
+    pub image: String,
+    /// Gluster's identity of the image.
+    pub gfid: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// What state the copies are in, or the session that serves them.
+    pub state: State,
+    /// A sentence on the state, where one is due.
+    pub detail: Option<String>,
+    /// Who holds the image's lock, if anybody.
+    pub holder: Option<HolderStatus>,
+    /// How other clients are kept away: `mandatory`, `advisory`; absent when
+    /// nobody serves the image.
+    pub fence: Option<String>,
+    /// The copies in the order of the volume's bricks.
+    pub copies: Vec<CopyStatus>,
+    /// The daemon's part; absent when the report was read from the bricks alone.
+    pub serving: Option<Serving>,
+}
+
+/// The state of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// No copy is accused: all are equal.
+    Clean,
+    /// Some copies miss data and are marked so.
+    Dirty,
+    /// The session stores the marks; the first write waits for it.
+    Marking,
+    /// The guest's writes wait for a quorum of bricks.
+    Stalled,
+    /// The guest's writes fail until a quorum is back.
+    Failed,
+    /// The session stopped by itself; every request fails.
+    Stopped,
+    /// Every copy is accused: Gluster needs a decision.
+    SplitBrain,
+    /// Too few bricks answered to know.
+    Unknown,
+}
+
+/// Who holds the lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderStatus {
+    /// Host name.
+    pub host: String,
+    /// Process id there.
+    pub pid: u32,
+    /// Since when, as seconds since the epoch.
+    pub since: u64,
+}
+
+impl From<&Holder> for HolderStatus {
+    fn from(holder: &Holder) -> Self {
+        Self {
+            host: holder.host.clone(),
+            pid: holder.pid,
+            since: holder.since_secs(),
+        }
+    }
+}
+
+/// One brick's copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// `host:/path` of the brick.
+    pub brick: String,
+    /// The daemon serves this copy.
+    pub local: bool,
+    /// The brick is an arbiter: it keeps marks, not data.
+    pub arbiter: bool,
+    /// The brick answered (in a session: our locks are held there).
+    pub reachable: bool,
+    /// Why it did not.
+    pub reason: Option<String>,
+    /// What this brick's counters say of each copy, in order: non-zero, that
+    /// copy misses data. Absent when never read.
+    pub marks: Option<Vec<i32>>,
+    /// Some brick says that this copy misses data.
+    pub stale: bool,
+}
+
+/// The daemon that serves the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// The vhost-user socket, or `fd N`.
+    pub socket: String,
+    /// A front-end is connected.
+    pub front_end: bool,
+    /// The disk is read-only.
+    pub read_only: bool,
+    /// A write of the guest waits for the marks to be stored.
+    pub write_waiting: bool,
+    /// Counters per queue.
+    pub queues: Vec<QueueStatus>,
+}
+
+/// What one queue has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Reads done.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes done.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Flushes done.
+    pub flushes: u64,
+    /// Discards done.
+    pub discards: u64,
+    /// Write-zeroes done.
+    pub write_zeroes: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Requests not answered yet.
+    pub in_flight: u64,
+    /// Requests that wait at the gate.
+    pub parked: u64,
+}
+
+/// What a daemon knows of its image besides its session.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The volume's name.
+    pub volume: String,
+    /// The image's path in the volume.
+    pub image: String,
+    /// Gluster's identity of the image.
+    pub gfid: uuid::Uuid,
+    /// Size in bytes.
+    pub size: u64,
+    /// Child index of the served copy, if one is served.
+    pub local: Option<usize>,
+    /// Child index of the arbiter.
+    pub arbiter: Option<usize>,
+}
+
+impl Status {
+    /// The report of a running session.
+    pub fn of_session(identity: &Identity, session: &Snapshot, serving: Serving) -> Self {
+        let names = Names(
+            session
+                .copies
+                .iter()
+                .map(|copy| copy.brick.clone())
+                .collect(),
+        );
+        let seen = session.copies.iter().map(|copy| CopyStatus {
+            brick: copy.brick.clone(),
+            local: false,
+            arbiter: false,
+            reachable: copy.locked,
+            reason: copy.why_away.clone(),
+            marks: copy.pending.clone(),
+            stale: false,
+        });
+        let copies = judge(identity, seen.collect());
+        let any_stale = copies.iter().any(|copy| copy.stale);
+        let (state, detail) = match session.phase {
+            Phase::Unmarked if any_stale => (State::Dirty, None),
+            Phase::Unmarked => (State::Clean, None),
+            Phase::Marking => (State::Marking, None),
+            Phase::Dirty => (State::Dirty, None),
+            Phase::Stalled => (
+                State::Stalled,
+                Some("writes wait for a quorum of bricks".to_owned()),
+            ),
+            Phase::Failed => (
+                State::Failed,
+                Some("writes fail until a quorum of bricks is back".to_owned()),
+            ),
+            Phase::Stopped(reason) => (State::Stopped, Some(stop_message(reason, &names))),
+        };
+        Self {
+            version: VERSION,
+            volume: identity.volume.clone(),
+            image: identity.image.clone(),
+            gfid: identity.gfid.to_string(),
+            size: identity.size,
+            state,
+            detail,
+            holder: Some(HolderStatus::from(&session.holder)),
+            fence: Some(fence_name(session.fence)),
+            copies,
+            serving: Some(serving),
+        }
+    }
+
+    /// The report of an image that was looked at from outside.
+    pub fn of_bricks(identity: &Identity, seen: Vec<CopyStatus>, holder: Option<&Holder>) -> Self {
+        let copies = judge(identity, seen);
+        let reached: BrickSet = (0..copies.len()).filter(|&i| copies[i].reachable).collect();
+        let shape = crate::image::bricks::Shape {
+            bricks: copies.len(),
+            local: 0,
+            arbiter: identity.arbiter,
+        };
+        let data: Vec<_> = copies.iter().filter(|copy| !copy.arbiter).collect();
+        let state = if !shape.is_quorum(reached) {
+            State::Unknown
+        } else if data.iter().all(|copy| copy.stale) {
+            State::SplitBrain
+        } else if data.iter().any(|copy| copy.stale) {
+            State::Dirty
+        } else {
+            State::Clean
+        };
+        Self {
+            version: VERSION,
+            volume: identity.volume.clone(),
+            image: identity.image.clone(),
+            gfid: identity.gfid.to_string(),
+            size: identity.size,
+            state,
+            detail: (state == State::Unknown)
+                .then(|| "fewer bricks than a quorum answered".to_owned()),
+            holder: holder.map(HolderStatus::from),
+            fence: None,
+            copies,
+            serving: None,
+        }
+    }
+}
+
+/// Fills in what follows from the marks of all.
+fn judge(identity: &Identity, mut copies: Vec<CopyStatus>) -> Vec<CopyStatus> {
+    let accused: BrickSet = copies
+        .iter()
+        .filter_map(|copy| copy.marks.as_ref())
+        .flat_map(|marks| (0..marks.len()).filter(|&child| marks[child] != 0))
+        .collect();
+    for (child, copy) in copies.iter_mut().enumerate() {
+        copy.local = identity.local == Some(child);
+        copy.arbiter = identity.arbiter == Some(child);
+        copy.stale = accused.contains(child) && !copy.arbiter;
+    }
+    copies
+}
+
+fn fence_name(fence: Fence) -> String {
+    fence.to_string()
+}
