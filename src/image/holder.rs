@@ -24,10 +24,16 @@ pub struct Holder {
     pub session: Uuid,
 }
 
-const MAGIC: &str = "bypass-blk/1";
+/// What a record begins with.
+const MAGIC: [u8; 8] = *b"bypass1\0";
+/// Magic, session, pid and time.
+const FIXED: usize = 36;
+/// The longest host name kept, in bytes; a longer one is cut. A lock's owner has
+/// room for 91 bytes ([`crate::gluster::LkOwner::MAX`]).
+pub const MAX_HOST: usize = 91 - FIXED;
 
-/// The longest host name kept; a longer one is cut.
-pub const MAX_HOST: usize = 64;
+/// The last second of the year 9999: a later one is no time that can be shown.
+const MAX_SINCE: u64 = 253_402_300_799;
 
 impl Holder {
     /// A new session of this process on `host`, beginning now.
@@ -38,7 +44,7 @@ impl Holder {
         Self {
             host: host
                 .chars()
-                .filter(|c| !c.is_whitespace())
+                .filter(char::is_ascii_graphic)
                 .take(MAX_HOST)
                 .collect(),
             pid: std::process::id(),
@@ -55,34 +61,36 @@ impl Holder {
             .as_secs()
     }
 
-    /// The bytes for a lock's owner.
+    /// The bytes for a lock's owner: magic, session (16 bytes), pid and time
+    /// (big-endian, 4 and 8 bytes), host name.
     pub fn encode(&self) -> Vec<u8> {
-        format!(
-            "{MAGIC} {} {} {} {}",
-            self.session,
-            self.pid,
-            self.since_secs(),
-            self.host
-        )
-        .into_bytes()
+        let mut owner = MAGIC.to_vec();
+        owner.extend_from_slice(self.session.as_bytes());
+        owner.extend_from_slice(&self.pid.to_be_bytes());
+        owner.extend_from_slice(&self.since_secs().to_be_bytes());
+        owner.extend_from_slice(self.host.as_bytes());
+        owner
     }
 
     /// Reads a lock owner's bytes; `None` when they are not ours (QEMU, a mount).
     pub fn decode(owner: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(owner).ok()?.trim_end_matches('\0');
-        let mut words = text.split(' ');
-        if words.next()? != MAGIC {
+        let rest = owner.strip_prefix(&MAGIC)?;
+        let (session, rest) = rest.split_first_chunk::<16>()?;
+        let (pid, rest) = rest.split_first_chunk::<4>()?;
+        let (since, host) = rest.split_first_chunk::<8>()?;
+        let host = std::str::from_utf8(host).ok()?;
+        if host.len() > MAX_HOST || host.chars().any(char::is_control) {
             return None;
         }
-        let session = words.next()?.parse().ok()?;
-        let pid = words.next()?.parse().ok()?;
-        let since = UNIX_EPOCH.checked_add(Duration::from_secs(words.next()?.parse().ok()?))?;
-        let host = words.next()?.to_owned();
-        words.next().is_none().then_some(Self {
-            host,
-            pid,
-            since,
-            session,
+        let since = u64::from_be_bytes(*since);
+        if since > MAX_SINCE {
+            return None;
+        }
+        Some(Self {
+            host: host.to_owned(),
+            pid: u32::from_be_bytes(*pid),
+            since: UNIX_EPOCH + Duration::from_secs(since),
+            session: Uuid::from_bytes(*session),
         })
     }
 }
@@ -108,7 +116,7 @@ mod tests {
     #[test]
     fn a_host_name_cannot_break_the_record_or_outgrow_it() {
         let holder = Holder::here(&format!("two words {}", "x".repeat(1000)));
-        assert!(holder.encode().len() < 200);
+        assert!(holder.encode().len() <= crate::gluster::LkOwner::MAX);
         assert_eq!(Holder::decode(&holder.encode()), Some(holder));
     }
 
@@ -123,7 +131,9 @@ mod tests {
             let mut owner = Holder::here("node").encode();
             owner.truncate(cut);
             owner.push(byte);
-            let _ = Holder::decode(&owner);
+            if let Some(holder) = Holder::decode(&owner) {
+                let _ = holder.to_string();
+            }
         }
     }
 }

@@ -1,0 +1,102 @@
+//! An image as its bricks tell it, for commands that open no session.
+
+use crate::control::status::{CopyStatus, Identity};
+use crate::gluster::{LkOwner, Timeouts};
+use crate::image::bricks::BrickSet;
+use crate::image::gluster_port::{GlusterPort, identity};
+use crate::image::holder::Holder;
+use crate::image::locate::{Catalog, Located};
+use crate::image::port::{BrickPort, CopyState, PortError};
+
+use super::{Failure, Server, Target};
+
+/// An image, with one port per brick of its replica set.
+pub struct BrickView {
+    /// Where the image is.
+    pub located: Located,
+    /// Its bricks, in child order; those that answered are connected.
+    pub ports: Vec<Box<dyn BrickPort>>,
+    /// The bricks that answered.
+    pub connected: BrickSet,
+    /// Who is looking.
+    pub me: Holder,
+    away: Vec<Option<String>>,
+}
+
+impl BrickView {
+    /// Finds the image and connects to its bricks.
+    pub fn load(server: &Server, target: &Target, timeouts: Timeouts) -> Result<Self, Failure> {
+        let me = Holder::here(&host_name());
+        let owner = lock_owner(&me)?;
+        let catalog = Catalog::load(&server.host, server.port, &target.volume, &timeouts)?;
+        let located = catalog.find(&target.image.0, &identity(owner.clone()), &timeouts)?;
+        let mut ports = GlusterPort::for_set(&located, &owner, timeouts);
+        let mut connected = BrickSet::EMPTY;
+        let mut away = Vec::new();
+        for (brick, port) in ports.iter_mut().enumerate() {
+            match port.connect(Box::new(|_| {})) {
+                Ok(()) => {
+                    connected.insert(brick);
+                    away.push(None);
+                }
+                Err(error) => away.push(Some(error.to_string())),
+            }
+        }
+        Ok(Self { located, ports, connected, me, away })
+    }
+
+    /// The record of the session that holds the image, if any brick has one.
+    pub fn holder(&mut self) -> Option<Holder> {
+        let connected = self.connected;
+        let mut ports = self.ports.iter_mut().enumerate().filter(|(brick, _)| connected.contains(*brick));
+        ports.find_map(|(_, port)| port.holder().ok().flatten())
+    }
+
+    /// Every copy as its brick tells it.
+    pub fn copies(&mut self) -> Vec<CopyStatus> {
+        let names = self.located.names();
+        let ports = self.ports.iter_mut().zip(&self.away).enumerate();
+        ports
+            .map(|(brick, (port, away))| {
+                let answer = match away {
+                    Some(why) => Err(PortError::Away(why.clone())),
+                    None => port.probe(),
+                };
+                copy_status(names.one(brick), answer)
+            })
+            .collect()
+    }
+
+    /// What the status document says of the image itself.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            volume: self.located.volume.clone(),
+            image: self.located.image.clone(),
+            gfid: self.located.gfid,
+            size: self.located.size,
+            local: None,
+            arbiter: self.located.arbiter(),
+        }
+    }
+}
+
+fn copy_status(brick: String, answer: Result<CopyState, PortError>) -> CopyStatus {
+    let (reason, marks) = match answer {
+        Ok(copy) => (None, Some(copy.pending)),
+        Err(error) => (Some(error.to_string()), None),
+    };
+    CopyStatus { brick, local: false, arbiter: false, reachable: reason.is_none(), reason, marks, stale: false }
+}
+
+/// This host's name.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The lock owner that carries our record.
+///
+/// # Errors
+/// If the record is longer than an owner may be, against what its codec promises.
+pub fn lock_owner(me: &Holder) -> Result<LkOwner, Failure> {
+    Ok(LkOwner::new(me.encode())?)
+}

@@ -1,0 +1,154 @@
+//! Failures of the commands, and the exit code of each: the table in the README
+//! and in `--help` is this one.
+
+use thiserror::Error;
+
+use crate::control::socket::ControlError;
+use crate::device::DeviceError;
+use crate::gluster::GlusterdError;
+use crate::gluster::rpc::BadLkOwner;
+use crate::gluster::volume::VolfileError;
+use crate::image::error::{LocalError, OpenError, chain};
+use crate::image::locate::LocateError;
+use crate::image::port::Lock;
+
+/// The codes, for `--help`.
+pub const TABLE: &str = "\
+Exit codes:
+   0  done                               30  no brick of this host has the image
+   1  an error not listed here           31  several bricks of this host have it
+   2  wrong usage                        32  the local brick is an arbiter
+  10  glusterd down or not answering     33  the local file has another gfid
+  11  unknown volume                     34  not enough privilege
+  12  volume not started                 35  the local brick's process is down
+  13  volume not replicated              40  locked by another session
+  14  volume sharded                     41  in use by another client (QEMU, a mount)
+  15  bitrot, changelog, quota or        42  the local copy is stale
+      worm is on                         43  split-brain
+  16  no brick answers                   44  no quorum of bricks
+  20  no such image                      45  a heal or rebalance is in progress
+  21  not a regular file                 46  mandatory fencing is not available
+  22  a DHT link file                    50  socket path in use
+  23  the image is empty                 51  socket cannot be made or used
+  24  its size is not whole blocks       52  the disk cannot be served by this device
+  25  it looks like an image format      60  the session stopped by itself while serving";
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+pub enum Failure {
+    /// The command line asks for something impossible.
+    #[error("{0}")]
+    Usage(String),
+    /// The image was not found or may not be served.
+    #[error(transparent)]
+    Locate(#[from] LocateError),
+    /// The image could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The device could not be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The vhost-user socket's path belongs to somebody.
+    #[error("the socket path {path} is in use by a live process. Stop it, or choose another --socket-path")]
+    SocketInUse {
+        /// The path.
+        path: String,
+    },
+    /// The vhost-user socket cannot be made.
+    #[error("cannot use the socket {what}")]
+    Socket {
+        /// Which.
+        what: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Our record does not fit a lock's owner.
+    #[error(transparent)]
+    LockOwner(#[from] BadLkOwner),
+    /// The session ended by itself while serving.
+    #[error("the session stopped: {0}")]
+    Stopped(String),
+    /// A process-wide facility failed (signals, threads, standard output).
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Failure {
+    /// The exit code; see [`TABLE`].
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Locate(error) => locate_code(error),
+            Self::Open(error) => open_code(error),
+            Self::Device(_) => 52,
+            Self::Control(ControlError::InUse { .. }) => 40,
+            Self::Control(_) | Self::Socket { .. } => 51,
+            Self::SocketInUse { .. } => 50,
+            Self::Stopped(_) => 60,
+            Self::LockOwner(_) | Self::System { .. } => 1,
+        }
+    }
+
+    /// Prints the error with its causes to standard error.
+    pub fn print(&self) {
+        eprintln!("bypass-blk: {}", chain(self));
+    }
+}
+
+fn locate_code(error: &LocateError) -> u8 {
+    match error {
+        LocateError::Glusterd(GlusterdError::UnknownVolume { .. }) => 11,
+        LocateError::Glusterd(_) => 10,
+        LocateError::Volfile(VolfileError::NotReplicated { .. } | VolfileError::ThinArbiter { .. }) => 13,
+        LocateError::Volfile(_) | LocateError::TooManyBricks { .. } => 1,
+        LocateError::NotStarted { .. } => 12,
+        LocateError::Sharded { .. } => 14,
+        LocateError::Bypassed { .. } => 15,
+        LocateError::NoBrick { .. } => 16,
+        LocateError::NoImage { .. } => 20,
+        LocateError::NotAFile { .. } => 21,
+        LocateError::LinkFile { .. } => 22,
+        LocateError::NoLocalBrick { .. } | LocateError::NotOnThisHost { .. } | LocateError::UnknownBrick { .. } => 30,
+        LocateError::SeveralLocalBricks { .. } => 31,
+        LocateError::Arbiter { .. } => 32,
+        LocateError::Privilege => 34,
+    }
+}
+
+fn open_code(error: &OpenError) -> u8 {
+    match error {
+        OpenError::Locked { .. } => 40,
+        OpenError::InUse { .. } => 41,
+        OpenError::Stale { .. } => 42,
+        OpenError::SplitBrain { .. } | OpenError::IdentitiesDiffer { .. } | OpenError::SizesDiffer { .. } => 43,
+        OpenError::NoQuorum { .. } => 44,
+        OpenError::Busy { lock: Lock::Session { .. } | Lock::Data, .. } => 40,
+        OpenError::Busy { .. } => 45,
+        OpenError::FenceUnavailable { .. } => 46,
+        OpenError::LocalAway { .. } => 35,
+        OpenError::Local(error) => local_code(error),
+        OpenError::BrickFailed { .. } | OpenError::Thread { .. } => 1,
+    }
+}
+
+fn local_code(error: &LocalError) -> u8 {
+    match error {
+        LocalError::Io { .. } => 1,
+        LocalError::NotAFile { .. } => 21,
+        LocalError::Empty { .. } => 23,
+        LocalError::OddSize { .. } => 24,
+        LocalError::Formatted { .. } => 25,
+        LocalError::OtherFile { .. } => 33,
+        LocalError::Privilege { .. } => 34,
+    }
+}

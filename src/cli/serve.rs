@@ -1,0 +1,332 @@
+//! `bypass-blk serve`: one image to one front-end after the other, until a signal
+//! or the session ends it.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, ValueEnum};
+
+use crate::control::socket::{Answer, ControlSocket, Request};
+use crate::control::status::{Identity, QueueStatus, Serving, Status};
+use crate::device::{Config, Disk, Server, Stats};
+use crate::gluster::Timeouts;
+use crate::image::error::stop_message;
+use crate::image::gluster_port::{GlusterPort, identity};
+use crate::image::holder::Holder;
+use crate::image::local::{self, LocalFile, LocalTerms};
+use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
+use crate::image::machine::StopReason;
+use crate::image::open::{FenceWish, Terms};
+use crate::image::port::Fence;
+use crate::image::session::{Session, SessionWatch, Setup};
+
+use super::brick_view::{host_name, lock_owner};
+use super::listen::{self, Listener, Next};
+use super::stop::Stop;
+use super::{Failure, ImagePath, LogArgs, RunDirArgs, ServerArgs, logging, volume_name};
+
+/// Arguments of `serve`.
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("socket").args(["socket_path", "fd"]))]
+pub struct ServeArgs {
+    /// The Gluster volume
+    #[arg(long, value_name = "NAME", value_parser = volume_name, required_unless_present = "print_capabilities")]
+    volume: Option<String>,
+
+    /// The image: its path in the volume
+    #[arg(long, value_name = "PATH", required_unless_present = "print_capabilities")]
+    image: Option<ImagePath>,
+
+    /// Listen for front-ends (QEMU) at this path; one is served at a time, and
+    /// the next one when it has gone
+    #[arg(long, value_name = "PATH")]
+    socket_path: Option<PathBuf>,
+
+    /// Serve the one front-end that is connected to this socket already, and end
+    /// with it
+    #[arg(long, value_name = "N")]
+    fd: Option<RawFd>,
+
+    #[command(flatten)]
+    server: ServerArgs,
+
+    /// Which copy to serve. Default: that of the one brick of the image's
+    /// replica set whose folder is on this host
+    #[arg(long, value_name = "HOST:/PATH")]
+    brick: Option<String>,
+
+    /// Request queues, a thread each; as many as the guest has processors is enough
+    #[arg(long, value_name = "N", default_value_t = Config::default().num_queues)]
+    num_queues: u16,
+
+    /// The largest ring size that the front-end may choose; a power of two
+    #[arg(long, value_name = "N", default_value_t = Config::default().queue_size)]
+    queue_size: u16,
+
+    /// Serve a disk that cannot be written; other read-only sessions may serve
+    /// the image at the same time
+    #[arg(long)]
+    read_only: bool,
+
+    /// The disk's serial, at most 20 characters. Default: from the image's gfid
+    #[arg(long, value_name = "TEXT")]
+    serial: Option<String>,
+
+    /// How long to wait for an image that is locked or being healed
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    lock_timeout: humantime::Duration,
+
+    /// How long the guest's first write may wait for a quorum of bricks before it
+    /// fails
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    quorum_timeout: humantime::Duration,
+
+    /// How other clients of the volume are kept from the image: mandatory = the
+    /// bricks refuse them (needs two volume options), advisory = locks that QEMU
+    /// and its tools respect, auto = mandatory where possible
+    #[arg(long, value_enum, default_value = "auto")]
+    fence: FenceArg,
+
+    /// Serve the image raw even if it looks like qcow2 or another format
+    #[arg(long)]
+    force_raw: bool,
+
+    /// Serve in spite of a feature that will not see the guest's writes
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FEATURE")]
+    allow: Vec<Bypassable>,
+
+    /// Print what this backend can do, as QEMU's vhost-user conventions want it,
+    /// and exit
+    #[arg(long)]
+    pub(super) print_capabilities: bool,
+
+    #[command(flatten)]
+    run_dir: RunDirArgs,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FenceArg {
+    Auto,
+    Advisory,
+    Mandatory,
+}
+
+impl From<FenceArg> for FenceWish {
+    fn from(wish: FenceArg) -> Self {
+        match wish {
+            FenceArg::Auto => Self::Auto,
+            FenceArg::Advisory => Self::Exactly(Fence::Advisory),
+            FenceArg::Mandatory => Self::Exactly(Fence::Mandatory),
+        }
+    }
+}
+
+/// QEMU's `docs/interop/vhost-user.rst`, backend program conventions, and the
+/// schema `vhost-user.json`.
+pub(super) fn print_capabilities() -> ExitCode {
+    println!("{}", serde_json::json!({ "type": "block", "features": ["read-only"] }));
+    ExitCode::SUCCESS
+}
+
+pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
+    logging::start(args.log.log_level);
+    let stop = Stop::on_signals()?;
+    let adopted = match (&args.socket_path, args.fd) {
+        (Some(path), _) => listen::check_path(path).map(|()| None)?,
+        (None, Some(fd)) => Some(Listener::adopt(fd)?),
+        (None, None) => return Err(Failure::Usage("one of --socket-path and --fd is needed".to_owned())),
+    };
+    let config = Config { num_queues: args.num_queues, queue_size: args.queue_size };
+    config.validate()?;
+
+    let place = find(&args)?;
+    let stopped = Arc::new(Mutex::new(None));
+    let (session, local) = open_session(&args, &place, &stop, stopped.clone())?;
+    let disk = Disk::new(local.file, &serial(&args, &place.located))?;
+    let server = Server::new(disk, session.gate(), config)?;
+    let handle = server.stop_handle();
+    stop.tell(move || handle.stop());
+
+    let mut listener = match (adopted, &args.socket_path) {
+        (Some(listener), _) => listener,
+        (None, Some(path)) => Listener::bind(path)?,
+        (None, None) => return Err(Failure::Usage("one of --socket-path and --fd is needed".to_owned())),
+    };
+    let front_end = Arc::new(AtomicBool::new(false));
+    let report = Report {
+        identity: place.identity(local.size),
+        session: session.watch(),
+        stats: server.stats(),
+        front_end: front_end.clone(),
+        socket: listener.name(),
+        read_only: args.read_only,
+    };
+    let control = ControlSocket::bind(&args.run_dir.run_dir, &place.located.volume, place.located.gfid)?;
+    control
+        .answer(move |Request::Status| Answer::Status(Box::new(report.now())))
+        .map_err(|source| Failure::System { what: "start the control thread", source })?;
+
+    log::info!(
+        "serving {}{} from {}; listening on {}",
+        place.located.volume,
+        place.located.image,
+        local.path.display(),
+        listener.name()
+    );
+    serve_front_ends(&server, &mut listener, &stop, &front_end, &stopped)?;
+    // The device is drained: nothing of the guest is under way.
+    session.close();
+    let reason = *stopped.lock().unwrap_or_else(|e| e.into_inner());
+    match reason {
+        Some(reason) => Err(Failure::Stopped(stop_message(reason, &place.located.names()))),
+        None => Ok(()),
+    }
+}
+
+type Stopped = Arc<Mutex<Option<StopReason>>>;
+
+fn serve_front_ends<G: crate::device::gate::Gate>(
+    server: &Server<G>,
+    listener: &mut Listener,
+    stop: &Stop,
+    front_end: &AtomicBool,
+    stopped: &Stopped,
+) -> Result<(), Failure> {
+    // A session that stopped by itself fails the guest's requests for as long as
+    // the front-end stays, so that the guest sees errors and not silence.
+    while !stop.is_requested() && stopped.lock().is_ok_and(|reason| reason.is_none()) {
+        let stream = match listener.next(stop)? {
+            Next::FrontEnd(stream) => stream,
+            Next::End => break,
+        };
+        log::info!("front-end connected");
+        front_end.store(true, Ordering::SeqCst);
+        let ended = server.serve(stream);
+        front_end.store(false, Ordering::SeqCst);
+        match ended {
+            Ok(reason) => log::info!("front-end gone: {reason}"),
+            Err(error) => log::warn!("front-end dropped: {}", crate::image::error::chain(&error)),
+        }
+    }
+    Ok(())
+}
+
+/// The image and the brick to serve it from.
+struct Place {
+    located: Located,
+    local: usize,
+    me: Holder,
+}
+
+impl Place {
+    fn identity(&self, size: u64) -> Identity {
+        Identity {
+            volume: self.located.volume.clone(),
+            image: self.located.image.clone(),
+            gfid: self.located.gfid,
+            size,
+            local: Some(self.local),
+            arbiter: self.located.arbiter(),
+        }
+    }
+}
+
+fn find(args: &ServeArgs) -> Result<Place, Failure> {
+    let (Some(volume), Some(image)) = (&args.volume, &args.image) else {
+        return Err(Failure::Usage("--volume and --image are needed".to_owned()));
+    };
+    let timeouts = Timeouts::default();
+    let me = Holder::here(&host_name());
+    let server = &args.server.server;
+    let catalog = Catalog::load(&server.host, server.port, volume, &timeouts)?;
+    let located = catalog.find(&image.0, &identity(lock_owner(&me)?), &timeouts)?;
+    catalog.check_features(&located.set, &args.allow)?;
+    let local = local_brick(&located, args.brick.as_deref())?;
+    Ok(Place { located, local, me })
+}
+
+fn open_session(
+    args: &ServeArgs,
+    place: &Place,
+    stop: &Arc<Stop>,
+    stopped: Stopped,
+) -> Result<(Session, LocalFile), Failure> {
+    let Place { located, local, me } = place;
+    let setup = Setup {
+        shape: located.shape(*local),
+        names: located.names(),
+        ports: GlusterPort::for_set(located, &lock_owner(me)?, Timeouts::default()),
+        me: me.clone(),
+        terms: Terms {
+            read_only: args.read_only,
+            fence: args.fence.into(),
+            lock_timeout: Duration::from(args.lock_timeout),
+        },
+        quorum_timeout: Duration::from(args.quorum_timeout),
+    };
+    let terms = LocalTerms { read_only: args.read_only, force_raw: args.force_raw };
+    let path = located.local_path(*local);
+    let opened = Session::open(
+        setup,
+        stop.flag(),
+        |copy| local::open(&path, copy.gfid, terms),
+        move |reason| {
+            *stopped.lock().unwrap_or_else(|e| e.into_inner()) = Some(reason);
+        },
+    )?;
+    Ok(opened)
+}
+
+/// At most 20 bytes: the gfid's first ones in hexadecimal.
+fn serial(args: &ServeArgs, located: &Located) -> String {
+    let from_gfid = || located.gfid.simple().to_string().chars().take(20).collect();
+    args.serial.clone().unwrap_or_else(from_gfid)
+}
+
+/// What the control socket answers from.
+struct Report {
+    identity: Identity,
+    session: SessionWatch,
+    stats: Arc<Stats>,
+    front_end: Arc<AtomicBool>,
+    socket: String,
+    read_only: bool,
+}
+
+impl Report {
+    fn now(&self) -> Status {
+        let session = self.session.snapshot();
+        let serving = Serving {
+            socket: self.socket.clone(),
+            front_end: self.front_end.load(Ordering::SeqCst),
+            read_only: self.read_only,
+            write_waiting: session.write_waiting,
+            queues: self.stats.snapshot().queues.iter().map(QueueStatus::from).collect(),
+        };
+        Status::of_session(&self.identity, &session, serving)
+    }
+}
+
+impl From<&crate::device::QueueSnapshot> for QueueStatus {
+    fn from(queue: &crate::device::QueueSnapshot) -> Self {
+        Self {
+            reads: queue.reads,
+            read_bytes: queue.read_bytes,
+            writes: queue.writes,
+            written_bytes: queue.written_bytes,
+            flushes: queue.flushes,
+            discards: queue.discards,
+            write_zeroes: queue.write_zeroes,
+            errors: queue.errors,
+            in_flight: queue.in_flight,
+            parked: queue.parked,
+        }
+    }
+}

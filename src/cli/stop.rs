@@ -1,0 +1,81 @@
+//! The wish to end, from a signal or from the session, and whoever must hear it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::Failure;
+
+type OnStop = Box<dyn Fn() + Send>;
+
+/// Shared between the signal thread, the session and the serving loop.
+pub struct Stop {
+    requested: AtomicBool,
+    wake: OwnedFd,
+    on_stop: Mutex<Option<OnStop>>,
+}
+
+impl Stop {
+    /// Listens for SIGTERM and SIGINT on a thread of its own.
+    ///
+    /// # Errors
+    /// When the system gives no event fd, signal handler or thread.
+    pub fn on_signals() -> Result<Arc<Self>, Failure> {
+        let failed = |source| Failure::System { what: "handle signals", source };
+        let stop = Arc::new(Self {
+            requested: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?,
+            on_stop: Mutex::new(None),
+        });
+        let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+        let stopping = stop.clone();
+        let listen = move || {
+            for signal in signals.forever() {
+                log::info!("signal {signal}: ending");
+                stopping.request();
+            }
+        };
+        std::thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed)?;
+        Ok(stop)
+    }
+
+    /// Ends the program in good order.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::SeqCst);
+        if let Err(error) = rustix::io::write(&self.wake, &1u64.to_ne_bytes()) {
+            log::error!("cannot wake the serving loop: {error}");
+        }
+        let on_stop = self.on_stop.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(tell) = on_stop.as_ref() {
+            tell();
+        }
+    }
+
+    /// `tell` is called at the request, at once if it was made already.
+    pub fn tell(&self, tell: impl Fn() + Send + 'static) {
+        let mut on_stop = self.on_stop.lock().unwrap_or_else(|e| e.into_inner());
+        if self.is_requested() {
+            tell();
+        }
+        *on_stop = Some(Box::new(tell));
+    }
+
+    /// Was the end asked for?
+    pub fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::SeqCst)
+    }
+
+    /// The same, to look at while something else is done.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.requested
+    }
+
+    /// Becomes readable at the request, and stays so.
+    pub fn readable(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

@@ -1,0 +1,288 @@
+//! [`BrickPort`] over Gluster's brick protocol.
+//!
+//! Turns what a session wants of a brick into file operations and locks. It
+//! keeps the connection and the open file that posix locks need, nothing else.
+
+use super::bricks::BrickSet;
+use super::error::chain;
+use super::holder::Holder;
+use super::locate::Located;
+use super::port::{BrickPort, Conflict, CopyState, Fence, Lock, PortError, Publication};
+use crate::gluster::fops::{OpenMode, RemoteFd};
+use crate::gluster::locks::{ForeignLock, domain};
+use crate::gluster::{
+    Brick, BrickError, BrickSpec, Errno, Gfid, Identity, LkOwner, LockKind, LockOp, LockRange, Locked, Pending,
+    Timeouts,
+};
+
+/// Our own inodelk domain: one writer per image.
+const SESSION_DOMAIN: &str = "bypass-blk.session";
+/// The attribute by which a file is fenced where the volume allows it
+/// (`GF_ENFORCE_MANDATORY_LOCK`, `libglusterfs/src/glusterfs/glusterfs.h`).
+const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
+
+/// The byte that carries the holder's record, beyond any file's data.
+const RECORD: LockRange = LockRange { start: 1 << 62, len: 1 };
+/// What the fence covers: every byte of data. It ends short of the record, for
+/// on a fenced file a brick grants every posix lock and drops those that it
+/// overlaps (`pl_lock_preempt`): QEMU's lock bytes must not take the record away.
+const FENCED: LockRange = LockRange { start: 0, len: (1 << 62) - 1 };
+
+/// QEMU's image locks (`block/file-posix.c`, `RAW_LOCK_PERM_BASE` and
+/// `RAW_LOCK_SHARED_BASE`): a read lock on byte 100 + p for each permission p
+/// in use, on 200 + p for each that is not shared.
+mod qemu {
+    /// First byte of the permissions in use.
+    pub const USED: u64 = 100;
+    /// First byte of the permissions not shared.
+    pub const UNSHARED: u64 = 200;
+    /// `BLK_PERM_CONSISTENT_READ`.
+    pub const READ: u64 = 0;
+    /// `BLK_PERM_WRITE`.
+    pub const WRITE: u64 = 1;
+    /// `BLK_PERM_RESIZE`.
+    pub const RESIZE: u64 = 3;
+}
+
+/// One brick's port.
+pub struct GlusterPort {
+    spec: BrickSpec,
+    located: Located,
+    identity: Identity,
+    timeouts: Timeouts,
+    live: Option<Live>,
+}
+
+/// What exists only while connected.
+struct Live {
+    brick: Brick,
+    gfid: Gfid,
+    fd: Option<RemoteFd>,
+}
+
+impl GlusterPort {
+    /// The ports of all bricks of the image's replica set, in child order, not
+    /// connected yet. `owner` goes with every lock.
+    pub fn for_set(located: &Located, owner: &LkOwner, timeouts: Timeouts) -> Vec<Box<dyn BrickPort>> {
+        let port = |spec: &BrickSpec| -> Box<dyn BrickPort> {
+            Box::new(Self {
+                spec: spec.clone(),
+                located: located.clone(),
+                identity: identity(owner.clone()),
+                timeouts,
+                live: None,
+            })
+        };
+        located.set.bricks.iter().map(port).collect()
+    }
+
+    fn live(&self) -> Result<&Live, PortError> {
+        self.live.as_ref().ok_or_else(|| PortError::Away("not connected".to_owned()))
+    }
+
+    /// The open file, opened when first needed.
+    fn fd(&mut self, mode: OpenMode) -> Result<(Brick, RemoteFd), PortError> {
+        let Some(live) = &mut self.live else {
+            return Err(PortError::Away("not connected".to_owned()));
+        };
+        let fd = match live.fd {
+            Some(fd) => fd,
+            None => *live.fd.insert(live.brick.open(live.gfid, mode).map_err(refused)?),
+        };
+        Ok((live.brick.clone(), fd))
+    }
+
+    fn domain(&self, lock: Lock) -> (String, LockKind) {
+        let set = &self.located.set;
+        match lock {
+            Lock::Session { shared: true } => (SESSION_DOMAIN.to_owned(), LockKind::Read),
+            Lock::Session { shared: false } => (SESSION_DOMAIN.to_owned(), LockKind::Write),
+            Lock::Heal => (domain::self_heal(set), LockKind::Write),
+            Lock::Rebalance => (domain::MIGRATE.to_owned(), LockKind::Write),
+            Lock::Data => (domain::data(set), LockKind::Write),
+        }
+    }
+
+    fn inodelk(&self, lock: Lock, op: LockOp) -> Result<Locked, PortError> {
+        let live = self.live()?;
+        let (domain, kind) = self.domain(lock);
+        live.brick.inodelk(live.gfid, &domain, op, kind, LockRange::WHOLE).map_err(refused)
+    }
+
+    fn look_up(&self) -> Result<CopyState, PortError> {
+        let live = self.live()?;
+        let mut want: Vec<&str> = self.located.set.pending_names.iter().map(String::as_str).collect();
+        want.push(FENCE_XATTR);
+        let entry = live.brick.lookup_gfid(live.gfid, &want).map_err(refused)?;
+        let data_counter = |name: &String| match entry.xattrs.get(name) {
+            None => Ok(0),
+            Some(value) => Pending::from_bytes(value)
+                .map(|pending| pending.data)
+                .map_err(|error| PortError::Refused(format!("{name}: {error}"))),
+        };
+        Ok(CopyState {
+            gfid: entry.iatt.gfid.0,
+            size: entry.iatt.size,
+            pending: self.located.set.pending_names.iter().map(data_counter).collect::<Result<_, _>>()?,
+            fenced: entry.xattrs.contains_key(FENCE_XATTR),
+        })
+    }
+
+    fn publish_advisory(&mut self, read_only: bool) -> Result<Publication, PortError> {
+        let (used, unshared): (&[u64], &[u64]) = match read_only {
+            true => (&[qemu::READ], &[qemu::WRITE, qemu::RESIZE]),
+            false => (&[qemu::READ, qemu::WRITE, qemu::RESIZE], &[qemu::WRITE, qemu::RESIZE]),
+        };
+        let (brick, fd) = self.fd(open_mode(read_only))?;
+        let byte = |start| LockRange { start, len: 1 };
+        let used_bytes = used.iter().map(|p| (qemu::USED + p, qemu::UNSHARED + p));
+        let unshared_bytes = unshared.iter().map(|p| (qemu::UNSHARED + p, qemu::USED + p));
+        for (ours, theirs) in used_bytes.chain(unshared_bytes) {
+            // First ours, then a look at theirs, as QEMU does: of two that begin
+            // at the same moment, at least one sees the other.
+            let taken = brick.lk(fd, LockOp::Try, LockKind::Read, byte(ours), false).map_err(refused)?;
+            let conflict = brick.lk_conflict(fd, LockKind::Write, byte(theirs)).map_err(refused)?;
+            if taken == Locked::WouldBlock || conflict.is_some() {
+                return Ok(Publication::InUse(conflict_of(conflict)));
+            }
+        }
+        self.publish_record(read_only)
+    }
+
+    fn publish_mandatory(&mut self) -> Result<Publication, PortError> {
+        let (brick, fd) = self.fd(OpenMode::ReadWrite)?;
+        // Looked for before the attribute is set: from then on the brick would
+        // take the other's lock away without a word.
+        let foreign = brick.lk_conflict(fd, LockKind::Write, LockRange::WHOLE).map_err(refused)?;
+        if foreign.is_some() {
+            return Ok(Publication::InUse(conflict_of(foreign)));
+        }
+        match brick.setxattr(fd.gfid, FENCE_XATTR, b"1\0") {
+            Ok(()) => {}
+            Err(BrickError::Refused { .. }) => return Ok(Publication::FenceUnavailable),
+            Err(error) => return Err(refused(error)),
+        }
+        match brick.lk(fd, LockOp::Try, LockKind::Write, FENCED, true).map_err(refused)? {
+            Locked::Granted => self.publish_record(false),
+            Locked::WouldBlock => Ok(Publication::InUse(conflict_of(None))),
+        }
+    }
+
+    fn publish_record(&mut self, read_only: bool) -> Result<Publication, PortError> {
+        let (brick, fd) = self.fd(open_mode(read_only))?;
+        let kind = if read_only { LockKind::Read } else { LockKind::Write };
+        match brick.lk(fd, LockOp::Try, kind, RECORD, false).map_err(refused)? {
+            Locked::Granted => Ok(Publication::Done),
+            Locked::WouldBlock => {
+                let foreign = brick.lk_conflict(fd, kind, RECORD).map_err(refused)?;
+                Ok(Publication::InUse(conflict_of(foreign)))
+            }
+        }
+    }
+}
+
+impl BrickPort for GlusterPort {
+    fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
+        self.disconnect();
+        let brick = Brick::connect(&self.spec, self.located.volume_id, &self.identity, &self.timeouts)
+            .map_err(refused)?;
+        let entry = match brick.resolve(&self.located.image, &[]) {
+            Ok(entry) => entry,
+            Err(error) => {
+                brick.close();
+                let missing = error.errno() == Some(Errno::NOENT);
+                return Err(if missing { PortError::NoImage } else { refused(error) });
+            }
+        };
+        brick.on_disconnect(move |why| lost(chain(&**why)));
+        self.live = Some(Live { brick, gfid: entry.gfid(), fd: None });
+        Ok(())
+    }
+
+    fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
+        Ok(self.inodelk(lock, LockOp::Try)? == Locked::Granted)
+    }
+
+    fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
+        let _ = self.inodelk(lock, LockOp::Unlock)?;
+        Ok(())
+    }
+
+    fn holder(&mut self) -> Result<Option<Holder>, PortError> {
+        let (brick, fd) = self.fd(OpenMode::ReadWrite)?;
+        let foreign = brick.lk_conflict(fd, LockKind::Write, RECORD).map_err(refused)?;
+        Ok(foreign.and_then(|lock| Holder::decode(&lock.lk_owner)))
+    }
+
+    fn publish(&mut self, fence: Fence, read_only: bool) -> Result<Publication, PortError> {
+        match fence {
+            Fence::Advisory => self.publish_advisory(read_only),
+            Fence::Mandatory => self.publish_mandatory(),
+        }
+    }
+
+    fn lift_fence(&mut self) -> Result<(), PortError> {
+        let live = self.live()?;
+        match live.brick.removexattr(live.gfid, FENCE_XATTR) {
+            Err(error) if error.errno() == Some(Errno::NODATA) => Ok(()),
+            done => done.map_err(refused),
+        }
+    }
+
+    fn probe(&mut self) -> Result<CopyState, PortError> {
+        self.look_up()
+    }
+
+    fn add_pending(&mut self, children: BrickSet) -> Result<(), PortError> {
+        let live = self.live()?;
+        let names = self.located.set.pending_names.iter().enumerate();
+        let marks: Vec<_> = names
+            .filter(|(child, _)| children.contains(*child))
+            .map(|(_, name)| (name.as_str(), Pending::data(1)))
+            .collect();
+        live.brick.xattrop_add(live.gfid, &marks).map_err(refused)?;
+        Ok(())
+    }
+
+    fn fsync(&mut self) -> Result<(), PortError> {
+        let live = self.live()?;
+        live.brick.fsync(live.gfid, false).map_err(refused)
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(live) = self.live.take() {
+            live.brick.close();
+        }
+    }
+}
+
+/// How this program presents itself to a brick.
+pub fn identity(lk_owner: LkOwner) -> Identity {
+    Identity {
+        process_name: "bypass-blk".to_owned(),
+        pid: i32::try_from(std::process::id()).unwrap_or(i32::MAX),
+        lk_owner,
+    }
+}
+
+fn open_mode(read_only: bool) -> OpenMode {
+    if read_only { OpenMode::Read } else { OpenMode::ReadWrite }
+}
+
+fn conflict_of(lock: Option<ForeignLock>) -> Conflict {
+    match lock {
+        None => Conflict { holder: None, pid: 0 },
+        Some(lock) => Conflict {
+            holder: Holder::decode(&lock.lk_owner),
+            pid: i32::try_from(lock.pid).unwrap_or(0),
+        },
+    }
+}
+
+/// Refusals keep the connection; everything else means that it is gone.
+fn refused(error: BrickError) -> PortError {
+    match error {
+        BrickError::Refused { .. } | BrickError::Path { .. } => PortError::Refused(chain(&error)),
+        _ => PortError::Away(chain(&error)),
+    }
+}
