@@ -1,1 +1,40 @@
-//! gluster
+//! A client of glusterd and of Gluster's brick processes.
+//!
+//! It owns the wire: ONC RPC over TCP, Gluster's handshake and the file
+//! operations of the brick protocol. The image session calls it to learn the
+//! volume's layout, to lock, to mark and to copy. It knows nothing of virtual
+//! machines, sessions or images, takes no decision about copies, and never
+//! reconnects by itself: a [`Brick`] is one connection, and when that is gone
+//! the caller makes a new one.
+//!
+//! From the wire upwards:
+//!
+//! * [`xdr`], [`record`], [`rpc`], [`dict`] — pure codecs, every length bounded;
+//! * [`connection`] — one TCP connection with many calls in flight;
+//! * [`glusterd`], [`volfile`], [`volume`] — what the volume looks like;
+//! * [`brick`], [`fops`], [`locks`], [`pending`] — what a brick can do.
+
+pub mod brick;
+pub mod connection;
+pub mod dict;
+pub mod error;
+pub mod fops;
+pub mod glusterd;
+pub mod inode;
+pub mod locks;
+pub mod pending;
+pub mod record;
+pub mod rpc;
+pub mod volfile;
+pub mod volume;
+pub mod xdr;
+
+pub use brick::{Brick, Identity};
+pub use connection::{Disconnect, Timeouts};
+pub use error::{BrickError, Errno, GlusterdError};
+pub use glusterd::{Glusterd, VolumeInfo, VolumeState};
+pub use inode::{FileType, Gfid, Iatt};
+pub use locks::{LockKind, LockOp, LockRange, Locked};
+pub use pending::Pending;
+pub use rpc::LkOwner;
+pub use volume::{BrickFeatures, BrickSpec, ReplicaSet, Volume};

@@ -1,0 +1,288 @@
+//! A connection to one brick's process: handshake, identity, life and end.
+//!
+//! The operations themselves are in [`super::fops`] and [`super::locks`]. A
+//! brick that is gone stays gone; its locks and open files went with it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::connection::{
+    CallError, Connection, Deadline, Disconnect, PendingCall, Timeouts, Undo, Weight,
+};
+use super::dict;
+use super::error::{BrickError, Errno, ProtocolError};
+use super::glusterd::{GLUSTERD_PORT, Glusterd};
+use super::record::MAX_RECORD;
+use super::rpc::{Call, Credentials, FILE_OPERATIONS, HANDSHAKE, LkOwner};
+use super::volume::BrickSpec;
+use super::xdr::{Decoder, Encoder};
+
+/// Procedure SETVOLUME of the handshake program.
+const SETVOLUME: u32 = 1;
+/// The feature level that bricks take this client for (an op-version).
+const OP_VERSION: &str = "100000";
+
+/// Who this client is to a brick.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// What `gluster volume status VOL clients` shows as the kind of client.
+    pub process_name: String,
+    /// Process id of the credentials. Bricks take negative ones for Gluster's own
+    /// daemons, which fences do not stop.
+    pub pid: i32,
+    /// Owner of every lock that is taken and every write that is made on the
+    /// connection.
+    pub lk_owner: LkOwner,
+}
+
+/// A handle of a brick connection; clones share it.
+#[derive(Clone)]
+pub struct Brick {
+    inner: Arc<Inner>,
+    call_timeout: Duration,
+}
+
+struct Inner {
+    /// `host:path`, for messages.
+    name: String,
+    connection: Connection,
+    credentials: Credentials,
+}
+
+impl fmt::Debug for Brick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Brick({})", self.inner.name)
+    }
+}
+
+/// An operation of the file-operation program, as sent and in messages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operation {
+    pub number: u32,
+    pub name: &'static str,
+}
+
+impl Brick {
+    /// Asks the glusterd of the brick's host for the brick's port, connects, and
+    /// introduces this client. `volume_id` keeps a brick of another volume at
+    /// the same path from answering.
+    pub fn connect(
+        spec: &BrickSpec,
+        volume_id: Uuid,
+        identity: &Identity,
+        timeouts: &Timeouts,
+    ) -> Result<Self, BrickError> {
+        let brick = spec.to_string();
+        if spec.tls {
+            return Err(BrickError::Tls { brick });
+        }
+        let port = Glusterd::connect(&spec.host, GLUSTERD_PORT, timeouts)
+            .and_then(|glusterd| glusterd.brick_port(&spec.path))
+            .map_err(|source| BrickError::Port {
+                brick: brick.clone(),
+                source,
+            })?;
+        let connection =
+            Connection::connect(&spec.host, port, timeouts, true).map_err(|source| {
+                BrickError::Unreachable {
+                    brick: brick.clone(),
+                    port,
+                    source,
+                }
+            })?;
+        let inner = Inner {
+            name: brick,
+            connection,
+            credentials: Credentials::Client {
+                pid: identity.pid,
+                lk_owner: identity.lk_owner.clone(),
+            },
+        };
+        let connected = Self {
+            inner: Arc::new(inner),
+            call_timeout: timeouts.call,
+        };
+        connected.set_volume(spec, volume_id, identity)?;
+        Ok(connected)
+    }
+
+    /// The handshake (`client_setvolume` of client-handshake.c,
+    /// `server_setvolume` of server-handshake.c).
+    fn set_volume(
+        &self,
+        spec: &BrickSpec,
+        volume_id: Uuid,
+        identity: &Identity,
+    ) -> Result<(), BrickError> {
+        const OPERATION: &str = "SETVOLUME";
+        // The brick frees what a connection held when the connection ends, and
+        // knows it by this; it must never be used twice.
+        let connection_id = format!("{}-{}", identity.process_name, Uuid::new_v4());
+        let volume_id = volume_id.to_string();
+        let mut options = vec![
+            ("remote-subvolume", spec.path.as_str()),
+            ("process-uuid", &connection_id),
+            ("process-name", &identity.process_name),
+            ("fops-version", "1298437"),
+            ("mgmt-version", "14398633"),
+            ("client-version", env!("CARGO_PKG_VERSION")),
+            ("clnt-lk-version", "1"),
+            ("opversion", OP_VERSION),
+            ("volume-id", &volume_id),
+        ];
+        options.extend(spec.username.as_deref().map(|name| ("username", name)));
+        options.extend(spec.password.as_deref().map(|word| ("password", word)));
+        let mut arguments = Encoder::new();
+        arguments.opaque(&dict::encode_text(options));
+        let call = Call {
+            program: HANDSHAKE,
+            procedure: SETVOLUME,
+            credentials: &Credentials::None,
+            arguments: &arguments.into_bytes(),
+            payload: &[],
+        };
+        let deadline = self.deadline();
+        let reply = self
+            .inner
+            .connection
+            .call(&call, Weight::Counted, deadline)
+            .and_then(|pending| pending.wait(deadline))
+            .map_err(|error| self.call_failed(OPERATION, error))?;
+        let mut results = Decoder::new(reply.results());
+        let mut read = || {
+            let (op_ret, errno) = (results.i32()?, results.i32()?);
+            Ok((
+                op_ret,
+                errno,
+                dict::decode_text(results.opaque(MAX_RECORD)?)?,
+            ))
+        };
+        let (op_ret, errno, answer) =
+            read().map_err(|error| self.protocol(OPERATION, ProtocolError::Decode(error)))?;
+        if op_ret < 0 {
+            return Err(BrickError::Handshake {
+                brick: self.inner.name.clone(),
+                errno: Errno(errno),
+                reason: answer.get("ERROR").cloned().unwrap_or_default(),
+            });
+        }
+        Ok(())
+    }
+
+    /// A handle of the same connection whose calls get `call_timeout` instead of
+    /// [`Timeouts::call`].
+    pub fn with_timeout(&self, call_timeout: Duration) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            call_timeout,
+        }
+    }
+
+    /// `host:path` of the brick.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Is the connection up, as far as known?
+    pub fn is_connected(&self) -> bool {
+        self.inner.connection.is_connected()
+    }
+
+    /// Ends the connection; the brick then frees its locks. Calls that wait fail
+    /// at once.
+    pub fn close(&self) {
+        self.inner.connection.close();
+    }
+
+    /// Runs `listener` once when the connection is gone; see
+    /// [`Connection::on_disconnect`]. It is also told of [`Brick::close`].
+    pub fn on_disconnect(&self, listener: impl FnOnce(&Arc<Disconnect>) + Send + 'static) {
+        self.inner.connection.on_disconnect(listener);
+    }
+
+    pub(super) fn credentials(&self) -> &Credentials {
+        &self.inner.credentials
+    }
+
+    /// When a call made now must be answered.
+    pub(super) fn deadline(&self) -> Deadline {
+        Deadline::after(self.call_timeout)
+    }
+
+    /// Sends a file operation.
+    pub(super) fn start(
+        &self,
+        operation: Operation,
+        arguments: Encoder,
+        payload: &[u8],
+        weight: Weight,
+        deadline: Deadline,
+    ) -> Result<PendingCall, BrickError> {
+        let call = Call {
+            program: FILE_OPERATIONS,
+            procedure: operation.number,
+            credentials: &self.inner.credentials,
+            arguments: &arguments.into_bytes(),
+            payload,
+        };
+        self.inner
+            .connection
+            .call(&call, weight, deadline)
+            .map_err(|error| self.call_failed(operation.name, error))
+    }
+
+    /// The operation that gives back what another one took too late.
+    pub(super) fn undo(
+        &self,
+        operation: Operation,
+        arguments: Encoder,
+        took: fn(&[u8]) -> bool,
+    ) -> Undo {
+        Undo {
+            took,
+            program: FILE_OPERATIONS,
+            procedure: operation.number,
+            credentials: self.inner.credentials.clone(),
+            arguments: arguments.into_bytes(),
+        }
+    }
+
+    pub(super) fn call_failed(&self, operation: &'static str, error: CallError) -> BrickError {
+        let brick = self.inner.name.clone();
+        match error {
+            CallError::Disconnected(reason) => BrickError::Disconnected {
+                brick,
+                operation,
+                reason,
+            },
+            CallError::TimedOut { after } => BrickError::Timeout {
+                brick,
+                operation,
+                after,
+            },
+            CallError::TooLong => self.protocol(operation, ProtocolError::TooLong),
+            CallError::Rejected(rejection) => {
+                self.protocol(operation, ProtocolError::Rejected(rejection))
+            }
+        }
+    }
+
+    pub(super) fn protocol(&self, operation: &'static str, source: ProtocolError) -> BrickError {
+        BrickError::Protocol {
+            brick: self.inner.name.clone(),
+            operation,
+            source,
+        }
+    }
+
+    pub(super) fn refused(&self, operation: &'static str, errno: Errno) -> BrickError {
+        BrickError::Refused {
+            brick: self.inner.name.clone(),
+            operation,
+            errno,
+        }
+    }
+}

@@ -1,0 +1,543 @@
+//! The file operations of a brick: names, attributes, counters and bytes.
+//!
+//! Requests and answers are those of GlusterFS `rpc/xdr/src/glusterfs4-xdr.x`.
+//! Bytes are read and written by gfid alone, through the anonymous file
+//! descriptor. Operations that move bytes also come as `start_…`, so that many
+//! can be on their way at one time.
+
+use std::collections::BTreeMap;
+
+use super::brick::{Brick, Operation};
+use super::connection::{Deadline, PendingCall, Weight};
+use super::dict::{Dict, Value};
+use super::error::{BrickError, Errno, ProtocolError};
+use super::inode::{FileType, Gfid, Iatt};
+use super::pending::{PENDING_LEN, Pending};
+use super::xdr::{Decoder, Encoder};
+
+/// The most bytes of one read, write or checksum.
+pub const MAX_IO: usize = 1 << 20;
+
+/// "The file of this gfid, without an open": `GF_ANON_FD_NO`.
+const ANONYMOUS_FD: i64 = -2;
+
+/// The longest strong checksum in bytes (SHA-256's).
+const MAX_CHECKSUM: usize = 32;
+
+const fn operation(number: u32, name: &'static str) -> Operation {
+    Operation { number, name }
+}
+
+// enum gf_fop_procnum of rpc/rpc-lib/src/protocol-common.h
+const OPEN: Operation = operation(11, "OPEN");
+const READ: Operation = operation(12, "READ");
+const WRITE: Operation = operation(13, "WRITE");
+const STATFS: Operation = operation(14, "STATFS");
+const FSYNC: Operation = operation(16, "FSYNC");
+const SETXATTR: Operation = operation(17, "SETXATTR");
+const GETXATTR: Operation = operation(18, "GETXATTR");
+const REMOVEXATTR: Operation = operation(19, "REMOVEXATTR");
+const FTRUNCATE: Operation = operation(24, "FTRUNCATE");
+const LOOKUP: Operation = operation(27, "LOOKUP");
+const XATTROP: Operation = operation(33, "XATTROP");
+const RCHECKSUM: Operation = operation(37, "RCHECKSUM");
+const RELEASE: Operation = operation(41, "RELEASE");
+const DISCARD: Operation = operation(45, "DISCARD");
+const ZEROFILL: Operation = operation(46, "ZEROFILL");
+const SEEK: Operation = operation(48, "SEEK");
+
+/// What a lookup found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The file's attributes, its gfid among them.
+    pub iatt: Iatt,
+    /// The extended attributes that were asked for and that exist (and some that
+    /// the brick adds).
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+impl Entry {
+    /// The file's identity.
+    pub fn gfid(&self) -> Gfid {
+        self.iatt.gfid
+    }
+}
+
+/// A file opened on a brick. It is closed by [`Brick::release`] or with the
+/// connection, and the posix locks taken through it go with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteFd {
+    /// The file.
+    pub gfid: Gfid,
+    /// The number it has in this connection.
+    pub(super) number: i64,
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reading, and read locks.
+    Read,
+    /// Reading and writing, and locks of both kinds.
+    ReadWrite,
+}
+
+/// A brick's checksum of a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checksum {
+    /// The rolling checksum.
+    pub weak: u32,
+    /// The strong one: of the range, or of the part of it before the file's end.
+    pub strong: StrongChecksum,
+}
+
+/// A strong checksum, by the algorithm of the volume's option
+/// `storage.fips-mode-rchecksum`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StrongChecksum {
+    /// The option is on, as by default: SHA-256.
+    Sha256([u8; 32]),
+    /// The option is off: MD5.
+    Md5([u8; 16]),
+}
+
+/// What [`Brick::seek`] looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekTo {
+    /// The next byte that is allocated.
+    Data,
+    /// The next hole; the file's end is one.
+    Hole,
+}
+
+/// The space on a brick, in units of `frsize` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes of one unit.
+    pub frsize: u64,
+    /// All units.
+    pub blocks: u64,
+    /// Free units.
+    pub bfree: u64,
+    /// Free units for everybody but root.
+    pub bavail: u64,
+}
+
+type Decode<T> = fn(&mut Decoder<'_>) -> Result<T, ProtocolError>;
+
+/// An operation that was sent. Dropped, its answer is thrown away.
+pub struct InFlight<T> {
+    brick: Brick,
+    operation: Operation,
+    pending: PendingCall,
+    deadline: Deadline,
+    decode: Decode<T>,
+}
+
+impl<T> InFlight<T> {
+    /// Waits for the answer, until the brick's call time-out after the start.
+    pub fn wait(self) -> Result<T, BrickError> {
+        let name = self.operation.name;
+        let reply = self
+            .pending
+            .wait(self.deadline)
+            .map_err(|error| self.brick.call_failed(name, error))?;
+        self.brick
+            .results(self.operation, reply.results(), self.decode)
+    }
+}
+
+impl Brick {
+    fn begin<T>(
+        &self,
+        operation: Operation,
+        arguments: Encoder,
+        payload: &[u8],
+        decode: Decode<T>,
+    ) -> Result<InFlight<T>, BrickError> {
+        let deadline = self.deadline();
+        let pending = self.start(operation, arguments, payload, Weight::Counted, deadline)?;
+        Ok(InFlight {
+            brick: self.clone(),
+            operation,
+            pending,
+            deadline,
+            decode,
+        })
+    }
+
+    fn run<T>(
+        &self,
+        operation: Operation,
+        arguments: Encoder,
+        decode: Decode<T>,
+    ) -> Result<T, BrickError> {
+        self.begin(operation, arguments, &[], decode)?.wait()
+    }
+
+    /// Reads an answer; all begin with the operation's result and error number.
+    pub(super) fn results<T>(
+        &self,
+        operation: Operation,
+        results: &[u8],
+        decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, ProtocolError>,
+    ) -> Result<T, BrickError> {
+        let mut results = Decoder::new(results);
+        let mut status = || Ok((results.i32()?, results.i32()?));
+        let read = match status() {
+            Ok((op_ret, errno)) if op_ret < 0 => {
+                return Err(self.refused(operation.name, Errno(errno)));
+            }
+            Ok(_) => decode(&mut results),
+            Err(error) => Err(ProtocolError::Decode(error)),
+        };
+        read.map_err(|error| self.protocol(operation.name, error))
+    }
+
+    /// Looks `name` up in the directory `parent`. `want` names extended
+    /// attributes to return with it. Symbolic links are not followed.
+    pub fn lookup(&self, parent: Gfid, name: &str, want: &[&str]) -> Result<Entry, BrickError> {
+        self.look_up(Gfid::NONE, parent, name, want)
+    }
+
+    /// Looks a known gfid up: its attributes as they are now.
+    pub fn lookup_gfid(&self, gfid: Gfid, want: &[&str]) -> Result<Entry, BrickError> {
+        self.look_up(gfid, Gfid::NONE, "", want)
+    }
+
+    fn look_up(
+        &self,
+        gfid: Gfid,
+        parent: Gfid,
+        name: &str,
+        want: &[&str],
+    ) -> Result<Entry, BrickError> {
+        let mut keys = Dict::new();
+        for key in want {
+            // The value is what AFR sends for its counters; for other attributes
+            // only the key counts (posix_xattr_fill).
+            keys.set(*key, Value::Bytes(vec![0; PENDING_LEN]));
+        }
+        let mut arguments = Encoder::new();
+        arguments
+            .fixed(gfid.as_bytes())
+            .fixed(parent.as_bytes())
+            .u32(0)
+            .string(name);
+        keys.encode(&mut arguments);
+        self.run(LOOKUP, arguments, |results| {
+            let xattrs = Dict::decode(results)?.into_attributes();
+            let iatt = Iatt::decode(results)?;
+            Ok(Entry { iatt, xattrs })
+        })
+    }
+
+    /// Follows `path` from the volume's root, one lookup a component; `want` is
+    /// asked of the last. The last may be of any type, the others must be
+    /// directories. An empty path is the root.
+    pub fn resolve(&self, path: &str, want: &[&str]) -> Result<Entry, BrickError> {
+        let fail = |component: &str, errno| BrickError::Path {
+            brick: self.name().to_owned(),
+            path: path.to_owned(),
+            component: component.to_owned(),
+            errno,
+        };
+        let mut names = path.split('/').filter(|name| !name.is_empty()).peekable();
+        if names.peek().is_none() {
+            return self.lookup_gfid(Gfid::ROOT, want);
+        }
+        let mut parent = Gfid::ROOT;
+        while let Some(name) = names.next() {
+            // A brick knows no "." and no "..".
+            if name == "." || name == ".." {
+                return Err(fail(name, Errno::INVAL));
+            }
+            let last = names.peek().is_none();
+            let found = self.lookup(parent, name, if last { want } else { &[] });
+            let entry = found.map_err(|error| match error.errno() {
+                Some(errno) => fail(name, errno),
+                None => error,
+            })?;
+            if last {
+                return Ok(entry);
+            }
+            if entry.iatt.file_type() != FileType::Directory {
+                return Err(fail(name, Errno::NOTDIR));
+            }
+            parent = entry.gfid();
+        }
+        Err(fail(path, Errno::NOENT))
+    }
+
+    /// Adds to pending counters (XATTROP, ADD_ARRAY), which also keeps the brick's
+    /// index of what to heal. Returns their values afterwards. Durable only after
+    /// [`Brick::fsync`].
+    pub fn xattrop_add(
+        &self,
+        gfid: Gfid,
+        values: &[(&str, Pending)],
+    ) -> Result<BTreeMap<String, Pending>, BrickError> {
+        const ADD_ARRAY: u32 = 0;
+        let mut counters = Dict::new();
+        for (key, value) in values {
+            counters.set(*key, Value::Bytes(value.to_bytes().to_vec()));
+        }
+        let mut arguments = Encoder::new();
+        arguments.fixed(gfid.as_bytes()).u32(ADD_ARRAY);
+        counters.encode(&mut arguments);
+        Dict::new().encode(&mut arguments);
+        let after = self.run(XATTROP, arguments, |results| {
+            let _xdata = Dict::decode(results)?;
+            Ok(Dict::decode(results)?.into_attributes())
+        })?;
+        let read = |key: &str| -> Result<Pending, ProtocolError> {
+            let bytes = after.get(key);
+            let bytes = bytes.ok_or_else(|| ProtocolError::Missing(key.to_owned()))?;
+            Ok(Pending::from_bytes(bytes)?)
+        };
+        values
+            .iter()
+            .map(|(key, _)| Ok(((*key).to_owned(), read(key)?)))
+            .collect::<Result<_, ProtocolError>>()
+            .map_err(|error| self.protocol(XATTROP.name, error))
+    }
+
+    /// Makes the file durable on the brick: its bytes and attributes, or with
+    /// `datasync` its bytes.
+    pub fn fsync(&self, gfid: Gfid, datasync: bool) -> Result<(), BrickError> {
+        let mut arguments = by_gfid(gfid);
+        arguments.u32(datasync.into());
+        Dict::new().encode(&mut arguments);
+        self.run(FSYNC, arguments, |_| Ok(()))
+    }
+
+    /// Sets an extended attribute.
+    pub fn setxattr(&self, gfid: Gfid, key: &str, value: &[u8]) -> Result<(), BrickError> {
+        let mut attributes = Dict::new();
+        attributes.set(key, Value::Bytes(value.to_vec()));
+        let mut arguments = Encoder::new();
+        arguments.fixed(gfid.as_bytes()).u32(0);
+        attributes.encode(&mut arguments);
+        Dict::new().encode(&mut arguments);
+        self.run(SETXATTR, arguments, |_| Ok(()))
+    }
+
+    /// The value of an extended attribute, if the file has it.
+    pub fn getxattr(&self, gfid: Gfid, key: &str) -> Result<Option<Vec<u8>>, BrickError> {
+        let mut arguments = Encoder::new();
+        let name_length = u32::try_from(key.len()).unwrap_or(u32::MAX);
+        arguments
+            .fixed(gfid.as_bytes())
+            .u32(name_length)
+            .string(key);
+        Dict::new().encode(&mut arguments);
+        let found = self.run(GETXATTR, arguments, |results| {
+            let _xdata = Dict::decode(results)?;
+            Ok(Dict::decode(results)?.into_attributes())
+        });
+        match found {
+            Ok(mut attributes) => Ok(attributes.remove(key)),
+            Err(error) if error.errno() == Some(Errno::NODATA) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes an extended attribute; [`Errno::NODATA`] if the file has it not.
+    pub fn removexattr(&self, gfid: Gfid, key: &str) -> Result<(), BrickError> {
+        let mut arguments = Encoder::new();
+        arguments.fixed(gfid.as_bytes()).string(key);
+        Dict::new().encode(&mut arguments);
+        self.run(REMOVEXATTR, arguments, |_| Ok(()))
+    }
+
+    /// Opens a file, which posix locks need.
+    pub fn open(&self, gfid: Gfid, mode: OpenMode) -> Result<RemoteFd, BrickError> {
+        let flags = match mode {
+            OpenMode::Read => libc::O_RDONLY,
+            OpenMode::ReadWrite => libc::O_RDWR,
+        };
+        let mut arguments = Encoder::new();
+        arguments.fixed(gfid.as_bytes()).i32(flags);
+        Dict::new().encode(&mut arguments);
+        let number = self.run(OPEN, arguments, |results| {
+            let _xdata = Dict::decode(results)?;
+            Ok(results.i64()?)
+        })?;
+        Ok(RemoteFd { gfid, number })
+    }
+
+    /// Closes an open file; posix locks taken through it are released.
+    pub fn release(&self, fd: RemoteFd) -> Result<(), BrickError> {
+        let mut arguments = Encoder::new();
+        arguments.fixed(fd.gfid.as_bytes()).i64(fd.number);
+        Dict::new().encode(&mut arguments);
+        self.run(RELEASE, arguments, |_| Ok(()))
+    }
+
+    /// Reads up to `length` bytes (at most [`MAX_IO`]) at byte `offset`; fewer at
+    /// the file's end.
+    pub fn read(&self, gfid: Gfid, offset: u64, length: usize) -> Result<Vec<u8>, BrickError> {
+        self.start_read(gfid, offset, length)?.wait()
+    }
+
+    /// Begins a [`Brick::read`].
+    pub fn start_read(
+        &self,
+        gfid: Gfid,
+        offset: u64,
+        length: usize,
+    ) -> Result<InFlight<Vec<u8>>, BrickError> {
+        let length = self.io_length(READ, length)?;
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).u32(length).u32(0);
+        Dict::new().encode(&mut arguments);
+        self.begin(READ, arguments, &[], |results| {
+            let _iatt = Iatt::decode(results)?;
+            let size = usize::try_from(results.u32()?).unwrap_or(usize::MAX);
+            let _xdata = Dict::decode(results)?;
+            match results.rest().get(..size) {
+                Some(bytes) => Ok(bytes.to_vec()),
+                None => Err(ProtocolError::Missing(format!("{size} bytes of data"))),
+            }
+        })
+    }
+
+    /// Writes `data` (at most [`MAX_IO`] bytes) at byte `offset`, all of it.
+    pub fn write(&self, gfid: Gfid, offset: u64, data: &[u8]) -> Result<(), BrickError> {
+        self.start_write(gfid, offset, data)?.wait()
+    }
+
+    /// Begins a [`Brick::write`]; `data` is sent before this returns.
+    pub fn start_write(
+        &self,
+        gfid: Gfid,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<InFlight<()>, BrickError> {
+        let length = self.io_length(WRITE, data.len())?;
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).u32(length).u32(0);
+        Dict::new().encode(&mut arguments);
+        self.begin(WRITE, arguments, data, |_| Ok(()))
+    }
+
+    /// The brick's checksum of `length` bytes (at most [`MAX_IO`]) at `offset`.
+    pub fn rchecksum(
+        &self,
+        gfid: Gfid,
+        offset: u64,
+        length: usize,
+    ) -> Result<Checksum, BrickError> {
+        self.start_rchecksum(gfid, offset, length)?.wait()
+    }
+
+    /// Begins a [`Brick::rchecksum`].
+    pub fn start_rchecksum(
+        &self,
+        gfid: Gfid,
+        offset: u64,
+        length: usize,
+    ) -> Result<InFlight<Checksum>, BrickError> {
+        let length = self.io_length(RCHECKSUM, length)?;
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).u32(length).u32(0);
+        Dict::new().encode(&mut arguments);
+        self.begin(RCHECKSUM, arguments, &[], decode_checksum)
+    }
+
+    /// Writes zeros; they stay allocated.
+    pub fn zerofill(&self, gfid: Gfid, offset: u64, length: u64) -> Result<(), BrickError> {
+        self.change_range(ZEROFILL, gfid, offset, length)
+    }
+
+    /// Punches a hole.
+    pub fn discard(&self, gfid: Gfid, offset: u64, length: u64) -> Result<(), BrickError> {
+        self.change_range(DISCARD, gfid, offset, length)
+    }
+
+    fn change_range(
+        &self,
+        operation: Operation,
+        gfid: Gfid,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), BrickError> {
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).u64(length);
+        Dict::new().encode(&mut arguments);
+        self.run(operation, arguments, |_| Ok(()))
+    }
+
+    /// Makes the file `size` bytes long.
+    pub fn ftruncate(&self, gfid: Gfid, size: u64) -> Result<(), BrickError> {
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(size);
+        Dict::new().encode(&mut arguments);
+        self.run(FTRUNCATE, arguments, |_| Ok(()))
+    }
+
+    /// The next data or hole at or after byte `offset`, if there is one.
+    pub fn seek(&self, gfid: Gfid, offset: u64, to: SeekTo) -> Result<Option<u64>, BrickError> {
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).i32(match to {
+            SeekTo::Data => 0,
+            SeekTo::Hole => 1,
+        });
+        Dict::new().encode(&mut arguments);
+        let found = self.run(SEEK, arguments, |results| {
+            let _xdata = Dict::decode(results)?;
+            Ok(results.u64()?)
+        });
+        match found {
+            Ok(offset) => Ok(Some(offset)),
+            Err(error) if error.errno() == Some(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The space of the file system below the brick.
+    pub fn statfs(&self) -> Result<Space, BrickError> {
+        let mut arguments = Encoder::new();
+        arguments.fixed(Gfid::ROOT.as_bytes());
+        Dict::new().encode(&mut arguments);
+        self.run(STATFS, arguments, |results| {
+            let _xdata = Dict::decode(results)?;
+            let _bsize = results.u64()?;
+            Ok(Space {
+                frsize: results.u64()?,
+                blocks: results.u64()?,
+                bfree: results.u64()?,
+                bavail: results.u64()?,
+            })
+        })
+    }
+
+    fn io_length(&self, operation: Operation, length: usize) -> Result<u32, BrickError> {
+        match u32::try_from(length) {
+            Ok(short) if length <= MAX_IO => Ok(short),
+            _ => Err(self.protocol(operation.name, ProtocolError::TooLong)),
+        }
+    }
+}
+
+/// The start of the arguments of every operation on a file's bytes.
+fn by_gfid(gfid: Gfid) -> Encoder {
+    let mut arguments = Encoder::new();
+    arguments.fixed(gfid.as_bytes()).i64(ANONYMOUS_FD);
+    arguments
+}
+
+fn decode_checksum(results: &mut Decoder<'_>) -> Result<Checksum, ProtocolError> {
+    let xdata = Dict::decode(results)?;
+    let _flags = results.u32()?;
+    let weak = results.u32()?;
+    let strong = results.opaque(MAX_CHECKSUM)?;
+    // The field has the longer length in both cases (posix_rchecksum).
+    let sha256 = xdata.get("fips-mode-rchecksum").is_some();
+    let strong = match (sha256, strong.first_chunk(), strong.first_chunk()) {
+        (true, Some(sum), _) => StrongChecksum::Sha256(*sum),
+        (false, _, Some(sum)) => StrongChecksum::Md5(*sum),
+        _ => return Err(ProtocolError::Missing("the strong checksum".to_owned())),
+    };
+    Ok(Checksum { weak, strong })
+}

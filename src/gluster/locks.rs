@@ -1,0 +1,304 @@
+//! Locks on a brick: INODELK, which Gluster's translators use among themselves,
+//! and posix locks, which `fcntl` on a mount sees.
+//!
+//! The owner of a lock is the connection and the lock owner of its identity
+//! together. The brick drops a connection's locks when the connection ends.
+
+use super::brick::{Brick, Operation};
+use super::connection::Weight;
+use super::dict::{Dict, Value};
+use super::error::{BrickError, Errno, ProtocolError};
+use super::fops::RemoteFd;
+use super::inode::Gfid;
+use super::rpc::Credentials;
+use super::xdr::{Decoder, Encoder, XdrError};
+
+const LK: Operation = Operation {
+    number: 26,
+    name: "LK",
+};
+const INODELK: Operation = Operation {
+    number: 29,
+    name: "INODELK",
+};
+
+/// Lock domains that GlusterFS itself uses.
+pub mod domain {
+    use crate::gluster::volume::ReplicaSet;
+
+    /// AFR's data writes and the unmarking of its heal: while it is held, writes
+    /// of other clients in the range hang.
+    pub fn data(set: &ReplicaSet) -> String {
+        set.name.clone()
+    }
+
+    /// AFR's heal as a whole: while it is held, the self-heal daemon leaves the
+    /// file alone.
+    pub fn self_heal(set: &ReplicaSet) -> String {
+        format!("{}:self-heal", set.name)
+    }
+
+    /// Moving a file to another replica set (`DHT_FILE_MIGRATE_DOMAIN`).
+    pub const MIGRATE: &str = "dht.file.migrate";
+}
+
+/// What to do about a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockOp {
+    /// Take it if it is free.
+    Try,
+    /// Take it, waiting for it as long as the call may take. Granted later than
+    /// that, it is given back.
+    Wait,
+    /// Give it back; [`Errno::INVAL`] if an INODELK is not held.
+    Unlock,
+}
+
+/// The kind of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockKind {
+    /// Shared.
+    Read,
+    /// Exclusive.
+    Write,
+}
+
+/// The bytes that a lock covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockRange {
+    /// The first byte.
+    pub start: u64,
+    /// Their number; 0 is everything from `start` on.
+    pub len: u64,
+}
+
+impl LockRange {
+    /// Every byte.
+    pub const WHOLE: Self = Self { start: 0, len: 0 };
+}
+
+/// The outcome of [`LockOp::Try`] and the other operations.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locked {
+    /// Done.
+    Granted,
+    /// Somebody else holds a conflicting lock (only of [`LockOp::Try`]).
+    WouldBlock,
+}
+
+/// A lock of somebody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignLock {
+    /// Its kind.
+    pub kind: LockKind,
+    /// Its bytes.
+    pub range: LockRange,
+    /// The process id its holder gave.
+    pub pid: u32,
+    /// The holder's lock owner: of a client such as this one, what its
+    /// [`super::Identity`] says; of a mount, 8 meaningless bytes.
+    pub lk_owner: Vec<u8>,
+}
+
+/// Longest lock owner in an answer (`GF_MAX_LOCK_OWNER_LEN`).
+const MAX_ANSWERED_OWNER: usize = 1024;
+
+// enum gf_lk_cmds_t and gf_lk_types_t of
+// libglusterfs/src/glusterfs/glusterfs-fops.h
+const GETLK: u32 = 0;
+const SETLK: u32 = 1;
+const SETLKW: u32 = 2;
+const RDLCK: u32 = 0;
+const WRLCK: u32 = 1;
+const UNLCK: u32 = 2;
+
+/// Key and value in LK's xdata that make the lock a mandatory one
+/// (`GF_LOCK_MODE`, `GF_LK_MANDATORY`).
+const LOCK_MODE: (&str, Value) = ("glusterfs.lk.lkmode", Value::Uint(1));
+
+impl LockOp {
+    fn command(self) -> u32 {
+        match self {
+            Self::Try | Self::Unlock => SETLK,
+            Self::Wait => SETLKW,
+        }
+    }
+
+    fn wire_type(self, kind: LockKind) -> u32 {
+        match self {
+            Self::Unlock => UNLCK,
+            Self::Try | Self::Wait => kind.wire_type(),
+        }
+    }
+}
+
+impl LockKind {
+    fn wire_type(self) -> u32 {
+        match self {
+            Self::Read => RDLCK,
+            Self::Write => WRLCK,
+        }
+    }
+}
+
+impl Brick {
+    /// Takes or gives back a lock of the file in `domain`. An unlock needs the
+    /// same range as the lock.
+    pub fn inodelk(
+        &self,
+        gfid: Gfid,
+        domain: &str,
+        op: LockOp,
+        kind: LockKind,
+        range: LockRange,
+    ) -> Result<Locked, BrickError> {
+        let arguments = |op: LockOp| {
+            let mut arguments = Encoder::new();
+            arguments
+                .fixed(gfid.as_bytes())
+                .u32(op.command())
+                .u32(op.wire_type(kind));
+            self.flock(&mut arguments, op.wire_type(kind), range);
+            arguments.string(domain);
+            Dict::new().encode(&mut arguments);
+            arguments
+        };
+        self.set_lock(INODELK, op, arguments)
+    }
+
+    /// Takes or gives back a posix lock through an open file. A mandatory one
+    /// keeps other clients from the bytes where the volume enforces that.
+    ///
+    /// Beware: on a file with `trusted.glusterfs.enforce-mandatory-lock` the brick
+    /// grants *every* lock, and takes conflicting ones away from their holders
+    /// without a word (`pl_lock_preempt`, xlators/features/locks/src/posix.c).
+    pub fn lk(
+        &self,
+        fd: RemoteFd,
+        op: LockOp,
+        kind: LockKind,
+        range: LockRange,
+        mandatory: bool,
+    ) -> Result<Locked, BrickError> {
+        let arguments =
+            |op: LockOp| self.lk_arguments(fd, op.command(), op.wire_type(kind), range, mandatory);
+        self.set_lock(LK, op, arguments)
+    }
+
+    /// The first posix lock of somebody else in the way of a lock of this kind,
+    /// if any.
+    pub fn lk_conflict(
+        &self,
+        fd: RemoteFd,
+        kind: LockKind,
+        range: LockRange,
+    ) -> Result<Option<ForeignLock>, BrickError> {
+        let arguments = self.lk_arguments(fd, GETLK, kind.wire_type(), range, false);
+        let deadline = self.deadline();
+        let reply = self
+            .start(LK, arguments, &[], Weight::Uncounted, deadline)?
+            .wait(deadline)
+            .map_err(|error| self.call_failed(LK.name, error))?;
+        self.results(LK, reply.results(), |results| {
+            let _xdata = Dict::decode(results)?;
+            Ok(decode_flock(results)?)
+        })
+    }
+
+    fn set_lock(
+        &self,
+        operation: Operation,
+        op: LockOp,
+        arguments: impl Fn(LockOp) -> Encoder,
+    ) -> Result<Locked, BrickError> {
+        let deadline = self.deadline();
+        let pending = self.start(operation, arguments(op), &[], Weight::Uncounted, deadline)?;
+        let answer = match op {
+            LockOp::Unlock => pending.wait(deadline),
+            LockOp::Try | LockOp::Wait => {
+                let unlock = self.undo(operation, arguments(LockOp::Unlock), was_granted);
+                pending.wait_or_undo(deadline, unlock)
+            }
+        };
+        let reply = answer.map_err(|error| self.call_failed(operation.name, error))?;
+        match self.results(operation, reply.results(), |_| Ok::<(), ProtocolError>(())) {
+            Ok(()) => Ok(Locked::Granted),
+            Err(error) if op == LockOp::Try && error.errno() == Some(Errno::AGAIN) => {
+                Ok(Locked::WouldBlock)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lk_arguments(
+        &self,
+        fd: RemoteFd,
+        command: u32,
+        wire_type: u32,
+        range: LockRange,
+        mandatory: bool,
+    ) -> Encoder {
+        let mut xdata = Dict::new();
+        if mandatory {
+            let (key, value) = LOCK_MODE;
+            xdata.set(key, value);
+        }
+        let mut arguments = Encoder::new();
+        arguments
+            .fixed(fd.gfid.as_bytes())
+            .i64(fd.number)
+            .u32(command)
+            .u32(wire_type);
+        self.flock(&mut arguments, wire_type, range);
+        xdata.encode(&mut arguments);
+        arguments
+    }
+
+    /// Appends a `gf_proto_flock`. The brick takes the owner from the
+    /// credentials; the one in here must only not be too long.
+    fn flock(&self, to: &mut Encoder, wire_type: u32, range: LockRange) {
+        const SEEK_SET: u32 = 0;
+        let (pid, owner) = match self.credentials() {
+            Credentials::Client { pid, lk_owner } => (*pid, lk_owner.as_bytes()),
+            Credentials::None => (0, &[][..]),
+        };
+        to.u32(wire_type)
+            .u32(SEEK_SET)
+            .u64(range.start)
+            .u64(range.len)
+            .i32(pid)
+            .opaque(owner);
+    }
+}
+
+fn was_granted(results: &[u8]) -> bool {
+    Decoder::new(results).i32().is_ok_and(|op_ret| op_ret >= 0)
+}
+
+fn decode_flock(from: &mut Decoder<'_>) -> Result<Option<ForeignLock>, XdrError> {
+    let kind = match from.u32()? {
+        RDLCK => LockKind::Read,
+        WRLCK => LockKind::Write,
+        UNLCK => return Ok(None),
+        other => {
+            return Err(XdrError::UnknownValue {
+                what: "lock type",
+                value: other.into(),
+            });
+        }
+    };
+    let _whence = from.u32()?;
+    let range = LockRange {
+        start: from.u64()?,
+        len: from.u64()?,
+    };
+    let pid = from.u32()?;
+    let lk_owner = from.opaque(MAX_ANSWERED_OWNER)?.to_vec();
+    Ok(Some(ForeignLock {
+        kind,
+        range,
+        pid,
+        lk_owner,
+    }))
+}

@@ -1,0 +1,334 @@
+//! What a volume and its bricks look like, read out of their volfiles.
+//!
+//! Turns the client's graph into replica sets and the brick's graph into the
+//! list of features that writing past the brick process would bypass. Whether
+//! such a volume can be served is decided elsewhere.
+
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::pending::PENDING_PREFIX;
+use super::volfile::{Graph, Translator, VolfileSyntax};
+
+const REPLICATE: &str = "cluster/replicate";
+const DISPERSE: &str = "cluster/disperse";
+const CLIENT: &str = "protocol/client";
+const SHARD: &str = "features/shard";
+
+/// A replicated volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// The volume's name.
+    pub name: String,
+    /// The volume's identity; bricks refuse clients of another.
+    pub volume_id: Uuid,
+    /// The replica sets, in the order of the volfile. More than one: files are
+    /// distributed over them.
+    pub replica_sets: Vec<ReplicaSet>,
+    /// Are files cut into pieces under `.shard`?
+    pub sharded: bool,
+}
+
+/// The bricks that hold copies of the same files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaSet {
+    /// Name of the `cluster/replicate` translator (`gv0-replicate-0`): the lock
+    /// domain of AFR's writes, and with `:self-heal` appended that of its heal.
+    pub name: String,
+    /// The bricks in child order; arbiters are the last.
+    pub bricks: Vec<BrickSpec>,
+    /// How many of the last bricks hold no data.
+    pub arbiter_count: usize,
+    /// Complete names of the pending attributes, `trusted.afr.` included, in
+    /// child order and as many as bricks.
+    pub pending_names: Vec<String>,
+    /// AFR's client quorum, where the volfile sets it.
+    pub quorum: QuorumOption,
+}
+
+/// The options `cluster.quorum-type` and `cluster.quorum-count`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QuorumOption {
+    /// Not in the volfile: AFR's default for that many bricks.
+    Default,
+    /// No quorum is asked for.
+    None,
+    /// More than half, or half with the first brick.
+    Auto,
+    /// At least that many bricks.
+    Fixed(usize),
+}
+
+/// How to reach a brick.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BrickSpec {
+    /// Name of its `protocol/client` translator.
+    pub client_name: String,
+    /// Host name or address.
+    pub host: String,
+    /// The brick's directory there.
+    pub path: String,
+    /// Name to log in with. Only the volfile that glusterd gives to clients on
+    /// its own host has one; without it the volume's `auth.allow` decides.
+    pub username: Option<String>,
+    /// Password to log in with.
+    pub password: Option<String>,
+    /// Does the brick want TLS (which [`super::Brick`] does not speak)?
+    pub tls: bool,
+}
+
+impl std::fmt::Debug for BrickSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BrickSpec({} {self})", self.client_name)
+    }
+}
+
+impl std::fmt::Display for BrickSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.path)
+    }
+}
+
+/// The volfile describes no volume that can be understood here.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum VolfileError {
+    /// Not a volfile.
+    #[error("the volume's description cannot be read")]
+    Syntax(#[from] VolfileSyntax),
+    /// Files have no full copies on several bricks.
+    #[error("volume {volume} is not replicated: it is {layout}; only replica volumes can be used")]
+    NotReplicated {
+        /// The volume.
+        volume: String,
+        /// What it is.
+        layout: Layout,
+    },
+    /// A replica set with a thin arbiter, whose marks are kept in another way.
+    #[error("replica set {replica_set} has a thin arbiter, which is not supported")]
+    ThinArbiter {
+        /// The replica set.
+        replica_set: String,
+    },
+    /// A translator lacks an option or it makes no sense.
+    #[error("the volfile's {translator} has no valid {option}")]
+    BadOption {
+        /// Name of the translator.
+        translator: String,
+        /// Name of the option.
+        option: &'static str,
+    },
+}
+
+/// Layouts other than replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Each file on one brick.
+    Distribute,
+    /// Each file in coded pieces.
+    Disperse,
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Distribute => "plain distribute (one copy of each file)",
+            Self::Disperse => "dispersed",
+        })
+    }
+}
+
+impl Volume {
+    /// Reads the volfile of a volume's clients.
+    pub fn parse(text: &str) -> Result<Self, VolfileError> {
+        let graph = Graph::parse(text)?;
+        let name = graph.top().map(|top| top.name.clone()).unwrap_or_default();
+        let replicates: Vec<&Translator> = graph.of_kind(REPLICATE).collect();
+        let replicated: usize = replicates.iter().map(|set| set.subvolumes.len()).sum();
+        let layout = if graph.of_kind(DISPERSE).next().is_some() {
+            Some(Layout::Disperse)
+        } else if replicates.is_empty() || graph.of_kind(CLIENT).count() > replicated {
+            Some(Layout::Distribute)
+        } else {
+            None
+        };
+        if let Some(layout) = layout {
+            let volume = name;
+            return Err(VolfileError::NotReplicated { volume, layout });
+        }
+        let replica_sets = replicates
+            .iter()
+            .map(|translator| replica_set(&graph, translator))
+            .collect::<Result<Vec<_>, _>>()?;
+        let volume_id = match replicates.first() {
+            Some(first) => required(first, "volume-id")?
+                .parse()
+                .map_err(|_| bad_option(first, "volume-id"))?,
+            None => Uuid::nil(),
+        };
+        Ok(Self {
+            name,
+            volume_id,
+            replica_sets,
+            sharded: graph.of_kind(SHARD).next().is_some(),
+        })
+    }
+}
+
+fn replica_set(graph: &Graph, translator: &Translator) -> Result<ReplicaSet, VolfileError> {
+    if translator.options.contains_key("thin-arbiter") {
+        let replica_set = translator.name.clone();
+        return Err(VolfileError::ThinArbiter { replica_set });
+    }
+    let bricks = translator
+        .subvolumes
+        .iter()
+        .map(|name| match graph.get(name) {
+            Some(client) if client.kind == CLIENT => brick(client),
+            _ => Err(bad_option(translator, "subvolumes")),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let pending_names: Vec<String> = required(translator, "afr-pending-xattr")?
+        .split(',')
+        .map(|name| format!("{PENDING_PREFIX}{}", name.trim()))
+        .collect();
+    if pending_names.len() != bricks.len() {
+        return Err(bad_option(translator, "afr-pending-xattr"));
+    }
+    let arbiter_count = number(translator, "arbiter-count")?.unwrap_or(0);
+    if arbiter_count >= bricks.len() {
+        return Err(bad_option(translator, "arbiter-count"));
+    }
+    Ok(ReplicaSet {
+        name: translator.name.clone(),
+        quorum: quorum(translator)?,
+        bricks,
+        arbiter_count,
+        pending_names,
+    })
+}
+
+fn brick(client: &Translator) -> Result<BrickSpec, VolfileError> {
+    let option = |name: &str| client.options.get(name).cloned();
+    Ok(BrickSpec {
+        client_name: client.name.clone(),
+        host: required(client, "remote-host")?.to_owned(),
+        path: required(client, "remote-subvolume")?.to_owned(),
+        username: option("username"),
+        password: option("password"),
+        tls: client.is_on("transport.socket.ssl-enabled"),
+    })
+}
+
+fn quorum(translator: &Translator) -> Result<QuorumOption, VolfileError> {
+    match translator.options.get("quorum-type").map(String::as_str) {
+        None => Ok(QuorumOption::Default),
+        Some("none") => Ok(QuorumOption::None),
+        Some("auto") => Ok(QuorumOption::Auto),
+        Some("fixed") => number(translator, "quorum-count")?
+            .map(QuorumOption::Fixed)
+            .ok_or_else(|| bad_option(translator, "quorum-count")),
+        Some(_) => Err(bad_option(translator, "quorum-type")),
+    }
+}
+
+fn number(translator: &Translator, option: &'static str) -> Result<Option<usize>, VolfileError> {
+    translator
+        .options
+        .get(option)
+        .map(|value| value.parse().map_err(|_| bad_option(translator, option)))
+        .transpose()
+}
+
+fn required<'a>(translator: &'a Translator, option: &'static str) -> Result<&'a str, VolfileError> {
+    translator
+        .options
+        .get(option)
+        .map(String::as_str)
+        .filter(|value| !value.is_empty())
+        .ok_or_else(|| bad_option(translator, option))
+}
+
+fn bad_option(translator: &Translator, option: &'static str) -> VolfileError {
+    VolfileError::BadOption {
+        translator: translator.name.clone(),
+        option,
+    }
+}
+
+/// Features of a brick process that a writer of its files bypasses, or that
+/// decide which locks it can hold there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BrickFeatures {
+    /// Bit-rot signing is on: it must see every write.
+    pub bitrot: bool,
+    /// The changelog of geo-replication is on: it must see every write.
+    pub changelog: bool,
+    /// Quota accounting is on.
+    pub quota: bool,
+    /// Files are write-once or may become so.
+    pub worm: bool,
+    /// The brick refuses every change.
+    pub read_only: bool,
+    /// When the brick enforces posix locks against other clients.
+    pub mandatory_locking: MandatoryLocking,
+    /// May a file be fenced by `trusted.glusterfs.enforce-mandatory-lock`? Needs
+    /// `mandatory_locking` to be on as well.
+    pub enforce_mandatory_lock: bool,
+}
+
+/// Volume option `locks.mandatory-locking`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MandatoryLocking {
+    /// Posix locks are advisory.
+    #[default]
+    Off,
+    /// For files with the set-group-id bit and no group execution.
+    File,
+    /// Every posix lock is enforced.
+    Forced,
+    /// Locks that ask for it are enforced.
+    Optimal,
+}
+
+impl BrickFeatures {
+    /// Can a file of this brick be fenced against other clients?
+    pub fn can_fence(&self) -> bool {
+        use MandatoryLocking::{Forced, Optimal};
+        self.enforce_mandatory_lock && matches!(self.mandatory_locking, Forced | Optimal)
+    }
+
+    /// Reads the volfile of a brick process.
+    pub fn parse(text: &str) -> Result<Self, VolfileError> {
+        let graph = Graph::parse(text)?;
+        let on = |kind, option| graph.of_kind(kind).any(|found| found.is_on(option));
+        let locks = graph.of_kind("features/locks").next();
+        let mandatory_locking = match locks.and_then(|found| found.options.get("mandatory-locking"))
+        {
+            Some(mode) => match mode.as_str() {
+                "off" => MandatoryLocking::Off,
+                "file" => MandatoryLocking::File,
+                "forced" => MandatoryLocking::Forced,
+                "optimal" => MandatoryLocking::Optimal,
+                _ => {
+                    return Err(VolfileError::BadOption {
+                        translator: locks.map(|found| found.name.clone()).unwrap_or_default(),
+                        option: "mandatory-locking",
+                    });
+                }
+            },
+            None => MandatoryLocking::Off,
+        };
+        Ok(Self {
+            bitrot: on("features/bitrot-stub", "bitrot"),
+            changelog: on("features/changelog", "changelog"),
+            quota: on("features/quota", "server-quota"),
+            worm: on("features/worm", "worm") || on("features/worm", "worm-file-level"),
+            read_only: on("features/read-only", "read-only"),
+            mandatory_locking,
+            enforce_mandatory_lock: on("features/locks", "enforce-mandatory-lock"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
