@@ -1,2 +1,44 @@
 //! The vhost-user-blk device over one local file.
+//!
+//! Owns the conversation with one front-end after the other: the vhost-user
+//! messages, the virtqueues in the guest's memory, the io_uring that moves bytes
+//! between that memory and the file. The command that serves an image makes a
+//! [`Disk`] and a [`Gate`](gate::Gate) and calls [`Server::serve`] with each connection.
+//!
+//! It does not open the file, does not listen on a socket, and does not know why
+//! a write may have to wait: that is the gate's business.
+//!
+//! One request's way through the files: `vring` takes the head of a descriptor
+//! chain from the available ring, `chain` walks the descriptors, `request`
+//! decides what they ask for, `queue` asks the gate and drives `slot`, the state
+//! machine of one request, whose operations `engine` hands to io_uring; the
+//! answer goes back through `vring`. `relay` and `backend` are the control
+//! plane, and take no part in it.
+
+mod backend;
+mod bounce;
+mod cache;
+mod chain;
+mod config;
+mod config_space;
+mod control;
+mod disk;
+mod engine;
+mod error;
 pub mod gate;
+mod memory;
+mod queue;
+mod ranges;
+mod relay;
+mod request;
+mod server;
+mod slot;
+mod stats;
+mod transfer;
+mod vring;
+
+pub use config::Config;
+pub use disk::{Alignment, Disk};
+pub use error::{DeviceError, HandlerError};
+pub use server::{EndReason, Server, StopHandle};
+pub use stats::{QueueSnapshot, Snapshot, Stats};

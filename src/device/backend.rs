@@ -1,0 +1,175 @@
+//! The device as `vhost-user-backend` sees it, for one connection: what it
+//! offers, and where its events go.
+//!
+//! The control plane only: messages change shared state or ask a queue to
+//! drain; every request is handled by the queue of the thread it arrives on.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost_user_backend::VhostUserBackend;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+
+use super::config_space;
+use super::control::Control;
+use super::gate::Gate;
+use super::memory::{DirtyBitmap, Epoch, MemoryHandle};
+use super::queue::{Queue, Shared};
+use super::vring::Vring;
+
+/// One connection's device.
+pub struct Backend<G> {
+    shared: Arc<Shared<G>>,
+    epoch: Arc<Epoch>,
+    controls: Vec<Arc<Control>>,
+    /// Each is locked by its own thread alone, once per wake-up.
+    queues: Vec<Mutex<Queue<G>>>,
+}
+
+impl<G: Gate> Backend<G> {
+    /// A device of `queues`, each stopped through the control of the same index.
+    pub fn new(
+        shared: Arc<Shared<G>>,
+        epoch: Arc<Epoch>,
+        controls: Vec<Arc<Control>>,
+        queues: Vec<Queue<G>>,
+    ) -> Self {
+        Self {
+            shared,
+            epoch,
+            controls,
+            queues: queues.into_iter().map(Mutex::new).collect(),
+        }
+    }
+
+    /// The event number of the queues' own wake-ups; the handler uses the ones
+    /// up to the number of queues.
+    pub fn wake_event(&self) -> u64 {
+        self.queues.len() as u64 + 1
+    }
+}
+
+impl<G: Gate> VhostUserBackend for Backend<G> {
+    type Bitmap = DirtyBitmap;
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.shared.config.num_queues.into()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        self.shared.config.queue_size.into()
+    }
+
+    fn features(&self) -> u64 {
+        config_space::features(&self.shared.disk)
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.shared.cache.negotiated(features);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        config_space::protocol_features()
+    }
+
+    /// The handler has disabled all rings; in-flight requests end before the reply.
+    fn reset_device(&self) {
+        for control in &self.controls {
+            control.drain();
+        }
+    }
+
+    /// Kept by each ring.
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let writeback = self.shared.cache.writeback();
+        config_space::read(
+            &self.shared.disk,
+            &self.shared.config,
+            writeback,
+            offset,
+            size,
+        )
+    }
+
+    /// Only the cache mode can be set. Anything else is ignored, as an error would
+    /// end the connection for what a guest may have caused.
+    fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
+        match config_space::written_writeback(offset, buf) {
+            Some(writeback) => self.shared.cache.set_writeback(writeback),
+            None => log::warn!(
+                "ignored a write of {} bytes at {offset} of the config space",
+                buf.len()
+            ),
+        }
+        Ok(())
+    }
+
+    /// Wakes the queues so that they let go of the old map.
+    fn update_memory(&self, _memory: MemoryHandle) -> io::Result<()> {
+        self.epoch.advance();
+        for control in &self.controls {
+            control.wake();
+        }
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.shared.config.num_queues)
+            .map(|queue| 1 << queue)
+            .collect()
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        match new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC) {
+            Ok(pair) => Some(pair),
+            Err(error) => {
+                log::error!("cannot make the exit event of a queue's thread: {error}");
+                None
+            }
+        }
+    }
+
+    fn stop_vring(&self, queue: u32) -> io::Result<()> {
+        self.controls
+            .get(queue as usize)
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .drain();
+        Ok(())
+    }
+
+    /// Never an error: it would silently end the thread.
+    fn handle_event(
+        &self,
+        _event: u16,
+        _set: EventSet,
+        vrings: &[Vring],
+        thread: usize,
+    ) -> io::Result<()> {
+        let _abort = AbortOnPanic;
+        if let (Some(queue), Some(vring)) = (self.queues.get(thread), vrings.first()) {
+            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            queue.work(vring);
+        }
+        Ok(())
+    }
+}
+
+/// Ends the process if a queue's thread panics: a bug has then left requests
+/// half done, and a dead daemon is a case that is provided for, a silent queue is not.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("a queue's thread panicked; ending the process");
+            std::process::abort();
+        }
+    }
+}

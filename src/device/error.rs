@@ -1,0 +1,98 @@
+//! What can go wrong in setting up or serving the device.
+//!
+//! A guest's bad request is not among these: it is answered in its status byte
+//! and counted in the [statistics](super::Stats).
+
+use std::io;
+
+use super::config::{MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE};
+use super::disk::{MAX_ALIGNMENT, SECTOR, SERIAL_LEN};
+use super::relay::MAX_BODY;
+
+/// Why the device could not be made, or why serving a front-end ended badly.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The opened file could not be examined.
+    #[error("cannot examine the disk's file")]
+    Examine(#[source] io::Error),
+    /// Only regular files are served.
+    #[error("the disk is not a regular file; give the path of an image file")]
+    NotRegular,
+    /// The size cannot be offered in whole blocks.
+    #[error(
+        "the disk's size of {size} bytes is not a positive multiple of its block size of {block} \
+         bytes; grow the image to the next multiple"
+    )]
+    Size {
+        /// Size of the file in bytes.
+        size: u64,
+        /// Bytes per block as the file needs them for direct I/O.
+        block: u32,
+    },
+    /// Direct I/O does not work, or needs what the device cannot give.
+    #[error(
+        "the file system does not take direct I/O in blocks of {SECTOR} to {MAX_ALIGNMENT} bytes \
+         on this file; put the image on a file system that does (ext4, xfs)"
+    )]
+    NoDirectIo,
+    /// virtio gives the serial a fixed field.
+    #[error("the serial is {len} bytes long, at most {SERIAL_LEN} fit; shorten it")]
+    Serial {
+        /// Length of the refused serial in bytes.
+        len: usize,
+    },
+    /// Number of queues out of range.
+    #[error("{asked} queues asked for; 1 to {MAX_QUEUES} are possible")]
+    Queues {
+        /// The refused number.
+        asked: u16,
+    },
+    /// Queue size out of range, or not a power of two.
+    #[error(
+        "queue size {asked} asked for; a power of two from {MIN_QUEUE_SIZE} to {MAX_QUEUE_SIZE} \
+         is possible"
+    )]
+    QueueSize {
+        /// The refused size.
+        asked: u16,
+    },
+    /// io_uring or an event fd could not be had.
+    #[error("cannot set up the I/O engine of a queue (is io_uring allowed on this host?)")]
+    Engine(#[source] io::Error),
+    /// The private socket between the relay and the protocol handler.
+    #[error("cannot make the private socket of the vhost-user handler in the temporary folder")]
+    Channel(#[source] io::Error),
+    /// The protocol handler could not be started.
+    #[error("cannot start the vhost-user handler")]
+    Start(#[source] HandlerError),
+    /// The connection itself failed.
+    #[error("the connection to the front-end failed")]
+    Connection(#[source] io::Error),
+    /// The front-end closed the connection inside a message.
+    #[error("the front-end closed the connection in the middle of a message")]
+    HalfMessage,
+    /// A message that no vhost-user front-end sends.
+    #[error("the front-end announced a message of {len} bytes, at most {MAX_BODY} are allowed")]
+    Oversized {
+        /// Announced length of the message's body in bytes.
+        len: u32,
+    },
+    /// The front-end broke the protocol.
+    #[error("the front-end broke the vhost-user protocol")]
+    Protocol(#[source] HandlerError),
+    /// The protocol handler ended the connection without saying why.
+    #[error("the vhost-user handler ended the connection; see the log for the reason")]
+    HandlerGone,
+}
+
+/// An error of the protocol handler, whose own type is no [`std::error::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct HandlerError(vhost_user_backend::Error);
+
+impl From<vhost_user_backend::Error> for HandlerError {
+    fn from(error: vhost_user_backend::Error) -> Self {
+        Self(error)
+    }
+}

@@ -1,0 +1,69 @@
+//! The guest's memory as one queue sees it.
+//!
+//! The front-end may replace the map at any time. A queue looks for a new map
+//! whenever it has read the available index, and each request holds on to the
+//! map it was taken under, so memory is unmapped only when no operation on it
+//! is in flight. The reference count of a map is private to its queue, so
+//! holding on to it touches no cache line of another.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+
+/// Records writes to guest memory during a migration; none yet.
+pub type DirtyBitmap = ();
+/// One map of the guest's memory.
+pub type Memory = GuestMemoryMmap<DirtyBitmap>;
+/// The map in force, replaced by the protocol handler.
+pub type MemoryHandle = GuestMemoryAtomic<Memory>;
+
+/// Counts the maps that the front-end has set, so that a queue sees with one
+/// load that there is a new one.
+#[derive(Debug, Default)]
+pub struct Epoch(AtomicU64);
+
+impl Epoch {
+    /// A new map is in force.
+    pub fn advance(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// One queue's view.
+pub struct View {
+    handle: MemoryHandle,
+    epoch: Arc<Epoch>,
+    seen: u64,
+    current: Arc<Memory>,
+}
+
+impl View {
+    /// A view of the map in `handle`, whose changes `epoch` counts.
+    pub fn new(handle: MemoryHandle, epoch: Arc<Epoch>) -> Self {
+        Self {
+            seen: epoch.get(),
+            current: Arc::new((*handle.memory()).clone()),
+            handle,
+            epoch,
+        }
+    }
+
+    /// Adopts the newest map.
+    pub fn refresh(&mut self) {
+        let now = self.epoch.get();
+        if now != self.seen {
+            self.seen = now;
+            self.current = Arc::new((*self.handle.memory()).clone());
+        }
+    }
+
+    /// The map as of the last [`refresh`](Self::refresh).
+    pub fn current(&self) -> &Arc<Memory> {
+        &self.current
+    }
+}

@@ -1,0 +1,346 @@
+//! One queue at work: takes requests from the ring, asks the gate, submits,
+//! completes, drains.
+//!
+//! Everything here runs on the queue's own thread, called by the backend once
+//! per wake-up, and touches no other queue.
+//!
+//! # A closed gate
+//! A request whose change must wait is *parked*, and while one is parked the
+//! queue takes no further request. So at most one request per queue waits, it is
+//! always the last one taken, and when the ring stops it is simply put back: the
+//! available index goes one back, and whoever starts the ring next, here or on
+//! another host, takes it again. The price is that reads behind a parked write
+//! in the same queue wait too; reads on other queues go on.
+
+use std::sync::Arc;
+
+use super::bounce::BouncePool;
+use super::cache::CacheMode;
+use super::config::Config;
+use super::control::Control;
+use super::disk::Disk;
+use super::engine::{Completion, Engine};
+use super::gate::{Admission, Gate};
+use super::memory::View;
+use super::request::Status;
+use super::slot::{Access, Kind, Loaded, Next, Slot};
+use super::stats::{QueueStats, Stats};
+use super::vring::{Ring, RingError, Vring};
+
+/// Rounds over the ring before the thread looks at its other events.
+const MAX_ROUNDS: usize = 16;
+
+/// What all queues of a connection share.
+pub struct Shared<G> {
+    /// What is served.
+    pub disk: Disk,
+    /// Who is asked before a change.
+    pub gate: Arc<G>,
+    /// The device's shape.
+    pub config: Config,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+    /// Whether changes must be durable when they are answered.
+    pub cache: CacheMode,
+}
+
+/// One queue, for one connection.
+pub struct Queue<G> {
+    index: usize,
+    shared: Arc<Shared<G>>,
+    control: Arc<Control>,
+    view: View,
+    engine: Engine,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    parked: Option<usize>,
+    pool: BouncePool,
+    /// The guest spoiled the ring: nothing is taken until it is started anew.
+    broken: bool,
+    /// The last drain that was answered.
+    drained: u64,
+}
+
+impl<G: Gate> Queue<G> {
+    /// Queue `index`, woken through `control`.
+    ///
+    /// # Errors
+    /// What the kernel refused in setting up io_uring.
+    pub fn new(
+        index: usize,
+        shared: Arc<Shared<G>>,
+        control: Arc<Control>,
+        view: View,
+    ) -> std::io::Result<Self> {
+        let size = shared.config.queue_size;
+        Ok(Self {
+            index,
+            engine: Engine::new(&shared.disk, size, control.wake_fd())?,
+            shared,
+            control,
+            view,
+            slots: (0..size).map(|_| Slot::new()).collect(),
+            free: (0..usize::from(size)).rev().collect(),
+            parked: None,
+            pool: BouncePool::default(),
+            broken: false,
+            drained: 0,
+        })
+    }
+
+    /// Does what there is to do, after any wake-up.
+    pub fn work(&mut self, vring: &Vring) {
+        self.control.acknowledge_wake();
+        let mut ring = vring.open();
+        let mut again = true;
+        for _ in 0..MAX_ROUNDS {
+            again = self.round(&mut ring).unwrap_or_else(|error| {
+                self.break_ring(&error);
+                true
+            });
+            if !again {
+                break;
+            }
+        }
+        if again {
+            self.control.wake();
+        }
+        self.count_in_flight();
+        self.answer_drain(&mut ring);
+    }
+
+    /// One look at everything. Returns whether there is more to do at once.
+    fn round(&mut self, ring: &mut Ring<'_>) -> Result<bool, RingError> {
+        self.view.refresh();
+        self.reap(ring)?;
+        let stopping = self.control.closed() || self.control.drain_asked(self.drained).is_some();
+        let taking = !stopping && !self.broken && ring.running();
+        if stopping {
+            self.unpark(ring);
+        } else if taking {
+            self.retry_parked(ring)?;
+            self.take(ring)?;
+        }
+        let submitted = self.engine.submit();
+        if !self.broken {
+            ring.publish(self.view.current())?;
+        }
+        if let Err(error) = submitted {
+            log::warn!(
+                "queue {}: cannot submit I/O, trying again: {error}",
+                self.index
+            );
+            return Ok(true);
+        }
+        if taking && self.parked.is_none() && !self.free.is_empty() {
+            return ring.rearm(self.view.current());
+        }
+        Ok(false)
+    }
+
+    fn reap(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        while let Some(completion) = self.engine.reap() {
+            let Completion {
+                token,
+                result,
+                buffer,
+            } = completion;
+            let Some(slot) = self.slots.get_mut(token) else {
+                continue;
+            };
+            let next = slot.completed(result, buffer, &self.shared.disk, &mut self.pool);
+            self.go_on(ring, token, next, true)?;
+        }
+        Ok(())
+    }
+
+    /// Takes every request there is, until one must wait.
+    fn take(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        if self.parked.is_some() {
+            return Ok(());
+        }
+        ring.look(self.view.current())?;
+        // The guest may have made available what lies in memory that was added meanwhile.
+        self.view.refresh();
+        while let Some(&token) = self.free.last() {
+            let Some(head) = ring.take(self.view.current())? else {
+                break;
+            };
+            let Some(slot) = self.slots.get_mut(token) else {
+                break;
+            };
+            self.free.pop();
+            let durable = self.shared.cache.write_through();
+            let loaded = slot.load(
+                self.view.current(),
+                ring.descriptors(),
+                head,
+                &self.shared.disk,
+                durable,
+            );
+            match loaded {
+                Loaded::Ready => self.admit(ring, token)?,
+                Loaded::Answer(status) => self.finish(ring, token, status, false)?,
+                Loaded::Unanswerable => self.finish(ring, token, Status::IoError, false)?,
+            }
+            if self.parked.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the gate, and starts, parks or refuses the request.
+    fn admit(&mut self, ring: &mut Ring<'_>, token: usize) -> Result<(), RingError> {
+        let Some(slot) = self.slots.get_mut(token) else {
+            return Ok(());
+        };
+        match ask(&*self.shared.gate, slot) {
+            Admission::Go => {
+                let next = slot.next(&self.shared.disk, &mut self.pool);
+                self.go_on(ring, token, next, true)
+            }
+            Admission::Wait => {
+                self.parked = Some(token);
+                Ok(())
+            }
+            Admission::Refuse => self.finish(ring, token, Status::IoError, false),
+        }
+    }
+
+    fn retry_parked(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        match self.parked.take() {
+            Some(token) => self.admit(ring, token),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts the parked request back into the ring, of which it was the last taken.
+    fn unpark(&mut self, ring: &mut Ring<'_>) {
+        if let Some(token) = self.parked.take() {
+            ring.untake();
+            self.free.push(token);
+        }
+    }
+
+    fn go_on(
+        &mut self,
+        ring: &mut Ring<'_>,
+        token: usize,
+        next: Next,
+        admitted: bool,
+    ) -> Result<(), RingError> {
+        let status = match next {
+            Next::Submit(operation) => match self.engine.push(token, operation) {
+                Ok(()) => return Ok(()),
+                Err(_) => {
+                    log::error!("queue {}: the I/O engine has no room", self.index);
+                    Status::IoError
+                }
+            },
+            Next::Done(status) => status,
+        };
+        self.finish(ring, token, status, admitted)
+    }
+
+    /// Answers a request and frees its slot; `admitted` if the gate let it in.
+    fn finish(
+        &mut self,
+        ring: &mut Ring<'_>,
+        token: usize,
+        status: Status,
+        admitted: bool,
+    ) -> Result<(), RingError> {
+        let Some(slot) = self.slots.get_mut(token) else {
+            return Ok(());
+        };
+        if admitted && let Access::Change(extents) = slot.access() {
+            for extent in extents {
+                self.shared.gate.end_write(extent.offset, extent.len);
+            }
+        }
+        if let Some(stats) = self.shared.stats.queue(self.index) {
+            count(stats, slot.kind(), status);
+        }
+        let written = slot.answer(status);
+        let head = slot.head();
+        self.free.push(token);
+        if self.broken {
+            return Ok(());
+        }
+        ring.push_used(self.view.current(), head, written)
+    }
+
+    fn break_ring(&mut self, error: &RingError) {
+        if !self.broken {
+            log::error!(
+                "queue {}: {error}; it does nothing until the guest's driver starts it anew",
+                self.index
+            );
+        }
+        self.broken = true;
+    }
+
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    fn count_in_flight(&self) {
+        if let Some(stats) = self.shared.stats.queue(self.index) {
+            stats.in_flight.set(self.in_flight() as u64);
+            stats.parked.set(u64::from(self.parked.is_some()));
+        }
+    }
+
+    fn answer_drain(&mut self, ring: &mut Ring<'_>) {
+        if let Some(ticket) = self.control.drain_asked(self.drained)
+            && self.in_flight() == 0
+        {
+            ring.stop();
+            self.broken = false;
+            self.drained = ticket;
+            self.control.drained(ticket);
+        }
+    }
+}
+
+/// Whoever changes several extents gets them all or none.
+fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
+    match slot.access() {
+        Access::Read => gate.admit_read(),
+        Access::Nothing => Admission::Go,
+        Access::Change(extents) => {
+            for (index, extent) in extents.iter().enumerate() {
+                let answer = gate.begin_write(extent.offset, extent.len);
+                if answer != Admission::Go {
+                    for begun in extents.iter().take(index) {
+                        gate.end_write(begun.offset, begun.len);
+                    }
+                    return answer;
+                }
+            }
+            Admission::Go
+        }
+    }
+}
+
+fn count(stats: &QueueStats, kind: Kind, status: Status) {
+    if status != Status::Ok {
+        stats.errors.add(1);
+        return;
+    }
+    match kind {
+        Kind::Read(bytes) => {
+            stats.reads.add(1);
+            stats.read_bytes.add(bytes);
+        }
+        Kind::Write(bytes) => {
+            stats.writes.add(1);
+            stats.written_bytes.add(bytes);
+        }
+        Kind::Flush => stats.flushes.add(1),
+        Kind::Discard => stats.discards.add(1),
+        Kind::WriteZeroes => stats.write_zeroes.add(1),
+        Kind::Other => {}
+    }
+}

@@ -1,0 +1,220 @@
+//! Passes vhost-user messages between the front-end and the protocol handler.
+//!
+//! The handler of `vhost-user-backend` takes its connection from a listener of
+//! its own only. The relay between it and the real connection knows when a
+//! connection ends, and how: closed, cut off in a message, or by our own wish,
+//! in which case the rings are drained before the front-end learns of it. It
+//! reads no more of a message than its length; later it is the place to answer
+//! messages that the handler cannot.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use uuid::Uuid;
+use vhost::vhost_user::Listener;
+
+use super::error::DeviceError;
+
+/// Bytes of a message's header: request, flags, length of the body.
+const HEADER_LEN: usize = 12;
+/// Most bytes of a message's body, as in the `vhost` crate.
+pub const MAX_BODY: u32 = 4096;
+/// Most file descriptors with one message, as in the `vhost` crate.
+const MAX_FDS: usize = 32;
+
+/// How relaying ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayEnd {
+    /// The front-end closed the connection, between two messages.
+    FrontEndClosed,
+    /// We were asked to stop.
+    Stopped,
+    /// The handler closed its side: it did not like what it read.
+    HandlerClosed,
+}
+
+/// A stream to a handler that accepts from the listener. The socket is made in
+/// a folder that nobody else can enter, and has no name any more on return.
+///
+/// # Errors
+/// What the file system or the kernel refused.
+pub fn handler_channel() -> io::Result<(UnixStream, Listener)> {
+    let folder = std::env::temp_dir().join(format!("bypass-blk-{}", Uuid::new_v4()));
+    std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    let path = folder.join("handler");
+    let pair = UnixListener::bind(&path)
+        .and_then(|listener| Ok((UnixStream::connect(&path)?, Listener::from(listener))));
+    let _ = std::fs::remove_file(&path);
+    let removed = std::fs::remove_dir(&folder);
+    let pair = pair?;
+    removed?;
+    Ok(pair)
+}
+
+/// Relays until one side is gone or `stop` is readable.
+///
+/// # Errors
+/// The front-end broke off or misused the protocol, or a connection failed.
+pub fn relay(
+    front_end: &UnixStream,
+    handler: &UnixStream,
+    stop: BorrowedFd<'_>,
+) -> Result<RelayEnd, DeviceError> {
+    let mut requests = Message::default();
+    let mut replies = Message::default();
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(stop, PollFlags::IN),
+            PollFd::new(handler, PollFlags::IN),
+            PollFd::new(front_end, PollFlags::IN),
+        ];
+        wait(&mut fds)?;
+        let [stopped, reply, request] = fds.map(|fd| !fd.revents().is_empty());
+        if stopped {
+            return Ok(RelayEnd::Stopped);
+        }
+        if reply {
+            match replies.receive(handler)? {
+                Received::End => return Ok(RelayEnd::HandlerClosed),
+                Received::Some => {}
+            }
+            if replies.complete()? && !replies.send(front_end, stop)? {
+                return Ok(RelayEnd::FrontEndClosed);
+            }
+        }
+        if request {
+            match requests.receive(front_end)? {
+                Received::End if requests.is_empty() => return Ok(RelayEnd::FrontEndClosed),
+                Received::End => return Err(DeviceError::HalfMessage),
+                Received::Some => {}
+            }
+            // A handler that is gone shows by its closed socket, after its last reply.
+            if requests.complete()? {
+                requests.send(handler, stop)?;
+            }
+        }
+    }
+}
+
+fn wait(fds: &mut [PollFd<'_>]) -> Result<(), DeviceError> {
+    loop {
+        match poll(fds, None) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(DeviceError::Connection(errno.into())),
+        }
+    }
+}
+
+enum Received {
+    Some,
+    End,
+}
+
+/// A message as far as it has arrived.
+#[derive(Default)]
+struct Message {
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Message {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Bytes of the whole message, as far as that is known.
+    fn expected(&self) -> Result<usize, DeviceError> {
+        let Some(len) = self
+            .bytes
+            .get(8..HEADER_LEN)
+            .and_then(|len| len.try_into().ok())
+            .map(u32::from_ne_bytes)
+        else {
+            return Ok(HEADER_LEN);
+        };
+        if len > MAX_BODY {
+            return Err(DeviceError::Oversized { len });
+        }
+        Ok(HEADER_LEN + len as usize)
+    }
+
+    fn complete(&self) -> Result<bool, DeviceError> {
+        Ok(self.bytes.len() >= HEADER_LEN && self.bytes.len() == self.expected()?)
+    }
+
+    /// Receives what there is of this message, and nothing of the next, so that
+    /// file descriptors stay with the message they came with.
+    fn receive(&mut self, from: &UnixStream) -> Result<Received, DeviceError> {
+        let begin = self.bytes.len();
+        self.bytes.resize(self.expected()?, 0);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let room = self.bytes.get_mut(begin..).unwrap_or_default();
+        let received = recvmsg(
+            from,
+            &mut [IoSliceMut::new(room)],
+            &mut control,
+            RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
+        );
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.fds.extend(fds);
+            }
+        }
+        let (bytes, end) = match received {
+            Ok(message) => (message.bytes, message.bytes == 0),
+            Err(Errno::AGAIN | Errno::INTR) => (0, false),
+            Err(Errno::CONNRESET) => (0, true),
+            Err(errno) => return Err(DeviceError::Connection(errno.into())),
+        };
+        self.bytes.truncate(begin + bytes);
+        Ok(if end { Received::End } else { Received::Some })
+    }
+
+    /// Sends the message and forgets it. Returns whether `to` still takes it;
+    /// being asked to stop counts as sent.
+    fn send(&mut self, to: &UnixStream, stop: BorrowedFd<'_>) -> Result<bool, DeviceError> {
+        let Message { bytes, fds } = std::mem::take(self);
+        let mut rights: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !rights.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&rights)) {
+                return Err(DeviceError::Connection(Errno::TOOBIG.into()));
+            }
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match sendmsg(to, &[IoSlice::new(rest)], &mut control, flags) {
+                Ok(sent) => {
+                    rest = rest.get(sent..).unwrap_or_default();
+                    rights.clear();
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    let mut fds = [
+                        PollFd::from_borrowed_fd(stop, PollFlags::IN),
+                        PollFd::new(to, PollFlags::OUT),
+                    ];
+                    wait(&mut fds)?;
+                    let [stopped, _] = fds;
+                    if !stopped.revents().is_empty() {
+                        return Ok(true);
+                    }
+                }
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(false),
+                Err(errno) => return Err(DeviceError::Connection(errno.into())),
+            }
+        }
+        Ok(true)
+    }
+}

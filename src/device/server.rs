@@ -1,0 +1,169 @@
+//! Serves front-ends, one after the other.
+//!
+//! Owns what outlives a connection: the disk, the counters, the cache mode, and
+//! the event fds that the gate knows. Everything else is made anew for each
+//! connection and is gone, with all its I/O, before the next.
+
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+use vhost_user_backend::VhostUserDaemon;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::backend::Backend;
+use super::cache::CacheMode;
+use super::config::Config;
+use super::control::Control;
+use super::disk::Disk;
+use super::error::DeviceError;
+use super::gate::Gate;
+use super::memory::{Epoch, Memory, MemoryHandle, View};
+use super::queue::{Queue, Shared};
+use super::relay::{RelayEnd, handler_channel, relay};
+use super::stats::Stats;
+
+/// Why [`Server::serve`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// The front-end closed the connection.
+    Disconnected,
+    /// [`StopHandle::stop`] was called.
+    Stopped,
+}
+
+/// Ends [`Server::serve`] from another thread.
+#[derive(Clone, Debug)]
+pub struct StopHandle(Arc<OwnedFd>);
+
+impl StopHandle {
+    /// Makes `serve` return soon, and every later call at once. The rings are
+    /// drained before the front-end's connection is closed.
+    pub fn stop(&self) {
+        // It fails only when the counter is full, and then it has been said already.
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// A vhost-user-blk device over one disk.
+pub struct Server<G> {
+    shared: Arc<Shared<G>>,
+    /// One per queue, subscribed to the gate for good.
+    wakes: Vec<Arc<EventFd>>,
+    stop: StopHandle,
+    /// One front-end at a time.
+    serving: Mutex<()>,
+}
+
+impl<G: Gate> Server<G> {
+    /// A device over `disk`, which asks `gate` before each read and each change.
+    ///
+    /// # Errors
+    /// A limit of `config`, or no event fds.
+    pub fn new(disk: Disk, gate: Arc<G>, config: Config) -> Result<Self, DeviceError> {
+        config.validate()?;
+        let wakes = (0..config.num_queues)
+            .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(DeviceError::Engine)?;
+        let stop = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|errno| DeviceError::Engine(errno.into()))?;
+        for wake in &wakes {
+            gate.subscribe(Arc::clone(wake));
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                disk,
+                gate,
+                stats: Arc::new(Stats::new(config.num_queues)),
+                config,
+                cache: CacheMode::new(),
+            }),
+            wakes,
+            stop: StopHandle(Arc::new(stop)),
+            serving: Mutex::new(()),
+        })
+    }
+
+    /// Serves the front-end at the other end of `stream` until it goes away or
+    /// [`StopHandle::stop`] is called. When this returns, with or without an
+    /// error, no I/O is in flight, every request taken has been answered or put
+    /// back, the guest's memory is unmapped, and the next front-end can be served.
+    ///
+    /// # Errors
+    /// The front-end broke the protocol, or what serving it takes cannot be had.
+    pub fn serve(&self, stream: UnixStream) -> Result<EndReason, DeviceError> {
+        let _serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = MemoryHandle::new(Memory::new());
+        let controls: Vec<_> = self
+            .wakes
+            .iter()
+            .map(|wake| Arc::new(Control::new(Arc::clone(wake))))
+            .collect();
+        let backend = Arc::new(self.backend(&memory, &controls)?);
+        let wake_event = backend.wake_event();
+        let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
+            .map_err(|error| DeviceError::Start(error.into()))?;
+        for (handler, wake) in daemon.get_epoll_handlers().iter().zip(&self.wakes) {
+            handler
+                .register_listener(wake.as_raw_fd(), EventSet::IN, wake_event)
+                .map_err(DeviceError::Engine)?;
+        }
+        let (near, mut listener) = handler_channel().map_err(DeviceError::Channel)?;
+        daemon
+            .start(&mut listener)
+            .map_err(|error| DeviceError::Start(error.into()))?;
+
+        let end = relay(&stream, &near, self.stop.0.as_fd());
+        for control in &controls {
+            control.close();
+        }
+        // Both may be gone already.
+        let _ = near.shutdown(Shutdown::Both);
+        let verdict = daemon.wait();
+        // Ends the queues' threads.
+        drop(daemon);
+        match end? {
+            RelayEnd::FrontEndClosed => Ok(EndReason::Disconnected),
+            RelayEnd::Stopped => Ok(EndReason::Stopped),
+            RelayEnd::HandlerClosed => {
+                Err(verdict.err().map_or(DeviceError::HandlerGone, |error| {
+                    DeviceError::Protocol(error.into())
+                }))
+            }
+        }
+    }
+
+    fn backend(
+        &self,
+        memory: &MemoryHandle,
+        controls: &[Arc<Control>],
+    ) -> Result<Backend<G>, DeviceError> {
+        self.shared.cache.negotiated(0);
+        let epoch = Arc::new(Epoch::default());
+        let queues = controls
+            .iter()
+            .enumerate()
+            .map(|(index, control)| {
+                let view = View::new(memory.clone(), Arc::clone(&epoch));
+                Queue::new(index, Arc::clone(&self.shared), Arc::clone(control), view)
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(DeviceError::Engine)?;
+        let shared = Arc::clone(&self.shared);
+        Ok(Backend::new(shared, epoch, controls.to_vec(), queues))
+    }
+
+    /// Ends [`serve`](Self::serve) from another thread.
+    pub fn stop_handle(&self) -> StopHandle {
+        self.stop.clone()
+    }
+
+    /// What the queues have done, over all connections.
+    pub fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.shared.stats)
+    }
+}

@@ -1,0 +1,142 @@
+//! What the queues have done, countable from outside while they work.
+//!
+//! Each queue's counters lie on cache lines of their own and have one writer,
+//! the queue's thread, so counting costs no locked instruction. They live as
+//! long as the [`Server`](super::Server) and are not reset by a reconnect.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// A number with one writer.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self, n: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
+    }
+
+    pub(super) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One queue's counters.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct QueueStats {
+    pub(super) reads: Counter,
+    pub(super) read_bytes: Counter,
+    pub(super) writes: Counter,
+    pub(super) written_bytes: Counter,
+    pub(super) flushes: Counter,
+    pub(super) discards: Counter,
+    pub(super) write_zeroes: Counter,
+    pub(super) errors: Counter,
+    pub(super) in_flight: Counter,
+    pub(super) parked: Counter,
+}
+
+/// The counters of all queues.
+#[derive(Debug)]
+pub struct Stats {
+    queues: Vec<QueueStats>,
+}
+
+/// One queue's counters at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct QueueSnapshot {
+    /// Reads completed with success.
+    pub reads: u64,
+    /// Bytes they read.
+    pub read_bytes: u64,
+    /// Writes completed with success.
+    pub writes: u64,
+    /// Bytes they wrote.
+    pub written_bytes: u64,
+    /// Flushes completed with success.
+    pub flushes: u64,
+    /// Discards completed with success.
+    pub discards: u64,
+    /// Write-zeroes completed with success.
+    pub write_zeroes: u64,
+    /// Requests answered with any other status than success, and malformed
+    /// ones that could not be answered at all.
+    pub errors: u64,
+    /// Requests taken from the guest and not yet answered, the parked one included.
+    pub in_flight: u64,
+    /// Requests that wait at the gate: 0 or 1 per queue.
+    pub parked: u64,
+}
+
+/// All counters at one moment; queues are read one after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// One entry per queue.
+    pub queues: Vec<QueueSnapshot>,
+}
+
+impl Stats {
+    pub(super) fn new(queues: u16) -> Self {
+        Self {
+            queues: (0..queues).map(|_| QueueStats::default()).collect(),
+        }
+    }
+
+    /// The counters of queue `index`.
+    pub(super) fn queue(&self, index: usize) -> Option<&QueueStats> {
+        self.queues.get(index)
+    }
+
+    /// Reads all counters.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            queues: self.queues.iter().map(QueueStats::snapshot).collect(),
+        }
+    }
+}
+
+impl QueueStats {
+    fn snapshot(&self) -> QueueSnapshot {
+        QueueSnapshot {
+            reads: self.reads.get(),
+            read_bytes: self.read_bytes.get(),
+            writes: self.writes.get(),
+            written_bytes: self.written_bytes.get(),
+            flushes: self.flushes.get(),
+            discards: self.discards.get(),
+            write_zeroes: self.write_zeroes.get(),
+            errors: self.errors.get(),
+            in_flight: self.in_flight.get(),
+            parked: self.parked.get(),
+        }
+    }
+}
+
+impl Snapshot {
+    /// The sum over all queues.
+    pub fn total(&self) -> QueueSnapshot {
+        let mut sum = QueueSnapshot::default();
+        for queue in &self.queues {
+            sum.reads += queue.reads;
+            sum.read_bytes += queue.read_bytes;
+            sum.writes += queue.writes;
+            sum.written_bytes += queue.written_bytes;
+            sum.flushes += queue.flushes;
+            sum.discards += queue.discards;
+            sum.write_zeroes += queue.write_zeroes;
+            sum.errors += queue.errors;
+            sum.in_flight += queue.in_flight;
+            sum.parked += queue.parked;
+        }
+        sum
+    }
+}
