@@ -122,6 +122,32 @@ impl Node {
             .args(args);
         run_command(&mut command, CLI_DEADLINE)
     }
+
+    /// What `gluster volume heal VOLUME info` prints. It runs `glfsheal`, and
+    /// does not hand it the socket of a glusterd elsewhere than usual: so this
+    /// runs `glfsheal` itself.
+    pub(crate) fn heal_info(&self, volume: &str) -> Result<String> {
+        let glfsheal = find_glfsheal()?;
+        let mut command = self.command(&glfsheal.to_string_lossy());
+        command
+            .args([volume, "--nolog", "glusterd-sock"])
+            .arg(self.cli_socket());
+        run_command(&mut command, CLI_DEADLINE)
+    }
+}
+
+/// Where Debian and the others keep Gluster's own helpers.
+fn find_glfsheal() -> Result<PathBuf> {
+    let candidates = [
+        "/usr/lib/x86_64-linux-gnu/glusterfs/glfsheal",
+        "/usr/lib/aarch64-linux-gnu/glusterfs/glfsheal",
+        "/usr/libexec/glusterfs/glfsheal",
+    ];
+    let found = candidates
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists());
+    found.ok_or_else(|| Error::Unsuitable(format!("no glfsheal in any of {candidates:?}")))
 }
 
 /// The pid of a live process from a pid file; `None` if there is none.

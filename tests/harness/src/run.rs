@@ -19,7 +19,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 
 use crate::error::AtPath;
-use crate::process::{all_pids, signal, start_time};
+use crate::process::{alive, all_pids, signal, start_time};
 use crate::{Error, Result, run_command, wait_until};
 
 /// The environment variable that marks a run's processes.
@@ -204,17 +204,20 @@ fn mounts_below(dir: &Path) -> Vec<PathBuf> {
 fn kill_marked(name: &str) -> Vec<PathBuf> {
     let wanted = format!("{MARK}={name}");
     let mut sockets = Vec::new();
+    let mut killed: Vec<u32> = Vec::new();
     // On a time-out the next sweep tries again.
     let _ = wait_until("the end of the run's processes", KILL_DEADLINE, || {
-        let pids = marked(&wanted);
-        for pid in &pids {
-            sockets.extend(management_socket(*pid));
-            signal(*pid, Signal::KILL);
+        for pid in marked(&wanted) {
+            sockets.extend(management_socket(pid));
+            signal(pid, Signal::KILL);
+            killed.push(pid);
         }
-        if pids.is_empty() {
+        // One that is on its way out has no environment any more.
+        killed.retain(|pid| alive(*pid));
+        if killed.is_empty() {
             Ok(())
         } else {
-            Err(format!("{pids:?} alive"))
+            Err(format!("{killed:?} alive"))
         }
     });
     sockets

@@ -279,9 +279,7 @@ impl Volume {
 
     /// `gluster volume heal … info`, asked on a node.
     pub fn heal_info(&self, node: usize) -> Result<HealInfo> {
-        let text = self
-            .cluster
-            .gluster(node, &["volume", "heal", &self.name, "info"])?;
+        let text = self.cluster.node(node).heal_info(&self.name)?;
         HealInfo::parse(&text)
     }
 
