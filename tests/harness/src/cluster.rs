@@ -105,13 +105,12 @@ impl Cluster {
     /// The `gluster` command line on a node, never asking back; returns what it
     /// printed. Waits while another transaction has the pool.
     pub fn gluster(&self, node: usize, args: &[&str]) -> Result<String> {
-        let outcome = wait_until("the pool to be free", BUSY_DEADLINE, || {
+        wait_until("the pool to be free", BUSY_DEADLINE, || {
             match self.node(node).gluster_once(args) {
                 Err(error) if is_busy(&error) => Err(error.to_string()),
                 other => Ok(other),
             }
-        })?;
-        outcome
+        })?
     }
 
     /// Creates a volume (not started yet) with its `options` set.
@@ -133,6 +132,11 @@ impl Cluster {
     /// Puts a node's cable back.
     pub fn restore(&self, node: usize) -> Result<()> {
         self.inner.network.restore(node)
+    }
+
+    /// Whether a node's cable is pulled.
+    pub fn is_cut(&self, node: usize) -> bool {
+        self.inner.network.is_cut(node)
     }
 
     /// Kills a node's `glusterd` with SIGKILL; its bricks live on.

@@ -108,7 +108,7 @@ impl Kernel {
                 let version = name.strip_prefix("vmlinuz-")?;
                 let kernel = Kernel {
                     image: entry.path(),
-                    modules: root.join("lib/modules").join(version),
+                    modules: modules_dir(root, version)?,
                 };
                 let changed = entry.metadata().ok()?.modified().ok()?;
                 kernel.module("virtio_blk").map(|_| (changed, kernel))
@@ -154,6 +154,14 @@ impl Kernel {
         }
         Ok(hasher.finish())
     }
+}
+
+/// Debian 13's packages hold the merged `/usr`, Debian 12's do not.
+fn modules_dir(root: &Path, version: &str) -> Option<PathBuf> {
+    ["lib/modules", "usr/lib/modules"]
+        .iter()
+        .map(|dir| root.join(dir).join(version))
+        .find(|dir| dir.exists())
 }
 
 fn list_recursively(dir: &Path) -> Vec<String> {

@@ -1,10 +1,11 @@
 //! The cluster's network: a switch in a namespace of its own, one namespace per
 //! node, one cable each. No interface is ever made in the machine's own network.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::process::all_pids;
@@ -16,6 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Network {
     run: Arc<Run>,
+    cut: Mutex<BTreeSet<usize>>,
 }
 
 impl Network {
@@ -23,6 +25,7 @@ impl Network {
     pub(crate) fn build(run: &Arc<Run>, nodes: usize) -> Result<Network> {
         let network = Network {
             run: Arc::clone(run),
+            cut: Mutex::default(),
         };
         let switch = network.switch();
         ip(&["netns", "add", &switch])?;
@@ -61,12 +64,25 @@ impl Network {
     /// Pulls the cable at the switch: the node keeps its address, and reaches
     /// itself, but no packet goes in or out.
     pub(crate) fn cut(&self, node: usize) -> Result<()> {
-        ip(&["-n", &self.switch(), "link", "set", &port(node), "down"])
+        ip(&["-n", &self.switch(), "link", "set", &port(node), "down"])?;
+        self.cut_nodes().insert(node);
+        Ok(())
     }
 
     /// Puts the cable back.
     pub(crate) fn restore(&self, node: usize) -> Result<()> {
-        ip(&["-n", &self.switch(), "link", "set", &port(node), "up"])
+        ip(&["-n", &self.switch(), "link", "set", &port(node), "up"])?;
+        self.cut_nodes().remove(&node);
+        Ok(())
+    }
+
+    /// Whether the node's cable is pulled.
+    pub(crate) fn is_cut(&self, node: usize) -> bool {
+        self.cut_nodes().contains(&node)
+    }
+
+    fn cut_nodes(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every process inside the node's namespace.

@@ -167,20 +167,28 @@ pub(crate) fn alive(pid: u32) -> bool {
         && stat_fields(pid).is_ok_and(|fields| fields.first().is_some_and(|state| state != "Z"))
 }
 
+/// Whether the process left even the process table, or is a zombie that is this
+/// process' own to wait for. To glusterd, a zombie in a pid file is running.
+pub(crate) fn gone(pid: u32) -> bool {
+    let Ok(fields) = stat_fields(pid) else {
+        return true;
+    };
+    let mut fields = fields.iter().map(String::as_str);
+    let me = std::process::id().to_string();
+    fields.next() == Some("Z") && fields.next() == Some(me.as_str())
+}
+
 /// Kills with SIGKILL and waits until the process is gone.
 pub(crate) fn kill_and_wait(pid: u32) -> Result<()> {
     signal(pid, Signal::KILL);
-    wait_until(
-        format!("the end of process {pid}"),
-        Duration::from_secs(10),
-        || {
-            if alive(pid) {
-                Err("still alive after SIGKILL".into())
-            } else {
-                Ok(())
-            }
-        },
-    )
+    let what = format!("the end of process {pid}");
+    wait_until(what, Duration::from_secs(10), || {
+        if gone(pid) {
+            Ok(())
+        } else {
+            Err("still there after SIGKILL".into())
+        }
+    })
 }
 
 /// When the process started, in clock ticks since boot: with the pid it names

@@ -19,7 +19,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 
 use crate::error::AtPath;
-use crate::process::{alive, all_pids, signal, start_time};
+use crate::process::{all_pids, gone, signal, start_time};
 use crate::{Error, Result, run_command, wait_until};
 
 /// The environment variable that marks a run's processes.
@@ -213,7 +213,7 @@ fn kill_marked(name: &str) -> Vec<PathBuf> {
             killed.push(pid);
         }
         // One that is on its way out has no environment any more.
-        killed.retain(|pid| alive(*pid));
+        killed.retain(|pid| !gone(*pid));
         if killed.is_empty() {
             Ok(())
         } else {

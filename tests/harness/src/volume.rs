@@ -206,7 +206,7 @@ impl Volume {
         self.set("cluster.self-heal-daemon", if on { "on" } else { "off" })
     }
 
-    /// `gluster volume VERB… NAME ARGS…` on the first node whose glusterd lives.
+    /// `gluster volume VERB… NAME ARGS…` on the first node that lives and is in touch.
     fn gluster(&self, verb: &[&str], args: &[&str]) -> Result<String> {
         let mut line = vec!["volume"];
         line.extend_from_slice(verb);
@@ -216,12 +216,10 @@ impl Volume {
     }
 
     fn live_node(&self) -> usize {
-        let alive = |node: &&Node| node.glusterd_pid().is_ok_and(|pid| pid.is_some());
-        self.cluster
-            .nodes()
-            .iter()
-            .find(alive)
-            .map_or(0, Node::index)
+        let fit = |node: &&Node| {
+            !self.cluster.is_cut(node.index()) && node.glusterd_pid().is_ok_and(|pid| pid.is_some())
+        };
+        self.cluster.nodes().iter().find(fit).map_or(0, Node::index)
     }
 
     /// The process id of a brick's `glusterfsd`; `None` when it is down.
