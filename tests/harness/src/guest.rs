@@ -1,0 +1,289 @@
+//! A guest: QEMU with translated CPUs (never KVM), a console that is kept, and
+//! an agent that runs scripts in it.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::agent::{Agent, Job, Reply};
+use crate::disk::escape;
+use crate::error::AtPath;
+use crate::{
+    Background, Disk, Error, FioJob, FioReport, GuestImage, Place, Qmp, Result, wait_until,
+};
+
+/// Boot takes some 3 s on an idle machine.
+const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+const SOCKET_DEADLINE: Duration = Duration::from_secs(20);
+const POWER_OFF_DEADLINE: Duration = Duration::from_secs(60);
+/// How much of the console goes into an error.
+const CONSOLE_TAIL: usize = 2000;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// What a guest is made of.
+#[derive(Debug, Clone)]
+pub struct GuestConfig {
+    /// Its disks: `/dev/vda`, `/dev/vdb`, … in this order.
+    pub disks: Vec<Disk>,
+    /// Memory in MiB, as a memfd that a vhost-user device can map.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// More arguments for QEMU.
+    pub extra: Vec<String>,
+}
+
+impl GuestConfig {
+    /// 512 MiB, one CPU and these disks.
+    pub fn new(disks: Vec<Disk>) -> GuestConfig {
+        GuestConfig {
+            disks,
+            memory_mib: 512,
+            cpus: 1,
+            extra: Vec::new(),
+        }
+    }
+}
+
+/// A running guest; killed when dropped.
+#[derive(Debug)]
+pub struct Guest {
+    qemu: Background,
+    agent: Agent,
+    qmp: Qmp,
+    console: PathBuf,
+    // Last, so that the run outlives QEMU.
+    _place: Place,
+}
+
+impl Guest {
+    /// Boots a guest whose QEMU runs at `place`, and waits until it answers.
+    pub fn boot(image: &GuestImage, place: &Place, config: &GuestConfig) -> Result<Guest> {
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let file = |end: &str| place.dir().join(format!("guest{id}.{end}"));
+        let errors = file("err");
+        let mut command = place.command("qemu-system-x86_64");
+        command
+            .args(machine_args(image, config))
+            .args(port_args(&file("console"), &file("agent"), &file("qmp")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&errors).at("create", &errors)?);
+        add_disks(&mut command, image, config);
+        let mut qemu = Background::start(&mut command)?;
+        let mut connect = |socket: PathBuf| {
+            wait_until("QEMU's sockets", SOCKET_DEADLINE, || {
+                match (socket.exists(), qemu.exited()) {
+                    (_, Some(status)) => Ok(Err(died(status, &errors))),
+                    (true, None) => Ok(Ok(socket.clone())),
+                    (false, None) => Err("no socket yet".into()),
+                }
+            })?
+        };
+        let agent = Agent::connect(&connect(file("agent"))?)?;
+        let qmp = Qmp::connect(&connect(file("qmp"))?)?;
+        let mut guest = Guest {
+            qemu,
+            agent,
+            qmp,
+            console: file("console"),
+            _place: place.clone(),
+        };
+        guest.wait_ready(&errors)?;
+        Ok(guest)
+    }
+
+    fn wait_ready(&mut self, errors: &PathBuf) -> Result<()> {
+        let (qemu, agent, console) = (&mut self.qemu, &self.agent, &self.console);
+        wait_until("the guest to boot", BOOT_DEADLINE, || {
+            match (agent.is_ready(), qemu.exited()) {
+                (true, None) => Ok(Ok(())),
+                (_, Some(status)) => Ok(Err(died(status, errors))),
+                (false, None) => Err(tail(console)),
+            }
+        })?
+    }
+
+    /// Boots a guest, runs one script in it, powers it off, and returns the
+    /// lines the script printed. A failure status of the script is an error.
+    pub fn run_once(
+        image: &GuestImage,
+        place: &Place,
+        config: &GuestConfig,
+        script: &str,
+        deadline: Duration,
+    ) -> Result<Vec<String>> {
+        let guest = Guest::boot(image, place, config)?;
+        let output = guest.run(script, deadline)?;
+        guest.power_off()?;
+        Ok(output.lines().map(str::to_owned).collect())
+    }
+
+    /// Starts a shell script in the guest and returns at once.
+    pub fn start(&self, script: &str) -> Result<Job> {
+        self.agent.start(script)
+    }
+
+    /// Runs a shell script in the guest and returns its standard output; a
+    /// failure status is an error with its standard error and the console's end.
+    pub fn run(&self, script: &str, deadline: Duration) -> Result<String> {
+        let reply = self.start(script)?.wait(deadline)?;
+        self.check(reply)
+    }
+
+    fn check(&self, reply: Reply) -> Result<String> {
+        if reply.status == 0 {
+            return Ok(reply.stdout);
+        }
+        Err(Error::Guest {
+            channel: "agent",
+            text: format!(
+                "exit status {}: {}{}\nconsole: {}",
+                reply.status,
+                reply.stdout,
+                reply.stderr,
+                tail(&self.console)
+            ),
+        })
+    }
+
+    /// Starts fio in the guest and returns at once; [`Guest::finish_fio`] waits.
+    pub fn start_fio(&self, job: &FioJob) -> Result<Job> {
+        self.start(&format!("fio {}", job.args()))
+    }
+
+    /// Waits for a job of [`Guest::start_fio`] and reads its report.
+    pub fn finish_fio(&self, job: Job, deadline: Duration) -> Result<FioReport> {
+        FioReport::parse(&self.check(job.wait(deadline)?)?)
+    }
+
+    /// Runs fio in the guest. An I/O error or a wrong checksum is an error.
+    pub fn fio(&self, job: &FioJob, deadline: Duration) -> Result<FioReport> {
+        self.finish_fio(self.start_fio(job)?, deadline)
+    }
+
+    /// All the kernel has printed so far.
+    pub fn console(&self) -> Result<String> {
+        let bytes = fs::read(&self.console).at("read", &self.console)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.qemu.pid()
+    }
+
+    /// QEMU's machine protocol.
+    pub fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    /// Stops the virtual CPUs.
+    pub fn pause(&self) -> Result<()> {
+        self.qmp.execute("stop", json!({})).map(drop)
+    }
+
+    /// Lets the virtual CPUs go on.
+    pub fn resume(&self) -> Result<()> {
+        self.qmp.execute("cont", json!({})).map(drop)
+    }
+
+    /// Syncs and powers off from inside, and waits for QEMU's end.
+    pub fn power_off(mut self) -> Result<()> {
+        // There is no answer to wait for: the agent goes down with the guest.
+        self.start("sync; poweroff -f")?;
+        self.qemu.wait(POWER_OFF_DEADLINE).map(drop)
+    }
+
+    /// Ends QEMU in order, with no notice to the guest.
+    pub fn quit(mut self) -> Result<()> {
+        self.qmp.execute("quit", json!({}))?;
+        self.qemu.wait(POWER_OFF_DEADLINE).map(drop)
+    }
+}
+
+fn machine_args(image: &GuestImage, config: &GuestConfig) -> Vec<String> {
+    let mut args: Vec<String> = [
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+    ]
+    .map(String::from)
+    .into();
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    option("-machine", "q35,accel=tcg,memory-backend=mem".into());
+    option("-cpu", "max".into());
+    option("-smp", config.cpus.to_string());
+    option("-m", format!("{}M", config.memory_mib));
+    option(
+        "-object",
+        format!(
+            "memory-backend-memfd,id=mem,size={}M,share=on",
+            config.memory_mib
+        ),
+    );
+    option("-kernel", image.kernel.display().to_string());
+    option("-initrd", image.initrd.display().to_string());
+    option(
+        "-append",
+        "console=ttyS0 panic=-1 mitigations=off nokaslr".into(),
+    );
+    args
+}
+
+fn port_args(console: &PathBuf, agent: &PathBuf, qmp: &PathBuf) -> Vec<String> {
+    let path = |path: &PathBuf| escape(&path.display().to_string());
+    let mut args = Vec::new();
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    option(
+        "-chardev",
+        format!("file,id=console,path={}", path(console)),
+    );
+    option("-serial", "chardev:console".into());
+    option("-qmp", format!("unix:{},server=on,wait=off", path(qmp)));
+    option(
+        "-chardev",
+        format!("socket,id=agent,path={},server=on,wait=off", path(agent)),
+    );
+    option("-device", "virtio-serial-pci".into());
+    option("-device", "virtserialport,chardev=agent,name=agent".into());
+    args
+}
+
+/// The guest's disks in their order, and the tools after them.
+fn add_disks(command: &mut Command, image: &GuestImage, config: &GuestConfig) {
+    for (index, disk) in config.disks.iter().enumerate() {
+        command.args(disk.args(index));
+    }
+    let tools = escape(&image.tools.display().to_string());
+    command.arg("-blockdev");
+    command.arg(format!(
+        "driver=file,node-name=tools,read-only=on,filename={tools}"
+    ));
+    command.args(["-device", "virtio-blk-pci,drive=tools,serial=bypass-tools"]);
+    command.args(&config.extra);
+}
+
+fn died(status: std::process::ExitStatus, errors: &PathBuf) -> Error {
+    Error::Command {
+        command: "qemu-system-x86_64".into(),
+        status: status.to_string(),
+        output: fs::read_to_string(errors)
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
+    }
+}
+
+fn tail(console: &PathBuf) -> String {
+    let bytes = fs::read(console).unwrap_or_default();
+    let from = bytes.len().saturating_sub(CONSOLE_TAIL);
+    String::from_utf8_lossy(&bytes[from..]).into_owned()
+}
