@@ -42,13 +42,23 @@ impl BrickView {
                 Err(error) => away.push(Some(error.to_string())),
             }
         }
-        Ok(Self { located, ports, connected, me, away })
+        Ok(Self {
+            located,
+            ports,
+            connected,
+            me,
+            away,
+        })
     }
 
     /// The record of the session that holds the image, if any brick has one.
     pub fn holder(&mut self) -> Option<Holder> {
         let connected = self.connected;
-        let mut ports = self.ports.iter_mut().enumerate().filter(|(brick, _)| connected.contains(*brick));
+        let mut ports = self
+            .ports
+            .iter_mut()
+            .enumerate()
+            .filter(|(brick, _)| connected.contains(*brick));
         ports.find_map(|(_, port)| port.holder().ok().flatten())
     }
 
@@ -85,12 +95,23 @@ fn copy_status(brick: String, answer: Result<CopyState, PortError>) -> CopyStatu
         Ok(copy) => (None, Some(copy.pending)),
         Err(error) => (Some(error.to_string()), None),
     };
-    CopyStatus { brick, local: false, arbiter: false, reachable: reason.is_none(), reason, marks, stale: false }
+    CopyStatus {
+        brick,
+        local: false,
+        arbiter: false,
+        reachable: reason.is_none(),
+        reason,
+        marks,
+        stale: false,
+    }
 }
 
 /// This host's name.
 pub fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// The lock owner that carries our record.

@@ -52,7 +52,9 @@ pub enum Failure {
     #[error(transparent)]
     Control(#[from] ControlError),
     /// The vhost-user socket's path belongs to somebody.
-    #[error("the socket path {path} is in use by a live process. Stop it, or choose another --socket-path")]
+    #[error(
+        "the socket path {path} is in use by a live process. Stop it, or choose another --socket-path"
+    )]
     SocketInUse {
         /// The path.
         path: String,
@@ -109,7 +111,9 @@ fn locate_code(error: &LocateError) -> u8 {
     match error {
         LocateError::Glusterd(GlusterdError::UnknownVolume { .. }) => 11,
         LocateError::Glusterd(_) => 10,
-        LocateError::Volfile(VolfileError::NotReplicated { .. } | VolfileError::ThinArbiter { .. }) => 13,
+        LocateError::Volfile(
+            VolfileError::NotReplicated { .. } | VolfileError::ThinArbiter { .. },
+        ) => 13,
         LocateError::Volfile(_) | LocateError::TooManyBricks { .. } => 1,
         LocateError::NotStarted { .. } => 12,
         LocateError::Sharded { .. } => 14,
@@ -118,7 +122,9 @@ fn locate_code(error: &LocateError) -> u8 {
         LocateError::NoImage { .. } => 20,
         LocateError::NotAFile { .. } => 21,
         LocateError::LinkFile { .. } => 22,
-        LocateError::NoLocalBrick { .. } | LocateError::NotOnThisHost { .. } | LocateError::UnknownBrick { .. } => 30,
+        LocateError::NoLocalBrick { .. }
+        | LocateError::NotOnThisHost { .. }
+        | LocateError::UnknownBrick { .. } => 30,
         LocateError::SeveralLocalBricks { .. } => 31,
         LocateError::Arbiter { .. } => 32,
         LocateError::Privilege => 34,
@@ -130,9 +136,14 @@ fn open_code(error: &OpenError) -> u8 {
         OpenError::Locked { .. } => 40,
         OpenError::InUse { .. } => 41,
         OpenError::Stale { .. } => 42,
-        OpenError::SplitBrain { .. } | OpenError::IdentitiesDiffer { .. } | OpenError::SizesDiffer { .. } => 43,
+        OpenError::SplitBrain { .. }
+        | OpenError::IdentitiesDiffer { .. }
+        | OpenError::SizesDiffer { .. } => 43,
         OpenError::NoQuorum { .. } => 44,
-        OpenError::Busy { lock: Lock::Session { .. } | Lock::Data, .. } => 40,
+        OpenError::Busy {
+            lock: Lock::Session { .. } | Lock::Data,
+            ..
+        } => 40,
         OpenError::Busy { .. } => 45,
         OpenError::FenceUnavailable { .. } => 46,
         OpenError::LocalAway { .. } => 35,

@@ -39,16 +39,20 @@ pub enum Next {
 /// # Errors
 /// [`Failure::SocketInUse`], [`Failure::Socket`].
 pub fn check_path(path: &Path) -> Result<(), Failure> {
-    let failed = |source| Failure::Socket { what: path.display().to_string(), source };
+    let failed = |source| Failure::Socket {
+        what: path.display().to_string(),
+        source,
+    };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(failed(source)),
-        Ok(found) if !found.file_type().is_socket() => {
-            Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket is there")))
-        }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            Err(Failure::SocketInUse { path: path.display().to_string() })
-        }
+        Ok(found) if !found.file_type().is_socket() => Err(failed(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "a file that is not a socket is there",
+        ))),
+        Ok(_) if UnixStream::connect(path).is_ok() => Err(Failure::SocketInUse {
+            path: path.display().to_string(),
+        }),
         Ok(_) => Ok(()),
     }
 }
@@ -60,13 +64,19 @@ impl Listener {
     /// As [`check_path`], or as the system refuses.
     pub fn bind(path: &Path) -> Result<Self, Failure> {
         check_path(path)?;
-        let failed = |source| Failure::Socket { what: path.display().to_string(), source };
+        let failed = |source| Failure::Socket {
+            what: path.display().to_string(),
+            source,
+        };
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
-        Ok(Self::Path { listener, path: path.to_owned() })
+        Ok(Self::Path {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     /// Takes over the connected socket with this number.
@@ -74,10 +84,16 @@ impl Listener {
     /// # Errors
     /// [`Failure::Socket`] if there is none.
     pub fn adopt(fd: RawFd) -> Result<Self, Failure> {
-        let failed = |source| Failure::Socket { what: format!("--fd {fd}"), source };
+        let failed = |source| Failure::Socket {
+            what: format!("--fd {fd}"),
+            source,
+        };
         let target = std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(failed)?;
         if fd <= 2 || !target.to_string_lossy().starts_with("socket:") {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "this file descriptor is no socket")));
+            return Err(failed(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "this file descriptor is no socket",
+            )));
         }
         // SAFETY: the descriptor is open (just looked up) and was given to this
         // process for this purpose, so nothing else in it owns it; it is taken once,
@@ -94,7 +110,10 @@ impl Listener {
         match self {
             Self::Fd(stream) => Ok(stream.take().map_or(Next::End, Next::FrontEnd)),
             Self::Path { listener, path } => {
-                let failed = |source| Failure::Socket { what: path.display().to_string(), source };
+                let failed = |source| Failure::Socket {
+                    what: path.display().to_string(),
+                    source,
+                };
                 let mut fds = [
                     PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(stop.readable(), PollFlags::IN),

@@ -82,7 +82,11 @@ impl std::str::FromStr for Server {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let port = |digits: &str| digits.parse().map_err(|_| format!("{digits:?} is not a port number"));
+        let port = |digits: &str| {
+            digits
+                .parse()
+                .map_err(|_| format!("{digits:?} is not a port number"))
+        };
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, "")) => (host, GLUSTERD_PORT),
             Some((host, rest)) => (host, port(rest.trim_start_matches(':'))?),
@@ -94,7 +98,10 @@ impl std::str::FromStr for Server {
         if host.is_empty() {
             return Err("the host is missing".to_owned());
         }
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
     }
 }
 
@@ -109,8 +116,13 @@ impl std::str::FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (volume, image) = text.split_once('/').ok_or("expected VOLUME/IMAGE, for example gv0/vms/one.img")?;
-        Ok(Self { volume: volume_name(volume)?, image: image.parse()? })
+        let (volume, image) = text
+            .split_once('/')
+            .ok_or("expected VOLUME/IMAGE, for example gv0/vms/one.img")?;
+        Ok(Self {
+            volume: volume_name(volume)?,
+            image: image.parse()?,
+        })
     }
 }
 
@@ -126,7 +138,10 @@ impl std::str::FromStr for ImagePath {
         if parts.is_empty() {
             return Err("the image's path is missing".to_owned());
         }
-        if let Some(part) = parts.iter().find(|part| matches!(**part, "." | "..") || part.contains('\0')) {
+        if let Some(part) = parts
+            .iter()
+            .find(|part| matches!(**part, "." | "..") || part.contains('\0'))
+        {
             return Err(format!("the image's path may not contain {part:?}"));
         }
         if parts[0] == ".glusterfs" || parts[0] == ".shard" {
@@ -153,11 +168,15 @@ pub fn run() -> ExitCode {
         return serve::print_capabilities();
     }
     let done = match cli.command {
-        Some(Command::Serve(args)) if args.print_capabilities => return serve::print_capabilities(),
+        Some(Command::Serve(args)) if args.print_capabilities => {
+            return serve::print_capabilities();
+        }
         Some(Command::Serve(args)) => serve::run(*args),
         Some(Command::Status(args)) => status::run(args),
         Some(Command::Release(args)) => release::run(args),
-        None => Err(Failure::Usage("a command is missing: see bypass-blk --help".to_owned())),
+        None => Err(Failure::Usage(
+            "a command is missing: see bypass-blk --help".to_owned(),
+        )),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -195,7 +214,16 @@ mod tests {
         let path = |text: &str| text.parse::<ImagePath>().map(|p| p.0);
         assert_eq!(path("vms//one.img"), Ok("/vms/one.img".into()));
         assert_eq!(path("/one.img"), Ok("/one.img".into()));
-        for bad in ["", "/", "../x", "a/../b", "./a", ".glusterfs/a", "/.shard/x", "a\0b"] {
+        for bad in [
+            "",
+            "/",
+            "../x",
+            "a/../b",
+            "./a",
+            ".glusterfs/a",
+            "/.shard/x",
+            "a\0b",
+        ] {
             assert!(path(bad).is_err(), "{bad:?}");
         }
     }
@@ -203,7 +231,10 @@ mod tests {
     #[test]
     fn a_target_names_volume_and_image() {
         let target: Target = "gv0/vms/one.img".parse().unwrap();
-        assert_eq!((target.volume.as_str(), target.image.0.as_str()), ("gv0", "/vms/one.img"));
+        assert_eq!(
+            (target.volume.as_str(), target.image.0.as_str()),
+            ("gv0", "/vms/one.img")
+        );
         assert!("gv0".parse::<Target>().is_err());
         assert!("../x/y".parse::<Target>().is_err());
     }

@@ -6,8 +6,8 @@
 use clap::Args;
 
 use crate::gluster::Timeouts;
-use crate::image::locking::{Blocked, Claim, lock_session};
 use crate::image::error::OpenError;
+use crate::image::locking::{Blocked, Claim, lock_session};
 use crate::image::port::BrickPort;
 
 use super::brick_view::BrickView;
@@ -31,27 +31,45 @@ pub(super) fn run(args: ReleaseArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level);
     let mut view = BrickView::load(&args.server.server, &args.target, Timeouts::default())?;
     let names = view.located.names();
-    let claim = Claim { session: view.me.session, read_only: false };
+    let claim = Claim {
+        session: view.me.session,
+        read_only: false,
+    };
     let connected = view.connected;
-    let failed = |brick: usize, why: String| OpenError::BrickFailed { brick: names.one(brick), why };
+    let failed = |brick: usize, why: String| OpenError::BrickFailed {
+        brick: names.one(brick),
+        why,
+    };
     // The lock on every brick first: a holder anywhere keeps its fence everywhere.
     for (brick, port) in reachable(&mut view.ports, connected) {
         lock_session(port, &claim).map_err(|blocked| match blocked {
-            Blocked::Session(holder) => OpenError::Locked { brick: names.one(brick), holder },
-            Blocked::Busy(lock) => OpenError::Busy { lock, brick: names.one(brick) },
+            Blocked::Session(holder) => OpenError::Locked {
+                brick: names.one(brick),
+                holder,
+            },
+            Blocked::Busy(lock) => OpenError::Busy {
+                lock,
+                brick: names.one(brick),
+            },
             Blocked::Port(error) => failed(brick, error.to_string()),
         })?;
     }
     let mut lifted = 0;
     for (brick, port) in reachable(&mut view.ports, connected) {
-        let copy = port.probe().map_err(|error| failed(brick, error.to_string()))?;
+        let copy = port
+            .probe()
+            .map_err(|error| failed(brick, error.to_string()))?;
         if copy.fenced {
-            port.lift_fence().map_err(|error| failed(brick, error.to_string()))?;
+            port.lift_fence()
+                .map_err(|error| failed(brick, error.to_string()))?;
             lifted += 1;
         }
     }
     for copy in view.copies().iter().filter(|copy| !copy.reachable) {
-        log::warn!("{} was not reached and may still be fenced: release again when it is back", copy.brick);
+        log::warn!(
+            "{} was not reached and may still be fenced: release again when it is back",
+            copy.brick
+        );
     }
     match lifted {
         0 => println!("no copy that was reached is fenced"),

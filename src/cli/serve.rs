@@ -38,7 +38,11 @@ pub struct ServeArgs {
     volume: Option<String>,
 
     /// The image: its path in the volume
-    #[arg(long, value_name = "PATH", required_unless_present = "print_capabilities")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present = "print_capabilities"
+    )]
     image: Option<ImagePath>,
 
     /// Listen for front-ends (QEMU) at this path; one is served at a time, and
@@ -131,7 +135,10 @@ impl From<FenceArg> for FenceWish {
 /// QEMU's `docs/interop/vhost-user.rst`, backend program conventions, and the
 /// schema `vhost-user.json`.
 pub(super) fn print_capabilities() -> ExitCode {
-    println!("{}", serde_json::json!({ "type": "block", "features": ["read-only"] }));
+    println!(
+        "{}",
+        serde_json::json!({ "type": "block", "features": ["read-only"] })
+    );
     ExitCode::SUCCESS
 }
 
@@ -141,9 +148,16 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let adopted = match (&args.socket_path, args.fd) {
         (Some(path), _) => listen::check_path(path).map(|()| None)?,
         (None, Some(fd)) => Some(Listener::adopt(fd)?),
-        (None, None) => return Err(Failure::Usage("one of --socket-path and --fd is needed".to_owned())),
+        (None, None) => {
+            return Err(Failure::Usage(
+                "one of --socket-path and --fd is needed".to_owned(),
+            ));
+        }
     };
-    let config = Config { num_queues: args.num_queues, queue_size: args.queue_size };
+    let config = Config {
+        num_queues: args.num_queues,
+        queue_size: args.queue_size,
+    };
     config.validate()?;
 
     let place = find(&args)?;
@@ -157,7 +171,11 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let mut listener = match (adopted, &args.socket_path) {
         (Some(listener), _) => listener,
         (None, Some(path)) => Listener::bind(path)?,
-        (None, None) => return Err(Failure::Usage("one of --socket-path and --fd is needed".to_owned())),
+        (None, None) => {
+            return Err(Failure::Usage(
+                "one of --socket-path and --fd is needed".to_owned(),
+            ));
+        }
     };
     let front_end = Arc::new(AtomicBool::new(false));
     let report = Report {
@@ -168,10 +186,17 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         socket: listener.name(),
         read_only: args.read_only,
     };
-    let control = ControlSocket::bind(&args.run_dir.run_dir, &place.located.volume, place.located.gfid)?;
+    let control = ControlSocket::bind(
+        &args.run_dir.run_dir,
+        &place.located.volume,
+        place.located.gfid,
+    )?;
     control
         .answer(move |Request::Status| Answer::Status(Box::new(report.now())))
-        .map_err(|source| Failure::System { what: "start the control thread", source })?;
+        .map_err(|source| Failure::System {
+            what: "start the control thread",
+            source,
+        })?;
 
     log::info!(
         "serving {}{} from {}; listening on {}",
@@ -185,7 +210,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     session.close();
     let reason = *stopped.lock().unwrap_or_else(|e| e.into_inner());
     match reason {
-        Some(reason) => Err(Failure::Stopped(stop_message(reason, &place.located.names()))),
+        Some(reason) => Err(Failure::Stopped(stop_message(
+            reason,
+            &place.located.names(),
+        ))),
         None => Ok(()),
     }
 }
@@ -211,7 +239,7 @@ fn serve_front_ends<G: crate::device::gate::Gate>(
         let ended = server.serve(stream);
         front_end.store(false, Ordering::SeqCst);
         match ended {
-            Ok(reason) => log::info!("front-end gone: {reason}"),
+            Ok(reason) => log::info!("front-end gone: {reason:?}"),
             Err(error) => log::warn!("front-end dropped: {}", crate::image::error::chain(&error)),
         }
     }
@@ -271,7 +299,10 @@ fn open_session(
         },
         quorum_timeout: Duration::from(args.quorum_timeout),
     };
-    let terms = LocalTerms { read_only: args.read_only, force_raw: args.force_raw };
+    let terms = LocalTerms {
+        read_only: args.read_only,
+        force_raw: args.force_raw,
+    };
     let path = located.local_path(*local);
     let opened = Session::open(
         setup,
@@ -308,7 +339,13 @@ impl Report {
             front_end: self.front_end.load(Ordering::SeqCst),
             read_only: self.read_only,
             write_waiting: session.write_waiting,
-            queues: self.stats.snapshot().queues.iter().map(QueueStatus::from).collect(),
+            queues: self
+                .stats
+                .snapshot()
+                .queues
+                .iter()
+                .map(QueueStatus::from)
+                .collect(),
         };
         Status::of_session(&self.identity, &session, serving)
     }

@@ -39,14 +39,18 @@ pub(super) fn run(args: StatusArgs) -> Result<(), Failure> {
     let report = match &args.target {
         None => served,
         Some(target) => {
-            let is_target = |status: &Status| status.volume == target.volume && status.image == target.image.0;
+            let is_target =
+                |status: &Status| status.volume == target.volume && status.image == target.image.0;
             match served.into_iter().find(is_target) {
                 Some(status) => vec![status],
                 None => vec![from_bricks(&args.server, target)?],
             }
         }
     };
-    print(&report, args.json).map_err(|source| Failure::System { what: "print the status", source })
+    print(&report, args.json).map_err(|source| Failure::System {
+        what: "print the status",
+        source,
+    })
 }
 
 /// The daemons of this host; one that does not answer is told and left out.

@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use rustix::event::{EventfdFlags, eventfd};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use rustix::event::{EventfdFlags, eventfd};
 
 use super::Failure;
 
@@ -25,7 +25,10 @@ impl Stop {
     /// # Errors
     /// When the system gives no event fd, signal handler or thread.
     pub fn on_signals() -> Result<Arc<Self>, Failure> {
-        let failed = |source| Failure::System { what: "handle signals", source };
+        let failed = |source| Failure::System {
+            what: "handle signals",
+            source,
+        };
         let stop = Arc::new(Self {
             requested: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?,
@@ -39,7 +42,10 @@ impl Stop {
                 stopping.request();
             }
         };
-        std::thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed)?;
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(listen)
+            .map_err(failed)?;
         Ok(stop)
     }
 

@@ -11,8 +11,8 @@ use super::port::{BrickPort, Conflict, CopyState, Fence, Lock, PortError, Public
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::{ForeignLock, domain};
 use crate::gluster::{
-    Brick, BrickError, BrickSpec, Errno, Gfid, Identity, LkOwner, LockKind, LockOp, LockRange, Locked, Pending,
-    Timeouts,
+    Brick, BrickError, BrickSpec, Errno, Gfid, Identity, LkOwner, LockKind, LockOp, LockRange,
+    Locked, Pending, Timeouts,
 };
 
 /// Our own inodelk domain: one writer per image.
@@ -22,11 +22,17 @@ const SESSION_DOMAIN: &str = "bypass-blk.session";
 const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
 
 /// The byte that carries the holder's record, beyond any file's data.
-const RECORD: LockRange = LockRange { start: 1 << 62, len: 1 };
+const RECORD: LockRange = LockRange {
+    start: 1 << 62,
+    len: 1,
+};
 /// What the fence covers: every byte of data. It ends short of the record, for
 /// on a fenced file a brick grants every posix lock and drops those that it
 /// overlaps (`pl_lock_preempt`): QEMU's lock bytes must not take the record away.
-const FENCED: LockRange = LockRange { start: 0, len: (1 << 62) - 1 };
+const FENCED: LockRange = LockRange {
+    start: 0,
+    len: (1 << 62) - 1,
+};
 
 /// QEMU's image locks (`block/file-posix.c`, `RAW_LOCK_PERM_BASE` and
 /// `RAW_LOCK_SHARED_BASE`): a read lock on byte 100 + p for each permission p
@@ -63,7 +69,11 @@ struct Live {
 impl GlusterPort {
     /// The ports of all bricks of the image's replica set, in child order, not
     /// connected yet. `owner` goes with every lock.
-    pub fn for_set(located: &Located, owner: &LkOwner, timeouts: Timeouts) -> Vec<Box<dyn BrickPort>> {
+    pub fn for_set(
+        located: &Located,
+        owner: &LkOwner,
+        timeouts: Timeouts,
+    ) -> Vec<Box<dyn BrickPort>> {
         let port = |spec: &BrickSpec| -> Box<dyn BrickPort> {
             Box::new(Self {
                 spec: spec.clone(),
@@ -77,7 +87,9 @@ impl GlusterPort {
     }
 
     fn live(&self) -> Result<&Live, PortError> {
-        self.live.as_ref().ok_or_else(|| PortError::Away("not connected".to_owned()))
+        self.live
+            .as_ref()
+            .ok_or_else(|| PortError::Away("not connected".to_owned()))
     }
 
     /// The open file, opened when first needed.
@@ -87,7 +99,9 @@ impl GlusterPort {
         };
         let fd = match live.fd {
             Some(fd) => fd,
-            None => *live.fd.insert(live.brick.open(live.gfid, mode).map_err(refused)?),
+            None => *live
+                .fd
+                .insert(live.brick.open(live.gfid, mode).map_err(refused)?),
         };
         Ok((live.brick.clone(), fd))
     }
@@ -106,12 +120,20 @@ impl GlusterPort {
     fn inodelk(&self, lock: Lock, op: LockOp) -> Result<Locked, PortError> {
         let live = self.live()?;
         let (domain, kind) = self.domain(lock);
-        live.brick.inodelk(live.gfid, &domain, op, kind, LockRange::WHOLE).map_err(refused)
+        live.brick
+            .inodelk(live.gfid, &domain, op, kind, LockRange::WHOLE)
+            .map_err(refused)
     }
 
     fn look_up(&self) -> Result<CopyState, PortError> {
         let live = self.live()?;
-        let mut want: Vec<&str> = self.located.set.pending_names.iter().map(String::as_str).collect();
+        let mut want: Vec<&str> = self
+            .located
+            .set
+            .pending_names
+            .iter()
+            .map(String::as_str)
+            .collect();
         want.push(FENCE_XATTR);
         let entry = live.brick.lookup_gfid(live.gfid, &want).map_err(refused)?;
         let data_counter = |name: &String| match entry.xattrs.get(name) {
@@ -123,7 +145,13 @@ impl GlusterPort {
         Ok(CopyState {
             gfid: entry.iatt.gfid.0,
             size: entry.iatt.size,
-            pending: self.located.set.pending_names.iter().map(data_counter).collect::<Result<_, _>>()?,
+            pending: self
+                .located
+                .set
+                .pending_names
+                .iter()
+                .map(data_counter)
+                .collect::<Result<_, _>>()?,
             fenced: entry.xattrs.contains_key(FENCE_XATTR),
         })
     }
@@ -131,17 +159,26 @@ impl GlusterPort {
     fn publish_advisory(&mut self, read_only: bool) -> Result<Publication, PortError> {
         let (used, unshared): (&[u64], &[u64]) = match read_only {
             true => (&[qemu::READ], &[qemu::WRITE, qemu::RESIZE]),
-            false => (&[qemu::READ, qemu::WRITE, qemu::RESIZE], &[qemu::WRITE, qemu::RESIZE]),
+            false => (
+                &[qemu::READ, qemu::WRITE, qemu::RESIZE],
+                &[qemu::WRITE, qemu::RESIZE],
+            ),
         };
         let (brick, fd) = self.fd(open_mode(read_only))?;
         let byte = |start| LockRange { start, len: 1 };
         let used_bytes = used.iter().map(|p| (qemu::USED + p, qemu::UNSHARED + p));
-        let unshared_bytes = unshared.iter().map(|p| (qemu::UNSHARED + p, qemu::USED + p));
+        let unshared_bytes = unshared
+            .iter()
+            .map(|p| (qemu::UNSHARED + p, qemu::USED + p));
         for (ours, theirs) in used_bytes.chain(unshared_bytes) {
             // First ours, then a look at theirs, as QEMU does: of two that begin
             // at the same moment, at least one sees the other.
-            let taken = brick.lk(fd, LockOp::Try, LockKind::Read, byte(ours), false).map_err(refused)?;
-            let conflict = brick.lk_conflict(fd, LockKind::Write, byte(theirs)).map_err(refused)?;
+            let taken = brick
+                .lk(fd, LockOp::Try, LockKind::Read, byte(ours), false)
+                .map_err(refused)?;
+            let conflict = brick
+                .lk_conflict(fd, LockKind::Write, byte(theirs))
+                .map_err(refused)?;
             if taken == Locked::WouldBlock || conflict.is_some() {
                 return Ok(Publication::InUse(conflict_of(conflict)));
             }
@@ -153,7 +190,9 @@ impl GlusterPort {
         let (brick, fd) = self.fd(OpenMode::ReadWrite)?;
         // Looked for before the attribute is set: from then on the brick would
         // take the other's lock away without a word.
-        let foreign = brick.lk_conflict(fd, LockKind::Write, LockRange::WHOLE).map_err(refused)?;
+        let foreign = brick
+            .lk_conflict(fd, LockKind::Write, LockRange::WHOLE)
+            .map_err(refused)?;
         if foreign.is_some() {
             return Ok(Publication::InUse(conflict_of(foreign)));
         }
@@ -162,7 +201,10 @@ impl GlusterPort {
             Err(BrickError::Refused { .. }) => return Ok(Publication::FenceUnavailable),
             Err(error) => return Err(refused(error)),
         }
-        match brick.lk(fd, LockOp::Try, LockKind::Write, FENCED, true).map_err(refused)? {
+        match brick
+            .lk(fd, LockOp::Try, LockKind::Write, FENCED, true)
+            .map_err(refused)?
+        {
             Locked::Granted => self.publish_record(false),
             Locked::WouldBlock => Ok(Publication::InUse(conflict_of(None))),
         }
@@ -170,8 +212,15 @@ impl GlusterPort {
 
     fn publish_record(&mut self, read_only: bool) -> Result<Publication, PortError> {
         let (brick, fd) = self.fd(open_mode(read_only))?;
-        let kind = if read_only { LockKind::Read } else { LockKind::Write };
-        match brick.lk(fd, LockOp::Try, kind, RECORD, false).map_err(refused)? {
+        let kind = if read_only {
+            LockKind::Read
+        } else {
+            LockKind::Write
+        };
+        match brick
+            .lk(fd, LockOp::Try, kind, RECORD, false)
+            .map_err(refused)?
+        {
             Locked::Granted => Ok(Publication::Done),
             Locked::WouldBlock => {
                 let foreign = brick.lk_conflict(fd, kind, RECORD).map_err(refused)?;
@@ -184,18 +233,31 @@ impl GlusterPort {
 impl BrickPort for GlusterPort {
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
-        let brick = Brick::connect(&self.spec, self.located.volume_id, &self.identity, &self.timeouts)
-            .map_err(refused)?;
+        let brick = Brick::connect(
+            &self.spec,
+            self.located.volume_id,
+            &self.identity,
+            &self.timeouts,
+        )
+        .map_err(refused)?;
         let entry = match brick.resolve(&self.located.image, &[]) {
             Ok(entry) => entry,
             Err(error) => {
                 brick.close();
                 let missing = error.errno() == Some(Errno::NOENT);
-                return Err(if missing { PortError::NoImage } else { refused(error) });
+                return Err(if missing {
+                    PortError::NoImage
+                } else {
+                    refused(error)
+                });
             }
         };
         brick.on_disconnect(move |why| lost(chain(&**why)));
-        self.live = Some(Live { brick, gfid: entry.gfid(), fd: None });
+        self.live = Some(Live {
+            brick,
+            gfid: entry.gfid(),
+            fd: None,
+        });
         Ok(())
     }
 
@@ -210,7 +272,9 @@ impl BrickPort for GlusterPort {
 
     fn holder(&mut self) -> Result<Option<Holder>, PortError> {
         let (brick, fd) = self.fd(OpenMode::ReadWrite)?;
-        let foreign = brick.lk_conflict(fd, LockKind::Write, RECORD).map_err(refused)?;
+        let foreign = brick
+            .lk_conflict(fd, LockKind::Write, RECORD)
+            .map_err(refused)?;
         Ok(foreign.and_then(|lock| Holder::decode(&lock.lk_owner)))
     }
 
@@ -266,12 +330,19 @@ pub fn identity(lk_owner: LkOwner) -> Identity {
 }
 
 fn open_mode(read_only: bool) -> OpenMode {
-    if read_only { OpenMode::Read } else { OpenMode::ReadWrite }
+    if read_only {
+        OpenMode::Read
+    } else {
+        OpenMode::ReadWrite
+    }
 }
 
 fn conflict_of(lock: Option<ForeignLock>) -> Conflict {
     match lock {
-        None => Conflict { holder: None, pid: 0 },
+        None => Conflict {
+            holder: None,
+            pid: 0,
+        },
         Some(lock) => Conflict {
             holder: Holder::decode(&lock.lk_owner),
             pid: i32::try_from(lock.pid).unwrap_or(0),

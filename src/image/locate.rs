@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::bricks::{MAX_BRICKS, Shape};
 use super::error::{Names, chain};
 use super::local::may_see_trusted;
-use crate::gluster::volume::{self, VolfileError};
+use crate::gluster::volume::VolfileError;
 use crate::gluster::{
-    Brick, BrickError, BrickFeatures, BrickSpec, Errno, FileType, Glusterd, GlusterdError, Identity, ReplicaSet,
-    Timeouts, Volume, VolumeState,
+    Brick, BrickError, BrickFeatures, BrickSpec, Errno, FileType, Glusterd, GlusterdError,
+    Identity, ReplicaSet, Timeouts, Volume, VolumeState,
 };
 
 /// DHT's pointer from the brick where a name hashes to, to the replica set that
@@ -41,7 +41,9 @@ pub enum LocateError {
         volume: String,
     },
     /// The volume cuts files into shards.
-    #[error("the volume {volume} is sharded (features.shard is on): images in pieces cannot be served yet. Copy the image to a volume without shards")]
+    #[error(
+        "the volume {volume} is sharded (features.shard is on): images in pieces cannot be served yet. Copy the image to a volume without shards"
+    )]
     Sharded {
         /// Its name.
         volume: String,
@@ -83,7 +85,9 @@ pub enum LocateError {
         what: &'static str,
     },
     /// Only DHT's pointers were found, not the file.
-    #[error("{image} is only a DHT link file here; its data is on the replica set {target}, none of whose bricks has it or answers. Bring that replica set up, or fix the layout: gluster volume rebalance {volume} fix-layout start")]
+    #[error(
+        "{image} is only a DHT link file here; its data is on the replica set {target}, none of whose bricks has it or answers. Bring that replica set up, or fix the layout: gluster volume rebalance {volume} fix-layout start"
+    )]
     LinkFile {
         /// The volume.
         volume: String,
@@ -101,7 +105,9 @@ pub enum LocateError {
         why: String,
     },
     /// This host has no copy.
-    #[error("no brick of this host has a copy of {image}; its bricks are {bricks}. Run bypass-blk on one of those hosts")]
+    #[error(
+        "no brick of this host has a copy of {image}; its bricks are {bricks}. Run bypass-blk on one of those hosts"
+    )]
     NoLocalBrick {
         /// The path in the volume.
         image: String,
@@ -109,7 +115,9 @@ pub enum LocateError {
         bricks: String,
     },
     /// This host has several copies.
-    #[error("several bricks of this host have a copy of {image}: {bricks}. Choose one with --brick")]
+    #[error(
+        "several bricks of this host have a copy of {image}: {bricks}. Choose one with --brick"
+    )]
     SeveralLocalBricks {
         /// The path in the volume.
         image: String,
@@ -135,7 +143,9 @@ pub enum LocateError {
         path: PathBuf,
     },
     /// The local brick is an arbiter.
-    #[error("the local brick {brick} is an arbiter: it has no data to serve. Run bypass-blk on a host of a data brick: {others}")]
+    #[error(
+        "the local brick {brick} is an arbiter: it has no data to serve. Run bypass-blk on a host of a data brick: {others}"
+    )]
     Arbiter {
         /// The brick.
         brick: String,
@@ -211,18 +221,30 @@ impl Catalog {
     ///
     /// # Errors
     /// See [`LocateError`]; only those about the volume as a whole.
-    pub fn load(host: &str, port: u16, volume: &str, timeouts: &Timeouts) -> Result<Self, LocateError> {
+    pub fn load(
+        host: &str,
+        port: u16,
+        volume: &str,
+        timeouts: &Timeouts,
+    ) -> Result<Self, LocateError> {
         let glusterd = Glusterd::connect(host, port, timeouts)?;
         if glusterd.volume_info(volume)?.state != VolumeState::Started {
-            return Err(LocateError::NotStarted { volume: volume.to_owned() });
+            return Err(LocateError::NotStarted {
+                volume: volume.to_owned(),
+            });
         }
-        let volume = volume::parse(&glusterd.volfile(volume)?)?;
+        let volume = Volume::parse(&glusterd.volfile(volume)?)?;
         if volume.sharded {
-            return Err(LocateError::Sharded { volume: volume.name });
+            return Err(LocateError::Sharded {
+                volume: volume.name,
+            });
         }
         for set in &volume.replica_sets {
             if set.bricks.len() > MAX_BRICKS {
-                return Err(LocateError::TooManyBricks { set: set.name.clone(), bricks: set.bricks.len() });
+                return Err(LocateError::TooManyBricks {
+                    set: set.name.clone(),
+                    bricks: set.bricks.len(),
+                });
             }
         }
         Ok(Self { glusterd, volume })
@@ -232,8 +254,14 @@ impl Catalog {
     ///
     /// # Errors
     /// [`LocateError::Bypassed`], or glusterd's.
-    pub fn check_features(&self, set: &ReplicaSet, allowed: &[Bypassable]) -> Result<(), LocateError> {
-        let Some(brick) = set.bricks.first() else { return Ok(()) };
+    pub fn check_features(
+        &self,
+        set: &ReplicaSet,
+        allowed: &[Bypassable],
+    ) -> Result<(), LocateError> {
+        let Some(brick) = set.bricks.first() else {
+            return Ok(());
+        };
         let text = self.glusterd.brick_volfile(&self.volume.name, brick)?;
         let on = BrickFeatures::parse(&text)?;
         let features: Vec<_> = Bypassable::ALL
@@ -243,7 +271,10 @@ impl Catalog {
             .collect();
         match features.is_empty() {
             true => Ok(()),
-            false => Err(LocateError::Bypassed { volume: self.volume.name.clone(), features }),
+            false => Err(LocateError::Bypassed {
+                volume: self.volume.name.clone(),
+                features,
+            }),
         }
     }
 
@@ -251,7 +282,12 @@ impl Catalog {
     ///
     /// # Errors
     /// See [`LocateError`].
-    pub fn find(&self, image: &str, identity: &Identity, timeouts: &Timeouts) -> Result<Located, LocateError> {
+    pub fn find(
+        &self,
+        image: &str,
+        identity: &Identity,
+        timeouts: &Timeouts,
+    ) -> Result<Located, LocateError> {
         let mut search = Search::default();
         for set in &self.volume.replica_sets {
             for spec in &set.bricks {
@@ -287,17 +323,24 @@ impl Catalog {
         let answer = brick.resolve(image, &[LINK_XATTR]);
         brick.close();
         match answer {
-            Ok(entry) => Ok(match (entry.iatt.file_type(), entry.xattrs.get(LINK_XATTR)) {
-                (FileType::Regular, Some(target)) => {
-                    let target = String::from_utf8_lossy(target);
-                    Look::Link(target.trim_end_matches('\0').to_owned())
-                }
-                (FileType::Regular, None) => Look::File { gfid: entry.iatt.gfid.0, size: entry.iatt.size },
-                (FileType::Directory, _) => Look::NotAFile("a directory"),
-                (FileType::Symlink, _) => Look::NotAFile("a symbolic link"),
-                (FileType::Other, _) => Look::NotAFile("a special file"),
-            }),
-            Err(BrickError::Path { component, errno, .. }) if errno == Errno::NOENT => Ok(Look::Missing(component)),
+            Ok(entry) => Ok(
+                match (entry.iatt.file_type(), entry.xattrs.get(LINK_XATTR)) {
+                    (FileType::Regular, Some(target)) => {
+                        let target = String::from_utf8_lossy(target);
+                        Look::Link(target.trim_end_matches('\0').to_owned())
+                    }
+                    (FileType::Regular, None) => Look::File {
+                        gfid: entry.iatt.gfid.0,
+                        size: entry.iatt.size,
+                    },
+                    (FileType::Directory, _) => Look::NotAFile("a directory"),
+                    (FileType::Symlink, _) => Look::NotAFile("a symbolic link"),
+                    (FileType::Other, _) => Look::NotAFile("a special file"),
+                },
+            ),
+            Err(BrickError::Path {
+                component, errno, ..
+            }) if errno == Errno::NOENT => Ok(Look::Missing(component)),
             Err(error) => Err(error),
         }
     }
@@ -333,10 +376,33 @@ impl Search {
     fn conclude(self, volume: &str, image: &str) -> LocateError {
         let (volume, image) = (volume.to_owned(), image.to_owned());
         match self {
-            Self { link: Some(target), .. } => LocateError::LinkFile { volume, image, target },
-            Self { not_a_file: Some(what), .. } => LocateError::NotAFile { volume, image, what },
-            Self { missing: Some(component), .. } => LocateError::NoImage { volume, image, component },
-            Self { failed, .. } => LocateError::NoBrick { volume, why: failed.join("; ") },
+            Self {
+                link: Some(target), ..
+            } => LocateError::LinkFile {
+                volume,
+                image,
+                target,
+            },
+            Self {
+                not_a_file: Some(what),
+                ..
+            } => LocateError::NotAFile {
+                volume,
+                image,
+                what,
+            },
+            Self {
+                missing: Some(component),
+                ..
+            } => LocateError::NoImage {
+                volume,
+                image,
+                component,
+            },
+            Self { failed, .. } => LocateError::NoBrick {
+                volume,
+                why: failed.join("; "),
+            },
         }
     }
 }
@@ -375,13 +441,21 @@ fn chosen_brick(located: &Located, names: &Names, wanted: &str) -> Result<usize,
     };
     let path = PathBuf::from(&located.set.bricks[brick].path);
     if !is_brick_of(&path, located.volume_id) {
-        return Err(LocateError::NotOnThisHost { brick: wanted.to_owned(), path });
+        return Err(LocateError::NotOnThisHost {
+            brick: wanted.to_owned(),
+            path,
+        });
     }
     Ok(brick)
 }
 
 fn only_local_brick(located: &Located, names: &Names) -> Result<usize, LocateError> {
-    let here = |&brick: &usize| is_brick_of(Path::new(&located.set.bricks[brick].path), located.volume_id);
+    let here = |&brick: &usize| {
+        is_brick_of(
+            Path::new(&located.set.bricks[brick].path),
+            located.volume_id,
+        )
+    };
     let mut mine: Vec<usize> = (0..located.set.bricks.len()).filter(here).collect();
     if mine.len() > 1 {
         mine.retain(|&brick| has_copy(located, brick));
@@ -401,7 +475,9 @@ fn only_local_brick(located: &Located, names: &Names) -> Result<usize, LocateErr
 
 /// Has this directory the image's file, by Gluster's identity of it?
 fn has_copy(located: &Located, brick: usize) -> bool {
-    let gfid = xattr::get(located.local_path(brick), GFID_XATTR).ok().flatten();
+    let gfid = xattr::get(located.local_path(brick), GFID_XATTR)
+        .ok()
+        .flatten();
     gfid.as_deref() == Some(located.gfid.as_bytes())
 }
 
