@@ -25,7 +25,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             num_queues: 4,
-            queue_size: 128,
+            queue_size: 256,
         }
     }
 }

@@ -1,0 +1,151 @@
+//! A `bypass-blk serve` on a node of the cluster.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bypass_harness::{Background, Node, Volume, wait_until};
+use serde_json::Value;
+
+use super::{IMAGE, PATIENCE};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_bypass-blk");
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Killed when dropped.
+pub struct Daemon {
+    process: Background,
+    log: PathBuf,
+    socket: PathBuf,
+    node: Node,
+    run_dir: PathBuf,
+}
+
+/// A daemon that ended before it served.
+#[derive(Debug)]
+pub struct Refused {
+    pub code: Option<i32>,
+    pub log: String,
+}
+
+impl Daemon {
+    /// Serves [`IMAGE`] from child `brick` of the volume, on that brick's node,
+    /// and waits until it listens.
+    pub fn serve(volume: &Volume, brick: usize, extra: &[&str]) -> Daemon {
+        Self::try_serve(volume, brick, extra).unwrap_or_else(|refused| panic!("not served: {refused:?}"))
+    }
+
+    /// As [`Daemon::serve`], for a test that expects a refusal.
+    pub fn try_serve(volume: &Volume, brick: usize, extra: &[&str]) -> Result<Daemon, Refused> {
+        Self::start(volume, brick, IMAGE, extra).wait_listening()
+    }
+
+    /// Starts a daemon and does not wait.
+    pub fn start(volume: &Volume, brick: usize, image: &str, extra: &[&str]) -> Daemon {
+        let name = volume.brick_name(brick);
+        let mut all = vec!["--volume", volume.name(), "--image", image, "--brick", &name];
+        all.extend(extra);
+        Self::start_on(volume.brick_node(brick), &all)
+    }
+
+    /// Starts a daemon on a node with these arguments (and a socket path).
+    pub fn start_on(node: &Node, args: &[&str]) -> Daemon {
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let file = |end: &str| node.place().dir().join(format!("daemon{id}.{end}"));
+        let (log, socket, run_dir) = (file("log"), file("sock"), file("run"));
+        let mut command = node.command(BINARY);
+        command
+            .args(["serve", "--log-level", "debug", "--server", node.address()])
+            .arg("--socket-path")
+            .arg(&socket)
+            .arg("--run-dir")
+            .arg(&run_dir)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap());
+        let process = Background::start(&mut command).unwrap();
+        Daemon { process, log, socket, node: node.clone(), run_dir }
+    }
+
+    /// Waits until the daemon listens, or has ended instead.
+    pub fn wait_listening(mut self) -> Result<Daemon, Refused> {
+        wait_until("the daemon to listen or end", PATIENCE, || {
+            let ended = self.process.exited();
+            match (ended, self.log().contains("listening on")) {
+                (Some(status), _) => Ok(Err(Refused { code: status.code(), log: self.log() })),
+                (None, true) => Ok(Ok(())),
+                (None, false) => Err(self.log()),
+            }
+        })
+        .unwrap()?;
+        Ok(self)
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until it has logged a line with this text.
+    pub fn wait_log(&self, text: &str) {
+        let logged = || self.log().contains(text).then_some(()).ok_or_else(|| self.log());
+        wait_until(format!("{text:?} in the log"), PATIENCE, logged).unwrap();
+    }
+
+    /// Its vhost-user socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The status document of its one image.
+    pub fn status(&self) -> Value {
+        let mut command = self.node.command(BINARY);
+        command.args(["status", "--json", "--run-dir"]).arg(&self.run_dir);
+        let text = bypass_harness::run_command(&mut command, PATIENCE).unwrap();
+        let images: Value = serde_json::from_str(&text).unwrap();
+        images[0].clone()
+    }
+
+    /// Waits until the status says this state.
+    pub fn wait_state(&self, state: &str) -> Value {
+        wait_until(format!("state {state}"), PATIENCE, || {
+            let status = self.status();
+            if status["state"] == state { Ok(status) } else { Err(format!("{status:#}\n{}", self.log())) }
+        })
+        .unwrap()
+    }
+
+    /// SIGTERM, and its exit status.
+    pub fn stop(mut self) -> ExitStatus {
+        self.process.terminate();
+        self.process.wait(PATIENCE).unwrap()
+    }
+
+    /// Its exit status, once it ends by itself.
+    pub fn wait_end(mut self, patience: Duration) -> (ExitStatus, String) {
+        let status = self.process.wait(patience).unwrap();
+        (status, self.log())
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+}
+
+/// Runs another command of the program on a node; its exit code and output, both
+/// streams.
+pub fn run_on(node: &Node, args: &[&str]) -> (Option<i32>, String) {
+    let mut command: Command = node.command(BINARY);
+    let output = command.args(args).stdin(Stdio::null()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
