@@ -13,7 +13,10 @@ fn a_write_is_on_the_local_copy_marked_everywhere_and_healed_by_stock_gluster() 
     let volume = replica_3(&cluster);
     let daemon = Daemon::serve(&volume, 0, &[]);
     assert_eq!(daemon.status()["state"], "clean");
-    assert!(volume.marks(IMAGE).unwrap().is_clean(), "nothing is written yet");
+    assert!(
+        volume.marks(IMAGE).unwrap().is_clean(),
+        "nothing is written yet"
+    );
 
     let mut disk = FrontEnd::connect(daemon.socket());
     let data = pattern(1, 1 << 20, 65536);

@@ -295,7 +295,12 @@ impl Attempt<'_> {
             Some(without) => {
                 // All or nothing: a fence on some copies only would be hard to
                 // reason about. The bricks were asked in order.
-                self.lift_fences(bricks.iter().take_while(|&brick| brick != without).collect());
+                self.lift_fences(
+                    bricks
+                        .iter()
+                        .take_while(|&brick| brick != without)
+                        .collect(),
+                );
                 match self.publish_as(bricks, Fence::Advisory, terms.read_only)? {
                     None => Ok(Fence::Advisory),
                     Some(brick) => Err(self.failed(brick, "the record was refused")),

@@ -34,7 +34,8 @@ impl Daemon {
     /// Serves [`IMAGE`] from child `brick` of the volume, on that brick's node,
     /// and waits until it listens.
     pub fn serve(volume: &Volume, brick: usize, extra: &[&str]) -> Daemon {
-        Self::try_serve(volume, brick, extra).unwrap_or_else(|refused| panic!("not served: {refused:?}"))
+        Self::try_serve(volume, brick, extra)
+            .unwrap_or_else(|refused| panic!("not served: {refused:?}"))
     }
 
     /// As [`Daemon::serve`], for a test that expects a refusal.
@@ -45,7 +46,14 @@ impl Daemon {
     /// Starts a daemon and does not wait.
     pub fn start(volume: &Volume, brick: usize, image: &str, extra: &[&str]) -> Daemon {
         let name = volume.brick_name(brick);
-        let mut all = vec!["--volume", volume.name(), "--image", image, "--brick", &name];
+        let mut all = vec![
+            "--volume",
+            volume.name(),
+            "--image",
+            image,
+            "--brick",
+            &name,
+        ];
         all.extend(extra);
         Self::start_on(volume.brick_node(brick), &all)
     }
@@ -67,7 +75,13 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
         let process = Background::start(&mut command).unwrap();
-        Daemon { process, log, socket, node: node.clone(), run_dir }
+        Daemon {
+            process,
+            log,
+            socket,
+            node: node.clone(),
+            run_dir,
+        }
     }
 
     /// Waits until the daemon listens, or has ended instead.
@@ -75,7 +89,10 @@ impl Daemon {
         wait_until("the daemon to listen or end", PATIENCE, || {
             let ended = self.process.exited();
             match (ended, self.log().contains("listening on")) {
-                (Some(status), _) => Ok(Err(Refused { code: status.code(), log: self.log() })),
+                (Some(status), _) => Ok(Err(Refused {
+                    code: status.code(),
+                    log: self.log(),
+                })),
                 (None, true) => Ok(Ok(())),
                 (None, false) => Err(self.log()),
             }
@@ -91,7 +108,12 @@ impl Daemon {
 
     /// Waits until it has logged a line with this text.
     pub fn wait_log(&self, text: &str) {
-        let logged = || self.log().contains(text).then_some(()).ok_or_else(|| self.log());
+        let logged = || {
+            self.log()
+                .contains(text)
+                .then_some(())
+                .ok_or_else(|| self.log())
+        };
         wait_until(format!("{text:?} in the log"), PATIENCE, logged).unwrap();
     }
 
@@ -108,7 +130,9 @@ impl Daemon {
     /// The status document of its one image.
     pub fn status(&self) -> Value {
         let mut command = self.node.command(BINARY);
-        command.args(["status", "--json", "--run-dir"]).arg(&self.run_dir);
+        command
+            .args(["status", "--json", "--run-dir"])
+            .arg(&self.run_dir);
         let text = bypass_harness::run_command(&mut command, PATIENCE).unwrap();
         let images: Value = serde_json::from_str(&text).unwrap();
         images[0].clone()
@@ -118,7 +142,11 @@ impl Daemon {
     pub fn wait_state(&self, state: &str) -> Value {
         wait_until(format!("state {state}"), PATIENCE, || {
             let status = self.status();
-            if status["state"] == state { Ok(status) } else { Err(format!("{status:#}\n{}", self.log())) }
+            if status["state"] == state {
+                Ok(status)
+            } else {
+                Err(format!("{status:#}\n{}", self.log()))
+            }
         })
         .unwrap()
     }
@@ -147,5 +175,8 @@ pub fn run_on(node: &Node, args: &[&str]) -> (Option<i32>, String) {
     let mut command: Command = node.command(BINARY);
     let output = command.args(args).stdin(Stdio::null()).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
 }

@@ -38,23 +38,36 @@ impl FrontEnd {
         queue.set_completion_fd_enabled(true);
         let region = driver.alloc_mem_region(MAX_REQUEST).unwrap();
         driver.map_mem_region(&region).unwrap();
-        FrontEnd { queue, region, _driver: driver }
+        FrontEnd {
+            queue,
+            region,
+            _driver: driver,
+        }
     }
 
     /// Writes at byte `offset`.
     pub fn write(&mut self, offset: u64, data: &[u8], patience: Duration) -> Result<(), Failed> {
         assert!(data.len() <= MAX_REQUEST);
         // SAFETY: the region is mapped, this long, and no request uses it now.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.region.addr as *mut u8, data.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(data.as_ptr(), self.region.addr as *mut u8, data.len())
+        };
         let buffer = self.region.addr as *const u8;
-        self.queue.write(offset, buffer, data.len(), 0, ReqFlags::empty());
+        self.queue
+            .write(offset, buffer, data.len(), 0, ReqFlags::empty());
         self.finish(patience)
     }
 
     /// Reads at byte `offset`.
     pub fn read(&mut self, offset: u64, len: usize, patience: Duration) -> Result<Vec<u8>, Failed> {
         assert!(len <= MAX_REQUEST);
-        self.queue.read(offset, self.region.addr as *mut u8, len, 0, ReqFlags::empty());
+        self.queue.read(
+            offset,
+            self.region.addr as *mut u8,
+            len,
+            0,
+            ReqFlags::empty(),
+        );
         self.finish(patience)?;
         // SAFETY: the region is mapped, this long, and no request uses it now.
         Ok(unsafe { std::slice::from_raw_parts(self.region.addr as *const u8, len) }.to_vec())
@@ -70,11 +83,18 @@ impl FrontEnd {
     pub fn finish(&mut self, patience: Duration) -> Result<(), Failed> {
         let mut completions = [const { std::mem::MaybeUninit::<Completion>::uninit() }];
         let mut timeout = Some(patience);
-        match self.queue.do_io(&mut completions, 1, timeout.as_mut(), None) {
+        match self
+            .queue
+            .do_io(&mut completions, 1, timeout.as_mut(), None)
+        {
             Ok(1) => {
                 // SAFETY: do_io filled the one that it counted.
                 let answer = unsafe { completions[0].assume_init_ref() };
-                if answer.ret == 0 { Ok(()) } else { Err(Failed::Error(answer.ret)) }
+                if answer.ret == 0 {
+                    Ok(())
+                } else {
+                    Err(Failed::Error(answer.ret))
+                }
             }
             Ok(_) => Err(Failed::NoAnswer),
             Err(_) => Err(Failed::NoAnswer),

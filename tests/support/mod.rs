@@ -29,7 +29,9 @@ pub fn volume_with_image(cluster: &Cluster, kind: VolumeKind, options: &[(&str, 
     all.extend(options);
     let volume = cluster.create_volume("gv0", kind, &all).unwrap();
     volume.start().unwrap();
-    volume.create_image(IMAGE, IMAGE_BYTES, Fill::Noise).unwrap();
+    volume
+        .create_image(IMAGE, IMAGE_BYTES, Fill::Noise)
+        .unwrap();
     volume
 }
 
