@@ -81,10 +81,19 @@ impl Brick {
         }
         let port = Glusterd::connect(&spec.host, GLUSTERD_PORT, timeouts)
             .and_then(|glusterd| glusterd.brick_port(&spec.path))
-            .map_err(|source| BrickError::Port {
-                brick: brick.clone(),
-                source,
-            })?;
+            .map_err(|source| BrickError::Port { brick, source })?;
+        Self::attach(spec, port, volume_id, identity, timeouts)
+    }
+
+    /// Connects to a brick process whose port is known.
+    pub(super) fn attach(
+        spec: &BrickSpec,
+        port: u16,
+        volume_id: Uuid,
+        identity: &Identity,
+        timeouts: &Timeouts,
+    ) -> Result<Self, BrickError> {
+        let brick = spec.to_string();
         let connection =
             Connection::connect(&spec.host, port, timeouts, true).map_err(|source| {
                 BrickError::Unreachable {
@@ -120,7 +129,12 @@ impl Brick {
         const OPERATION: &str = "SETVOLUME";
         // The brick frees what a connection held when the connection ends, and
         // knows it by this; it must never be used twice.
-        let connection_id = format!("{}-{}", identity.process_name, Uuid::new_v4());
+        let connection_id = format!(
+            "{}-{}-{}",
+            identity.process_name,
+            std::process::id(),
+            Uuid::new_v4()
+        );
         let volume_id = volume_id.to_string();
         let mut options = vec![
             ("remote-subvolume", spec.path.as_str()),
@@ -263,7 +277,7 @@ impl Brick {
                 operation,
                 after,
             },
-            CallError::TooLong => self.protocol(operation, ProtocolError::TooLong),
+            CallError::TooLong => self.too_long(operation),
             CallError::Rejected(rejection) => {
                 self.protocol(operation, ProtocolError::Rejected(rejection))
             }
@@ -278,6 +292,13 @@ impl Brick {
         }
     }
 
+    pub(super) fn too_long(&self, operation: &'static str) -> BrickError {
+        BrickError::TooLong {
+            brick: self.inner.name.clone(),
+            operation,
+        }
+    }
+
     pub(super) fn refused(&self, operation: &'static str, errno: Errno) -> BrickError {
         BrickError::Refused {
             brick: self.inner.name.clone(),
@@ -286,3 +307,6 @@ impl Brick {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

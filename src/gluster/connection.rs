@@ -7,26 +7,26 @@
 //! when that stays unanswered. The thread ends with the connection, and the
 //! connection with its last handle. It never reconnects.
 
-use std::collections::HashMap;
-use std::io::{self, BufReader, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::SendFlags;
-use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 
-use super::record::{RecordDecoder, RecordError};
-use super::rpc::{self, Call, Credentials, Message, Program, Rejection};
+use super::record::RecordError;
+use super::rpc::{Call, Credentials, Program, Rejection};
 use super::xdr::XdrError;
 
+mod link;
 mod pulse;
+mod socket;
 
+use link::Link;
+use pulse::Pulse;
 pub use pulse::Timeouts;
-use pulse::{Beat, Pulse};
+use socket::{configure, dial};
 
 /// Calls that a brick counts and that may be unanswered at one time. A brick
 /// stops reading from a client with more than `server.outstanding-rpc-limit`
@@ -37,15 +37,6 @@ pub const MAX_COUNTED_CALLS: usize = 48;
 /// so that blocked ones cannot keep out the unlock they wait for
 /// (`rpcsvc_can_outstanding_req_be_ignored`, rpc/rpc-lib/src/rpcsvc.c).
 pub const MAX_CALLS: usize = 1024;
-
-/// The reader's buffer: small replies cost one system call, the bytes of large
-/// ones go past it.
-const READ_BUFFER: usize = 16 << 10;
-
-/// The transaction id of pings; no other call gets it.
-const PING_XID: u32 = 0;
-/// Procedure PING of the handshake program.
-const PING: u32 = 3;
 
 /// Why a connection is gone.
 #[derive(Debug, Error)]
@@ -138,23 +129,6 @@ impl Reply {
 }
 
 type Answer = Result<Reply, CallError>;
-type DisconnectListener = Box<dyn FnOnce(&Arc<Disconnect>) + Send>;
-
-struct Waiter {
-    answer: SyncSender<Answer>,
-    weight: Weight,
-    /// Set once nobody waits any more.
-    undo: Option<Undo>,
-}
-
-#[derive(Default)]
-struct State {
-    calls: HashMap<u32, Waiter>,
-    counted: usize,
-    last_xid: u32,
-    gone: Option<Arc<Disconnect>>,
-    listeners: Vec<DisconnectListener>,
-}
 
 /// The call that gives back what another took, for when the other is answered
 /// too late.
@@ -172,18 +146,8 @@ pub struct Undo {
     pub arguments: Vec<u8>,
 }
 
-/// What the handles and the reader thread share.
-struct Shared {
-    stream: TcpStream,
-    /// Held while one record is written.
-    turn: Mutex<()>,
-    send_timeout: Duration,
-    state: Mutex<State>,
-    room: Condvar,
-}
-
 /// Closes the connection when the last handle is gone.
-struct Owner(Arc<Shared>);
+struct Owner(Arc<Link>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
@@ -207,22 +171,16 @@ impl Connection {
         let stream = dial(host, port, timeouts.connect)?;
         let pulse = pings.then(|| Pulse::new(timeouts, Instant::now()));
         configure(&stream, timeouts, pulse.as_ref()).map_err(ConnectError::Setup)?;
-        let shared = Arc::new(Shared {
-            stream,
-            turn: Mutex::default(),
-            send_timeout: timeouts.send,
-            state: Mutex::default(),
-            room: Condvar::new(),
-        });
-        let reader = Arc::clone(&shared);
+        let link = Arc::new(Link::new(stream, timeouts.send));
+        let reader = Arc::clone(&link);
         thread::Builder::new()
             .name(format!("gluster {host}"))
             .spawn(move || reader.run(pulse))
             .map_err(ConnectError::Setup)?;
-        Ok(Self(Arc::new(Owner(shared))))
+        Ok(Self(Arc::new(Owner(link))))
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    fn link(&self) -> &Arc<Link> {
         &self.0.0
     }
 
@@ -234,44 +192,34 @@ impl Connection {
         weight: Weight,
         deadline: Deadline,
     ) -> Result<PendingCall, CallError> {
-        let (xid, answer) = self.shared().enlist(weight, deadline)?;
+        let (xid, answer) = self.link().enlist(weight, deadline)?;
         let Some(head) = call.encode(xid) else {
-            self.shared().withdraw(xid);
+            self.link().withdraw(xid);
             return Err(CallError::TooLong);
         };
-        self.shared().send(&head, call.payload)?;
+        self.link().send(&head, call.payload)?;
         Ok(PendingCall {
             xid,
             answer,
-            shared: Arc::clone(self.shared()),
+            link: Arc::clone(self.link()),
         })
     }
 
     /// Is the connection up, as far as known?
     pub fn is_connected(&self) -> bool {
-        self.shared().lock().gone.is_none()
+        self.link().gone().is_none()
     }
 
     /// Ends the connection: every waiting call fails at once.
     pub fn close(&self) {
-        self.shared().disconnect(Disconnect::Closed);
+        self.link().disconnect(Disconnect::Closed);
     }
 
     /// Runs `listener` once when the connection is gone, on the reader thread;
     /// at once on this thread if it is gone already. It must not wait for
     /// anything but short locks.
     pub fn on_disconnect(&self, listener: impl FnOnce(&Arc<Disconnect>) + Send + 'static) {
-        let gone = {
-            let mut state = self.shared().lock();
-            match &state.gone {
-                Some(reason) => Arc::clone(reason),
-                None => {
-                    state.listeners.push(Box::new(listener));
-                    return;
-                }
-            }
-        };
-        listener(&gone);
+        self.link().listen(Box::new(listener));
     }
 }
 
@@ -308,7 +256,7 @@ impl Deadline {
 pub struct PendingCall {
     xid: u32,
     answer: Receiver<Answer>,
-    shared: Arc<Shared>,
+    link: Arc<Link>,
 }
 
 impl PendingCall {
@@ -323,8 +271,7 @@ impl PendingCall {
         if let Some(answer) = self.receive(deadline) {
             return answer;
         }
-        if let Some(waiter) = self.shared.lock().calls.get_mut(&self.xid) {
-            waiter.undo = Some(undo);
+        if self.link.abandon(self.xid, undo) {
             return Err(deadline.missed());
         }
         // The reader has just taken the call out of the table: its answer is
@@ -338,315 +285,13 @@ impl PendingCall {
             Err(RecvTimeoutError::Timeout) => None,
             // Withdrawn without an answer, which only a gone connection does.
             Err(RecvTimeoutError::Disconnected) => {
-                let gone = self.shared.lock().gone.clone();
-                let reason = gone.unwrap_or_else(|| Arc::new(Disconnect::Closed));
+                let reason = self
+                    .link
+                    .gone()
+                    .unwrap_or_else(|| Arc::new(Disconnect::Closed));
                 Some(Err(CallError::Disconnected(reason)))
             }
         }
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for room and enters a call into the table.
-    fn enlist(
-        &self,
-        weight: Weight,
-        deadline: Deadline,
-    ) -> Result<(u32, Receiver<Answer>), CallError> {
-        let mut state = self.lock();
-        loop {
-            if let Some(reason) = &state.gone {
-                return Err(CallError::Disconnected(Arc::clone(reason)));
-            }
-            if state.has_room(weight) {
-                break;
-            }
-            let left = deadline.left();
-            if left.is_zero() {
-                return Err(deadline.missed());
-            }
-            (state, _) = self
-                .room
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        let xid = state.new_xid();
-        // One answer at most, so the reader never waits for the caller.
-        let (sender, answer) = mpsc::sync_channel(1);
-        if weight == Weight::Counted {
-            state.counted += 1;
-        }
-        let waiter = Waiter {
-            answer: sender,
-            weight,
-            undo: None,
-        };
-        state.calls.insert(xid, waiter);
-        Ok((xid, answer))
-    }
-
-    /// Takes a call out of the table, which makes room for the next.
-    fn withdraw(&self, xid: u32) -> Option<Waiter> {
-        let mut state = self.lock();
-        let waiter = state.calls.remove(&xid)?;
-        if waiter.weight == Weight::Counted {
-            state.counted = state.counted.saturating_sub(1);
-        }
-        drop(state);
-        self.room.notify_all();
-        Some(waiter)
-    }
-
-    /// Sends one record; a failure in the middle of it ends the connection.
-    fn send(&self, head: &[u8], payload: &[u8]) -> Result<(), CallError> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reason) = &self.lock().gone {
-            return Err(CallError::Disconnected(Arc::clone(reason)));
-        }
-        write_record(&self.stream, head, payload, self.send_timeout)
-            .map_err(|reason| CallError::Disconnected(self.disconnect(reason)))
-    }
-
-    /// Sends a ping if that needs no waiting. Is it on its way?
-    fn ping(&self) -> Result<bool, Disconnect> {
-        let Ok(_turn) = self.turn.try_lock() else {
-            return Ok(false);
-        };
-        let call = Call {
-            program: rpc::HANDSHAKE,
-            procedure: PING,
-            credentials: &Credentials::None,
-            arguments: &[],
-            payload: &[],
-        };
-        let bytes = call.encode(PING_XID).unwrap_or_default();
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match rustix::net::send(&self.stream, &bytes, flags) {
-            Ok(sent) if sent == bytes.len() => Ok(true),
-            // Half a ping: nothing can follow it.
-            Ok(_) => Err(Disconnect::SendStuck {
-                after: Duration::ZERO,
-            }),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
-            Err(error) => Err(Disconnect::Socket(error.into())),
-        }
-    }
-
-    /// Ends the connection for `reason` unless it is gone already, and fails
-    /// every waiting call. Returns the reason that holds. The reader thread
-    /// notices by the shut-down socket and tells the listeners.
-    fn disconnect(&self, reason: Disconnect) -> Arc<Disconnect> {
-        let (reason, calls) = {
-            let mut state = self.lock();
-            if let Some(earlier) = &state.gone {
-                return Arc::clone(earlier);
-            }
-            let reason = Arc::new(reason);
-            state.gone = Some(Arc::clone(&reason));
-            state.counted = 0;
-            (reason, std::mem::take(&mut state.calls))
-        };
-        // Fails only where the socket is down already, which is what is wanted.
-        let _ = self.stream.shutdown(Shutdown::Both);
-        for waiter in calls.into_values() {
-            let answer = Err(CallError::Disconnected(Arc::clone(&reason)));
-            // Fails where nobody waits any more.
-            let _ = waiter.answer.try_send(answer);
-        }
-        self.room.notify_all();
-        reason
-    }
-
-    /// The reader thread.
-    fn run(&self, pulse: Option<Pulse>) {
-        let reason = self.read(pulse);
-        let reason = self.disconnect(reason);
-        let listeners = std::mem::take(&mut self.lock().listeners);
-        for listener in listeners {
-            listener(&reason);
-        }
-    }
-
-    fn read(&self, mut pulse: Option<Pulse>) -> Disconnect {
-        let mut stream = BufReader::with_capacity(READ_BUFFER, &self.stream);
-        let mut records = RecordDecoder::default();
-        loop {
-            match stream.read(records.space()) {
-                Ok(0) => return Disconnect::ClosedByPeer,
-                Ok(count) => {
-                    if let Some(pulse) = &mut pulse {
-                        pulse.heard(Instant::now());
-                    }
-                    match records.advance(count) {
-                        Ok(None) => {}
-                        Ok(Some(record)) => {
-                            if let Err(error) = self.deliver(record) {
-                                return Disconnect::Header(error);
-                            }
-                        }
-                        Err(error) => return Disconnect::Record(error),
-                    }
-                }
-                Err(error) if is_timeout(&error) => {
-                    if let Some(reason) = self.on_silence(pulse.as_mut()) {
-                        return reason;
-                    }
-                }
-                Err(error) => return Disconnect::Socket(error),
-            }
-        }
-    }
-
-    fn on_silence(&self, pulse: Option<&mut Pulse>) -> Option<Disconnect> {
-        let pulse = pulse?;
-        let now = Instant::now();
-        match pulse.beat(now) {
-            Beat::Quiet => None,
-            Beat::Dead { after } => Some(Disconnect::Silent { after }),
-            Beat::Ping => match self.ping() {
-                Ok(true) => {
-                    pulse.pinged(now);
-                    None
-                }
-                Ok(false) => None,
-                Err(reason) => Some(reason),
-            },
-        }
-    }
-
-    /// Hands a record to the call it answers. Anything else — a brick's notice,
-    /// a ping's reply, the reply to nobody — is dropped.
-    fn deliver(&self, record: Vec<u8>) -> Result<(), XdrError> {
-        let (xid, results) = match rpc::parse(&record)? {
-            Message::Reply { xid, results } => (xid, results),
-            Message::Call { program, procedure } => {
-                log::trace!("notice {procedure} of program {program} from a brick");
-                return Ok(());
-            }
-        };
-        let Some(waiter) = self.withdraw(xid) else {
-            return Ok(());
-        };
-        let answer = results
-            .map(|results| Reply { record, results })
-            .map_err(CallError::Rejected);
-        match (waiter.undo, answer) {
-            (Some(undo), Ok(reply)) if (undo.took)(reply.results()) => self.send_undo(&undo),
-            // Fails where the caller did not want to know.
-            (_, answer) => drop(waiter.answer.try_send(answer)),
-        }
-        Ok(())
-    }
-
-    /// Sends a call whose reply is of no interest: it will find nobody.
-    fn send_undo(&self, undo: &Undo) {
-        let xid = self.lock().new_xid();
-        let call = Call {
-            program: undo.program,
-            procedure: undo.procedure,
-            credentials: &undo.credentials,
-            arguments: &undo.arguments,
-            payload: &[],
-        };
-        if let Some(head) = call.encode(xid) {
-            // Fails where the connection is gone, and what was taken with it.
-            let _ = self.send(&head, &[]);
-        }
-    }
-}
-
-impl State {
-    fn has_room(&self, weight: Weight) -> bool {
-        self.calls.len() < MAX_CALLS
-            && (weight == Weight::Uncounted || self.counted < MAX_COUNTED_CALLS)
-    }
-
-    /// An id that no unanswered call has; there are far fewer of those than ids.
-    fn new_xid(&mut self) -> u32 {
-        loop {
-            self.last_xid = self.last_xid.wrapping_add(1);
-            if self.last_xid != PING_XID && !self.calls.contains_key(&self.last_xid) {
-                return self.last_xid;
-            }
-        }
-    }
-}
-
-fn dial(host: &str, port: u16, timeout: Duration) -> Result<TcpStream, ConnectError> {
-    let deadline = Deadline::after(timeout);
-    let addresses = (host, port)
-        .to_socket_addrs()
-        .map_err(ConnectError::Resolve)?;
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        let left = deadline.left();
-        if left.is_zero() {
-            break;
-        }
-        match TcpStream::connect_timeout(&address, left) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(ConnectError::Connect(last))
-}
-
-fn configure(stream: &TcpStream, timeouts: &Timeouts, pulse: Option<&Pulse>) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(timeouts.send))?;
-    stream.set_read_timeout(pulse.map(Pulse::tick))?;
-    // The kernel notices a cut link too, where no reader is at work: a peer that
-    // acknowledges nothing for as long as one that answers no ping.
-    let dead_after = timeouts.dead_after();
-    let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(dead_after))?;
-    let second = Duration::from_secs(1);
-    let keepalive = TcpKeepalive::new()
-        .with_time(timeouts.ping_interval.max(second))
-        .with_interval((timeouts.ping_timeout / 3).max(second))
-        .with_retries(3);
-    socket.set_tcp_keepalive(&keepalive)
-}
-
-fn write_record(
-    mut stream: &TcpStream,
-    head: &[u8],
-    payload: &[u8],
-    timeout: Duration,
-) -> Result<(), Disconnect> {
-    let started = Instant::now();
-    let mut parts = [IoSlice::new(head), IoSlice::new(payload)];
-    let mut parts = &mut parts[..];
-    IoSlice::advance_slices(&mut parts, 0); // leaves empty ones out
-    while !parts.is_empty() {
-        match stream.write_vectored(parts) {
-            Ok(0) => return Err(Disconnect::Socket(io::ErrorKind::WriteZero.into())),
-            Ok(count) => IoSlice::advance_slices(&mut parts, count),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if is_timeout(&error) => {
-                return Err(Disconnect::SendStuck { after: timeout });
-            }
-            Err(error) => return Err(Disconnect::Socket(error)),
-        }
-        if !parts.is_empty() && started.elapsed() > timeout {
-            return Err(Disconnect::SendStuck { after: timeout });
-        }
-    }
-    Ok(())
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
-    // A dead link also reads as ETIMEDOUT, but only the socket's own time-out
-    // has the error number of an operation that would block.
-    match error.kind() {
-        WouldBlock | Interrupted => true,
-        TimedOut => error.raw_os_error().is_none(),
-        _ => false,
     }
 }
 

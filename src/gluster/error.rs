@@ -190,6 +190,15 @@ pub enum BrickError {
         /// Its error number.
         errno: Errno,
     },
+    /// More was to be sent or asked for than one call may carry
+    /// ([`super::io::MAX_IO`] bytes of data). Nothing was sent.
+    #[error("{operation} of brick {brick} was asked for too much at once")]
+    TooLong {
+        /// The brick.
+        brick: String,
+        /// What was asked.
+        operation: &'static str,
+    },
     /// A path could not be followed.
     #[error("{path} on brick {brick}: {component:?}: {errno}")]
     Path {
@@ -234,12 +243,17 @@ pub enum ProtocolError {
     /// The brick's RPC layer rejected the call.
     #[error("the call was rejected")]
     Rejected(#[source] Rejection),
-    /// The call is longer than a record may be.
-    #[error("the call is longer than a message may be")]
-    TooLong,
     /// Something that must be in the answer is not.
     #[error("the answer lacks {0}")]
     Missing(String),
+    /// Less was written than was sent, and no error was told.
+    #[error("only {written} of {length} bytes were written")]
+    ShortWrite {
+        /// Bytes written.
+        written: u32,
+        /// Bytes sent.
+        length: u32,
+    },
     /// A pending counter has the wrong length.
     #[error("the answer has a bad counter")]
     Pending(#[from] super::pending::BadPending),

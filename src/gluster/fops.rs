@@ -15,36 +15,23 @@ use super::inode::{FileType, Gfid, Iatt};
 use super::pending::{PENDING_LEN, Pending};
 use super::xdr::{Decoder, Encoder};
 
-/// The most bytes of one read, write or checksum.
-pub const MAX_IO: usize = 1 << 20;
-
 /// "The file of this gfid, without an open": `GF_ANON_FD_NO`.
 const ANONYMOUS_FD: i64 = -2;
 
-/// The longest strong checksum in bytes (SHA-256's).
-const MAX_CHECKSUM: usize = 32;
-
-const fn operation(number: u32, name: &'static str) -> Operation {
+pub(super) const fn operation(number: u32, name: &'static str) -> Operation {
     Operation { number, name }
 }
 
 // enum gf_fop_procnum of rpc/rpc-lib/src/protocol-common.h
 const OPEN: Operation = operation(11, "OPEN");
-const READ: Operation = operation(12, "READ");
-const WRITE: Operation = operation(13, "WRITE");
 const STATFS: Operation = operation(14, "STATFS");
 const FSYNC: Operation = operation(16, "FSYNC");
 const SETXATTR: Operation = operation(17, "SETXATTR");
 const GETXATTR: Operation = operation(18, "GETXATTR");
 const REMOVEXATTR: Operation = operation(19, "REMOVEXATTR");
-const FTRUNCATE: Operation = operation(24, "FTRUNCATE");
 const LOOKUP: Operation = operation(27, "LOOKUP");
 const XATTROP: Operation = operation(33, "XATTROP");
-const RCHECKSUM: Operation = operation(37, "RCHECKSUM");
 const RELEASE: Operation = operation(41, "RELEASE");
-const DISCARD: Operation = operation(45, "DISCARD");
-const ZEROFILL: Operation = operation(46, "ZEROFILL");
-const SEEK: Operation = operation(48, "SEEK");
 
 /// What a lookup found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,34 +69,6 @@ pub enum OpenMode {
     ReadWrite,
 }
 
-/// A brick's checksum of a range.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checksum {
-    /// The rolling checksum.
-    pub weak: u32,
-    /// The strong one: of the range, or of the part of it before the file's end.
-    pub strong: StrongChecksum,
-}
-
-/// A strong checksum, by the algorithm of the volume's option
-/// `storage.fips-mode-rchecksum`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StrongChecksum {
-    /// The option is on, as by default: SHA-256.
-    Sha256([u8; 32]),
-    /// The option is off: MD5.
-    Md5([u8; 16]),
-}
-
-/// What [`Brick::seek`] looks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SeekTo {
-    /// The next byte that is allocated.
-    Data,
-    /// The next hole; the file's end is one.
-    Hole,
-}
-
 /// The space on a brick, in units of `frsize` bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -123,7 +82,9 @@ pub struct Space {
     pub bavail: u64,
 }
 
-type Decode<T> = fn(&mut Decoder<'_>) -> Result<T, ProtocolError>;
+/// Reads what follows an answer's status; is given its result, which is not
+/// negative.
+type Decode<T> = Box<dyn FnOnce(u32, &mut Decoder<'_>) -> Result<T, ProtocolError> + Send>;
 
 /// An operation that was sent. Dropped, its answer is thrown away.
 pub struct InFlight<T> {
@@ -148,12 +109,12 @@ impl<T> InFlight<T> {
 }
 
 impl Brick {
-    fn begin<T>(
+    pub(super) fn begin<T>(
         &self,
         operation: Operation,
         arguments: Encoder,
         payload: &[u8],
-        decode: Decode<T>,
+        decode: impl FnOnce(u32, &mut Decoder<'_>) -> Result<T, ProtocolError> + Send + 'static,
     ) -> Result<InFlight<T>, BrickError> {
         let deadline = self.deadline();
         let pending = self.start(operation, arguments, payload, Weight::Counted, deadline)?;
@@ -162,16 +123,17 @@ impl Brick {
             operation,
             pending,
             deadline,
-            decode,
+            decode: Box::new(decode),
         })
     }
 
-    fn run<T>(
+    pub(super) fn run<T>(
         &self,
         operation: Operation,
         arguments: Encoder,
-        decode: Decode<T>,
+        decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, ProtocolError> + Send + 'static,
     ) -> Result<T, BrickError> {
+        let decode = |_: u32, results: &mut Decoder<'_>| decode(results);
         self.begin(operation, arguments, &[], decode)?.wait()
     }
 
@@ -180,15 +142,15 @@ impl Brick {
         &self,
         operation: Operation,
         results: &[u8],
-        decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, ProtocolError>,
+        decode: impl FnOnce(u32, &mut Decoder<'_>) -> Result<T, ProtocolError>,
     ) -> Result<T, BrickError> {
         let mut results = Decoder::new(results);
         let mut status = || Ok((results.i32()?, results.i32()?));
         let read = match status() {
-            Ok((op_ret, errno)) if op_ret < 0 => {
-                return Err(self.refused(operation.name, Errno(errno)));
-            }
-            Ok(_) => decode(&mut results),
+            Ok((op_ret, errno)) => match u32::try_from(op_ret) {
+                Ok(value) => decode(value, &mut results),
+                Err(_) => return Err(self.refused(operation.name, Errno(errno))),
+            },
             Err(error) => Err(ProtocolError::Decode(error)),
         };
         read.map_err(|error| self.protocol(operation.name, error))
@@ -374,127 +336,6 @@ impl Brick {
         self.run(RELEASE, arguments, |_| Ok(()))
     }
 
-    /// Reads up to `length` bytes (at most [`MAX_IO`]) at byte `offset`; fewer at
-    /// the file's end.
-    pub fn read(&self, gfid: Gfid, offset: u64, length: usize) -> Result<Vec<u8>, BrickError> {
-        self.start_read(gfid, offset, length)?.wait()
-    }
-
-    /// Begins a [`Brick::read`].
-    pub fn start_read(
-        &self,
-        gfid: Gfid,
-        offset: u64,
-        length: usize,
-    ) -> Result<InFlight<Vec<u8>>, BrickError> {
-        let length = self.io_length(READ, length)?;
-        let mut arguments = by_gfid(gfid);
-        arguments.u64(offset).u32(length).u32(0);
-        Dict::new().encode(&mut arguments);
-        self.begin(READ, arguments, &[], |results| {
-            let _iatt = Iatt::decode(results)?;
-            let size = usize::try_from(results.u32()?).unwrap_or(usize::MAX);
-            let _xdata = Dict::decode(results)?;
-            match results.rest().get(..size) {
-                Some(bytes) => Ok(bytes.to_vec()),
-                None => Err(ProtocolError::Missing(format!("{size} bytes of data"))),
-            }
-        })
-    }
-
-    /// Writes `data` (at most [`MAX_IO`] bytes) at byte `offset`, all of it.
-    pub fn write(&self, gfid: Gfid, offset: u64, data: &[u8]) -> Result<(), BrickError> {
-        self.start_write(gfid, offset, data)?.wait()
-    }
-
-    /// Begins a [`Brick::write`]; `data` is sent before this returns.
-    pub fn start_write(
-        &self,
-        gfid: Gfid,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<InFlight<()>, BrickError> {
-        let length = self.io_length(WRITE, data.len())?;
-        let mut arguments = by_gfid(gfid);
-        arguments.u64(offset).u32(length).u32(0);
-        Dict::new().encode(&mut arguments);
-        self.begin(WRITE, arguments, data, |_| Ok(()))
-    }
-
-    /// The brick's checksum of `length` bytes (at most [`MAX_IO`]) at `offset`.
-    pub fn rchecksum(
-        &self,
-        gfid: Gfid,
-        offset: u64,
-        length: usize,
-    ) -> Result<Checksum, BrickError> {
-        self.start_rchecksum(gfid, offset, length)?.wait()
-    }
-
-    /// Begins a [`Brick::rchecksum`].
-    pub fn start_rchecksum(
-        &self,
-        gfid: Gfid,
-        offset: u64,
-        length: usize,
-    ) -> Result<InFlight<Checksum>, BrickError> {
-        let length = self.io_length(RCHECKSUM, length)?;
-        let mut arguments = by_gfid(gfid);
-        arguments.u64(offset).u32(length).u32(0);
-        Dict::new().encode(&mut arguments);
-        self.begin(RCHECKSUM, arguments, &[], decode_checksum)
-    }
-
-    /// Writes zeros; they stay allocated.
-    pub fn zerofill(&self, gfid: Gfid, offset: u64, length: u64) -> Result<(), BrickError> {
-        self.change_range(ZEROFILL, gfid, offset, length)
-    }
-
-    /// Punches a hole.
-    pub fn discard(&self, gfid: Gfid, offset: u64, length: u64) -> Result<(), BrickError> {
-        self.change_range(DISCARD, gfid, offset, length)
-    }
-
-    fn change_range(
-        &self,
-        operation: Operation,
-        gfid: Gfid,
-        offset: u64,
-        length: u64,
-    ) -> Result<(), BrickError> {
-        let mut arguments = by_gfid(gfid);
-        arguments.u64(offset).u64(length);
-        Dict::new().encode(&mut arguments);
-        self.run(operation, arguments, |_| Ok(()))
-    }
-
-    /// Makes the file `size` bytes long.
-    pub fn ftruncate(&self, gfid: Gfid, size: u64) -> Result<(), BrickError> {
-        let mut arguments = by_gfid(gfid);
-        arguments.u64(size);
-        Dict::new().encode(&mut arguments);
-        self.run(FTRUNCATE, arguments, |_| Ok(()))
-    }
-
-    /// The next data or hole at or after byte `offset`, if there is one.
-    pub fn seek(&self, gfid: Gfid, offset: u64, to: SeekTo) -> Result<Option<u64>, BrickError> {
-        let mut arguments = by_gfid(gfid);
-        arguments.u64(offset).i32(match to {
-            SeekTo::Data => 0,
-            SeekTo::Hole => 1,
-        });
-        Dict::new().encode(&mut arguments);
-        let found = self.run(SEEK, arguments, |results| {
-            let _xdata = Dict::decode(results)?;
-            Ok(results.u64()?)
-        });
-        match found {
-            Ok(offset) => Ok(Some(offset)),
-            Err(error) if error.errno() == Some(Errno::NXIO) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// The space of the file system below the brick.
     pub fn statfs(&self) -> Result<Space, BrickError> {
         let mut arguments = Encoder::new();
@@ -511,33 +352,11 @@ impl Brick {
             })
         })
     }
-
-    fn io_length(&self, operation: Operation, length: usize) -> Result<u32, BrickError> {
-        match u32::try_from(length) {
-            Ok(short) if length <= MAX_IO => Ok(short),
-            _ => Err(self.protocol(operation.name, ProtocolError::TooLong)),
-        }
-    }
 }
 
 /// The start of the arguments of every operation on a file's bytes.
-fn by_gfid(gfid: Gfid) -> Encoder {
+pub(super) fn by_gfid(gfid: Gfid) -> Encoder {
     let mut arguments = Encoder::new();
     arguments.fixed(gfid.as_bytes()).i64(ANONYMOUS_FD);
     arguments
-}
-
-fn decode_checksum(results: &mut Decoder<'_>) -> Result<Checksum, ProtocolError> {
-    let xdata = Dict::decode(results)?;
-    let _flags = results.u32()?;
-    let weak = results.u32()?;
-    let strong = results.opaque(MAX_CHECKSUM)?;
-    // The field has the longer length in both cases (posix_rchecksum).
-    let sha256 = xdata.get("fips-mode-rchecksum").is_some();
-    let strong = match (sha256, strong.first_chunk(), strong.first_chunk()) {
-        (true, Some(sum), _) => StrongChecksum::Sha256(*sum),
-        (false, _, Some(sum)) => StrongChecksum::Md5(*sum),
-        _ => return Err(ProtocolError::Missing("the strong checksum".to_owned())),
-    };
-    Ok(Checksum { weak, strong })
 }

@@ -246,3 +246,6 @@ impl Glusterd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

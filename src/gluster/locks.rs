@@ -7,7 +7,7 @@
 use super::brick::{Brick, Operation};
 use super::connection::Weight;
 use super::dict::{Dict, Value};
-use super::error::{BrickError, Errno, ProtocolError};
+use super::error::{BrickError, Errno};
 use super::fops::RemoteFd;
 use super::inode::Gfid;
 use super::rpc::Credentials;
@@ -144,7 +144,8 @@ impl LockKind {
 
 impl Brick {
     /// Takes or gives back a lock of the file in `domain`. An unlock needs the
-    /// same range as the lock.
+    /// same range as the lock. A lock taken twice is held twice and must be given
+    /// back as often.
     pub fn inodelk(
         &self,
         gfid: Gfid,
@@ -200,7 +201,7 @@ impl Brick {
             .start(LK, arguments, &[], Weight::Uncounted, deadline)?
             .wait(deadline)
             .map_err(|error| self.call_failed(LK.name, error))?;
-        self.results(LK, reply.results(), |results| {
+        self.results(LK, reply.results(), |_, results| {
             let _xdata = Dict::decode(results)?;
             Ok(decode_flock(results)?)
         })
@@ -222,7 +223,7 @@ impl Brick {
             }
         };
         let reply = answer.map_err(|error| self.call_failed(operation.name, error))?;
-        match self.results(operation, reply.results(), |_| Ok::<(), ProtocolError>(())) {
+        match self.results(operation, reply.results(), |_, _| Ok(())) {
             Ok(()) => Ok(Locked::Granted),
             Err(error) if op == LockOp::Try && error.errno() == Some(Errno::AGAIN) => {
                 Ok(Locked::WouldBlock)

@@ -12,15 +12,18 @@
 //! * [`xdr`], [`record`], [`rpc`], [`dict`] — pure codecs, every length bounded;
 //! * [`connection`] — one TCP connection with many calls in flight;
 //! * [`glusterd`], [`volfile`], [`volume`] — what the volume looks like;
-//! * [`brick`], [`fops`], [`locks`], [`pending`] — what a brick can do.
+//! * [`brick`], [`fops`], [`io`], [`locks`], [`pending`] — what a brick can do.
 
 pub mod brick;
 pub mod connection;
 pub mod dict;
 pub mod error;
+#[cfg(test)]
+mod fake_peer;
 pub mod fops;
 pub mod glusterd;
 pub mod inode;
+pub mod io;
 pub mod locks;
 pub mod pending;
 pub mod record;

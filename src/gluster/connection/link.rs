@@ -1,0 +1,325 @@
+//! What the handles of a connection and its reader thread share: the socket, the
+//! table of unanswered calls, and the end.
+
+use std::collections::HashMap;
+use std::io::{BufReader, Read};
+use std::net::{Shutdown, TcpStream};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::net::SendFlags;
+
+use super::pulse::{Beat, Pulse};
+use super::socket::{is_timeout, write_record};
+use super::{Answer, CallError, Deadline, Disconnect, Reply, Undo, Weight};
+use super::{MAX_CALLS, MAX_COUNTED_CALLS};
+use crate::gluster::record::RecordDecoder;
+use crate::gluster::rpc::{self, Call, Credentials, Message};
+use crate::gluster::xdr::XdrError;
+
+/// The reader's buffer: small replies cost one system call, the bytes of large
+/// ones go past it.
+const READ_BUFFER: usize = 16 << 10;
+
+/// The transaction id of pings; no other call gets it.
+const PING_XID: u32 = 0;
+/// Procedure PING of the handshake program.
+const PING: u32 = 3;
+
+pub(super) type DisconnectListener = Box<dyn FnOnce(&Arc<Disconnect>) + Send>;
+
+pub(super) struct Waiter {
+    answer: SyncSender<Answer>,
+    weight: Weight,
+    /// Set once nobody waits any more.
+    undo: Option<Undo>,
+}
+
+#[derive(Default)]
+struct State {
+    calls: HashMap<u32, Waiter>,
+    counted: usize,
+    last_xid: u32,
+    gone: Option<Arc<Disconnect>>,
+    listeners: Vec<DisconnectListener>,
+}
+
+/// One connection, without its owners.
+pub(super) struct Link {
+    stream: TcpStream,
+    /// Held while one record is written.
+    turn: Mutex<()>,
+    send_timeout: Duration,
+    state: Mutex<State>,
+    room: Condvar,
+}
+
+impl Link {
+    pub(super) fn new(stream: TcpStream, send_timeout: Duration) -> Self {
+        Self {
+            stream,
+            turn: Mutex::default(),
+            send_timeout,
+            state: Mutex::default(),
+            room: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the connection is gone, if it is.
+    pub(super) fn gone(&self) -> Option<Arc<Disconnect>> {
+        self.lock().gone.clone()
+    }
+
+    /// Keeps `listener` for the end; if that has come, runs it now.
+    pub(super) fn listen(&self, listener: DisconnectListener) {
+        let mut state = self.lock();
+        match state.gone.clone() {
+            None => state.listeners.push(listener),
+            Some(reason) => {
+                drop(state);
+                listener(&reason);
+            }
+        }
+    }
+
+    /// Nobody waits for this call any more; `undo` is for when it is answered. Is
+    /// it still unanswered?
+    pub(super) fn abandon(&self, xid: u32, undo: Undo) -> bool {
+        match self.lock().calls.get_mut(&xid) {
+            Some(waiter) => {
+                waiter.undo = Some(undo);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Waits for room and enters a call into the table.
+    pub(super) fn enlist(
+        &self,
+        weight: Weight,
+        deadline: Deadline,
+    ) -> Result<(u32, Receiver<Answer>), CallError> {
+        let mut state = self.lock();
+        loop {
+            if let Some(reason) = &state.gone {
+                return Err(CallError::Disconnected(Arc::clone(reason)));
+            }
+            if state.has_room(weight) {
+                break;
+            }
+            let left = deadline.left();
+            if left.is_zero() {
+                return Err(deadline.missed());
+            }
+            (state, _) = self
+                .room
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let xid = state.new_xid();
+        // One answer at most, so the reader never waits for the caller.
+        let (sender, answer) = mpsc::sync_channel(1);
+        if weight == Weight::Counted {
+            state.counted += 1;
+        }
+        let waiter = Waiter {
+            answer: sender,
+            weight,
+            undo: None,
+        };
+        state.calls.insert(xid, waiter);
+        Ok((xid, answer))
+    }
+
+    /// Takes a call out of the table, which makes room for the next.
+    pub(super) fn withdraw(&self, xid: u32) -> Option<Waiter> {
+        let mut state = self.lock();
+        let waiter = state.calls.remove(&xid)?;
+        if waiter.weight == Weight::Counted {
+            state.counted = state.counted.saturating_sub(1);
+        }
+        drop(state);
+        self.room.notify_all();
+        Some(waiter)
+    }
+
+    /// Sends one record; a failure in the middle of it ends the connection.
+    pub(super) fn send(&self, head: &[u8], payload: &[u8]) -> Result<(), CallError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &self.lock().gone {
+            return Err(CallError::Disconnected(Arc::clone(reason)));
+        }
+        write_record(&self.stream, head, payload, self.send_timeout)
+            .map_err(|reason| CallError::Disconnected(self.disconnect(reason)))
+    }
+
+    /// Sends a ping if that needs no waiting. Is it on its way?
+    fn ping(&self) -> Result<bool, Disconnect> {
+        let Ok(_turn) = self.turn.try_lock() else {
+            return Ok(false);
+        };
+        let call = Call {
+            program: rpc::HANDSHAKE,
+            procedure: PING,
+            credentials: &Credentials::None,
+            arguments: &[],
+            payload: &[],
+        };
+        let bytes = call.encode(PING_XID).unwrap_or_default();
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match rustix::net::send(&self.stream, &bytes, flags) {
+            Ok(sent) if sent == bytes.len() => Ok(true),
+            // Half a ping: nothing can follow it.
+            Ok(_) => Err(Disconnect::SendStuck {
+                after: Duration::ZERO,
+            }),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
+            Err(error) => Err(Disconnect::Socket(error.into())),
+        }
+    }
+
+    /// Ends the connection for `reason` unless it is gone already, and fails
+    /// every waiting call. Returns the reason that holds. The reader thread
+    /// notices by the shut-down socket and tells the listeners.
+    pub(super) fn disconnect(&self, reason: Disconnect) -> Arc<Disconnect> {
+        let (reason, calls) = {
+            let mut state = self.lock();
+            if let Some(earlier) = &state.gone {
+                return Arc::clone(earlier);
+            }
+            let reason = Arc::new(reason);
+            state.gone = Some(Arc::clone(&reason));
+            state.counted = 0;
+            (reason, std::mem::take(&mut state.calls))
+        };
+        // Fails only where the socket is down already, which is what is wanted.
+        let _ = self.stream.shutdown(Shutdown::Both);
+        for waiter in calls.into_values() {
+            let answer = Err(CallError::Disconnected(Arc::clone(&reason)));
+            // Fails where nobody waits any more.
+            let _ = waiter.answer.try_send(answer);
+        }
+        self.room.notify_all();
+        reason
+    }
+
+    /// The reader thread.
+    pub(super) fn run(&self, pulse: Option<Pulse>) {
+        let reason = self.read(pulse);
+        let reason = self.disconnect(reason);
+        let listeners = std::mem::take(&mut self.lock().listeners);
+        for listener in listeners {
+            listener(&reason);
+        }
+    }
+
+    fn read(&self, mut pulse: Option<Pulse>) -> Disconnect {
+        let mut stream = BufReader::with_capacity(READ_BUFFER, &self.stream);
+        let mut records = RecordDecoder::default();
+        loop {
+            match stream.read(records.space()) {
+                Ok(0) => return Disconnect::ClosedByPeer,
+                Ok(count) => {
+                    if let Some(pulse) = &mut pulse {
+                        pulse.heard(Instant::now());
+                    }
+                    match records.advance(count) {
+                        Ok(None) => {}
+                        Ok(Some(record)) => {
+                            if let Err(error) = self.deliver(record) {
+                                return Disconnect::Header(error);
+                            }
+                        }
+                        Err(error) => return Disconnect::Record(error),
+                    }
+                }
+                Err(error) if is_timeout(&error) => {
+                    if let Some(reason) = self.on_silence(pulse.as_mut()) {
+                        return reason;
+                    }
+                }
+                Err(error) => return Disconnect::Socket(error),
+            }
+        }
+    }
+
+    fn on_silence(&self, pulse: Option<&mut Pulse>) -> Option<Disconnect> {
+        let pulse = pulse?;
+        let now = Instant::now();
+        match pulse.beat(now) {
+            Beat::Quiet => None,
+            Beat::Dead { after } => Some(Disconnect::Silent { after }),
+            Beat::Ping => match self.ping() {
+                Ok(true) => {
+                    pulse.pinged(now);
+                    None
+                }
+                Ok(false) => None,
+                Err(reason) => Some(reason),
+            },
+        }
+    }
+
+    /// Hands a record to the call it answers. Anything else — a brick's notice,
+    /// a ping's reply, the reply to nobody — is dropped.
+    fn deliver(&self, record: Vec<u8>) -> Result<(), XdrError> {
+        let (xid, results) = match rpc::parse(&record)? {
+            Message::Reply { xid, results } => (xid, results),
+            Message::Call { program, procedure } => {
+                log::trace!("notice {procedure} of program {program} from a brick");
+                return Ok(());
+            }
+        };
+        let Some(waiter) = self.withdraw(xid) else {
+            return Ok(());
+        };
+        let answer = results
+            .map(|results| Reply { record, results })
+            .map_err(CallError::Rejected);
+        match (waiter.undo, answer) {
+            (Some(undo), Ok(reply)) if (undo.took)(reply.results()) => self.send_undo(&undo),
+            // Fails where the caller did not want to know.
+            (_, answer) => drop(waiter.answer.try_send(answer)),
+        }
+        Ok(())
+    }
+
+    /// Sends a call whose reply is of no interest: it will find nobody.
+    fn send_undo(&self, undo: &Undo) {
+        let xid = self.lock().new_xid();
+        let call = Call {
+            program: undo.program,
+            procedure: undo.procedure,
+            credentials: &undo.credentials,
+            arguments: &undo.arguments,
+            payload: &[],
+        };
+        if let Some(head) = call.encode(xid) {
+            // Fails where the connection is gone, and what was taken with it.
+            let _ = self.send(&head, &[]);
+        }
+    }
+}
+
+impl State {
+    fn has_room(&self, weight: Weight) -> bool {
+        self.calls.len() < MAX_CALLS
+            && (weight == Weight::Uncounted || self.counted < MAX_COUNTED_CALLS)
+    }
+
+    /// An id that no unanswered call has; there are far fewer of those than ids.
+    fn new_xid(&mut self) -> u32 {
+        loop {
+            self.last_xid = self.last_xid.wrapping_add(1);
+            if self.last_xid != PING_XID && !self.calls.contains_key(&self.last_xid) {
+                return self.last_xid;
+            }
+        }
+    }
+}

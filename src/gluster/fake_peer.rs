@@ -1,0 +1,111 @@
+//! A peer for tests: a listening socket and a script.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::connection::{Connection, Timeouts};
+use super::record;
+use super::xdr::{Decoder, Encoder};
+
+/// A call as the peer received it.
+#[derive(Debug)]
+pub struct Received {
+    pub xid: u32,
+    pub program: u32,
+    pub procedure: u32,
+    pub body: Vec<u8>,
+}
+
+/// One accepted connection.
+pub struct Peer(pub TcpStream);
+
+impl Peer {
+    /// The next call, or `None` when the client has closed.
+    pub fn receive(&mut self) -> Option<Received> {
+        let mut mark = [0; record::MARK_LEN];
+        self.0.read_exact(&mut mark).ok()?;
+        let length = u32::from_be_bytes(mark) & 0x7fff_ffff;
+        let mut bytes = vec![0; length as usize];
+        self.0.read_exact(&mut bytes).ok()?;
+        let mut header = Decoder::new(&bytes);
+        let xid = header.u32().unwrap();
+        let (_call, _version) = (header.u32(), header.u32());
+        let (program, _version) = (header.u32().unwrap(), header.u32());
+        let procedure = header.u32().unwrap();
+        for _ in ["credentials", "verifier"] {
+            header.u32().unwrap();
+            header.opaque(400).unwrap();
+        }
+        let body = header.rest().to_vec();
+        Some(Received {
+            xid,
+            program,
+            procedure,
+            body,
+        })
+    }
+
+    /// Sends a record whose bytes are given.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let mark = record::mark(bytes.len()).unwrap();
+        // The client may be gone already.
+        let _ = self.0.write_all(&[&mark, bytes].concat());
+    }
+
+    /// Answers a call with `results`.
+    pub fn reply(&mut self, xid: u32, results: &[u8]) {
+        let mut reply = Encoder::new();
+        let (message_type, accepted, verifier, success) = (1, 0, 0, 0);
+        reply.u32(xid).u32(message_type).u32(accepted).u32(verifier);
+        reply.opaque(&[]).u32(success);
+        self.send(&[&reply.into_bytes(), results].concat());
+    }
+
+    /// A notice such as bricks send on their own.
+    pub fn notice(&mut self, xid: u32) {
+        let mut call = Encoder::new();
+        for word in [xid, 0, 2, 52_743_234, 1, 10, 0, 0, 0, 0] {
+            call.u32(word);
+        }
+        self.send(&call.into_bytes());
+    }
+
+    /// Reads until the client has closed.
+    pub fn drain(&mut self) {
+        while self.receive().is_some() {}
+    }
+}
+
+/// Runs `script` for the one connection made to the returned port.
+pub fn listen<T: Send + 'static>(
+    script: impl FnOnce(Peer) -> T + Send + 'static,
+) -> (u16, JoinHandle<T>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let handle = thread::spawn(move || script(Peer(listener.accept().unwrap().0)));
+    (port, handle)
+}
+
+/// A connection to a peer that runs `script`.
+pub fn connect<T: Send + 'static>(
+    timeouts: &Timeouts,
+    script: impl FnOnce(Peer) -> T + Send + 'static,
+) -> (Connection, JoinHandle<T>) {
+    let (port, handle) = listen(script);
+    let connection = Connection::connect("127.0.0.1", port, timeouts, true).unwrap();
+    (connection, handle)
+}
+
+/// Long enough for anything that happens at all.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` holds; panics when it never does.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "never: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}

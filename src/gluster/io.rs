@@ -1,0 +1,206 @@
+//! The bytes of a brick's files: read, written, compared, punched.
+//!
+//! By gfid alone, through the anonymous file descriptor, so nothing is opened or
+//! left open. What moves bytes also comes as `start_…`, so that many can be on
+//! their way at one time.
+
+use super::brick::{Brick, Operation};
+use super::dict::Dict;
+use super::error::{BrickError, Errno, ProtocolError};
+use super::fops::{InFlight, by_gfid, operation};
+use super::inode::{Gfid, Iatt};
+use super::xdr::Decoder;
+
+/// The most bytes of one read, write or checksum.
+pub const MAX_IO: usize = 1 << 20;
+
+/// The longest strong checksum in bytes (SHA-256's).
+const MAX_CHECKSUM: usize = 32;
+
+const READ: Operation = operation(12, "READ");
+const WRITE: Operation = operation(13, "WRITE");
+const RCHECKSUM: Operation = operation(37, "RCHECKSUM");
+const DISCARD: Operation = operation(45, "DISCARD");
+const ZEROFILL: Operation = operation(46, "ZEROFILL");
+const SEEK: Operation = operation(48, "SEEK");
+const FTRUNCATE: Operation = operation(24, "FTRUNCATE");
+
+/// A brick's checksum of a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checksum {
+    /// The rolling checksum.
+    pub weak: u32,
+    /// The strong one: of the range, or of the part of it before the file's end.
+    pub strong: StrongChecksum,
+}
+
+/// A strong checksum, by the algorithm of the volume's option
+/// `storage.fips-mode-rchecksum`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StrongChecksum {
+    /// The option is on, as by default: SHA-256.
+    Sha256([u8; 32]),
+    /// The option is off: MD5.
+    Md5([u8; 16]),
+}
+
+/// What [`Brick::seek`] looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekTo {
+    /// The next byte that is allocated.
+    Data,
+    /// The next hole; the file's end is one.
+    Hole,
+}
+
+impl Brick {
+    /// Reads up to `length` bytes (at most [`MAX_IO`]) at byte `offset`; fewer at
+    /// the file's end.
+    pub fn read(&self, gfid: Gfid, offset: u64, length: usize) -> Result<Vec<u8>, BrickError> {
+        self.start_read(gfid, offset, length)?.wait()
+    }
+
+    /// Begins a [`Brick::read`].
+    pub fn start_read(
+        &self,
+        gfid: Gfid,
+        offset: u64,
+        length: usize,
+    ) -> Result<InFlight<Vec<u8>>, BrickError> {
+        let length = self.io_length(READ, length)?;
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).u32(length).u32(0);
+        Dict::new().encode(&mut arguments);
+        self.begin(READ, arguments, &[], |_, results| {
+            let _iatt = Iatt::decode(results)?;
+            let size = usize::try_from(results.u32()?).unwrap_or(usize::MAX);
+            let _xdata = Dict::decode(results)?;
+            match results.rest().get(..size) {
+                Some(bytes) => Ok(bytes.to_vec()),
+                None => Err(ProtocolError::Missing(format!("{size} bytes of data"))),
+            }
+        })
+    }
+
+    /// Writes `data` (at most [`MAX_IO`] bytes) at byte `offset`, all of it.
+    pub fn write(&self, gfid: Gfid, offset: u64, data: &[u8]) -> Result<(), BrickError> {
+        self.start_write(gfid, offset, data)?.wait()
+    }
+
+    /// Begins a [`Brick::write`]; `data` is sent before this returns.
+    pub fn start_write(
+        &self,
+        gfid: Gfid,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<InFlight<()>, BrickError> {
+        let length = self.io_length(WRITE, data.len())?;
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).u32(length).u32(0);
+        Dict::new().encode(&mut arguments);
+        self.begin(WRITE, arguments, data, move |written, _| {
+            if written != length {
+                return Err(ProtocolError::ShortWrite { written, length });
+            }
+            Ok(())
+        })
+    }
+
+    /// The brick's checksum of `length` bytes (at most [`MAX_IO`]) at `offset`.
+    pub fn rchecksum(
+        &self,
+        gfid: Gfid,
+        offset: u64,
+        length: usize,
+    ) -> Result<Checksum, BrickError> {
+        self.start_rchecksum(gfid, offset, length)?.wait()
+    }
+
+    /// Begins a [`Brick::rchecksum`].
+    pub fn start_rchecksum(
+        &self,
+        gfid: Gfid,
+        offset: u64,
+        length: usize,
+    ) -> Result<InFlight<Checksum>, BrickError> {
+        let length = self.io_length(RCHECKSUM, length)?;
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).u32(length).u32(0);
+        Dict::new().encode(&mut arguments);
+        self.begin(RCHECKSUM, arguments, &[], |_, results| {
+            decode_checksum(results)
+        })
+    }
+
+    /// Writes zeros; they stay allocated.
+    pub fn zerofill(&self, gfid: Gfid, offset: u64, length: u64) -> Result<(), BrickError> {
+        self.change_range(ZEROFILL, gfid, offset, length)
+    }
+
+    /// Punches a hole.
+    pub fn discard(&self, gfid: Gfid, offset: u64, length: u64) -> Result<(), BrickError> {
+        self.change_range(DISCARD, gfid, offset, length)
+    }
+
+    fn change_range(
+        &self,
+        operation: Operation,
+        gfid: Gfid,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), BrickError> {
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).u64(length);
+        Dict::new().encode(&mut arguments);
+        self.run(operation, arguments, |_| Ok(()))
+    }
+
+    /// Makes the file `size` bytes long.
+    pub fn ftruncate(&self, gfid: Gfid, size: u64) -> Result<(), BrickError> {
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(size);
+        Dict::new().encode(&mut arguments);
+        self.run(FTRUNCATE, arguments, |_| Ok(()))
+    }
+
+    /// The next data or hole at or after byte `offset`, if there is one.
+    pub fn seek(&self, gfid: Gfid, offset: u64, to: SeekTo) -> Result<Option<u64>, BrickError> {
+        let mut arguments = by_gfid(gfid);
+        arguments.u64(offset).i32(match to {
+            SeekTo::Data => 0,
+            SeekTo::Hole => 1,
+        });
+        Dict::new().encode(&mut arguments);
+        let found = self.run(SEEK, arguments, |results| {
+            let _xdata = Dict::decode(results)?;
+            Ok(results.u64()?)
+        });
+        match found {
+            Ok(offset) => Ok(Some(offset)),
+            Err(error) if error.errno() == Some(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn io_length(&self, operation: Operation, length: usize) -> Result<u32, BrickError> {
+        match u32::try_from(length) {
+            Ok(short) if length <= MAX_IO => Ok(short),
+            _ => Err(self.too_long(operation.name)),
+        }
+    }
+}
+
+fn decode_checksum(results: &mut Decoder<'_>) -> Result<Checksum, ProtocolError> {
+    let xdata = Dict::decode(results)?;
+    let _flags = results.u32()?;
+    let weak = results.u32()?;
+    let strong = results.opaque(MAX_CHECKSUM)?;
+    // The field has the longer length in both cases (posix_rchecksum).
+    let sha256 = xdata.get("fips-mode-rchecksum").is_some();
+    let strong = match (sha256, strong.first_chunk(), strong.first_chunk()) {
+        (true, Some(sum), _) => StrongChecksum::Sha256(*sum),
+        (false, _, Some(sum)) => StrongChecksum::Md5(*sum),
+        _ => return Err(ProtocolError::Missing("the strong checksum".to_owned())),
+    };
+    Ok(Checksum { weak, strong })
+}
