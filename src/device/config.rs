@@ -22,10 +22,11 @@ pub struct Config {
 }
 
 impl Default for Config {
+    /// Four queues, of the size that libblkio sets up by default (QEMU: 128).
     fn default() -> Self {
         Self {
             num_queues: 4,
-            queue_size: 128,
+            queue_size: 256,
         }
     }
 }

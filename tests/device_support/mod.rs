@@ -150,7 +150,7 @@ impl Device {
             true,
             Config {
                 num_queues: 2,
-                queue_size: 64,
+                queue_size: 256,
             },
         )
     }
@@ -160,7 +160,7 @@ impl Device {
             false,
             Config {
                 num_queues: 1,
-                queue_size: 64,
+                queue_size: 256,
             },
         )
     }
