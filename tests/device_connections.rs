@@ -1,5 +1,7 @@
 //! How connections begin and end: cleanly, abruptly, by garbage, by our own wish.
 
+#![allow(clippy::unwrap_used)]
+
 mod device_support;
 
 use std::io::{Read, Write};
@@ -155,6 +157,30 @@ fn a_silent_front_end_does_not_keep_the_server_from_stopping() {
     stream.write_all(&[1, 0, 0, 0, 1]).unwrap();
     device.stop_handle().stop();
     assert_eq!(serving.join().unwrap().unwrap(), EndReason::Stopped);
+}
+
+#[test]
+fn a_front_end_that_never_reads_can_leave_and_the_next_is_served() {
+    let device = Device::new();
+    let (mut stream, serving) = device.serve();
+    stream.set_nonblocking(true).unwrap();
+    let get_features = message(1, 1, &[]);
+    let mut sent = 0;
+    // Until nothing goes any more, for requests and replies fill every buffer.
+    let mut refused = 0;
+    while refused < 50 {
+        match stream.write(&get_features) {
+            Ok(len) => (sent, refused) = (sent + len, 0),
+            Err(_) => {
+                refused += 1;
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+        }
+    }
+    assert!(sent > 100 * get_features.len());
+    drop(stream);
+    let _ = serving.join().unwrap();
+    works(&device);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The device against libblkio's vhost-user front-end: another's idea of how a
 //! driver behaves.
 
+#![allow(clippy::unwrap_used)]
+
 mod device_support;
 
 use std::mem::MaybeUninit;

@@ -1,6 +1,8 @@
 //! The device against a front-end that lays out descriptors by hand: what a
 //! correct driver asks for, what a broken one does, and the gate.
 
+#![allow(clippy::unwrap_used)]
+
 mod device_support;
 
 use std::sync::atomic::Ordering;

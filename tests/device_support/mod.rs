@@ -1,7 +1,7 @@
 //! What the tests of the device share: a disk on a real file system, a gate that
 //! can be closed, a server on a thread, and a front-end that lays out
 //! descriptors by hand.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod front_end;
 
