@@ -10,9 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
 
 use super::config_space;
 use super::control::Control;
@@ -88,7 +85,7 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
     fn set_event_idx(&self, _enabled: bool) {}
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let writeback = self.shared.cache.writeback();
+        let writeback = self.shared.cache.tell_writeback();
         config_space::read(
             &self.shared.disk,
             &self.shared.config,
@@ -126,16 +123,6 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
             .collect()
     }
 
-    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        match new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC) {
-            Ok(pair) => Some(pair),
-            Err(error) => {
-                log::error!("cannot make the exit event of a queue's thread: {error}");
-                None
-            }
-        }
-    }
-
     fn stop_vring(&self, queue: u32) -> io::Result<()> {
         self.controls
             .get(queue as usize)
@@ -144,7 +131,9 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
         Ok(())
     }
 
-    /// Never an error: it would silently end the thread.
+    /// An error silently ends the thread, so it is how a closed queue's thread
+    /// ends, and nothing else is one. (The crate's own exit event costs a file
+    /// descriptor per thread and connection that is never closed.)
     fn handle_event(
         &self,
         _event: u16,
@@ -155,7 +144,9 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
         let _abort = AbortOnPanic;
         if let (Some(queue), Some(vring)) = (self.queues.get(thread), vrings.first()) {
             let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
-            queue.work(vring);
+            if queue.work(vring) {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
         }
         Ok(())
     }

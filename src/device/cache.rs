@@ -2,7 +2,8 @@
 //!
 //! Set by what the guest's driver negotiates and writes into the config space,
 //! read for every write. The `writeback` byte outlives a connection, because a
-//! front-end remembers it and does not say it again.
+//! front-end that reconnects remembers it and does not say it again. One that
+//! asks for it before it negotiates is new, and begins with the default.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -42,8 +43,11 @@ impl CacheMode {
         self.update();
     }
 
-    /// The `writeback` byte.
-    pub fn writeback(&self) -> bool {
+    /// The `writeback` byte, as told to a front-end.
+    pub fn tell_writeback(&self) -> bool {
+        if self.acked.load(Ordering::Relaxed) == 0 {
+            self.set_writeback(true);
+        }
         self.writeback.load(Ordering::Relaxed)
     }
 
@@ -53,7 +57,8 @@ impl CacheMode {
     }
 
     fn update(&self) {
-        let through = write_through(self.acked.load(Ordering::Relaxed), self.writeback());
+        let writeback = self.writeback.load(Ordering::Relaxed);
+        let through = write_through(self.acked.load(Ordering::Relaxed), writeback);
         self.write_through.store(through, Ordering::Relaxed);
     }
 }
@@ -94,7 +99,7 @@ mod tests {
         cache.negotiated(0);
         assert!(cache.write_through());
         cache.negotiated(WCE);
-        assert!(cache.write_through() && !cache.writeback());
+        assert!(cache.write_through() && !cache.tell_writeback());
     }
 
     #[test]
@@ -115,6 +120,16 @@ mod tests {
         cache.set_writeback(false);
         cache.negotiated(0);
         cache.negotiated(FLUSH | WCE);
-        assert!(cache.write_through() && !cache.writeback());
+        assert!(cache.write_through() && !cache.tell_writeback());
+    }
+    #[test]
+    fn a_new_front_end_begins_with_the_default() {
+        let cache = CacheMode::new();
+        cache.negotiated(FLUSH | WCE);
+        cache.set_writeback(false);
+        cache.negotiated(0);
+        assert!(cache.tell_writeback());
+        cache.negotiated(FLUSH | WCE);
+        assert!(!cache.write_through());
     }
 }

@@ -22,6 +22,7 @@ pub struct Config {
 }
 
 impl Default for Config {
+    /// Four queues, of the size that libblkio sets up by default (QEMU: 128).
     fn default() -> Self {
         Self {
             num_queues: 4,

@@ -200,7 +200,9 @@ mod tests {
 
     #[test]
     fn nothing_unfinished_is_offered() {
+        use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
         let features = features(&disk(true));
+        assert_eq!(features & 1 << VIRTIO_F_RING_PACKED, 0);
         assert_eq!(features & VhostUserVirtioFeatures::LOG_ALL.bits(), 0);
         let protocol = protocol_features();
         assert!(!protocol.intersects(

@@ -1,14 +1,19 @@
 //! How the control plane stops a queue: it asks, the queue's own thread drains
 //! and answers.
 //!
-//! The asking thread may hold any lock of the protocol handler; the queue's
-//! thread needs none of them to drain.
+//! Each request to drain is a ticket, a number that only grows; the queue answers
+//! the newest it has seen. The last possible ticket closes the queue for good and
+//! ends its thread. The asking thread may hold any lock of the protocol handler;
+//! the queue's thread needs none of them to drain.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
+
+/// The ticket after which there is none.
+pub const CLOSED: u64 = u64::MAX;
 
 /// The shared handle to one queue's thread, for one connection.
 pub struct Control {
@@ -17,7 +22,6 @@ pub struct Control {
     asked: AtomicU64,
     answered: Mutex<u64>,
     answer: Condvar,
-    closed: AtomicBool,
 }
 
 impl Control {
@@ -28,7 +32,6 @@ impl Control {
             asked: AtomicU64::new(0),
             answered: Mutex::new(0),
             answer: Condvar::new(),
-            closed: AtomicBool::new(false),
         }
     }
 
@@ -55,7 +58,22 @@ impl Control {
     /// Stops the queue and returns when nothing it took is in flight any more.
     /// It takes nothing more until its ring is started again.
     pub fn drain(&self) {
-        let ticket = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        // Saturates at CLOSED.
+        let before = self
+            .asked
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |asked| {
+                asked.checked_add(1)
+            });
+        self.wait_for(before.map_or(CLOSED, |before| before + 1));
+    }
+
+    /// Like [`drain`](Self::drain); afterwards the queue's thread is about to end.
+    pub fn close(&self) {
+        self.asked.store(CLOSED, Ordering::Release);
+        self.wait_for(CLOSED);
+    }
+
+    fn wait_for(&self, ticket: u64) {
         self.wake();
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         while *answered < ticket {
@@ -66,12 +84,6 @@ impl Control {
         }
     }
 
-    /// Like [`drain`](Self::drain), and nothing starts the queue again.
-    pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.drain();
-    }
-
     /// For the queue's thread: the ticket to answer once nothing is in flight,
     /// if there is one after `last`, the last it answered.
     pub fn drain_asked(&self, last: u64) -> Option<u64> {
@@ -79,14 +91,41 @@ impl Control {
         (asked != last).then_some(asked)
     }
 
-    /// For the queue's thread: whether nothing must be taken any more.
-    pub fn closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
     /// For the queue's thread: nothing is in flight, as asked by `ticket`.
     pub fn drained(&self, ticket: u64) {
         *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = ticket;
         self.answer.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn control() -> Arc<Control> {
+        let wake = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        Arc::new(Control::new(Arc::new(wake)))
+    }
+
+    #[test]
+    fn whoever_drains_waits_for_the_answer_to_its_own_ticket() {
+        let control = control();
+        let asking = Arc::clone(&control);
+        let thread = std::thread::spawn(move || {
+            asking.drain();
+            asking.close();
+            asking.drain();
+        });
+        let mut last = 0;
+        while last != CLOSED {
+            if let Some(ticket) = control.drain_asked(last) {
+                assert!(ticket > last);
+                last = ticket;
+                control.drained(ticket);
+            }
+            std::thread::yield_now();
+        }
+        thread.join().unwrap();
+        assert_eq!(control.drain_asked(CLOSED), None);
     }
 }

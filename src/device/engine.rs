@@ -35,6 +35,7 @@ static ZEROES: Zeroes = Zeroes([0; ZEROES_LEN]);
 
 /// What keeps a buffer's memory alive.
 enum Owner {
+    #[expect(dead_code, reason = "held for its drop alone")]
     Guest(Arc<Memory>),
     Bounce(Bounce),
     Zeroes,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::bounce::BouncePool;
 use super::cache::CacheMode;
 use super::config::Config;
-use super::control::Control;
+use super::control::{CLOSED, Control};
 use super::disk::Disk;
 use super::engine::{Completion, Engine};
 use super::gate::{Admission, Gate};
@@ -88,8 +88,9 @@ impl<G: Gate> Queue<G> {
         })
     }
 
-    /// Does what there is to do, after any wake-up.
-    pub fn work(&mut self, vring: &Vring) {
+    /// Does what there is to do, after any wake-up. Returns whether the queue is
+    /// closed, and will never have anything to do again.
+    pub fn work(&mut self, vring: &Vring) -> bool {
         self.control.acknowledge_wake();
         let mut ring = vring.open();
         let mut again = true;
@@ -107,13 +108,14 @@ impl<G: Gate> Queue<G> {
         }
         self.count_in_flight();
         self.answer_drain(&mut ring);
+        self.drained == CLOSED
     }
 
     /// One look at everything. Returns whether there is more to do at once.
     fn round(&mut self, ring: &mut Ring<'_>) -> Result<bool, RingError> {
         self.view.refresh();
         self.reap(ring)?;
-        let stopping = self.control.closed() || self.control.drain_asked(self.drained).is_some();
+        let stopping = self.drained == CLOSED || self.control.drain_asked(self.drained).is_some();
         let taking = !stopping && !self.broken && ring.running();
         if stopping {
             self.unpark(ring);

@@ -60,7 +60,8 @@ pub fn handler_channel() -> io::Result<(UnixStream, Listener)> {
     Ok(pair)
 }
 
-/// Relays until one side is gone or `stop` is readable.
+/// Relays until one side is gone or `stop` is readable. Never waits for one
+/// side alone, so neither can hold up the end by not reading.
 ///
 /// # Errors
 /// The front-end broke off or misused the protocol, or a connection failed.
@@ -74,35 +75,58 @@ pub fn relay(
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(stop, PollFlags::IN),
-            PollFd::new(handler, PollFlags::IN),
-            PollFd::new(front_end, PollFlags::IN),
+            PollFd::new(handler, interest(&replies, &requests)?),
+            PollFd::new(front_end, interest(&requests, &replies)?),
         ];
         wait(&mut fds)?;
-        let [stopped, reply, request] = fds.map(|fd| !fd.revents().is_empty());
-        if stopped {
+        let [stopped, from_handler, from_front_end] = fds.map(|fd| fd.revents());
+        if !stopped.is_empty() {
             return Ok(RelayEnd::Stopped);
         }
-        if reply {
-            match replies.receive(handler)? {
-                Received::End => return Ok(RelayEnd::HandlerClosed),
-                Received::Some => {}
-            }
-            if replies.complete()? && !replies.send(front_end, stop)? {
-                return Ok(RelayEnd::FrontEndClosed);
+        if !from_handler.is_empty() {
+            match pump(handler, from_handler, &mut replies, &mut requests)? {
+                Pumped::End => return Ok(RelayEnd::HandlerClosed),
+                Pumped::Some => {}
             }
         }
-        if request {
-            match requests.receive(front_end)? {
-                Received::End if requests.is_empty() => return Ok(RelayEnd::FrontEndClosed),
-                Received::End => return Err(DeviceError::HalfMessage),
-                Received::Some => {}
-            }
-            // A handler that is gone shows by its closed socket, after its last reply.
-            if requests.complete()? {
-                requests.send(handler, stop)?;
+        if !from_front_end.is_empty() {
+            match pump(front_end, from_front_end, &mut requests, &mut replies)? {
+                Pumped::End if requests.partial()? => return Err(DeviceError::HalfMessage),
+                Pumped::End => return Ok(RelayEnd::FrontEndClosed),
+                Pumped::Some => {}
             }
         }
     }
+}
+
+/// What to wait for on a socket that `inbound` comes from and `outbound` goes to.
+fn interest(inbound: &Message, outbound: &Message) -> Result<PollFlags, DeviceError> {
+    let mut flags = PollFlags::empty();
+    if !inbound.complete()? {
+        flags |= PollFlags::IN;
+    }
+    if outbound.complete()? {
+        flags |= PollFlags::OUT;
+    }
+    Ok(flags)
+}
+
+/// Moves what `ready` allows between a socket and the two messages.
+fn pump(
+    socket: &UnixStream,
+    ready: PollFlags,
+    inbound: &mut Message,
+    outbound: &mut Message,
+) -> Result<Pumped, DeviceError> {
+    let gone = ready.intersects(PollFlags::HUP | PollFlags::ERR);
+    if outbound.complete()? && ready.contains(PollFlags::OUT) && !gone {
+        outbound.send(socket)?;
+    }
+    if !inbound.complete()? {
+        // Also when the other end is gone: what it sent before comes first.
+        return inbound.receive(socket);
+    }
+    Ok(if gone { Pumped::End } else { Pumped::Some })
 }
 
 fn wait(fds: &mut [PollFd<'_>]) -> Result<(), DeviceError> {
@@ -115,21 +139,22 @@ fn wait(fds: &mut [PollFd<'_>]) -> Result<(), DeviceError> {
     }
 }
 
-enum Received {
+enum Pumped {
     Some,
     End,
 }
 
-/// A message as far as it has arrived.
+/// A message as far as it has arrived, or as far as it has not been sent.
 #[derive(Default)]
 struct Message {
     bytes: Vec<u8>,
+    sent: usize,
     fds: Vec<OwnedFd>,
 }
 
 impl Message {
-    fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+    fn partial(&self) -> Result<bool, DeviceError> {
+        Ok(!self.bytes.is_empty() && !self.complete()?)
     }
 
     /// Bytes of the whole message, as far as that is known.
@@ -154,7 +179,7 @@ impl Message {
 
     /// Receives what there is of this message, and nothing of the next, so that
     /// file descriptors stay with the message they came with.
-    fn receive(&mut self, from: &UnixStream) -> Result<Received, DeviceError> {
+    fn receive(&mut self, from: &UnixStream) -> Result<Pumped, DeviceError> {
         let begin = self.bytes.len();
         self.bytes.resize(self.expected()?, 0);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -178,43 +203,32 @@ impl Message {
             Err(errno) => return Err(DeviceError::Connection(errno.into())),
         };
         self.bytes.truncate(begin + bytes);
-        Ok(if end { Received::End } else { Received::Some })
+        Ok(if end { Pumped::End } else { Pumped::Some })
     }
 
-    /// Sends the message and forgets it. Returns whether `to` still takes it;
-    /// being asked to stop counts as sent.
-    fn send(&mut self, to: &UnixStream, stop: BorrowedFd<'_>) -> Result<bool, DeviceError> {
-        let Message { bytes, fds } = std::mem::take(self);
-        let mut rights: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !rights.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&rights)) {
-                return Err(DeviceError::Connection(Errno::TOOBIG.into()));
-            }
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match sendmsg(to, &[IoSlice::new(rest)], &mut control, flags) {
-                Ok(sent) => {
-                    rest = rest.get(sent..).unwrap_or_default();
-                    rights.clear();
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    let mut fds = [
-                        PollFd::from_borrowed_fd(stop, PollFlags::IN),
-                        PollFd::new(to, PollFlags::OUT),
-                    ];
-                    wait(&mut fds)?;
-                    let [stopped, _] = fds;
-                    if !stopped.revents().is_empty() {
-                        return Ok(true);
-                    }
-                }
-                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(false),
-                Err(errno) => return Err(DeviceError::Connection(errno.into())),
-            }
+    /// Sends what `to` takes now. A message that it does not take any more is
+    /// forgotten: that the other end is gone shows when reading from it.
+    fn send(&mut self, to: &UnixStream) -> Result<(), DeviceError> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let rights: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
+        if !rights.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&rights)) {
+            return Err(DeviceError::Connection(Errno::TOOBIG.into()));
         }
-        Ok(true)
+        let rest = self.bytes.get(self.sent..).unwrap_or_default();
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg(to, &[IoSlice::new(rest)], &mut control, flags) {
+            Ok(sent) => {
+                self.fds.clear();
+                self.sent += sent;
+                if self.sent >= self.bytes.len() {
+                    *self = Self::default();
+                }
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(Errno::PIPE | Errno::CONNRESET) => *self = Self::default(),
+            Err(errno) => return Err(DeviceError::Connection(errno.into())),
+        }
+        Ok(())
     }
 }

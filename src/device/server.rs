@@ -108,23 +108,24 @@ impl<G: Gate> Server<G> {
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
             .map_err(|error| DeviceError::Start(error.into()))?;
         for (handler, wake) in daemon.get_epoll_handlers().iter().zip(&self.wakes) {
-            handler
-                .register_listener(wake.as_raw_fd(), EventSet::IN, wake_event)
-                .map_err(DeviceError::Engine)?;
+            let registered = handler.register_listener(wake.as_raw_fd(), EventSet::IN, wake_event);
+            if let Err(error) = registered {
+                // It waits for its threads, and one that cannot be woken cannot be ended.
+                std::mem::forget(daemon);
+                return Err(DeviceError::Engine(error));
+            }
         }
+        // Dropped before the daemon, which waits for the threads that this ends.
+        let closing = Closing(&controls);
         let (near, mut listener) = handler_channel().map_err(DeviceError::Channel)?;
         daemon
             .start(&mut listener)
             .map_err(|error| DeviceError::Start(error.into()))?;
-
         let end = relay(&stream, &near, self.stop.0.as_fd());
-        for control in &controls {
-            control.close();
-        }
-        // Both may be gone already.
+        drop(closing);
+        // The handler may have closed it already.
         let _ = near.shutdown(Shutdown::Both);
         let verdict = daemon.wait();
-        // Ends the queues' threads.
         drop(daemon);
         match end? {
             RelayEnd::FrontEndClosed => Ok(EndReason::Disconnected),
@@ -165,5 +166,16 @@ impl<G: Gate> Server<G> {
     /// What the queues have done, over all connections.
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.shared.stats)
+    }
+}
+
+/// Closes the queues when dropped, which drains them and ends their threads.
+struct Closing<'a>(&'a [Arc<Control>]);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        for control in self.0 {
+            control.close();
+        }
     }
 }

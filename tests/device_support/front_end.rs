@@ -1,0 +1,322 @@
+//! A vhost-user front-end and virtio driver that obeys its caller, not the
+//! specification.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_blk::*;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::DEADLINE;
+
+pub const MEMORY_SIZE: u64 = 8 << 20;
+pub const RING_SIZE: u16 = 64;
+/// Guest-physical address of free memory for the tests' data.
+pub const DATA: u64 = 1 << 20;
+/// Where requests put header, status and indirect tables: a page per request.
+const SCRATCH: u64 = 512 << 10;
+
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
+
+/// Features of an ordinary driver.
+pub const ORDINARY: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_BLK_F_FLUSH
+    | 1 << VIRTIO_BLK_F_CONFIG_WCE
+    | 1 << VIRTIO_BLK_F_DISCARD
+    | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+
+#[derive(Clone, Copy)]
+pub struct Desc {
+    pub addr: u64,
+    pub len: u32,
+    pub flags: u16,
+    pub next: u16,
+}
+
+struct Queue {
+    kick: EventFd,
+    call: EventFd,
+    next_desc: u16,
+    next_avail: u16,
+    next_used: u16,
+}
+
+pub struct FrontEnd {
+    pub vhost: Frontend,
+    pub memory: GuestMemoryMmap,
+    queues: Vec<Queue>,
+    scratch: u64,
+}
+
+fn guest_memory() -> GuestMemoryMmap {
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.set_len(MEMORY_SIZE).unwrap();
+    let region = MmapRegion::from_file(FileOffset::new(file, 0), MEMORY_SIZE as usize).unwrap();
+    let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
+    GuestMemoryMmap::from_regions(vec![region]).unwrap()
+}
+
+impl FrontEnd {
+    /// Negotiates an ordinary driver's features and starts all queues.
+    pub fn start(stream: UnixStream, queues: usize) -> Self {
+        let mut this = Self::connect(stream, queues, ORDINARY);
+        this.share_memory();
+        for queue in 0..queues {
+            this.start_queue(queue, 0);
+        }
+        this
+    }
+
+    pub fn connect(stream: UnixStream, queues: usize, features: u64) -> Self {
+        let mut vhost = Frontend::from_stream(stream, queues as u64);
+        vhost.set_owner().unwrap();
+        let offered = vhost.get_features().unwrap();
+        let wanted = features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        vhost.set_features(offered & wanted).unwrap();
+        let protocol = vhost.get_protocol_features().unwrap();
+        vhost
+            .set_protocol_features(
+                protocol
+                    & (VhostUserProtocolFeatures::MQ
+                        | VhostUserProtocolFeatures::CONFIG
+                        | VhostUserProtocolFeatures::REPLY_ACK
+                        | VhostUserProtocolFeatures::RESET_DEVICE),
+            )
+            .unwrap();
+        vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        let queues = (0..queues)
+            .map(|_| Queue {
+                kick: EventFd::new(0).unwrap(),
+                call: EventFd::new(0x800).unwrap(),
+                next_desc: 0,
+                next_avail: 0,
+                next_used: 0,
+            })
+            .collect();
+        Self {
+            vhost,
+            memory: guest_memory(),
+            queues,
+            scratch: SCRATCH,
+        }
+    }
+
+    fn region(&self) -> VhostUserMemoryRegionInfo {
+        use vm_memory::GuestMemoryBackend;
+        VhostUserMemoryRegionInfo::from_guest_region(self.memory.iter().next().unwrap()).unwrap()
+    }
+
+    pub fn share_memory(&mut self) {
+        self.vhost.set_mem_table(&[self.region()]).unwrap();
+    }
+
+    /// Replaces the guest's memory by new memory with a copy of the contents.
+    pub fn replace_memory(&mut self) -> GuestMemoryMmap {
+        let mut contents = vec![0; MEMORY_SIZE as usize];
+        self.memory
+            .read_slice(&mut contents, GuestAddress(0))
+            .unwrap();
+        let old = std::mem::replace(&mut self.memory, guest_memory());
+        self.memory.write_slice(&contents, GuestAddress(0)).unwrap();
+        self.share_memory();
+        old
+    }
+
+    fn ring(&self, queue: usize) -> (u64, u64, u64) {
+        let base = queue as u64 * 0x10000;
+        (base, base + 0x4000, base + 0x8000)
+    }
+
+    pub fn set_vring_addr(&mut self, queue: usize) {
+        let base = self.region().userspace_addr;
+        let (desc, avail, used) = self.ring(queue);
+        let config = VringConfigData {
+            queue_max_size: RING_SIZE,
+            queue_size: RING_SIZE,
+            flags: 0,
+            desc_table_addr: base + desc,
+            used_ring_addr: base + used,
+            avail_ring_addr: base + avail,
+            log_addr: None,
+        };
+        self.vhost.set_vring_addr(queue, &config).unwrap();
+    }
+
+    pub fn start_queue(&mut self, queue: usize, base: u16) {
+        self.vhost.set_vring_num(queue, RING_SIZE).unwrap();
+        self.vhost.set_vring_base(queue, base).unwrap();
+        self.set_vring_addr(queue);
+        self.vhost
+            .set_vring_kick(queue, &self.queues[queue].kick)
+            .unwrap();
+        self.vhost
+            .set_vring_call(queue, &self.queues[queue].call)
+            .unwrap();
+        self.vhost.set_vring_enable(queue, true).unwrap();
+    }
+
+    /// A free page for a request's own use.
+    pub fn page(&mut self) -> u64 {
+        self.scratch += 4096;
+        if self.scratch >= DATA {
+            self.scratch = SCRATCH;
+        }
+        self.scratch
+    }
+
+    pub fn write(&self, addr: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(addr)).unwrap();
+    }
+
+    pub fn read(&self, addr: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(addr))
+            .unwrap();
+        bytes
+    }
+
+    pub fn byte(&self, addr: u64) -> u8 {
+        self.memory.read_obj(GuestAddress(addr)).unwrap()
+    }
+
+    pub fn put_desc(&self, table: u64, index: u16, desc: Desc) {
+        let mut raw = Vec::new();
+        raw.extend(desc.addr.to_le_bytes());
+        raw.extend(desc.len.to_le_bytes());
+        raw.extend(desc.flags.to_le_bytes());
+        raw.extend(desc.next.to_le_bytes());
+        self.write(table + 16 * u64::from(index), &raw);
+    }
+
+    /// Makes an available chain of `(addr, len, flags)`, and returns its head.
+    pub fn put_chain(&mut self, queue: usize, descs: &[(u64, u32, u16)]) -> u16 {
+        let (table, ..) = self.ring(queue);
+        let begin = self.queues[queue].next_desc;
+        let at = |i: usize| (begin + i as u16) % RING_SIZE;
+        for (i, &(addr, len, flags)) in descs.iter().enumerate() {
+            let more = if i + 1 < descs.len() { NEXT } else { 0 };
+            let desc = Desc {
+                addr,
+                len,
+                flags: flags | more,
+                next: at(i + 1),
+            };
+            self.put_desc(table, at(i), desc);
+        }
+        self.queues[queue].next_desc = at(descs.len());
+        self.make_available(queue, begin);
+        begin
+    }
+
+    pub fn make_available(&mut self, queue: usize, head: u16) {
+        let (_, avail, _) = self.ring(queue);
+        let next = self.queues[queue].next_avail;
+        self.write(
+            avail + 4 + 2 * u64::from(next % RING_SIZE),
+            &head.to_le_bytes(),
+        );
+        self.set_avail_index(queue, next.wrapping_add(1));
+        self.kick(queue);
+    }
+
+    pub fn set_avail_index(&mut self, queue: usize, index: u16) {
+        let (_, avail, used) = self.ring(queue);
+        self.queues[queue].next_avail = index;
+        // Interrupt after the next used element.
+        let event = self.queues[queue].next_used;
+        self.write(avail + 4 + 2 * u64::from(RING_SIZE), &event.to_le_bytes());
+        let order = std::sync::atomic::Ordering::SeqCst;
+        self.memory
+            .store(index, GuestAddress(avail + 2), order)
+            .unwrap();
+        let _ = used;
+    }
+
+    pub fn kick(&self, queue: usize) {
+        self.queues[queue].kick.write(1).unwrap();
+    }
+
+    pub fn used_index(&self, queue: usize) -> u16 {
+        let (_, _, used) = self.ring(queue);
+        let order = std::sync::atomic::Ordering::SeqCst;
+        self.memory.load(GuestAddress(used + 2), order).unwrap()
+    }
+
+    /// The next used element as `(head, len)`.
+    pub fn wait_used(&mut self, queue: usize) -> (u32, u32) {
+        let next = self.queues[queue].next_used;
+        let end = Instant::now() + DEADLINE;
+        while self.used_index(queue) == next {
+            assert!(Instant::now() < end, "no used element in queue {queue}");
+            std::thread::yield_now();
+        }
+        let (_, _, used) = self.ring(queue);
+        let element = self.read(used + 4 + 8 * u64::from(next % RING_SIZE), 8);
+        self.queues[queue].next_used = next.wrapping_add(1);
+        (
+            u32::from_le_bytes(element[..4].try_into().unwrap()),
+            u32::from_le_bytes(element[4..].try_into().unwrap()),
+        )
+    }
+
+    /// Waits for an interrupt of the queue.
+    pub fn wait_call(&self, queue: usize) {
+        super::wait_for("an interrupt", || self.queues[queue].call.read().is_ok());
+    }
+
+    pub fn header(&mut self, kind: u32, sector: u64) -> u64 {
+        let page = self.page();
+        let mut raw = Vec::new();
+        raw.extend(kind.to_le_bytes());
+        raw.extend([0; 4]);
+        raw.extend(sector.to_le_bytes());
+        self.write(page, &raw);
+        self.write(page + 16, &[0xff]);
+        page
+    }
+
+    /// Makes a request available without waiting: returns where its status will be.
+    pub fn submit(&mut self, queue: usize, kind: u32, sector: u64, data: &[(u64, u32)]) -> u64 {
+        let page = self.header(kind, sector);
+        let data_flag = match kind {
+            VIRTIO_BLK_T_IN | VIRTIO_BLK_T_GET_ID => WRITE,
+            _ => 0,
+        };
+        let mut chain = vec![(page, 16, 0)];
+        chain.extend(data.iter().map(|&(addr, len)| (addr, len, data_flag)));
+        chain.push((page + 16, 1, WRITE));
+        self.put_chain(queue, &chain);
+        page + 16
+    }
+
+    /// Makes a request and returns its status.
+    pub fn request(&mut self, queue: usize, kind: u32, sector: u64, data: &[(u64, u32)]) -> u32 {
+        let status = self.submit(queue, kind, sector, data);
+        self.wait_used(queue);
+        self.byte(status).into()
+    }
+
+    pub fn config(&mut self, offset: u32, len: u32) -> Vec<u8> {
+        let room = vec![0; len as usize];
+        let flags = VhostUserConfigFlags::empty();
+        self.vhost.get_config(offset, len, flags, &room).unwrap().1
+    }
+
+    pub fn region_fd(&self) -> i32 {
+        self.region().mmap_handle.as_raw_fd()
+    }
+}

@@ -1,0 +1,193 @@
+//! What the tests of the device share: a disk on a real file system, a gate that
+//! can be closed, a server on a thread, and a front-end that lays out
+//! descriptors by hand.
+#![allow(dead_code, clippy::unwrap_used)]
+
+pub mod front_end;
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bypass_blk::device::gate::{Admission, Gate};
+use bypass_blk::device::{Config, DeviceError, Disk, EndReason, Server, StopHandle};
+use vmm_sys_util::eventfd::EventFd;
+
+pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DISK_SIZE: u64 = 16 << 20;
+pub const SERIAL: &str = "bypass-0001";
+
+/// Waits until `condition` holds.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "timed out waiting for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Bytes in which every 512-byte sector differs.
+pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|i| (i as u8) ^ ((i / 512) as u8).wrapping_mul(31) ^ seed)
+        .collect()
+}
+
+/// A temporary image, not on tmpfs.
+pub struct Image(tempfile::NamedTempFile);
+
+impl Image {
+    pub fn new(contents: u8) -> Self {
+        let image = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        image
+            .as_file()
+            .write_all_at(&vec![contents; DISK_SIZE as usize], 0)
+            .unwrap();
+        image.as_file().sync_all().unwrap();
+        Self(image)
+    }
+
+    fn open(&self, write: bool) -> File {
+        OpenOptions::new()
+            .read(true)
+            .write(write)
+            .custom_flags(0o40000) // O_DIRECT
+            .open(self.0.path())
+            .unwrap()
+    }
+
+    pub fn disk(&self, write: bool) -> Disk {
+        Disk::new(self.open(write), SERIAL).unwrap()
+    }
+
+    pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.0.as_file().read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+
+    pub fn allocated_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.0.as_file().metadata().unwrap().blocks() * 512
+    }
+}
+
+/// A gate that can be closed, and that counts what it owes.
+#[derive(Default)]
+pub struct TestGate {
+    answer: Mutex<Option<Admission>>,
+    wakes: Mutex<Vec<Arc<EventFd>>>,
+    begun: Mutex<HashMap<(u64, u64), i64>>,
+    pub asked: AtomicU64,
+}
+
+impl TestGate {
+    pub fn set(&self, answer: Admission) {
+        *self.answer.lock().unwrap() = Some(answer);
+        for wake in self.wakes.lock().unwrap().iter() {
+            wake.write(1).unwrap();
+        }
+    }
+
+    fn answer(&self) -> Admission {
+        self.answer.lock().unwrap().unwrap_or(Admission::Go)
+    }
+
+    /// Extents begun more often than ended, or the other way round.
+    pub fn unbalanced(&self) -> Vec<((u64, u64), i64)> {
+        let begun = self.begun.lock().unwrap();
+        begun
+            .iter()
+            .filter(|(_, n)| **n != 0)
+            .map(|(k, n)| (*k, *n))
+            .collect()
+    }
+}
+
+impl Gate for TestGate {
+    fn admit_read(&self) -> Admission {
+        match self.answer() {
+            Admission::Refuse => Admission::Refuse,
+            _ => Admission::Go,
+        }
+    }
+
+    fn begin_write(&self, offset: u64, len: u64) -> Admission {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let answer = self.answer();
+        if answer == Admission::Go {
+            *self.begun.lock().unwrap().entry((offset, len)).or_default() += 1;
+        }
+        answer
+    }
+
+    fn end_write(&self, offset: u64, len: u64) {
+        *self.begun.lock().unwrap().entry((offset, len)).or_default() -= 1;
+    }
+
+    fn subscribe(&self, wake: Arc<EventFd>) {
+        self.wakes.lock().unwrap().push(wake);
+    }
+}
+
+/// A device over an image, and the gate in front of it.
+pub struct Device {
+    pub image: Image,
+    pub gate: Arc<TestGate>,
+    pub server: Arc<Server<TestGate>>,
+}
+
+pub type Serving = JoinHandle<Result<EndReason, DeviceError>>;
+
+impl Device {
+    pub fn new() -> Self {
+        Self::with(
+            true,
+            Config {
+                num_queues: 2,
+                queue_size: 256,
+            },
+        )
+    }
+
+    pub fn read_only() -> Self {
+        Self::with(
+            false,
+            Config {
+                num_queues: 1,
+                queue_size: 256,
+            },
+        )
+    }
+
+    fn with(write: bool, config: Config) -> Self {
+        let image = Image::new(0xee);
+        let gate = Arc::new(TestGate::default());
+        let server = Arc::new(Server::new(image.disk(write), Arc::clone(&gate), config).unwrap());
+        Self {
+            image,
+            gate,
+            server,
+        }
+    }
+
+    /// Serves one connection on a thread.
+    pub fn serve(&self) -> (UnixStream, Serving) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let server = Arc::clone(&self.server);
+        (ours, std::thread::spawn(move || server.serve(theirs)))
+    }
+
+    pub fn stop_handle(&self) -> StopHandle {
+        self.server.stop_handle()
+    }
+
+    pub fn parked(&self) -> u64 {
+        self.server.stats().snapshot().total().parked
+    }
+}
