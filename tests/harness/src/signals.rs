@@ -1,0 +1,30 @@
+//! Ctrl-C and SIGTERM in the harness' programs: everything made is removed
+//! before the program ends.
+
+use std::process;
+use std::thread;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::error::AtPath;
+use crate::{Result, Run};
+
+/// Shells add this to the signal's number in the exit status.
+const SIGNAL_STATUS: i32 = 128;
+
+/// From now on SIGINT, SIGTERM and SIGHUP remove all runs of this process and
+/// end it.
+pub fn clean_up_when_told_to_end() -> Result<()> {
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM, SIGHUP]).at("catch signals in", "/proc/self")?;
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            eprintln!("\ncleaning up …");
+            // Again, for what the main thread made meanwhile.
+            while Run::clean_all() > 0 {}
+            process::exit(SIGNAL_STATUS + signal);
+        }
+    });
+    Ok(())
+}
