@@ -104,7 +104,9 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
+    let outcome = run(&Options::parse());
+    signals::wait_if_ending();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("guest-fio: {error}");
