@@ -65,7 +65,7 @@ impl Agent {
         let filled = Arc::clone(&inbox);
         thread::spawn(move || {
             let ended = receive(BufReader::new(reader), &filled);
-            locked(&filled).closed = Some(ended.err().map_or("closed".into(), |e| e.to_string()));
+            locked(&filled).closed = Some(ended.unwrap_or_else(|error| error.to_string()));
         });
         Ok(Agent {
             stream: Mutex::new(stream),
@@ -106,23 +106,20 @@ fn escape(script: &str) -> String {
     script.replace('\\', "\\\\").replace('\n', "\\n")
 }
 
-fn receive(mut from: impl BufRead, inbox: &Shared) -> Result<()> {
+/// Takes answers until the stream ends; returns how it ended.
+fn receive(mut from: impl BufRead, inbox: &Shared) -> Result<String> {
     let mut line = String::new();
     loop {
         line.clear();
-        if from
-            .read_line(&mut line)
-            .map_err(|error| gone(&error.to_string()))?
-            == 0
-        {
-            return Err(gone("end of stream"));
+        match from.read_line(&mut line) {
+            Ok(0) => return Ok("end of stream".into()),
+            Err(error) => return Ok(error.to_string()),
+            Ok(_) if line.trim() == "ready" => locked(inbox).ready = true,
+            Ok(_) => {
+                let (id, reply) = read_reply(&line, &mut from)?;
+                locked(inbox).replies.insert(id, reply);
+            }
         }
-        if line.trim() == "ready" {
-            locked(inbox).ready = true;
-            continue;
-        }
-        let (id, reply) = read_reply(&line, &mut from)?;
-        locked(inbox).replies.insert(id, reply);
     }
 }
 

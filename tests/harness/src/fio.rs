@@ -142,6 +142,17 @@ pub struct FioStats {
     pub bytes: u64,
 }
 
+impl FioStats {
+    /// No request at all.
+    pub(crate) const NOTHING: FioStats = FioStats {
+        iops: 0.0,
+        mean: Duration::ZERO,
+        p99: Duration::ZERO,
+        requests: 0,
+        bytes: 0,
+    };
+}
+
 /// A job's result; a direction that moved nothing is `None`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FioReport {

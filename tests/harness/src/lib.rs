@@ -14,6 +14,7 @@
 //! Everything needs root and Debian's packages; `tests/run` installs them.
 
 mod agent;
+pub mod bench;
 mod cluster;
 mod copies;
 mod disk;
@@ -28,8 +29,10 @@ mod network;
 mod node;
 mod place;
 mod process;
+pub mod progress;
 mod qmp;
 mod run;
+pub mod signals;
 mod status;
 mod volume;
 mod wait;

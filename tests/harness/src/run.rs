@@ -100,7 +100,8 @@ pub(crate) fn scratch() -> Result<PathBuf> {
         )));
     }
     fs::create_dir_all(&dir).at("create", &dir)?;
-    let probe = dir.join(format!("{PREFIX}-probe-{}", process::id()));
+    let unique = NEXT.fetch_add(1, Ordering::Relaxed);
+    let probe = dir.join(format!("{PREFIX}-probe-{}-{unique}", process::id()));
     fs::write(&probe, b"").at("create", &probe)?;
     let set = rustix::fs::setxattr(
         &probe,

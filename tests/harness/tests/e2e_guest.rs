@@ -2,10 +2,13 @@
 //! (`tests/run`).
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use bypass_harness::{
-    Cluster, Disk, Fill, FioJob, Guest, GuestConfig, GuestImage, Pattern, Place, Verify, VolumeKind,
+    Background, Cluster, Disk, Fill, FioJob, Guest, GuestConfig, GuestImage, Pattern, Place, Qmp,
+    Verify, VolumeKind, run_command, wait_until,
 };
 
 const FIO_DEADLINE: Duration = Duration::from_secs(120);
@@ -112,4 +115,86 @@ fn a_guest_writes_to_a_volume_through_qemus_driver_and_through_fuse() {
             "the guest's bytes are not on brick 1"
         );
     }
+}
+
+/// QEMU's own vhost-user-blk device on a new file.
+fn vhost_user_device(place: &Place) -> (Background, PathBuf) {
+    let (path, socket) = (
+        place.dir().join("vhost.img"),
+        place.dir().join("vhost.sock"),
+    );
+    File::create(&path).unwrap().set_len(IMAGE_BYTES).unwrap();
+    let mut command = place.command("qemu-storage-daemon");
+    command.arg("--blockdev");
+    command.arg(format!(
+        "driver=file,node-name=d,filename={}",
+        path.display()
+    ));
+    command.arg("--export");
+    command.arg(format!(
+        "vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={}",
+        socket.display()
+    ));
+    let device = Background::start(&mut command).unwrap();
+    wait_until("the device's socket", SCRIPT_DEADLINE, || {
+        socket.exists().then_some(()).ok_or("not yet".into())
+    })
+    .unwrap();
+    (device, socket)
+}
+
+#[test]
+fn a_guest_writes_to_a_vhost_user_device() {
+    let image = GuestImage::prepare().unwrap();
+    let place = Place::host().unwrap();
+    let (_device, socket) = vhost_user_device(&place);
+    let disk = Disk::VhostUser {
+        socket,
+        queues: 1,
+        reconnect: false,
+    };
+    let guest = Guest::boot(&image, &place, &GuestConfig::new(vec![disk])).unwrap();
+    guest.fio(&verify_job(), FIO_DEADLINE).unwrap();
+    guest.power_off().unwrap();
+}
+
+#[test]
+fn attach_gives_qemu_a_disk_and_prints_the_same_command_in_a_dry_run() {
+    let place = Place::host().unwrap();
+    let (_device, socket) = vhost_user_device(&place);
+    let qmp_socket = place.dir().join("attach.qmp");
+    let attach = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../qemu/attach");
+    let arguments = |command: &mut Command, more: &[&str]| {
+        command
+            .arg("--socket")
+            .arg(&socket)
+            .args(["--accel", "tcg", "--memory", "256M"]);
+        command
+            .args(more)
+            .args(["--", "-S", "-display", "none", "-qmp"]);
+        command.arg(format!("unix:{},server=on,wait=off", qmp_socket.display()));
+    };
+    let mut dry = Command::new(&attach);
+    arguments(&mut dry, &["--dry-run"]);
+    let printed = run_command(&mut dry, SCRIPT_DEADLINE).unwrap();
+    for option in [
+        "memory-backend-memfd",
+        "share=on",
+        "reconnect",
+        "num-queues=1",
+        "-S",
+    ] {
+        assert!(printed.contains(option), "{option} is not in: {printed}");
+    }
+
+    let mut command = place.command(&attach.display().to_string());
+    arguments(&mut command, &[]);
+    let _qemu = Background::start(&mut command).unwrap();
+    let qmp = wait_until("QEMU", SCRIPT_DEADLINE, || {
+        Qmp::connect(&qmp_socket).map_err(|error| error.to_string())
+    })
+    .unwrap();
+    let path = serde_json::json!({ "path": "/machine/peripheral" });
+    let devices = qmp.execute("qom-list", path).unwrap();
+    assert!(devices.to_string().contains("bypass-disk0"), "{devices}");
 }

@@ -1,0 +1,39 @@
+//! The files in `qemu/` that operators use as they are. Needs no root; QEMU's own
+//! command line is tried in `e2e_guest.rs`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn qemu_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../qemu")
+}
+
+#[test]
+fn the_discovery_file_says_what_qemus_schema_asks_for() {
+    let text = fs::read_to_string(qemu_dir().join("50-bypass-blk.json")).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value["type"], "block");
+    assert!(value["binary"].as_str().unwrap().starts_with('/'));
+    assert!(value["description"].is_string());
+    let known = ["description", "type", "binary", "tags"];
+    let keys = value.as_object().unwrap().keys();
+    assert_eq!(keys.filter(|key| !known.contains(&key.as_str())).count(), 0);
+}
+
+#[test]
+fn attach_refuses_what_cannot_work_and_says_why() {
+    let attach = |args: &[&str]| {
+        let output = Command::new(qemu_dir().join("attach"))
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(attach(&[]).contains("--socket is missing"));
+    assert!(attach(&["--socket"]).contains("needs a value"));
+    assert!(attach(&["--socket", "/s", "--num-queues", "x"]).contains("no number"));
+    assert!(attach(&["--socket", "/no/such.sock"]).contains("no socket at /no/such.sock"));
+    assert!(attach(&["-m", "1G"]).contains("after --"));
+}
