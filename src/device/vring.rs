@@ -360,3 +360,6 @@ fn at(base: u64, offset: u64) -> Result<GuestAddress, RingError> {
         .checked_add(offset)
         .ok_or(RingError::Address)
 }
+
+#[cfg(test)]
+mod tests;

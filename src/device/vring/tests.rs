@@ -1,0 +1,167 @@
+use super::*;
+use rustix::event::{EventfdFlags, eventfd};
+
+const DESC: u64 = 0x1000;
+const AVAIL: u64 = 0x2000;
+const USED: u64 = 0x3000;
+const SIZE: u16 = 8;
+const USED_EVENT: u64 = AVAIL + 4 + 2 * SIZE as u64;
+const AVAIL_EVENT: u64 = USED + 4 + 8 * SIZE as u64;
+
+fn event(flags: EventfdFlags) -> File {
+    eventfd(0, flags).unwrap().into()
+}
+
+/// Reads the event, and says whether there was one.
+fn signalled(event: &File) -> bool {
+    rustix::io::read(event, &mut [0; 8]).is_ok()
+}
+
+/// A running ring, the guest's memory, and the event fd that interrupts it.
+fn ring(event_idx: bool) -> (Vring, Memory, File) {
+    let memory = Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+    let vring = Vring::new(MemoryHandle::new(memory.clone()), SIZE).unwrap();
+    let call = event(EventfdFlags::NONBLOCK);
+    vring.set_queue_size(SIZE);
+    vring.set_queue_info(DESC, AVAIL, USED).unwrap();
+    vring.set_queue_event_idx(event_idx);
+    vring.set_call(Some(call.try_clone().unwrap()));
+    vring.set_queue_ready(true);
+    vring.set_enabled(true);
+    (vring, memory, call)
+}
+
+fn put(memory: &Memory, addr: u64, value: u16) {
+    memory.write_obj(value, GuestAddress(addr)).unwrap();
+}
+
+fn get(memory: &Memory, addr: u64) -> u16 {
+    memory.read_obj(GuestAddress(addr)).unwrap()
+}
+
+#[test]
+fn a_running_ring_keeps_its_indices() {
+    let (vring, _, _) = ring(true);
+    vring.set_queue_next_used(5);
+    vring.set_queue_next_avail(5);
+    assert_eq!(vring.get_ref().get_queue().next_used(), 0);
+    assert_eq!(vring.queue_next_avail(), 0);
+    vring.set_queue_ready(false);
+    vring.set_queue_next_used(5);
+    vring.set_queue_next_avail(6);
+    assert_eq!(vring.get_ref().get_queue().next_used(), 5);
+    assert_eq!(vring.queue_next_avail(), 6);
+}
+
+#[test]
+fn used_elements_are_seen_and_signalled_once_per_batch() {
+    let (vring, memory, call) = ring(true);
+    put(&memory, USED_EVENT, 0);
+    let mut ring = vring.open();
+    for head in 0..3 {
+        ring.push_used(&memory, head, 100).unwrap();
+    }
+    assert_eq!(get(&memory, USED + 2), 0);
+    assert!(!signalled(&call));
+    ring.publish(&memory).unwrap();
+    assert_eq!(get(&memory, USED + 2), 3);
+    assert_eq!(get(&memory, USED + 4 + 8), 1);
+    assert!(signalled(&call));
+    ring.publish(&memory).unwrap();
+    assert!(!signalled(&call));
+}
+
+#[test]
+fn a_guest_is_interrupted_only_when_it_wants_to_be() {
+    let (vring, memory, call) = ring(true);
+    // It wants to hear when the fifth element (index 4) is used.
+    put(&memory, USED_EVENT, 4);
+    let mut signals = Vec::new();
+    for head in 0..SIZE {
+        let mut ring = vring.open();
+        ring.push_used(&memory, head, 0).unwrap();
+        ring.publish(&memory).unwrap();
+        signals.push(signalled(&call));
+    }
+    assert_eq!(signals.iter().position(|&signal| signal), Some(4));
+    assert_eq!(signals.iter().filter(|&&signal| signal).count(), 1);
+
+    let (vring, memory, call) = ring(false);
+    for (flags, wanted) in [(0, true), (1, false)] {
+        put(&memory, AVAIL, flags);
+        let mut ring = vring.open();
+        ring.push_used(&memory, 0, 0).unwrap();
+        ring.publish(&memory).unwrap();
+        assert_eq!(signalled(&call), wanted);
+    }
+}
+
+#[test]
+fn what_came_while_asking_for_a_kick_is_noticed() {
+    let (vring, memory, _) = ring(true);
+    let mut ring = vring.open();
+    assert!(!ring.rearm(&memory).unwrap());
+    put(&memory, AVAIL + 2, 2);
+    assert!(ring.rearm(&memory).unwrap());
+    ring.look(&memory).unwrap();
+    ring.take(&memory).unwrap().unwrap();
+    ring.take(&memory).unwrap().unwrap();
+    assert_eq!(ring.take(&memory).unwrap(), None);
+    assert!(!ring.rearm(&memory).unwrap());
+    assert_eq!(get(&memory, AVAIL_EVENT), 2);
+}
+
+#[test]
+fn indices_wrap_around() {
+    let (vring, memory, call) = ring(true);
+    vring.set_queue_ready(false);
+    vring.set_queue_next_avail(u16::MAX);
+    vring.set_queue_next_used(u16::MAX);
+    vring.set_queue_ready(true);
+    put(&memory, AVAIL + 2, 1);
+    put(&memory, USED_EVENT, u16::MAX);
+    put(&memory, AVAIL + 4 + 2 * 7, 3);
+    put(&memory, AVAIL + 4, 4);
+    let mut ring = vring.open();
+    ring.look(&memory).unwrap();
+    assert_eq!(ring.take(&memory).unwrap(), Some(3));
+    assert_eq!(ring.take(&memory).unwrap(), Some(4));
+    assert_eq!(ring.take(&memory).unwrap(), None);
+    ring.push_used(&memory, 3, 0).unwrap();
+    ring.push_used(&memory, 4, 0).unwrap();
+    ring.publish(&memory).unwrap();
+    assert_eq!(get(&memory, USED + 2), 1);
+    assert!(signalled(&call));
+}
+
+#[test]
+fn a_ring_that_is_too_full_or_not_in_memory_is_an_error() {
+    let (vring, memory, _) = ring(true);
+    put(&memory, AVAIL + 2, SIZE + 1);
+    assert!(matches!(
+        vring.open().look(&memory),
+        Err(RingError::AvailIndex { index: 9, next: 0 })
+    ));
+    let elsewhere = Memory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let mut ring = vring.open();
+    assert!(matches!(ring.look(&elsewhere), Err(RingError::Memory(_))));
+    assert!(matches!(
+        ring.push_used(&elsewhere, 0, 0),
+        Err(RingError::Memory(_))
+    ));
+}
+
+#[test]
+fn a_kick_that_cannot_be_read_does_not_end_the_thread() {
+    let (vring, _, _) = ring(true);
+    let kick = event(EventfdFlags::empty());
+    vring.set_kick(Some(kick.try_clone().unwrap()));
+    assert!(!vring.running(), "a new kick must be registered");
+    vring.set_queue_ready(true);
+    // Nothing to read: neither an error nor a wait.
+    assert!(vring.read_kick().unwrap());
+    rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
+    assert!(vring.read_kick().unwrap());
+    vring.set_enabled(false);
+    assert!(!vring.read_kick().unwrap());
+}
