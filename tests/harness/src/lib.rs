@@ -50,7 +50,7 @@ pub use marks::{Marks, Pending};
 pub use mount::Mount;
 pub use node::Node;
 pub use place::Place;
-pub use process::{Background, Output, run_command};
+pub use process::{Background, Output, finish, run_command};
 pub use qmp::Qmp;
 pub use run::Run;
 pub use volume::{Brick, Fill, Volume, VolumeKind};

@@ -37,8 +37,9 @@ pub fn run_command(command: &mut Command, deadline: Duration) -> Result<String> 
     })
 }
 
-/// As [`run_command`], but a failure status is for the caller to judge.
-pub(crate) fn finish(command: &mut Command, deadline: Duration) -> Result<Output> {
+/// As [`run_command`], but returns both outputs, and a failure status is for the
+/// caller to judge.
+pub fn finish(command: &mut Command, deadline: Duration) -> Result<Output> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

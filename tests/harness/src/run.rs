@@ -26,6 +26,9 @@ use crate::{Error, Result, run_command, wait_until};
 const MARK: &str = "BYPASS_RUN";
 /// Where the scratch folders go: a disk file system with `trusted.*` xattrs.
 const SCRATCH: &str = "BYPASS_SCRATCH";
+/// A folder that gets the logs and consoles of every run before it is removed,
+/// for whoever looks into a failed test.
+const KEEP_LOGS: &str = "BYPASS_KEEP_LOGS";
 const PREFIX: &str = "bb";
 const NETNS_DIR: &str = "/run/netns";
 /// Longest scratch folder: unix socket paths below it must fit 107 bytes.
@@ -86,7 +89,20 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
+        if let Some(kept) = env::var_os(KEEP_LOGS) {
+            keep_logs(&self.dir, &Path::new(&kept).join(&self.name));
+        }
         remove(&self.name, &self.dir);
+    }
+}
+
+fn keep_logs(from: &Path, to: &Path) {
+    let copy = "mkdir -p \"$2\" && cd \"$1\" && \
+        find . -name '*.log' -o -name '*.console' -o -name '*.err' | cpio --quiet -pdm \"$2\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", copy, "sh"]).arg(from).arg(to);
+    if let Err(error) = run_command(&mut command, KILL_DEADLINE) {
+        eprintln!("cannot keep the logs: {error}");
     }
 }
 
