@@ -73,15 +73,19 @@ impl Cluster {
         self.wait_peers()
     }
 
-    /// Waits until every node sees every other one as a connected peer.
+    /// Waits until every node that runs and is not cut sees all others of that
+    /// kind as connected peers.
     pub fn wait_peers(&self) -> Result<()> {
-        let others = self.nodes().len() - 1;
+        let up = |node: &&Node| {
+            !self.is_cut(node.index()) && matches!(node.glusterd_pid(), Ok(Some(_)))
+        };
+        let up: Vec<&Node> = self.nodes().iter().filter(up).collect();
         wait_until("all peers to be connected", PEERS_DEADLINE, || {
-            for node in self.nodes() {
+            for node in &up {
                 let status = node
                     .gluster_once(&["peer", "status"])
                     .map_err(|error| error.to_string())?;
-                if status.matches("Peer in Cluster (Connected)").count() < others {
+                if status.matches("Peer in Cluster (Connected)").count() < up.len() - 1 {
                     return Err(format!("node {}: {status}", node.index()));
                 }
             }
