@@ -1,4 +1,5 @@
 //! Every refusal: its exit code, what it names, and that it leaves nothing behind.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

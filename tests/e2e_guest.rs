@@ -1,5 +1,6 @@
 //! A real guest on a served image: boots, verifies its own writes, and does not
 //! notice what happens to the bricks.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
