@@ -93,7 +93,6 @@ impl Failure {
             Self::Locate(error) => locate_code(error),
             Self::Open(error) => open_code(error),
             Self::Device(_) => 52,
-            Self::Control(ControlError::InUse { .. }) => 40,
             Self::Control(_) | Self::Socket { .. } => 51,
             Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
