@@ -64,6 +64,14 @@ pub enum LocateError {
         /// The features, by their `--allow` names.
         features: Vec<&'static str>,
     },
+    /// The bricks refuse changes.
+    #[error(
+        "the volume {volume} is write-once or read-only (features.worm, features.read-only): its bricks refuse changes. Turn that off, or serve with --read-only"
+    )]
+    Unchangeable {
+        /// The volume.
+        volume: String,
+    },
     /// No such file in the volume.
     #[error("there is no image {image} in the volume {volume} ({component:?} does not exist)")]
     NoImage {
@@ -250,20 +258,26 @@ impl Catalog {
         Ok(Self { glusterd, volume })
     }
 
-    /// Refuses features that our writes bypass, unless they are allowed.
+    /// Refuses features that our writes bypass, unless they are allowed or nothing
+    /// will be written.
     ///
     /// # Errors
-    /// [`LocateError::Bypassed`], or glusterd's.
+    /// [`LocateError::Bypassed`], [`LocateError::Unchangeable`], or glusterd's.
     pub fn check_features(
         &self,
         set: &ReplicaSet,
         allowed: &[Bypassable],
+        read_only: bool,
     ) -> Result<(), LocateError> {
-        let Some(brick) = set.bricks.first() else {
+        let Some(brick) = set.bricks.first().filter(|_| !read_only) else {
             return Ok(());
         };
         let text = self.glusterd.brick_volfile(&self.volume.name, brick)?;
         let on = BrickFeatures::parse(&text)?;
+        let volume = self.volume.name.clone();
+        if on.worm || on.read_only {
+            return Err(LocateError::Unchangeable { volume });
+        }
         let features: Vec<_> = Bypassable::ALL
             .into_iter()
             .filter(|feature| feature.is_on(&on) && !allowed.contains(feature))
@@ -271,10 +285,7 @@ impl Catalog {
             .collect();
         match features.is_empty() {
             true => Ok(()),
-            false => Err(LocateError::Bypassed {
-                volume: self.volume.name.clone(),
-                features,
-            }),
+            false => Err(LocateError::Bypassed { volume, features }),
         }
     }
 
@@ -497,19 +508,16 @@ pub enum Bypassable {
     Changelog,
     /// Quota accounting.
     Quota,
-    /// Write-once files.
-    Worm,
 }
 
 impl Bypassable {
-    const ALL: [Self; 4] = [Self::Bitrot, Self::Changelog, Self::Quota, Self::Worm];
+    const ALL: [Self; 3] = [Self::Bitrot, Self::Changelog, Self::Quota];
 
     fn is_on(self, features: &BrickFeatures) -> bool {
         match self {
             Self::Bitrot => features.bitrot,
             Self::Changelog => features.changelog,
             Self::Quota => features.quota,
-            Self::Worm => features.worm || features.read_only,
         }
     }
 
@@ -518,7 +526,6 @@ impl Bypassable {
             Self::Bitrot => "bitrot",
             Self::Changelog => "changelog",
             Self::Quota => "quota",
-            Self::Worm => "worm",
         }
     }
 }
