@@ -56,7 +56,11 @@ fn a_peer_brick_killed_and_returned_goes_unnoticed_and_is_locked_and_marked_agai
     assert_eq!(refused.code, Some(40), "{}", refused.log);
 
     // The stock daemon is kept away for as long as the image is open.
-    volume.trigger_heal().unwrap();
+    // Refused until the self-heal daemon has found the returned brick.
+    wait_until("the heal to be asked for", PATIENCE, || {
+        volume.trigger_heal().map_err(|error| error.to_string())
+    })
+    .unwrap();
     disk.write(1 << 20, &pattern(2, 1 << 20, 65536), PATIENCE)
         .unwrap();
     assert!(!volume.marks(IMAGE).unwrap().is_clean());

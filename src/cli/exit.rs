@@ -128,6 +128,8 @@ fn locate_code(error: &LocateError) -> u8 {
         LocateError::SeveralLocalBricks { .. } => 31,
         LocateError::Arbiter { .. } => 32,
         LocateError::Privilege => 34,
+        LocateError::OtherFile { .. } => 33,
+        LocateError::Unproven { .. } => 35,
     }
 }
 

@@ -274,9 +274,16 @@ fn find(args: &ServeArgs) -> Result<Place, Failure> {
     let me = Holder::here(&host_name());
     let server = &args.server.server;
     let catalog = Catalog::load(&server.host, server.port, volume, &timeouts)?;
-    let located = catalog.find(&image.0, &identity(lock_owner(&me)?), &timeouts)?;
+    let identity = identity(lock_owner(&me)?);
+    let located = catalog.find(&image.0, &identity, &timeouts)?;
     catalog.check_features(&located.set, &args.allow, args.read_only)?;
-    let local = local_brick(&located, args.brick.as_deref())?;
+    let local = local_brick(
+        &catalog,
+        &located,
+        args.brick.as_deref(),
+        &identity,
+        &timeouts,
+    )?;
     Ok(Place { located, local, me })
 }
 

@@ -109,7 +109,7 @@ pub struct CopyStatus {
 /// The daemon that serves the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {
-    /// The vhost-user socket, or `fd N`.
+    /// The vhost-user socket's path, or `passed file descriptor`.
     pub socket: String,
     /// A front-end is connected.
     pub front_end: bool,
@@ -166,13 +166,14 @@ pub struct Identity {
 impl Status {
     /// The report of a running session.
     pub fn of_session(identity: &Identity, session: &Snapshot, serving: Serving) -> Self {
-        let names = Names(
-            session
+        let names = Names {
+            volume: identity.volume.clone(),
+            bricks: session
                 .copies
                 .iter()
                 .map(|copy| copy.brick.clone())
                 .collect(),
-        );
+        };
         let seen = session.copies.iter().map(|copy| CopyStatus {
             brick: copy.brick.clone(),
             local: false,

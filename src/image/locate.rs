@@ -51,7 +51,10 @@ pub struct Located {
 impl Located {
     /// Names of the replica set's bricks.
     pub fn names(&self) -> Names {
-        Names(self.set.bricks.iter().map(BrickSpec::to_string).collect())
+        Names {
+            volume: self.volume.clone(),
+            bricks: self.set.bricks.iter().map(BrickSpec::to_string).collect(),
+        }
     }
 
     /// Child index of the arbiter, if there is one: the last.

@@ -231,7 +231,7 @@ fn first_snapshot(names: &Names, opened: &Opened, me: &Holder, read_only: bool) 
         read_only,
         fence: opened.fence,
         holder: me.clone(),
-        copies: names.0.iter().enumerate().map(copy).collect(),
+        copies: names.bricks.iter().enumerate().map(copy).collect(),
         write_waiting: false,
     }
 }
