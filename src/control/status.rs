@@ -104,6 +104,9 @@ pub struct CopyStatus {
     pub marks: Option<Vec<i32>>,
     /// Some brick says that this copy misses data.
     pub stale: bool,
+    /// The copy carries the attribute of a mandatory fence. With nobody holding
+    /// the image it was left by a killed daemon.
+    pub fenced: bool,
 }
 
 /// The daemon that serves the image.
@@ -182,6 +185,7 @@ impl Status {
             reason: copy.why_away.clone(),
             marks: copy.pending.clone(),
             stale: false,
+            fenced: copy.locked && session.fence == Fence::Mandatory,
         });
         let copies = judge(identity, seen.collect());
         let any_stale = copies.iter().any(|copy| copy.stale);

@@ -275,11 +275,11 @@ impl Search {
 /// Features of the brick process that direct writes bypass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bypassable {
-    /// Bit-rot detection signs files by what it saw written.
+    /// Bit-rot detection: its scrubber may call the image corrupt or miss damage
     Bitrot,
-    /// Geo-replication's journal of changes.
+    /// Geo-replication: it misses the guest's writes
     Changelog,
-    /// Quota accounting.
+    /// Quota: the guest's writes are not counted
     Quota,
 }
 
