@@ -107,6 +107,52 @@ fn the_local_brick_process_may_die_and_come_back_while_the_guest_reads_and_write
 }
 
 #[test]
+fn what_was_written_while_the_local_brick_process_was_down_wins_the_heal_after_a_kill() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    volume.kill_brick(0).unwrap();
+    daemon.wait_log("lost");
+    let data = pattern(15, 0, 65536);
+    disk.write(0, &data, PATIENCE).unwrap();
+    disk.flush(PATIENCE).unwrap();
+    daemon.kill();
+
+    volume.start_force().unwrap();
+    volume.wait_healed(IMAGE, PATIENCE).unwrap();
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    let copy = std::fs::read(volume.brick_file(2, IMAGE)).unwrap();
+    assert_eq!(copy[..65536], data, "a stale copy was the heal's source");
+}
+
+#[test]
+fn a_heal_that_runs_while_every_brick_restarts_loses_nothing() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let daemon = Daemon::serve(&volume, 0, &["--quorum-timeout", "10m"]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    disk.write(0, &pattern(16, 0, 65536), PATIENCE).unwrap();
+    (0..3).for_each(|brick| volume.kill_brick(brick).unwrap());
+    daemon.wait_state("stalled");
+    assert_eq!(
+        disk.write(65536, &pattern(17, 65536, 4096), SHORT),
+        Err(Failed::NoAnswer)
+    );
+    volume.start_force().unwrap();
+    disk.finish(PATIENCE).unwrap();
+    daemon.wait_state("dirty");
+    let marks = volume.marks(IMAGE).unwrap();
+    assert!(marks.accuses(0, 1) && marks.accuses(0, 2), "{marks}");
+    drop(disk);
+    daemon.kill();
+    volume.wait_healed(IMAGE, PATIENCE).unwrap();
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    let copy = std::fs::read(volume.brick_file(1, IMAGE)).unwrap();
+    assert_eq!(copy[65536..69632], pattern(17, 65536, 4096));
+}
+
+#[test]
 fn a_clean_image_without_quorum_stalls_the_first_write_until_quorum_is_back() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);

@@ -303,6 +303,7 @@ fn open_session(
         shape: located.shape(*local),
         names: located.names(),
         ports: GlusterPort::for_set(located, &lock_owner(me)?, Timeouts::default()),
+        pending_names: located.set.pending_names.clone(),
         me: me.clone(),
         terms: Terms {
             read_only: args.read_only,
