@@ -15,6 +15,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use virtio_bindings::virtio_blk::*;
+use vmm_sys_util::eventfd::EventFd;
 
 /// A whole conversation with one read in it.
 fn works(device: &Device) {
@@ -180,6 +181,21 @@ fn a_front_end_that_never_reads_can_leave_and_the_next_is_served() {
     assert!(sent > 100 * get_features.len());
     drop(stream);
     let _ = serving.join().unwrap();
+    works(&device);
+}
+
+#[test]
+fn a_front_end_that_takes_no_interrupts_can_leave_and_the_next_is_served() {
+    let device = Device::new();
+    let (stream, serving) = device.serve();
+    let mut guest = FrontEnd::start(stream, 1);
+    // A blocking event fd that holds all it can hold.
+    let call = EventFd::new(0).unwrap();
+    call.write(u64::MAX - 1).unwrap();
+    guest.set_call(0, call);
+    assert_eq!(guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]), 0);
+    drop(guest);
+    wait_for("the connection to end", || serving.is_finished());
     works(&device);
 }
 
