@@ -64,6 +64,8 @@ pub struct Queue<G> {
     broken: bool,
     /// The newest map lacks the ring: nothing is done before one that has it.
     stranded: bool,
+    /// The kernel takes no I/O, as the log says already.
+    refused: bool,
     /// The last drain that was answered.
     drained: u64,
 }
@@ -92,6 +94,7 @@ impl<G: Gate> Queue<G> {
             pool: BouncePool::default(),
             broken: false,
             stranded: false,
+            refused: false,
             drained: 0,
         })
     }
@@ -141,12 +144,15 @@ impl<G: Gate> Queue<G> {
             ring.publish(self.view.current())?;
         }
         if let Err(error) = submitted {
-            log::warn!(
-                "queue {}: cannot submit I/O, trying again: {error}",
-                self.index
-            );
+            if !std::mem::replace(&mut self.refused, true) {
+                log::warn!(
+                    "queue {}: the kernel takes no I/O, trying again: {error}",
+                    self.index
+                );
+            }
             return Ok(true);
         }
+        self.refused = false;
         if self.view.is_stale() {
             return Ok(true);
         }
