@@ -3,6 +3,7 @@
 
 pub mod bricks;
 pub mod decide;
+pub mod dirty;
 pub mod error;
 pub mod fencing;
 pub mod gate;
