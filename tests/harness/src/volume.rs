@@ -329,6 +329,14 @@ impl Volume {
         }
         file.sync_all().at("sync", &path)?;
         drop(file);
+        // The client removes its own "dirty" a moment after the last write.
+        wait_until(format!("{image} to be settled"), FILE_DEADLINE, || {
+            let marks = self.marks(image).map_err(|error| error.to_string())?;
+            marks
+                .is_clean()
+                .then_some(())
+                .ok_or_else(|| marks.to_string())
+        })?;
         drop(mount);
         wait_until(format!("{image} on the bricks"), FILE_DEADLINE, || {
             let missing = self
