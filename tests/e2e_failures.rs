@@ -1,4 +1,5 @@
 //! Bricks, links and daemons that fail while an image is served.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

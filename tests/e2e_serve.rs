@@ -1,4 +1,5 @@
 //! Serving an image of a real volume: what is written, marked, healed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

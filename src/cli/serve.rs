@@ -275,7 +275,7 @@ fn find(args: &ServeArgs) -> Result<Place, Failure> {
     let server = &args.server.server;
     let catalog = Catalog::load(&server.host, server.port, volume, &timeouts)?;
     let located = catalog.find(&image.0, &identity(lock_owner(&me)?), &timeouts)?;
-    catalog.check_features(&located.set, &args.allow)?;
+    catalog.check_features(&located.set, &args.allow, args.read_only)?;
     let local = local_brick(&located, args.brick.as_deref())?;
     Ok(Place { located, local, me })
 }

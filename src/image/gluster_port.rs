@@ -11,8 +11,8 @@ use super::port::{BrickPort, Conflict, CopyState, Fence, Lock, PortError, Public
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::{ForeignLock, domain};
 use crate::gluster::{
-    Brick, BrickError, BrickSpec, Errno, Gfid, Identity, LkOwner, LockKind, LockOp, LockRange,
-    Locked, Pending, Timeouts,
+    Brick, BrickError, BrickSpec, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
+    LockRange, Locked, Pending, Timeouts,
 };
 
 /// Our own inodelk domain: one writer per image.
@@ -324,7 +324,7 @@ impl BrickPort for GlusterPort {
 pub fn identity(lk_owner: LkOwner) -> Identity {
     Identity {
         process_name: "bypass-blk".to_owned(),
-        pid: i32::try_from(std::process::id()).unwrap_or(i32::MAX),
+        pid: INTERNAL_PID,
         lk_owner,
     }
 }

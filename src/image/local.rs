@@ -43,22 +43,62 @@ pub struct LocalFile {
 
 /// What changes when somebody writes to the file behind our back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fingerprint {
+struct Fingerprint {
     size: u64,
     modified: (i64, i64),
 }
 
 impl Fingerprint {
     /// Of the file as it is now.
-    ///
-    /// # Errors
-    /// As `fstat` fails.
-    pub fn of(file: &File) -> io::Result<Self> {
+    fn of(file: &File) -> io::Result<Self> {
         let meta = file.metadata()?;
         Ok(Self {
             size: meta.len(),
             modified: (meta.mtime(), meta.mtime_nsec()),
         })
+    }
+}
+
+/// Sees whether somebody else writes to the local file, and makes it durable at
+/// the end.
+#[derive(Debug)]
+pub struct LocalWatch {
+    file: File,
+    path: PathBuf,
+    baseline: Fingerprint,
+}
+
+impl LocalWatch {
+    /// Remembers the file as it is now.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn begin(local: &LocalFile) -> Result<Self, LocalError> {
+        let io_error = |source| LocalError::Io {
+            what: "watch",
+            path: local.path.clone(),
+            source,
+        };
+        let file = local.file.try_clone().map_err(io_error)?;
+        let baseline = Fingerprint::of(&file).map_err(io_error)?;
+        Ok(Self {
+            file,
+            path: local.path.clone(),
+            baseline,
+        })
+    }
+
+    /// Is the file as it was at the beginning? Unknown counts as touched.
+    pub fn is_untouched(&self) -> bool {
+        Fingerprint::of(&self.file).is_ok_and(|now| now == self.baseline)
+    }
+
+    /// Makes all its data durable. Whoever heals the other copies after us clears
+    /// the marks: what they were copied from must then survive a power cut.
+    pub fn sync(&self) {
+        if let Err(error) = self.file.sync_data() {
+            log::error!("cannot flush {}: {error}", self.path.display());
+        }
     }
 }
 
