@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn an_extent_size_is_a_power_of_two_in_range() {
         for bytes in [4096, 65536, 1 << 20] {
-            assert_eq!(ExtentSize::new(bytes).unwrap().bytes(), bytes.into());
+            assert_eq!(ExtentSize::new(bytes).unwrap().bytes(), u64::from(bytes));
         }
         for bytes in [0, 1, 2048, 5000, 3 << 12, 2 << 20] {
             assert!(matches!(

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::error::MapError;
-use super::extent::{Copied, Extent, Peer, Peers};
+use super::extent::{Copied, Peer, Peers};
 use super::map::DirtyMap;
 use super::mapping::{Role, RoleLock};
 use super::open::is_at;
@@ -77,9 +77,9 @@ fn forget_copies(map: &DirtyMap, peer: Peer) {
     let copying = Peers::from(peer).copying_bits();
     let mut from = 0;
     while let Some(extent) = map.scan().next(copying, from) {
-        map.extent(extent).into_iter().for_each(|e: Extent<'_>| {
-            e.forget_copies(peer.into());
-        });
+        if let Some(extent) = map.extent(extent) {
+            extent.forget_copies(peer.into());
+        }
         from = extent + 1;
     }
 }
