@@ -277,6 +277,26 @@ fn a_host_without_the_right_brick_or_privilege_is_told_so() {
     let no_admin = "set -- setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin \"$@\"";
     refused_where(node, no_admin, 34, &["CAP_SYS_ADMIN"], &all);
 
+    // The bricks have one path on every host: what stands there is this host's.
+    let (dir_0, dir_1) = (volume.brick_dir(0).display(), volume.brick_dir(1).display());
+    let same_path = format!("mount --bind {dir_0} {dir_1}\n{}", hide(2));
+    let brick_1 = volume.brick_name(1);
+    let words = ["not on this host", &brick_1];
+    refused_where(
+        node,
+        &same_path,
+        30,
+        &words,
+        &image(&volume, IMAGE, &brick_1),
+    );
+    let hidden_0 = format!("{same_path}\n{}", hide(0));
+    refused_where(node, &hidden_0, 30, &[&brick_0], &all);
+    for brick in 0..3 {
+        let names = xattr::list(volume.brick_file(brick, IMAGE)).unwrap();
+        let left = names.filter(|name| name.to_string_lossy().contains("bypass"));
+        assert_eq!(left.count(), 0, "a proof was left on brick {brick}");
+    }
+
     // A folder that claims to be the brick, with another file under the name.
     let copy = node.place().dir().join("copy");
     let dir = volume.brick_dir(0).display().to_string();

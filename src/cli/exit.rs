@@ -31,7 +31,8 @@ Exit codes:
   22  a DHT link file                    50  socket path in use
   23  the image is empty                 51  socket cannot be made or used
   24  its size is not whole blocks       52  the disk cannot be served by this device
-  25  it looks like an image format      60  the session stopped by itself while serving";
+  25  it looks like an image format      60  the session stopped by itself while serving
+What to do about each: docs/failures.md";
 
 /// Why a command failed.
 #[derive(Debug, Error)]
@@ -128,6 +129,8 @@ fn locate_code(error: &LocateError) -> u8 {
         LocateError::SeveralLocalBricks { .. } => 31,
         LocateError::Arbiter { .. } => 32,
         LocateError::Privilege => 34,
+        LocateError::OtherFile { .. } => 33,
+        LocateError::Unproven { .. } => 35,
     }
 }
 

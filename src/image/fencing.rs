@@ -61,6 +61,7 @@ fn publish_as(
         let refused = match wait(worker.ask(move |port| port.publish(fence, read_only))) {
             Ok(Publication::Done) => None,
             Ok(Publication::FenceUnavailable) => Some(OpenError::FenceUnavailable {
+                volume: names.volume.clone(),
                 brick: names.one(brick),
             }),
             Ok(Publication::InUse(conflict)) => Some(OpenError::InUse {

@@ -297,12 +297,14 @@ impl BrickPort for GlusterPort {
         self.look_up()
     }
 
-    fn add_pending(&mut self, children: BrickSet) -> Result<(), PortError> {
+    fn add_pending(&mut self, new: BrickSet, children: BrickSet) -> Result<(), PortError> {
         let live = self.live()?;
         let names = self.located.set.pending_names.iter().enumerate();
+        // Nothing is added to a counter that is set already; the brick indexes the
+        // file by what the counters are then (`index_xattrop_cbk`).
         let marks: Vec<_> = names
             .filter(|(child, _)| children.contains(*child))
-            .map(|(_, name)| (name.as_str(), Pending::data(1)))
+            .map(|(child, name)| (name.as_str(), Pending::data(i32::from(new.contains(child)))))
             .collect();
         live.brick.xattrop_add(live.gfid, &marks).map_err(refused)?;
         Ok(())

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use xattr::FileExt as _;
 
+use super::bricks::BrickSet;
 use super::error::LocalError;
+use crate::gluster::Pending;
 
 /// Gluster's identity of a file, on the brick.
 const GFID_XATTR: &str = "trusted.gfid";
@@ -59,13 +61,15 @@ impl Fingerprint {
     }
 }
 
-/// Sees whether somebody else writes to the local file, and makes it durable at
-/// the end.
+/// Sees whether somebody else writes to the local file, marks it when its brick's
+/// process cannot, and makes it durable at the end.
 #[derive(Debug)]
 pub struct LocalWatch {
     file: File,
     path: PathBuf,
     baseline: Fingerprint,
+    /// Names of the pending attributes per child.
+    pending_names: Vec<String>,
 }
 
 impl LocalWatch {
@@ -73,7 +77,7 @@ impl LocalWatch {
     ///
     /// # Errors
     /// [`LocalError::Io`].
-    pub fn begin(local: &LocalFile) -> Result<Self, LocalError> {
+    pub fn begin(local: &LocalFile, pending_names: Vec<String>) -> Result<Self, LocalError> {
         let io_error = |source| LocalError::Io {
             what: "watch",
             path: local.path.clone(),
@@ -85,7 +89,34 @@ impl LocalWatch {
             file,
             path: local.path.clone(),
             baseline,
+            pending_names,
         })
+    }
+
+    /// Stores marks against these children on the file itself, durably, where
+    /// there are none. Only for when its brick's process is away.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn mark(&self, children: BrickSet) -> Result<(), LocalError> {
+        self.store_marks(children).map_err(|source| LocalError::Io {
+            what: "store marks on",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn store_marks(&self, children: BrickSet) -> io::Result<()> {
+        let names = self.pending_names.iter().enumerate();
+        for (_, name) in names.filter(|(child, _)| children.contains(*child)) {
+            let stored = self.file.get_xattr(name)?.unwrap_or_default();
+            let stored = Pending::from_bytes(&stored).unwrap_or_default();
+            if stored.data == 0 {
+                let marked = Pending { data: 1, ..stored };
+                self.file.set_xattr(name, &marked.to_bytes())?;
+            }
+        }
+        self.file.sync_all()
     }
 
     /// Is the file as it was at the beginning? Unknown counts as touched.
@@ -289,6 +320,29 @@ mod tests {
         assert!(matches!(odd, Err(LocalError::OddSize { size: 1000, .. })));
         let folder = open(Path::new("/var/tmp"), GFID, RAW);
         assert!(matches!(folder, Err(LocalError::NotAFile { .. })));
+    }
+
+    #[test]
+    fn marks_are_stored_on_the_file_once_and_keep_the_other_counters() {
+        let file = image(b"", 4096);
+        let names = ["trusted.afr.v-client-0", "trusted.afr.v-client-1"];
+        let metadata = Pending {
+            metadata: 7,
+            ..Pending::default()
+        };
+        xattr::set(file.path(), names[1], &metadata.to_bytes()).unwrap();
+        let local = open(file.path(), GFID, RAW).unwrap();
+        let watch = LocalWatch::begin(&local, names.map(str::to_owned).into()).unwrap();
+        for _ in 0..2 {
+            watch.mark(BrickSet::only(1)).unwrap();
+        }
+        let stored = xattr::get(file.path(), names[1]).unwrap().unwrap();
+        let marked = Pending {
+            data: 1,
+            ..metadata
+        };
+        assert_eq!(Pending::from_bytes(&stored), Ok(marked));
+        assert_eq!(xattr::get(file.path(), names[0]).unwrap(), None);
     }
 
     #[test]

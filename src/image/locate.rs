@@ -51,7 +51,10 @@ pub struct Located {
 impl Located {
     /// Names of the replica set's bricks.
     pub fn names(&self) -> Names {
-        Names(self.set.bricks.iter().map(BrickSpec::to_string).collect())
+        Names {
+            volume: self.volume.clone(),
+            bricks: self.set.bricks.iter().map(BrickSpec::to_string).collect(),
+        }
     }
 
     /// Child index of the arbiter, if there is one: the last.
@@ -272,11 +275,11 @@ impl Search {
 /// Features of the brick process that direct writes bypass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bypassable {
-    /// Bit-rot detection signs files by what it saw written.
+    /// Bit-rot detection: its scrubber may call the image corrupt or miss damage
     Bitrot,
-    /// Geo-replication's journal of changes.
+    /// Geo-replication: it misses the guest's writes
     Changelog,
-    /// Quota accounting.
+    /// Quota: the guest's writes are not counted
     Quota,
 }
 

@@ -176,6 +176,7 @@ impl Attempt<'_> {
                     holder,
                 },
                 Err((brick, Blocked::Busy(lock))) => OpenError::Busy {
+                    volume: self.names.volume.clone(),
                     lock,
                     brick: self.names.one(brick),
                 },

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::bricks::Shape;
-use super::error::{Names, stop_message};
+use super::error::{Names, chain, stop_message};
 use super::fencing;
 use super::gate::WriteGate;
 use super::local::LocalWatch;
@@ -226,7 +226,20 @@ impl Runner {
         for brick in round.marked.iter() {
             self.machine.marked(brick);
         }
+        if !self.machine.held().contains(self.shape.local) {
+            self.mark_local_file();
+        }
         self.machine.step(Event::MarkRoundOver)
+    }
+
+    /// The local brick's process is away, so nobody else changes the attributes of
+    /// its file now. The peers' indices name the file for heal; the local brick's
+    /// does once it is back and marked like the others.
+    fn mark_local_file(&mut self) {
+        match self.local.mark(self.shape.peers()) {
+            Ok(()) => self.machine.local_marked(),
+            Err(error) => log::error!("{}", chain(&error)),
+        }
     }
 
     fn note(&self, brick: usize, change: impl FnOnce(&mut CopySnapshot)) {

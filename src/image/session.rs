@@ -31,6 +31,8 @@ pub struct Setup {
     pub names: Names,
     /// Its bricks, in child order.
     pub ports: Vec<Box<dyn BrickPort>>,
+    /// Names of the pending attributes (`trusted.afr.…`), in child order.
+    pub pending_names: Vec<String>,
     /// Who we are.
     pub me: Holder,
     /// How to open.
@@ -64,6 +66,7 @@ impl Session {
             shape,
             names,
             ports,
+            pending_names,
             me,
             terms,
             quorum_timeout,
@@ -76,7 +79,7 @@ impl Session {
         let workers = start_workers(&names, ports, claim, &inbox)?;
         let open_watched = |copy: &CopyState| {
             let local = open_local(copy)?;
-            let watch = LocalWatch::begin(&local)?;
+            let watch = LocalWatch::begin(&local, pending_names)?;
             Ok((local, watch))
         };
         let (opened, (local, watch)) = open::open(
@@ -231,7 +234,7 @@ fn first_snapshot(names: &Names, opened: &Opened, me: &Holder, read_only: bool) 
         read_only,
         fence: opened.fence,
         holder: me.clone(),
-        copies: names.0.iter().enumerate().map(copy).collect(),
+        copies: names.bricks.iter().enumerate().map(copy).collect(),
         write_waiting: false,
     }
 }

@@ -124,12 +124,34 @@ pub enum LocateError {
         bricks: String,
     },
     /// `--brick` names a brick whose directory is not on this host.
-    #[error("the brick {brick} is not on this host: {} is not a directory of this volume here", .path.display())]
+    #[error("the brick {brick} is not on this host: {} here is not what its process serves. Run bypass-blk on that brick's host, or name this host's brick", .path.display())]
     NotOnThisHost {
         /// The brick.
         brick: String,
         /// Its directory.
         path: PathBuf,
+    },
+    /// The file on this host is not the one that Gluster means.
+    #[error("{} has the gfid {found}, but Gluster says {expected} for the image: this is not the brick's live copy. Check --brick", .path.display())]
+    OtherFile {
+        /// The file.
+        path: PathBuf,
+        /// Its gfid.
+        found: uuid::Uuid,
+        /// The image's.
+        expected: uuid::Uuid,
+    },
+    /// A brick that may be this host's does not answer.
+    #[error(
+        "cannot tell whether {brick} is this host's brick, because its process does not answer ({why}). Start it: gluster volume start {volume} force"
+    )]
+    Unproven {
+        /// The volume.
+        volume: String,
+        /// The brick.
+        brick: String,
+        /// The connection's error.
+        why: String,
     },
     /// The local brick is an arbiter.
     #[error(
