@@ -65,6 +65,9 @@ pub struct Engine {
     begun: Vec<u64>,
     /// Bytes sent, zeroed and compared since the last FSYNC.
     uncommitted: u64,
+    /// Changes may have been made without an FSYNC after them: true at first, for
+    /// an earlier engine may have changed the file's size.
+    unsynced: bool,
     /// The peer was left alone for [`Options::quiet`], its file has the right size.
     ready: bool,
     /// The connection is not to be used any more.
@@ -90,6 +93,7 @@ impl Engine {
             options,
             begun: Vec::new(),
             uncommitted: 0,
+            unsynced: true,
             ready: false,
             broken: false,
         }
@@ -132,7 +136,7 @@ impl Engine {
     /// # Errors
     /// [`HealError::Flush`].
     pub fn settle(&mut self) -> Result<Option<Settled<'_>>, HealError> {
-        if !self.ready || self.broken || self.next_dirty(0).is_some() {
+        if !self.ready || self.unsynced || self.broken || self.next_dirty(0).is_some() {
             return Ok(None);
         }
         self.local.sync().map_err(HealError::Flush)?;
@@ -229,6 +233,7 @@ impl Engine {
         begun.retain(|&extent| self.healer.begin_copy(self.id, extent));
         pass.skipped += (extents.len() - begun.len()) as u64;
         self.begun.extend(&begun);
+        self.unsynced |= !begun.is_empty();
         let geometry = *self.healer.map().geometry();
         let mut copier = Copier::new(&*self.peer, &mut self.local, &geometry);
         let copied = copier.copy(
@@ -245,10 +250,11 @@ impl Engine {
 
     /// Makes what was copied durable at the peer, and only then clears it.
     fn commit(&mut self, pass: &mut Pass) -> Result<(), HealError> {
-        if self.begun.is_empty() {
+        if !self.unsynced {
             return Ok(());
         }
         self.peer.fsync()?;
+        self.unsynced = false;
         let mut figures = Figures::default();
         for extent in self.begun.drain(..) {
             match self.healer.end_copy(self.id, extent) {

@@ -8,8 +8,8 @@
 //! lost connection the caller makes a new peer and a new engine.
 //!
 //! * [`peer`]: what is asked of a peer. [`gluster_peer`]: a brick as such a peer.
-//! * [`engine`]: passes over the map; [`pass`]: what one is told and tells. [`plan`]: which bytes go together. `copy`: one
-//!   stretch of them.
+//! * [`engine`]: passes over the map; [`pass`]: what one is told and tells.
+//! * [`plan`]: which bytes go together; `copy`: one stretch of them.
 //! * [`local`]: reading and summing the local copy.
 //! * [`throttle`]: the bandwidth limit. [`progress`]: what a status shows.
 
