@@ -207,6 +207,7 @@ impl Engine {
                 map.mark_dirty(Peers::from(engine.id), size, expected - size);
             }
             if size != expected {
+                engine.unsynced = true;
                 engine.peer.truncate(expected)?;
             }
             Ok(())

@@ -97,3 +97,64 @@ pub fn has_sum(bytes: &[u8], sum: &StrongChecksum) -> bool {
         StrongChecksum::Md5(sum) => Md5::digest(bytes).as_slice() == sum,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+
+    /// Open for direct I/O, on a disk that has it.
+    fn copy_of(bytes: &[u8], max: usize) -> LocalCopy {
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        file.as_file().write_all_at(bytes, 0).unwrap();
+        let mut direct = File::options();
+        direct.read(true).custom_flags(libc::O_DIRECT);
+        LocalCopy::new(direct.open(file.path()).unwrap(), max)
+    }
+
+    #[test]
+    fn direct_reads_reach_the_end_of_an_odd_image_and_no_further() {
+        let bytes: Vec<u8> = (0..3 * PAGE + 512).map(|i| (i / 7) as u8).collect();
+        let mut local = copy_of(&bytes, 4 * PAGE);
+        let (start, end) = (2 * PAGE, bytes.len());
+        let read = local.read(&(start as u64..end as u64)).unwrap();
+        assert!(read == &bytes[start..]);
+        let behind = local.read(&(start as u64..end as u64 + 512));
+        assert_eq!(behind.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn more_than_the_buffer_takes_is_refused() {
+        let mut local = copy_of(&[1; 2 * PAGE], PAGE);
+        for end in [2 * PAGE as u64, u64::MAX] {
+            let error = local.read(&(0..end)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    #[test]
+    fn one_byte_makes_the_difference_to_zero() {
+        for length in [512, PAGE, PAGE + 512] {
+            let mut bytes = vec![0; length];
+            assert!(is_zero(&bytes));
+            bytes[length - 1] = 1;
+            assert!(!is_zero(&bytes));
+        }
+    }
+
+    #[test]
+    fn sums_are_those_of_the_standards() {
+        // FIPS 180-2 appendix B.1 and RFC 1321 appendix A.5: "abc".
+        let sha256 = [
+            0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40, 0xde, 0x5d, 0xae,
+            0x22, 0x23, 0xb0, 0x03, 0x61, 0xa3, 0x96, 0x17, 0x7a, 0x9c, 0xb4, 0x10, 0xff, 0x61,
+            0xf2, 0x00, 0x15, 0xad,
+        ];
+        let md5 = 0x9001_5098_3cd2_4fb0_d696_3f7d_28e1_7f72_u128.to_be_bytes();
+        for sum in [StrongChecksum::Sha256(sha256), StrongChecksum::Md5(md5)] {
+            assert!(has_sum(b"abc", &sum));
+            assert!(!has_sum(b"abd", &sum));
+        }
+    }
+}

@@ -66,3 +66,63 @@ pub fn split<K: PartialEq>(run: Range<u64>, kind: impl Fn(u64) -> K) -> Vec<(K, 
     }
     parts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::dirty::ExtentSize;
+
+    const EXTENT: u64 = 4096;
+
+    /// 100 extents, the last one of 512 bytes.
+    fn geometry() -> Geometry {
+        let extent = ExtentSize::new(EXTENT as u32).unwrap();
+        Geometry::new(99 * EXTENT + 512, extent, 1).unwrap()
+    }
+
+    fn first_stretch(dirty: &[u64], bytes: u64, span: u64) -> Vec<u64> {
+        let limits = Limits {
+            bytes: bytes * EXTENT,
+            span: span * EXTENT,
+        };
+        stretch(dirty.iter().copied(), &geometry(), limits)
+    }
+
+    #[test]
+    fn a_stretch_ends_at_its_bytes_and_at_its_span() {
+        assert_eq!(first_stretch(&[1, 2, 9, 10], 3, 50), [1, 2, 9]);
+        assert_eq!(first_stretch(&[1, 2, 9, 10], 50, 9), [1, 2, 9]);
+        assert_eq!(first_stretch(&[98, 99], 50, 2), [98, 99]);
+        assert_eq!(first_stretch(&[], 50, 50), []);
+    }
+
+    #[test]
+    fn a_stretch_has_an_extent_however_low_the_limits() {
+        assert_eq!(first_stretch(&[7, 8], 0, 0), [7]);
+    }
+
+    #[test]
+    fn runs_are_neighbours_of_limited_length() {
+        let runs = runs(&[1, 2, 3, 5, 6, 9], &geometry(), 2 * EXTENT);
+        assert_eq!(runs, [1..3, 3..4, 5..7, 9..10]);
+    }
+
+    #[test]
+    fn an_extent_above_the_limit_is_a_run_of_its_own() {
+        assert_eq!(runs(&[1, 2], &geometry(), 1), [1..2, 2..3]);
+    }
+
+    #[test]
+    fn bytes_end_with_the_image() {
+        assert_eq!(
+            bytes_of(&(98..100), &geometry()),
+            98 * EXTENT..99 * EXTENT + 512
+        );
+    }
+
+    #[test]
+    fn a_run_is_cut_where_its_kind_changes() {
+        let parts = split(3..9, |extent| extent == 5 || extent == 6);
+        assert_eq!(parts, [(false, 3..5), (true, 5..7), (false, 7..9)]);
+    }
+}

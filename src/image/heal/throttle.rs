@@ -65,3 +65,66 @@ impl Throttle {
         self.tokens -= bytes as f64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn throttle(rate: u64) -> (Arc<AtomicU64>, Throttle) {
+        let rate = Arc::new(AtomicU64::new(rate));
+        (rate.clone(), Throttle::new(rate))
+    }
+
+    #[test]
+    fn what_was_sent_is_waited_for_at_the_rate() {
+        let (_, mut throttle) = throttle(1000);
+        assert_eq!(throttle.delay(SECOND), Duration::ZERO);
+        throttle.charge(3000);
+        assert_eq!(throttle.delay(SECOND), 3 * SECOND);
+        assert_eq!(throttle.delay(3 * SECOND), SECOND);
+        assert_eq!(throttle.delay(4 * SECOND), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_idle_time_saves_up_no_more_than_a_short_burst() {
+        let (_, mut throttle) = throttle(1000);
+        throttle.delay(Duration::ZERO);
+        assert_eq!(throttle.delay(3600 * SECOND), Duration::ZERO);
+        throttle.charge(1250);
+        assert_eq!(throttle.delay(3600 * SECOND), SECOND);
+    }
+
+    #[test]
+    fn a_new_rate_counts_at_once_also_for_what_was_sent_before() {
+        let (rate, mut throttle) = throttle(1000);
+        throttle.delay(Duration::ZERO);
+        throttle.charge(4000);
+        rate.store(4000, Ordering::Relaxed);
+        assert_eq!(throttle.delay(Duration::ZERO), SECOND);
+        rate.store(0, Ordering::Relaxed);
+        assert_eq!(throttle.delay(Duration::ZERO), Duration::ZERO);
+        rate.store(1, Ordering::Relaxed);
+        assert_eq!(
+            throttle.delay(SECOND),
+            Duration::ZERO,
+            "the debt is forgiven"
+        );
+    }
+
+    #[test]
+    fn a_low_rate_makes_small_steps() {
+        assert_eq!(throttle(1 << 20).1.quantum(), 256 << 10);
+        assert_eq!(throttle(0).1.quantum(), u64::MAX);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_and_huge_figures_do_no_harm() {
+        let (_, mut throttle) = throttle(1);
+        throttle.delay(SECOND);
+        throttle.charge(u64::MAX);
+        throttle.charge(u64::MAX);
+        assert!(throttle.delay(Duration::ZERO) > SECOND);
+    }
+}

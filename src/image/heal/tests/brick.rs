@@ -139,6 +139,10 @@ impl Brick {
         free
     }
 
+    pub fn is_locked_by_healer(&self) -> bool {
+        self.state().locks.iter().any(|(owner, _)| *owner == HEALER)
+    }
+
     pub fn unlock(&self, owner: u64, range: &Range<u64>) {
         let mut state = self.state();
         let place = state

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use super::super::{Engine, HealError};
+use super::super::Engine;
 use super::brick::{Call, Fault};
 use super::world::{Client, EXTENT, Guest, SIZE, World};
 use super::{KILLED, Rng};
@@ -34,7 +34,7 @@ fn pass(world: &World, engine: &mut Option<Engine>) {
 fn what_the_guest_writes_meanwhile_is_never_lost() {
     for seed in 0..ROUNDS {
         let mut world = World::new(seed);
-        world.options.compare_first = seed % 4 == 0;
+        world.options.compare_first = seed % 10 == 0;
         let guest = Arc::new(Mutex::new(Guest::new(&world, SIZE)));
         let (acting, mut rng) = (guest.clone(), Rng(seed));
         world.brick.meanwhile(move || {
@@ -130,8 +130,7 @@ fn a_guest_on_another_thread_ends_with_equal_copies() {
                 over.store(true, Ordering::SeqCst);
             });
             while !over.load(Ordering::SeqCst) {
-                let done: Result<_, HealError> = engine.run_pass();
-                done.unwrap();
+                engine.run_pass().unwrap();
             }
         });
         assert!(world.clean_means_equal(), "seed {seed}");

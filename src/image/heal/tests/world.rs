@@ -23,17 +23,20 @@ pub fn the_peer() -> Peer {
     Peer::new(0).unwrap()
 }
 
-/// Time goes on when somebody sleeps.
-#[derive(Default)]
-pub struct SimClock(Mutex<Duration>);
+/// Time goes on when somebody sleeps, which nobody may do with a lock in hand.
+pub struct SimClock {
+    now: Mutex<Duration>,
+    brick: Brick,
+}
 
 impl Clock for SimClock {
     fn now(&self) -> Duration {
-        *self.0.lock().unwrap()
+        *self.now.lock().unwrap()
     }
 
     fn sleep(&self, time: Duration) {
-        *self.0.lock().unwrap() += time;
+        assert!(!self.brick.is_locked_by_healer());
+        *self.now.lock().unwrap() += time;
     }
 }
 
@@ -71,12 +74,16 @@ impl World {
             peers: vec!["b:/brick".into()],
         };
         let map = DirtyMap::open(&directory.path().join("map"), &identity);
-        let clock = Arc::new(SimClock::default());
+        let brick = Brick::new(rng.bytes(SIZE), seed);
+        let clock = Arc::new(SimClock {
+            now: Mutex::default(),
+            brick: brick.clone(),
+        });
         Self {
             _directory: directory,
             path,
             map: Arc::new(map.unwrap().0),
-            brick: Brick::new(rng.bytes(SIZE), seed),
+            brick,
             options: Options {
                 window: 8 * EXTENT,
                 quiet: Duration::ZERO,
