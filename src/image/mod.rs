@@ -8,6 +8,7 @@ pub mod error;
 pub mod fencing;
 pub mod gate;
 pub mod gluster_port;
+pub mod heal;
 pub mod holder;
 pub mod local;
 pub mod locate;
