@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(first_stretch(&[1, 2, 9, 10], 3, 50), [1, 2, 9]);
         assert_eq!(first_stretch(&[1, 2, 9, 10], 50, 9), [1, 2, 9]);
         assert_eq!(first_stretch(&[98, 99], 50, 2), [98, 99]);
-        assert_eq!(first_stretch(&[], 50, 50), []);
+        assert_eq!(first_stretch(&[], 50, 50), Vec::<u64>::new());
     }
 
     #[test]
