@@ -11,6 +11,7 @@
 //! * [`engine`]: passes over the map; [`pass`]: what one is told and tells.
 //! * [`plan`]: which bytes go together; `copy`: one stretch of them.
 //! * [`local`]: reading and summing the local copy.
+//! * [`link`]: what a healer and its session tell each other.
 //! * [`throttle`]: the bandwidth limit. [`progress`]: what a status shows.
 
 pub mod clock;
@@ -18,6 +19,7 @@ mod copy;
 pub mod engine;
 pub mod error;
 pub mod gluster_peer;
+pub mod link;
 pub mod local;
 pub mod pass;
 pub mod peer;
@@ -32,6 +34,7 @@ pub use clock::{Clock, SystemClock};
 pub use engine::Engine;
 pub use error::HealError;
 pub use gluster_peer::GlusterPeer;
+pub use link::{HealReport, HealState, Hint, Job, LinkError, PeerReport, SessionLink, Unmarked};
 pub use pass::{Options, Pass, PassEnd, Settled};
 pub use peer::{Answer, HealPeer, PeerError};
 pub use progress::{Figures, Progress};

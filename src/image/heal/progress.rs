@@ -4,6 +4,8 @@
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 /// Counters of one peer, shared by its engines one after the other and by
 /// whoever shows them.
 #[derive(Debug, Default)]
@@ -17,7 +19,7 @@ pub struct Progress {
 }
 
 /// The counters at a moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
     /// Bytes read from the local copy.
     pub bytes_read: u64,
