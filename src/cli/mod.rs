@@ -7,6 +7,7 @@ mod brick_view;
 mod exit;
 mod listen;
 mod logging;
+mod opening;
 mod release;
 mod serve;
 mod status;

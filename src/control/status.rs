@@ -193,6 +193,7 @@ impl Status {
             Phase::Unmarked if any_stale => (State::Dirty, None),
             Phase::Unmarked => (State::Clean, None),
             Phase::Marking => (State::Marking, None),
+            Phase::Unmarking { .. } => (State::Dirty, None),
             Phase::Dirty => (State::Dirty, None),
             Phase::Stalled => (
                 State::Stalled,
