@@ -10,6 +10,7 @@ mod logging;
 mod opening;
 mod release;
 mod serve;
+mod service;
 mod status;
 mod stop;
 

@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
-use crate::control::socket::{Answer, ControlSocket, Request};
-use crate::control::status::{Identity, QueueStatus, Serving, Status};
-use crate::device::{Config, Disk, Server, Stats};
+use crate::control::socket::ControlSocket;
+use crate::control::status::Identity;
+use crate::device::{Config, Disk, Server};
 use crate::image::dirty::ExtentSize;
 use crate::image::error::stop_message;
-use crate::image::handle::SessionHandle;
 use crate::image::local::LocalFile;
 use crate::image::locate::{Bypassable, Located};
 use crate::image::machine::StopReason;
@@ -26,6 +25,7 @@ use crate::image::state_dir::StateDir;
 
 use super::listen::{self, Listener, Next};
 use super::opening::{self, Opening, Place, StateDirArgs};
+use super::service::{Device, Service};
 use super::stop::Stop;
 use super::{Failure, ImagePath, LogArgs, RunDirArgs, ServerArgs, logging, volume_name};
 
@@ -192,13 +192,18 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         }
     };
     let front_end = Arc::new(AtomicBool::new(false));
-    let report = Report {
+    let handle = session.handle();
+    let service = Service {
         identity: identity(&place, local.size),
-        session: session.handle(),
-        stats: server.stats(),
-        front_end: front_end.clone(),
-        socket: listener.name(),
-        read_only: args.read_only,
+        job: place.job(&state, handle.peer_children()),
+        session: handle,
+        serving: Some(Device {
+            stats: server.stats(),
+            front_end: front_end.clone(),
+            socket: listener.name(),
+            read_only: args.read_only,
+        }),
+        last_timed: Mutex::default(),
     };
     let control = ControlSocket::bind(
         &args.run_dir.run_dir,
@@ -206,7 +211,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         place.located.gfid,
     )?;
     control
-        .answer(move |Request::Status| Answer::Status(Box::new(report.now())))
+        .answer(move |request| service.answer(request))
         .map_err(|source| Failure::System {
             what: "start the control thread",
             source,
@@ -312,51 +317,4 @@ fn open_session(
 fn serial(args: &ServeArgs, located: &Located) -> String {
     let from_gfid = || located.gfid.simple().to_string().chars().take(20).collect();
     args.serial.clone().unwrap_or_else(from_gfid)
-}
-
-/// What the control socket answers from.
-struct Report {
-    identity: Identity,
-    session: SessionHandle,
-    stats: Arc<Stats>,
-    front_end: Arc<AtomicBool>,
-    socket: String,
-    read_only: bool,
-}
-
-impl Report {
-    fn now(&self) -> Status {
-        let session = self.session.snapshot();
-        let serving = Serving {
-            socket: self.socket.clone(),
-            front_end: self.front_end.load(Ordering::SeqCst),
-            read_only: self.read_only,
-            write_waiting: session.write_waiting,
-            queues: self
-                .stats
-                .snapshot()
-                .queues
-                .iter()
-                .map(QueueStatus::from)
-                .collect(),
-        };
-        Status::of_session(&self.identity, &session, serving)
-    }
-}
-
-impl From<&crate::device::QueueSnapshot> for QueueStatus {
-    fn from(queue: &crate::device::QueueSnapshot) -> Self {
-        Self {
-            reads: queue.reads,
-            read_bytes: queue.read_bytes,
-            writes: queue.writes,
-            written_bytes: queue.written_bytes,
-            flushes: queue.flushes,
-            discards: queue.discards,
-            write_zeroes: queue.write_zeroes,
-            errors: queue.errors,
-            in_flight: queue.in_flight,
-            parked: queue.parked,
-        }
-    }
 }

@@ -168,7 +168,7 @@ pub struct Identity {
 
 impl Status {
     /// The report of a running session.
-    pub fn of_session(identity: &Identity, session: &Snapshot, serving: Serving) -> Self {
+    pub fn of_session(identity: &Identity, session: &Snapshot, serving: Option<Serving>) -> Self {
         let names = Names {
             volume: identity.volume.clone(),
             bricks: session
@@ -216,7 +216,7 @@ impl Status {
             holder: Some(HolderStatus::from(&session.holder)),
             fence: Some(fence_name(session.fence)),
             copies,
-            serving: Some(serving),
+            serving,
         }
     }
 
