@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::gluster::Timeouts;
 use crate::image::dirty::{ExtentSize, MapError};
+use crate::image::error::chain;
 use crate::image::gluster_port::{GlusterPort, identity};
 use crate::image::heal::Job;
 use crate::image::holder::Holder;
@@ -16,7 +17,7 @@ use crate::image::local::{self, LocalFile, LocalTerms};
 use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
 use crate::image::machine::StopReason;
 use crate::image::open::Terms;
-use crate::image::session::{MapPlace, Session, Setup};
+use crate::image::session::{Ending, MapPlace, Session, Setup};
 use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
 
 use super::brick_view::{host_name, lock_owner};
@@ -142,6 +143,17 @@ pub fn open(
     Ok(opened)
 }
 
+/// Ends a session whose device is drained, and keeps in mind if nothing is left to do.
+pub fn close(place: &Place, state: &StateDir, session: Session) {
+    if session.close() != Ending::AllEqual {
+        return;
+    }
+    let Located { volume, gfid, .. } = &place.located;
+    if let Err(error) = state.settle(volume, *gfid) {
+        log::warn!("{}", chain(&error));
+    }
+}
+
 impl Place {
     /// The image's dirty map.
     pub fn map(&self, state: &StateDir) -> PathBuf {
@@ -173,6 +185,7 @@ impl Place {
             port: self.server.port,
             brick: self.located.names().one(self.local),
             extent_size: u32::try_from(extent_size.bytes()).unwrap_or(ExtentSize::MAX),
+            settled: false,
         }
     }
 }

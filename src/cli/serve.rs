@@ -226,7 +226,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     );
     serve_front_ends(&server, &mut listener, &stop, &front_end, &stopped)?;
     // The device is drained: nothing of the guest is under way.
-    session.close();
+    opening::close(&place, &state, session);
     let reason = *stopped.lock().unwrap_or_else(|e| e.into_inner());
     match reason {
         Some(reason) => Err(Failure::Stopped(stop_message(

@@ -21,6 +21,7 @@ use super::local::LocalWatch;
 use super::machine::{Action, Event, GateState, Machine, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
+use super::session::Ending;
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::worker::{Report, Worker};
 
@@ -81,7 +82,7 @@ pub struct Runner {
 
 impl Runner {
     /// Runs until the session is closed.
-    pub fn run(mut self, events: &Receiver<Input>) {
+    pub fn run(mut self, events: &Receiver<Input>) -> Ending {
         self.mark_debt();
         loop {
             let input = match self.quorum_deadline {
@@ -111,15 +112,11 @@ impl Runner {
             }
             self.update_snapshot();
         }
-        self.close();
+        self.close()
     }
 
-    fn close(mut self) {
-        if self.debt.is_some()
-            && let Unmarked::NotYet { why } = self.unmark()
-        {
-            log::info!("the marks stay: {why}");
-        }
+    fn close(mut self) -> Ending {
+        let ending = self.settle();
         if let Err(error) = self.local.sync() {
             log::error!("{}", chain(&error));
         }
@@ -129,6 +126,7 @@ impl Runner {
             log::error!("{}", chain(&error));
         }
         self.let_go("the session is closed");
+        ending
     }
 
     fn heard(&mut self, brick: usize, report: Report) {

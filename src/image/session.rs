@@ -61,7 +61,16 @@ pub struct Session {
     inbox: Sender<Input>,
     gate: Arc<WriteGate>,
     handle: SessionHandle,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Ending>>,
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All copies are equal and no mark stands.
+    AllEqual,
+    /// Some copy misses something, or is marked so, or nobody knows.
+    Behind,
 }
 
 impl Session {
@@ -174,19 +183,22 @@ impl Session {
         self.handle.clone()
     }
 
-    /// Ends the session: lifts the fence and gives the locks back. The device
-    /// must be drained before.
-    pub fn close(mut self) {
-        self.end();
+    /// Ends the session: removes the marks against peers that miss nothing, lifts the
+    /// fence and gives the locks back. The device must be drained before.
+    pub fn close(mut self) -> Ending {
+        self.end()
     }
 
-    fn end(&mut self) {
+    fn end(&mut self) -> Ending {
+        // A thread that is gone has closed its inbox.
         let _ = self.inbox.send(Input::Close);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the session's thread panicked");
-        }
+        let ended = self.thread.take().map(JoinHandle::join);
+        ended.map_or(Ending::Behind, |ended| {
+            ended.unwrap_or_else(|_| {
+                log::error!("the session's thread panicked");
+                Ending::Behind
+            })
+        })
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Entry {
     pub brick: String,
     /// Bytes of an extent of the map.
     pub extent_size: u32,
+    /// The last session left all copies equal and no mark behind.
+    pub settled: bool,
 }
 
 /// The state directory could not be used.
@@ -121,15 +123,23 @@ impl StateDir {
         Ok(entries)
     }
 
-    /// Forgets an image's map and document.
-    pub fn forget(&self, volume: &str, gfid: Uuid) {
-        for path in [self.map(volume, gfid), self.document(volume, gfid)] {
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    log::warn!("cannot remove {}: {error}", path.display());
-                }
-                _ => {}
+    /// All copies of an image are equal and no mark stands: its map is not needed.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn settle(&self, volume: &str, gfid: Uuid) -> Result<(), StateError> {
+        if let Some(entry) = self.entry(volume, gfid) {
+            self.store(&Entry {
+                settled: true,
+                ..entry
+            })?;
+        }
+        let path = self.map(volume, gfid);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(error("remove", &path, source))
             }
+            _ => Ok(()),
         }
     }
 }
@@ -172,6 +182,7 @@ mod tests {
             port: 24007,
             brick: "a:/brick".to_owned(),
             extent_size: 65536,
+            settled: false,
         }
     }
 
@@ -186,8 +197,11 @@ mod tests {
         std::fs::write(state.document("gv0", Uuid::nil()), b"{ half").unwrap();
         assert_eq!(state.entries().unwrap(), entries);
         assert_eq!(state.entry("gv0", entries[1].gfid).as_ref(), entries.get(1));
-        state.forget("gv0", entries[0].gfid);
-        assert_eq!(state.entry("gv0", entries[0].gfid), None);
+        let map = state.map("gv0", entries[0].gfid);
+        std::fs::write(&map, b"words").unwrap();
+        state.settle("gv0", entries[0].gfid).unwrap();
+        assert!(!map.exists());
+        assert!(state.entry("gv0", entries[0].gfid).unwrap().settled);
     }
 
     #[test]

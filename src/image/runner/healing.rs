@@ -13,6 +13,8 @@ use crate::image::error::chain;
 use crate::image::heal::Unmarked;
 use crate::image::machine::{Event, Phase};
 use crate::image::port::CopyState;
+use crate::image::session::Ending;
+use crate::image::snapshot::CopySnapshot;
 use crate::image::{data_lock, unmarking};
 
 impl Runner {
@@ -79,6 +81,35 @@ impl Runner {
             return Err("a brick failed while marks were removed".to_owned());
         }
         Ok(self.unmarked(equal))
+    }
+
+    /// The end of the session: marks that can go do.
+    pub(super) fn settle(&mut self) -> Ending {
+        let Some(debt) = &self.debt else {
+            return Ending::Behind;
+        };
+        if debt.behind().is_empty() && self.is_unmarked() {
+            return Ending::AllEqual;
+        }
+        match self.unmark() {
+            // A brick that was away may still have marks.
+            Unmarked::All if self.machine.held() == self.shape.all() => Ending::AllEqual,
+            Unmarked::All | Unmarked::Some { .. } => Ending::Behind,
+            Unmarked::NotYet { why } => {
+                log::info!("the marks stay: {why}");
+                Ending::Behind
+            }
+        }
+    }
+
+    /// No brick has a mark, all of them being known.
+    fn is_unmarked(&self) -> bool {
+        let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
+        let unmarked = |copy: &CopySnapshot| {
+            let marks = copy.pending.as_ref().filter(|_| copy.locked);
+            marks.is_some_and(|marks| marks.iter().all(|&count| count == 0))
+        };
+        self.machine.phase() == &Phase::Unmarked && snapshot.copies.iter().all(unmarked)
     }
 
     /// Closes the gate and names the children that miss nothing. The gate stays as
