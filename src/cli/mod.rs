@@ -13,6 +13,7 @@ mod serve;
 mod service;
 mod status;
 mod stop;
+mod watch;
 
 use std::process::ExitCode;
 
