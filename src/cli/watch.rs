@@ -37,7 +37,8 @@ pub fn print(text: &str) -> Result<(), Failure> {
 ///
 /// # Errors
 /// The first failure of `next`, so that a wrong name is told; a later one is shown
-/// instead of the text. [`Failure::System`].
+/// instead of the text, on standard error if that is not in place.
+/// [`Failure::System`].
 pub fn watch(
     period: Duration,
     in_place: bool,
@@ -61,6 +62,7 @@ pub fn watch(
         let begin = Instant::now();
         let shown = match in_place {
             true => format!("{before}{}", frame(&text, terminal.size())),
+            false if text.is_empty() => String::new(),
             false => format!("{before}{text}"),
         };
         if write(&shown).map_err(printing)? == Reader::Gone
@@ -69,7 +71,14 @@ pub fn watch(
             return Ok(());
         }
         before = if in_place { "" } else { between };
-        text = next().unwrap_or_else(|failure| format!("bypass-blk: {}\n", chain(&failure)));
+        text = match next() {
+            Ok(text) => text,
+            Err(failure) if in_place => format!("bypass-blk: {}\n", chain(&failure)),
+            Err(failure) => {
+                failure.print();
+                String::new()
+            }
+        };
     }
 }
 
