@@ -81,7 +81,7 @@ fn an_image_that_is_served_twice_counts_once_and_as_the_writable_disk() {
     reader.size = 1;
     let writer = report(&samples::clean());
     for images in [[reader.clone(), writer.clone()], [writer.clone(), reader]] {
-        assert!(openmetrics(&images) == openmetrics(&[writer.clone()]));
+        assert!(openmetrics(&images) == openmetrics(std::slice::from_ref(&writer)));
     }
 }
 
