@@ -2,6 +2,7 @@
 //! write, what must be marked. Knows nothing of virtio.
 
 pub mod bricks;
+pub mod copy_lock;
 pub mod decide;
 pub mod dirty;
 pub mod error;
