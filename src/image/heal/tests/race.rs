@@ -34,7 +34,7 @@ fn pass(world: &World, engine: &mut Option<Engine>) {
 fn what_the_guest_writes_meanwhile_is_never_lost() {
     for seed in 0..ROUNDS {
         let mut world = World::new(seed);
-        world.options.compare_first = seed % 10 == 0;
+        world.options.compare_first = Arc::new((seed % 10 == 0).into());
         let guest = Arc::new(Mutex::new(Guest::new(&world, SIZE)));
         let (acting, mut rng) = (guest.clone(), Rng(seed));
         world.brick.meanwhile(move || {

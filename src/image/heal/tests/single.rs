@@ -1,6 +1,7 @@
 //! One behaviour of the healer at a time.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ fn comparing_first_sends_only_what_differs() {
     let mut world = World::healed(3);
     world.map.mark_all_dirty(Peers::first(1));
     world.write(7 * EXTENT, &[7; 512]);
-    world.options.compare_first = true;
+    world.options.compare_first = Arc::new(true.into());
     let mut engine = world.engine();
     engine.run_pass().unwrap();
     let figures = world.options.progress.figures();
@@ -211,7 +212,7 @@ fn the_bandwidth_limit_holds_and_no_lock_is_held_while_waiting() {
     let world = World::healed(14);
     world.write(0, &full_of(1));
     let rate = 8 * EXTENT;
-    world.options.rate.store(rate, Ordering::Relaxed);
+    world.options.throttle.set_rate(rate);
     let mut engine = world.engine();
     engine.run_pass().unwrap();
     let took = world.clock.now().as_secs_f64();
