@@ -53,6 +53,36 @@ fn what_the_guest_writes_meanwhile_is_never_lost() {
 }
 
 #[test]
+fn a_pass_that_covers_leaves_out_no_write_that_was_over() {
+    let mut in_flight = 0;
+    for seed in 0..ROUNDS {
+        let world = World::new(seed);
+        let guest = Arc::new(Mutex::new(Guest::new(&world, SIZE)));
+        let mut engine = world.engine();
+        let (acting, mut rng) = (guest.clone(), Rng(seed));
+        // Slowly, so that writes stay in flight for the length of a pass.
+        world.brick.meanwhile(move || {
+            if rng.chance(20) {
+                acting.lock().unwrap().step(&mut rng);
+            }
+        });
+        for _ in 0..PASSES {
+            guest.lock().unwrap().remember();
+            let pass = engine.run_pass().unwrap();
+            in_flight += pass.in_flight;
+            assert!(pass.covered, "seed {seed}");
+            let whole = guest.lock().unwrap().is_all_at(&world.brick);
+            assert!(whole, "seed {seed}");
+        }
+        world.brick.meanwhile(|| {});
+        guest.lock().unwrap().drain();
+        assert!(world.clean_means_equal(), "seed {seed}");
+        world.finish(engine);
+    }
+    assert!(in_flight > ROUNDS, "only {in_flight} extents in flight");
+}
+
+#[test]
 fn nothing_is_clean_that_a_crash_takes_away_again() {
     let mut faults = 0;
     for seed in 0..ROUNDS {
