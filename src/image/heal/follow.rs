@@ -1,0 +1,4 @@
+//! x
+mod idle;
+mod meter;
+mod retry;
