@@ -49,9 +49,14 @@ impl Machine {
         });
     }
 
+    /// The highest latency that is not suffering, in microseconds.
+    fn bearable(&self) -> f64 {
+        (self.guest * FACTOR).max(self.guest + MARGIN * 1e6)
+    }
+
     /// The fastest copying that the guest does not suffer from.
     fn best(&self) -> f64 {
-        let allowed = (self.guest * FACTOR).max(self.guest + MARGIN * 1e6) - self.guest;
+        let allowed = self.bearable() - self.guest;
         (self.knee as f64 + allowed / self.slope * MIB as f64).min(self.most as f64)
     }
 }
@@ -76,17 +81,17 @@ fn interval() -> impl Strategy<Value = Interval> {
     })
 }
 
-/// Mean rate and latency of many intervals.
+/// The mean rate of many intervals, and the part of them in which the guest suffered.
 fn run(machine: &Machine, backoff: &mut Backoff, intervals: u32) -> (f64, f64) {
-    let (mut rates, mut latencies) = (0.0, 0.0);
+    let (mut rates, mut suffered) = (0.0, 0.0);
     for _ in 0..intervals {
         let (rate, latency) = machine.copy(backoff);
         rates += rate as f64;
-        latencies += latency;
+        suffered += f64::from(u8::from(latency > machine.bearable() * 1.01));
     }
     (
         rates / f64::from(intervals),
-        latencies / f64::from(intervals),
+        suffered / f64::from(intervals),
     )
 }
 
@@ -101,9 +106,8 @@ proptest! {
             machine.rest(&mut backoff);
         }
         run(&machine, &mut backoff, 200);
-        let (rate, latency) = run(&machine, &mut backoff, 400);
-        let limit = (machine.guest * FACTOR).max(machine.guest + MARGIN * 1e6);
-        prop_assert!(latency <= limit * 1.05, "{latency} of {limit} µs");
+        let (rate, suffered) = run(&machine, &mut backoff, 400);
+        prop_assert!(suffered <= 0.2, "in {suffered} of the time");
         prop_assert!(rate >= machine.best() * 0.5, "{rate} of {} B/s", machine.best());
     }
 
@@ -189,6 +193,6 @@ fn with_no_baseline_copying_slows_down_for_a_moment_to_learn_one() {
     let mut backoff = Backoff::default();
     assert_eq!(machine.copy(&mut backoff).0, machine.most);
     assert_eq!(machine.copy(&mut backoff).0, FLOOR);
-    let latencies = run(&machine, &mut backoff, 20).1;
-    assert!(latencies < 1000.0, "{latencies} µs");
+    let suffered = run(&machine, &mut backoff, 20).1;
+    assert!(suffered <= 0.2, "in {suffered} of the time");
 }
