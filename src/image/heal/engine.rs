@@ -127,6 +127,11 @@ impl Engine {
         self.peer.name()
     }
 
+    /// Can it still copy, as far as known?
+    pub fn is_usable(&self) -> bool {
+        !self.broken && self.peer.is_connected()
+    }
+
     /// Goes once over the map, in ascending order, and copies what is dirty.
     ///
     /// # Errors

@@ -193,7 +193,7 @@ impl Drop for GlusterPeer {
 
 /// A lock owner of this healer alone, so that its locks are never taken for the
 /// session's.
-fn identity() -> Identity {
+pub(super) fn identity() -> Identity {
     let mut owner = b"bypass-blk.heal:".to_vec();
     owner.extend(Uuid::new_v4().into_bytes());
     Identity {

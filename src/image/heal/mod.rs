@@ -16,6 +16,7 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod copies;
 mod copy;
 pub mod engine;
 pub mod error;

@@ -5,8 +5,10 @@
 
 use std::error::Error;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use crate::gluster::StrongChecksum;
+use crate::image::dirty::Distrust;
 use crate::image::holder::Holder;
 
 /// One connection to one peer, for one image. Every call has a time limit of its
@@ -119,6 +121,23 @@ pub enum PeerError {
         /// Its reason.
         #[source]
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// Where the peers are could not be learned.
+    #[error("the layout of the volume {volume} could not be learned")]
+    Layout {
+        /// The volume's name.
+        volume: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The bricks are not those that the session counts for.
+    #[error("the volume's layout is not that of the dirty map {}: {reason}. Open the image anew", .map.display())]
+    OtherMap {
+        /// The map's file.
+        map: PathBuf,
+        /// What differs.
+        reason: Distrust,
     },
     /// The session does not hold this peer now: what it may copy there, others may.
     #[error("{peer} is not held by this session now, but by {}. Copying begins when the session is back there", holder_name(.holder))]
