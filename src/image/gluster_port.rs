@@ -27,7 +27,7 @@ const DIRTY_XATTR: &str = "trusted.afr.dirty";
 const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
 
 /// The byte that carries the holder's record, beyond any file's data.
-const RECORD: LockRange = LockRange {
+pub const RECORD: LockRange = LockRange {
     start: 1 << 62,
     len: 1,
 };
