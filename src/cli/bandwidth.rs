@@ -42,7 +42,9 @@ impl std::str::FromStr for Rate {
         let number: u64 = digits
             .parse()
             .map_err(|_| "expected bytes per second such as 100M, or unlimited")?;
-        let rate = number.checked_mul(1 << shift).ok_or("the rate is too high")?;
+        let rate = number
+            .checked_mul(1 << shift)
+            .ok_or("the rate is too high")?;
         if rate < LOWEST {
             return Err("the lowest rate is 64K".to_owned());
         }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::control::status::{CopyStatus, State, Status};
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
+use crate::image::machine::Phase;
+use crate::image::snapshot::{CopySnapshot, Snapshot};
 use crate::image::state_dir::{Entry, StateDir};
 
 use super::Server;
@@ -65,17 +66,23 @@ pub fn run(finishing: &Finishing) {
         }
     };
     log::info!("finishing {volume}{image}, whose session has ended");
-    let follower = Follower::start(own.link(), finishing.options.clone());
+    let follower = match Follower::start(own.link(), &finishing.options) {
+        Ok(follower) => follower,
+        Err(why) => {
+            log::warn!("{volume}{image} is not finished: {}", chain(&why));
+            return own.close();
+        }
+    };
     let mut useful = Instant::now();
     while !finishing.stop.load(Ordering::SeqCst)
         && !give_way.load(Ordering::SeqCst)
         && !own.is_stopped()
     {
-        let status = own.status();
-        if is_finished(&status) {
+        let now = own.snapshot();
+        if is_finished(&now) {
             break;
         }
-        if can_heal(&status) {
+        if can_heal(&now) {
             useful = Instant::now();
         }
         if useful.elapsed() > HOPELESS {
@@ -84,22 +91,44 @@ pub fn run(finishing: &Finishing) {
         }
         std::thread::sleep(ROUND);
     }
-    follower.stop();
+    if let Err(error) = follower.stop() {
+        log::warn!("{volume}{image}: {}", chain(&error));
+    }
     own.close();
     drop(socket);
 }
 
-/// Nothing is marked, nothing is behind.
-pub fn is_finished(status: &Status) -> bool {
-    status.state == State::Clean && status.copies.iter().all(|copy| !is_behind(copy))
+/// Nothing is marked, nothing is behind, and every brick says so.
+fn is_finished(now: &Snapshot) -> bool {
+    now.phase == Phase::Unmarked
+        && now
+            .copies
+            .iter()
+            .all(|copy| copy.locked && !is_marking(copy))
+        && behind(now).next().is_none()
 }
 
-/// Some copy that is reached has something to be healed or unmarked.
-pub fn can_heal(status: &Status) -> bool {
-    let mut reached = status.copies.iter().filter(|copy| copy.reachable);
-    reached.any(|copy| copy.stale || is_behind(copy))
+/// Some copy that is reached misses something, or some mark could go.
+fn can_heal(now: &Snapshot) -> bool {
+    let reached = |child: usize| now.copies.get(child).is_some_and(|copy| copy.locked);
+    let misses: Vec<_> = behind(now).collect();
+    if misses.iter().any(|&child| reached(child)) {
+        return true;
+    }
+    let mut marked = now.copies.iter().filter_map(|copy| copy.pending.as_ref());
+    let unjust = |(child, &count): (usize, &i32)| count != 0 && !misses.contains(&child);
+    marked.any(|marks| marks.iter().enumerate().any(unjust))
 }
 
-fn is_behind(copy: &CopyStatus) -> bool {
-    copy.behind.is_some_and(|behind| behind.extents > 0)
+fn is_marking(copy: &CopySnapshot) -> bool {
+    let marks = copy.pending.iter().flatten();
+    marks.copied().any(|count| count != 0)
+}
+
+/// The children that miss something.
+fn behind(now: &Snapshot) -> impl Iterator<Item = usize> {
+    let behind = now.healing.iter().flat_map(|healing| &healing.behind);
+    behind
+        .filter(|peer| peer.extents > 0)
+        .map(|peer| peer.child)
 }

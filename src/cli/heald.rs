@@ -163,14 +163,21 @@ impl Heald {
             let link = RemoteSession::new(path);
             let follower = match link.job() {
                 Ok(job) if job.peers.is_empty() => None,
-                Ok(job) => {
-                    log::info!("following {}{}", job.volume, job.image);
-                    Some(Follower::start(Arc::new(link), self.options()))
-                }
+                Ok(job) => match Follower::start(Arc::new(link), &self.options()) {
+                    Ok(follower) => {
+                        log::info!("following {}{}", job.volume, job.image);
+                        Some(follower)
+                    }
+                    // Another healer may be at work; the next round tries again.
+                    Err(error) => {
+                        log::debug!("{}{}: {}", job.volume, job.image, chain(&error));
+                        continue;
+                    }
+                },
                 // Opened by a healer for itself.
                 Err(LinkError::Ended(_)) => None,
                 Err(error) => {
-                    log::warn!("{}: {error}", path.display());
+                    log::debug!("{}: {error}", path.display());
                     continue;
                 }
             };
@@ -223,7 +230,13 @@ impl Heald {
         for finish in self.finishing.values() {
             finish.stop.store(true, Ordering::SeqCst);
         }
-        self.followed.into_values().flatten().for_each(Follower::stop);
+        let followers: Vec<_> = self.followed.into_values().flatten().collect();
+        followers.iter().for_each(Follower::request_stop);
+        for follower in followers {
+            if let Err(error) = follower.stop() {
+                log::warn!("{}", chain(&error));
+            }
+        }
         for finish in self.finishing.into_values() {
             if finish.thread.join().is_err() {
                 log::error!("a thread panicked");

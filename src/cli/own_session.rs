@@ -16,6 +16,7 @@ use crate::image::machine::StopReason;
 use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
 use crate::image::session::Session;
+use crate::image::snapshot::Snapshot;
 use crate::image::state_dir::StateDir;
 
 use super::opening::{self, Opening, Place};
@@ -110,6 +111,11 @@ impl OwnSession {
     /// The session, for a healer in this process.
     pub fn link(&self) -> Arc<dyn SessionLink> {
         Arc::new(InProcess(self.service.clone()))
+    }
+
+    /// The state of the session.
+    pub fn snapshot(&self) -> Snapshot {
+        self.service.session.snapshot()
     }
 
     /// The state of the image.

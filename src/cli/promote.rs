@@ -77,7 +77,11 @@ pub(super) fn run(args: PromoteArgs) -> Result<(), Failure> {
         names.one(place.local),
         match promoted.stale.is_empty() {
             true => format!("{} is", names.list(promoted.lost)),
-            false => format!("{} and {} are", names.list(promoted.stale), names.list(promoted.lost)),
+            false => format!(
+                "{} and {} are",
+                names.list(promoted.stale),
+                names.list(promoted.lost)
+            ),
         }
     );
     Ok(())
@@ -132,7 +136,10 @@ fn probe(
 ) -> Result<Vec<Option<CopyState>>, Failure> {
     let ports = ports.iter_mut().enumerate();
     let copies = ports.map(|(brick, port)| match reached.contains(brick) {
-        true => port.probe().map(Some).map_err(|e| brick_failed(names, brick, &e)),
+        true => port
+            .probe()
+            .map(Some)
+            .map_err(|e| brick_failed(names, brick, &e)),
         false => Ok(None),
     });
     Ok(copies.collect::<Result<_, _>>()?)
@@ -188,7 +195,10 @@ fn ask_for_name() -> Result<String, Failure> {
     print!("Type the image's name (VOLUME/IMAGE) to give that up: ");
     std::io::stdout().flush().map_err(failed)?;
     let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).map_err(failed)?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(failed)?;
     Ok(line)
 }
 

@@ -9,8 +9,8 @@ use super::copy_lock;
 use super::error::chain;
 use super::holder::Holder;
 use super::locate::Located;
-use super::promote::Promotion;
 use super::port::{BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication};
+use super::promote::Promotion;
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::{ForeignLock, domain};
 use crate::gluster::{
@@ -322,10 +322,18 @@ impl BrickPort for GlusterPort {
             && let Some(counter) = copy.pending.get_mut(local)
             && promotion.overrules(self.child, *counter)
         {
-            log::warn!("{}: its accusation of the promoted copy is taken off", self.spec);
+            log::warn!(
+                "{}: its accusation of the promoted copy is taken off",
+                self.spec
+            );
             let accused = -*counter;
             *counter = 0;
-            let change = |child| (Counter::Pending(child), if child == local { accused } else { 0 });
+            let change = |child| {
+                (
+                    Counter::Pending(child),
+                    if child == local { accused } else { 0 },
+                )
+            };
             let changes: Vec<_> = (0..copy.pending.len()).map(change).collect();
             self.add_to_counters(&changes)?;
             self.fsync()?;

@@ -167,7 +167,10 @@ pub fn carry_out(
         .filter_map(|(brick, copy)| Some((brick, copy.as_ref()?)))
         .map(|(brick, copy)| (brick, changes(shape, plan, stamp, brick, copy)))
         .collect();
-    for step in [|c: &Changes| c.accuse.clone(), |c: &Changes| c.acquit.clone()] {
+    for step in [
+        |c: &Changes| c.accuse.clone(),
+        |c: &Changes| c.acquit.clone(),
+    ] {
         for (brick, changes) in &all {
             let Some(port) = ports.get_mut(*brick) else {
                 continue;
@@ -247,7 +250,10 @@ mod tests {
             if let Some(copy) = copy {
                 let changes = changes(&SHAPE, &plan, NEW, brick, copy);
                 apply(copy, &changes.accuse);
-                assert!(copy.accuses().contains(1), "not acquitted before all accuse");
+                assert!(
+                    copy.accuses().contains(1),
+                    "not acquitted before all accuse"
+                );
                 assert!(copy.accuses().contains(0));
                 apply(copy, &changes.acquit);
             }
