@@ -276,6 +276,7 @@ fn identity(place: &Place, size: u64) -> Identity {
         size,
         local: Some(place.local),
         arbiter: place.located.arbiter(),
+        last_verified: None,
     }
 }
 
