@@ -16,13 +16,13 @@ use crate::gluster::{
 };
 
 /// Our own inodelk domain: one writer per image.
-const SESSION_DOMAIN: &str = "bypass-blk.session";
+pub const SESSION_DOMAIN: &str = "bypass-blk.session";
 /// The attribute by which a file is fenced where the volume allows it
 /// (`GF_ENFORCE_MANDATORY_LOCK`, `libglusterfs/src/glusterfs/glusterfs.h`).
 const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
 
 /// The byte that carries the holder's record, beyond any file's data.
-const RECORD: LockRange = LockRange {
+pub const RECORD: LockRange = LockRange {
     start: 1 << 62,
     len: 1,
 };

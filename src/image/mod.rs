@@ -21,4 +21,5 @@ pub mod port;
 pub mod runner;
 pub mod session;
 pub mod snapshot;
+pub mod verify;
 pub mod worker;
