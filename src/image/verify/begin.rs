@@ -56,6 +56,7 @@ impl Engine<'_> {
                 self.note_size(child, &states);
             }
         }
+        self.cut_off();
         Ok(())
     }
 
@@ -75,7 +76,11 @@ impl Engine<'_> {
                 (!copy.accuses().is_empty()).then(|| self.tally.name(*child))
             };
             VerifyError::NoReference {
-                accusers: states.iter().filter_map(accuses).collect::<Vec<_>>().join(", "),
+                accusers: states
+                    .iter()
+                    .filter_map(accuses)
+                    .collect::<Vec<_>>()
+                    .join(", "),
             }
         })
     }
@@ -123,6 +128,21 @@ impl Engine<'_> {
                 self.short.insert(child, found);
             }
             _ => {}
+        }
+    }
+
+    /// Bytes of the image that no other copy reaches are different in all of them,
+    /// however many the reference says it has.
+    fn cut_off(&mut self) {
+        let size_of = |child| self.short.get(&child).copied().unwrap_or(self.size);
+        let Some(longest) = self.compared.iter().map(size_of).max() else {
+            return;
+        };
+        let whole = longest.checked_next_multiple_of(self.extent_size);
+        self.reach = whole.unwrap_or(self.size).min(self.size);
+        for child in self.compared.iter() {
+            let beyond = self.reach..self.size;
+            self.tally.settle(child, beyond, Outcome::Differs);
         }
     }
 

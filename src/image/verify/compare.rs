@@ -107,7 +107,7 @@ impl Engine<'_> {
     }
 
     /// The parts of a piece that are clean, each for all its peers; settles the rest.
-    fn clean_parts(&mut self, piece: &Piece) -> Vec<Piece> {
+    pub fn clean_parts(&mut self, piece: &Piece) -> Vec<Piece> {
         let mut parts: Vec<Piece> = Vec::new();
         for extent in piece.extents.clone() {
             let mut clean = BrickSet::EMPTY;

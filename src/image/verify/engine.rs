@@ -80,7 +80,9 @@ pub(super) struct Engine<'a> {
     pub(super) compared: BrickSet,
     /// In bytes; an extent is never larger than [`MAX_IO`].
     pub(super) size: u64,
-    extent_size: u64,
+    pub(super) extent_size: u64,
+    /// Where there is nothing more to compare, at the end or before.
+    pub(super) reach: u64,
     /// The sizes of copies that are shorter than the image.
     pub(super) short: BTreeMap<usize, u64>,
     pub(super) situation: Situation,
@@ -118,6 +120,7 @@ impl<'a> Engine<'a> {
             compared: BrickSet::EMPTY,
             size: 0,
             extent_size: situation.extent_size(),
+            reach: 0,
             short: BTreeMap::new(),
             situation,
             tally: Tally::default(),
@@ -148,14 +151,14 @@ impl<'a> Engine<'a> {
     }
 
     fn rounds(&mut self) {
-        let extents = self.size.div_ceil(self.extent_size);
+        let extents = self.reach.div_ceil(self.extent_size);
         let each = (MAX_IO as u64 / self.extent_size).max(1);
         let mut from = 0;
         self.round(true, |engine| {
             let extents = from..extents.min(from + each);
             from = extents.end;
             let peers = engine.compared;
-            (!extents.is_empty() && !peers.is_empty()).then_some(Piece { extents, peers })
+            (!extents.is_empty()).then_some(Piece { extents, peers })
         });
         for _ in 0..self.options.rounds {
             if self.again.is_empty() || self.why_over().is_some() {
@@ -194,13 +197,13 @@ impl<'a> Engine<'a> {
         if self.options.stop.load(Ordering::Relaxed) {
             self.end_early("it was stopped".to_owned());
         }
-        while self.bytes_flying() + (span.end - span.start) > self.options.window
-            && self.land()
-        {}
+        while self.bytes_flying() + (span.end - span.start) > self.options.window && self.land() {}
         if self.why_over().is_some() || !self.has_clean(&piece) {
-            // Settles all of it, or puts it off.
-            let asked = self.ask(&piece, 0);
-            return self.compare(asked);
+            // What has become clean since is asked for with the lock, in another round.
+            for part in self.clean_parts(&piece) {
+                self.put_off(&part);
+            }
+            return;
         }
         let children = piece.peers.iter().chain([self.reference]).collect();
         let limit = self.options.lock_wait.each;
@@ -231,7 +234,9 @@ impl<'a> Engine<'a> {
 
     fn bytes_flying(&self) -> u64 {
         let spans = self.flying.iter();
-        spans.map(|flight| flight.span.end - flight.span.start).sum()
+        spans
+            .map(|flight| flight.span.end - flight.span.start)
+            .sum()
     }
 
     /// Takes AFR's data lock on those of `children` that are reached, on all of them

@@ -16,7 +16,9 @@ pub enum VerifyError {
         holder: Option<Holder>,
     },
     /// No brick with data was reached.
-    #[error("no brick that has a copy of the image was reached ({why}). Start their processes or mend the network")]
+    #[error(
+        "no brick that has a copy of the image was reached ({why}). Start their processes or mend the network"
+    )]
     NoCopy {
         /// The bricks' reasons.
         why: String,

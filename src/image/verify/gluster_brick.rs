@@ -95,7 +95,9 @@ impl GlusterBrick {
         let fd = fd.map_err(|error| self.failed(error))?;
         if taken == Locked::Granted {
             // Where it is not free nothing is lost but a name in a message.
-            let record = self.brick.lk(fd, LockOp::Try, LockKind::Read, RECORD, false);
+            let record = self
+                .brick
+                .lk(fd, LockOp::Try, LockKind::Read, RECORD, false);
             return match record.map_err(|error| self.failed(error))? {
                 Locked::Granted | Locked::WouldBlock => Ok(()),
             };

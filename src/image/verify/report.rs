@@ -138,9 +138,8 @@ impl Report {
                 .as_secs(),
             seconds: self.took.as_secs(),
             bytes_verified: peers().map(|copy| copy.verified).sum(),
-            bytes_differing: peers().fold(0, |sum: u64, copy| {
-                sum.saturating_add(copy.differing.bytes)
-            }),
+            bytes_differing: peers()
+                .fold(0, |sum: u64, copy| sum.saturating_add(copy.differing.bytes)),
             complete: self.is_complete(),
             repaired: self.repaired,
         }
@@ -188,7 +187,9 @@ mod tests {
 
     #[test]
     fn a_full_list_still_counts() {
-        let apart: Vec<_> = (0..MAX_RANGES as u64 + 5).map(|i| 2 * i..2 * i + 1).collect();
+        let apart: Vec<_> = (0..MAX_RANGES as u64 + 5)
+            .map(|i| 2 * i..2 * i + 1)
+            .collect();
         let found = all(&apart);
         assert_eq!(found.ranges.len(), MAX_RANGES);
         assert_eq!((found.not_listed, found.bytes), (5, MAX_RANGES as u64 + 5));
