@@ -188,6 +188,18 @@ fn a_lock_of_another_client_is_waited_for() {
 }
 
 #[test]
+fn a_client_s_write_that_is_half_done_for_long_is_no_difference() {
+    for seed in 0..10 {
+        let world = World::unserved(3, seed);
+        {
+            let mut inner = world.inner();
+            (inner.client, inner.client_pace) = (true, 30);
+        }
+        assert!(!world.verify().differs(), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_lock_that_is_never_given_back_makes_its_range_busy_in_bounded_time() {
     let world = World::unserved(3, 15);
     assert!(world.inner().copies[1].lock(CLIENT, &(EXTENT..EXTENT + 1), true));

@@ -51,6 +51,23 @@ fn an_extent_with_a_write_in_flight_all_the_time_is_busy_and_nothing_else() {
 }
 
 #[test]
+fn a_write_that_comes_while_sums_are_on_their_way_is_no_difference() {
+    // Before the sum of the whole range, of the extent, and of each time it is read
+    // again because the sums differed.
+    for reads in 0..5 {
+        let world = World::served(2, 7);
+        {
+            let mut inner = world.inner();
+            inner.copies[1].flaky = (reads, 20 * EXTENT..20 * EXTENT + 1);
+            inner.strike = Some((reads, 20));
+        }
+        let report = world.verify();
+        assert!(!report.differs(), "after {reads} reads");
+        assert_eq!(report.copies[1].behind, EXTENT, "after {reads} reads");
+    }
+}
+
+#[test]
 fn guest_healer_and_client_at_work_make_no_false_difference() {
     let (mut writes, mut heals, mut compared) = (0, 0, 0);
     for seed in 0..40 {

@@ -109,8 +109,11 @@ pub struct Inner {
     pub hot: Option<u64>,
     /// The client's writes fail on this copy, and it marks that.
     pub fails_on: Option<usize>,
-    /// The client never gives its lock back.
-    pub stuck: bool,
+    /// Of how many of its turns the client uses one.
+    pub client_pace: u64,
+    /// A write of the guest comes when the local copy's sum of the extent has been
+    /// waited for so many times.
+    pub strike: Option<(u64, u64)>,
     steps: [Step; 3],
     now: Duration,
     pub writes: u64,
@@ -164,7 +167,8 @@ impl World {
             client: false,
             hot: None,
             fails_on: None,
-            stuck: false,
+            client_pace: 1,
+            strike: None,
             steps: [const { Step::Idle }; 3],
             now: Duration::ZERO,
             writes: 0,
@@ -296,6 +300,23 @@ impl Inner {
         }
     }
 
+    /// A whole write of the guest.
+    fn strike(&mut self, range: &Range<u64>) {
+        let Some((left, extent)) = self.strike else {
+            return;
+        };
+        let bytes = extent * EXTENT..(extent + 1) * EXTENT;
+        if range.start >= bytes.end || bytes.start >= range.end {
+            return;
+        }
+        self.strike = left.checked_sub(1).map(|left| (left, extent));
+        if let Some(map) = self.map.as_ref().filter(|_| left == 0) {
+            assert_eq!(map.begin_write(bytes.start, EXTENT), Begun::Yes);
+            self.copies[0].bytes[as_usize(&bytes)].fill(0xaa);
+            let _ = map.end_write(bytes.start, EXTENT);
+        }
+    }
+
     fn active_bytes(&mut self) -> Range<u64> {
         let extent = ACTIVE.start + self.rng.below(ACTIVE.end - ACTIVE.start);
         let start = extent * EXTENT + 512 * self.rng.below(8);
@@ -374,6 +395,9 @@ impl Inner {
     /// A client takes all locks, writes everywhere, gives them back.
     fn step_client(&mut self, step: Step) -> Step {
         let count = self.copies.len();
+        if !self.rng.chance(self.client_pace) {
+            return step;
+        }
         match step {
             Step::Locking(range, held) if held < count => {
                 if self.copies[held].lock(CLIENT, &range, true) {
@@ -384,7 +408,6 @@ impl Inner {
                 }
                 Step::Idle
             }
-            Step::Locking(range, held) if self.stuck => Step::Locking(range, held),
             Step::Locking(range, _) => Step::Writing(range, 0, self.rng.next() as u8),
             Step::Writing(range, written, value) if written < count => {
                 if self.fails_on != Some(written) {
@@ -490,11 +513,17 @@ impl VerifyBrick for SimBrick {
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
         assert!(range.end - range.start <= crate::gluster::MAX_IO as u64);
         let mut inner = self.call()?;
-        let split = range.start + inner.rng.below(range.end - range.start + 1);
+        let split = match inner.strike {
+            None => range.start + inner.rng.below(range.end - range.start + 1),
+            Some(_) => range.start,
+        };
         let first = inner.copies[self.1].read(range.start..split);
         let brick = SimBrick(Arc::clone(&self.0), self.1);
         Ok(Answer::new(move || {
             let mut inner = brick.call()?;
+            if brick.1 == 0 {
+                inner.strike(&range);
+            }
             let copy = &mut inner.copies[brick.1];
             copy.summed += range.end - range.start;
             if copy.unreadable.start < range.end && range.start < copy.unreadable.end {
