@@ -164,6 +164,8 @@ impl VerifyBrick for GlusterBrick {
             gfid: entry.iatt.gfid.0,
             size: entry.iatt.size,
             pending: pending.collect::<Result<_, _>>()?,
+            // Nobody here asks for these.
+            dirty: 0,
             fenced: false,
         })
     }

@@ -193,7 +193,8 @@ fn a_client_s_write_that_is_half_done_for_long_is_no_difference() {
         let world = World::unserved(3, seed);
         {
             let mut inner = world.inner();
-            (inner.client, inner.client_pace) = (true, 30);
+            inner.client_pace = 50;
+            inner.half_written();
         }
         assert!(!world.verify().differs(), "seed {seed}");
     }

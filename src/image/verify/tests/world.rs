@@ -300,6 +300,16 @@ impl Inner {
         }
     }
 
+    /// The client is in the middle of a write, with its locks.
+    pub fn half_written(&mut self) {
+        let range = self.active_bytes();
+        for copy in &mut self.copies {
+            assert!(copy.lock(CLIENT, &range, true));
+        }
+        self.copies[0].bytes[as_usize(&range)].fill(0xaa);
+        self.steps[2] = Step::Writing(range, 1, 0xaa);
+    }
+
     /// A whole write of the guest.
     fn strike(&mut self, range: &Range<u64>) {
         let Some((left, extent)) = self.strike else {
@@ -505,6 +515,7 @@ impl VerifyBrick for SimBrick {
             gfid: Uuid::from_u128(7),
             size: copy.claims.unwrap_or(copy.bytes.len() as u64),
             pending: copy.pending.clone(),
+            dirty: 0,
             fenced: false,
         })
     }
