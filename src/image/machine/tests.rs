@@ -132,7 +132,11 @@ fn a_dirty_session_that_holds_no_brick_waits_until_its_marks_stand_again() {
     machine.step(Event::Lost(1));
     assert_eq!(
         machine.step(Event::Lost(2)),
-        [Action::SetGate(GateState::Hold), Action::StartQuorumTimer]
+        [
+            Action::SetGate(GateState::Hold),
+            Action::WatchLocal,
+            Action::StartQuorumTimer
+        ]
     );
     let written = |brick| Event::Rejoined {
         brick,
