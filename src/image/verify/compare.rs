@@ -235,7 +235,6 @@ impl Engine<'_> {
             }
             Situation::Unserved => explained = self.accused_now(),
         }
-        let mut runs: Vec<(usize, Range<u64>)> = Vec::new();
         for (child, extent) in differing {
             if self.why_over().is_some() || !self.is_compared(child) {
                 self.settle(child, extent, Outcome::NotVerified);
@@ -243,14 +242,8 @@ impl Engine<'_> {
                 self.settle(child, extent, Outcome::Behind);
             } else {
                 self.settle(child, extent, Outcome::Differs);
-                match runs.last_mut() {
-                    Some((last, run)) if *last == child && run.end == extent => run.end += 1,
-                    _ => runs.push((child, extent..extent + 1)),
-                }
+                self.note_repair(child, self.bytes_of(&(extent..extent + 1)));
             }
-        }
-        for (child, run) in runs {
-            self.repair(child, self.bytes_of(&run));
         }
     }
 }

@@ -29,6 +29,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// looked at again.
 const MAX_AGAIN: usize = 1 << 16;
 
+/// So many ranges are handed over for repair at one time.
+const REPAIR_BATCH: usize = 1000;
+
 /// A brick of the image's replica set, as the caller found it.
 pub struct Subject {
     /// Its child index.
@@ -89,6 +92,8 @@ pub(super) struct Engine<'a> {
     pub(super) tally: Tally,
     pub(super) options: &'a Options,
     repair: Option<&'a dyn Repair>,
+    /// Differences not handed over yet, by copy.
+    to_repair: Vec<(usize, Range<u64>)>,
     /// A difference was not taken for repair.
     pub(super) unrepaired: bool,
     flying: VecDeque<Flight>,
@@ -126,6 +131,7 @@ impl<'a> Engine<'a> {
             tally: Tally::default(),
             options,
             repair,
+            to_repair: Vec::new(),
             unrepaired: false,
             flying: VecDeque::new(),
             again: Vec::new(),
@@ -188,7 +194,7 @@ impl<'a> Engine<'a> {
                 self.options.progress.add(length);
             }
         }
-        self.land_all();
+        self.hand_over();
     }
 
     /// Locks a piece, asks for its sums and leaves them on their way. Room for it is
@@ -196,6 +202,9 @@ impl<'a> Engine<'a> {
     fn fly(&mut self, piece: Piece, span: Range<u64>) {
         if self.options.stop.load(Ordering::Relaxed) {
             self.end_early("it was stopped".to_owned());
+        }
+        if self.to_repair.len() >= REPAIR_BATCH {
+            self.hand_over();
         }
         while self.bytes_flying() + (span.end - span.start) > self.options.window && self.land() {}
         if self.why_over().is_some() || !self.has_clean(&piece) {
@@ -315,13 +324,34 @@ impl<'a> Engine<'a> {
         self.tally.settle(child, bytes, outcome);
     }
 
-    /// Tells of a difference, when it is to be repaired.
-    pub(super) fn repair(&mut self, child: usize, bytes: Range<u64>) {
-        if let Some(repair) = self.repair
-            && let Err(error) = repair.mark_differing(child, bytes)
-        {
-            log::warn!("a difference is not repaired: {}", chain(&error));
-            self.unrepaired = true;
+    /// Notes a difference, when it is to be repaired.
+    pub(super) fn note_repair(&mut self, child: usize, bytes: Range<u64>) {
+        if self.repair.is_none() {
+            return;
+        }
+        match self.to_repair.last_mut() {
+            Some((last, range)) if *last == child && range.end == bytes.start => {
+                range.end = bytes.end;
+            }
+            _ => self.to_repair.push((child, bytes)),
+        }
+    }
+
+    /// Hands over what is to be repaired. With no lock in hand: the session stores
+    /// marks, for which it locks the whole file.
+    fn hand_over(&mut self) {
+        self.land_all();
+        let found = std::mem::take(&mut self.to_repair);
+        for child in self.compared.iter() {
+            let of_child = found.iter().filter(|(of, _)| *of == child);
+            let ranges: Vec<_> = of_child.map(|(_, range)| range.clone()).collect();
+            if let Some(repair) = self.repair.filter(|_| !ranges.is_empty())
+                && let Err(error) = repair.mark_differing(child, &ranges)
+            {
+                let name = self.tally.name(child);
+                log::warn!("differences of {name} are not repaired: {}", chain(&error));
+                self.unrepaired = true;
+            }
         }
     }
 

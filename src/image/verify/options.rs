@@ -84,11 +84,11 @@ impl Progress {
 /// Takes what differs, to have it healed. Only in [`super::Situation::Served`]: the
 /// local copy is then the truth.
 pub trait Repair {
-    /// The copy of child `child` differs in these bytes: they are to be dirty for it
-    /// and suspect.
+    /// The copy of child `child` differs in these bytes: they are to be dirty for it,
+    /// and it is to be marked. Called with no lock in hand.
     ///
     /// # Errors
-    /// See [`LinkError`]. The difference is reported all the same, and the record
-    /// does not say that it was repaired.
-    fn mark_differing(&self, child: usize, bytes: Range<u64>) -> Result<(), LinkError>;
+    /// See [`LinkError`]. The differences are reported all the same, and the record
+    /// does not say that they were repaired.
+    fn mark_differing(&self, child: usize, ranges: &[Range<u64>]) -> Result<(), LinkError>;
 }

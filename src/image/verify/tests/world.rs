@@ -226,6 +226,13 @@ impl World {
         self.try_verify(None).unwrap()
     }
 
+    /// The verifier holds none.
+    pub fn assert_no_locks(&self) {
+        for copy in &self.inner().copies {
+            assert!(copy.locks.iter().all(|lock| lock.0 != VERIFIER));
+        }
+    }
+
     /// Verifies; whatever comes out, no lock is left and every byte is accounted for.
     pub fn try_verify(&self, repair: Option<&dyn Repair>) -> Result<Report, VerifyError> {
         let served = self.inner().map.is_some();
@@ -247,9 +254,7 @@ impl World {
         };
         let subjects = (0..count).map(subject).collect();
         let report = verify(subjects, situation, &self.options, repair);
-        for copy in &self.inner().copies {
-            assert!(copy.locks.iter().all(|lock| lock.0 != VERIFIER));
-        }
+        self.assert_no_locks();
         if let Ok(report) = &report {
             for copy in &report.copies {
                 let is_reference = copy.child == report.reference;
