@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::brick::VerifyBrick;
 use super::compare::{Asked, Piece};
@@ -22,9 +22,6 @@ use crate::image::bricks::BrickSet;
 use crate::image::error::chain;
 use crate::image::heal::PeerError;
 
-/// The pause between two attempts for a lock; each makes the brick ask its holders to
-/// give way.
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The most pieces that are kept for another round; what is busy beyond them is not
 /// looked at again.
 const MAX_AGAIN: usize = 1 << 16;
@@ -64,8 +61,11 @@ pub fn verify(
         reference: engine.reference,
         size: engine.size,
         extent_size: engine.extent_size,
-        began,
-        took: options.clock.now().saturating_sub(start),
+        when: began
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs(),
+        seconds: options.clock.now().saturating_sub(start).as_secs_f64(),
         ended_early: engine.over,
         copies: engine.tally.close(),
         repaired: repair.is_some() && !engine.unrepaired,
@@ -99,7 +99,7 @@ pub(super) struct Engine<'a> {
     flying: VecDeque<Flight>,
     again: Vec<Piece>,
     /// What is left of a round's time to wait for locks.
-    patience: Duration,
+    pub(super) patience: Duration,
     /// Why nothing more is compared.
     over: Option<String>,
 }
@@ -237,7 +237,7 @@ impl<'a> Engine<'a> {
         true
     }
 
-    fn land_all(&mut self) {
+    pub(super) fn land_all(&mut self) {
         while self.land() {}
     }
 
@@ -246,57 +246,6 @@ impl<'a> Engine<'a> {
         spans
             .map(|flight| flight.span.end - flight.span.start)
             .sum()
-    }
-
-    /// Takes AFR's data lock on those of `children` that are reached, on all of them
-    /// or on none. `None`: not in the time that there is for it.
-    pub(super) fn lock(
-        &mut self,
-        span: &Range<u64>,
-        children: BrickSet,
-        limit: Duration,
-    ) -> Option<BrickSet> {
-        let begin = self.options.clock.now();
-        loop {
-            if let Some(locked) = self.try_lock(span, children) {
-                return Some(locked);
-            }
-            // Whoever keeps us waiting may be waiting for one of these.
-            self.land_all();
-            let waited = self.options.clock.now().saturating_sub(begin);
-            if waited >= limit.min(self.patience) || self.options.stop.load(Ordering::Relaxed) {
-                self.patience = self.patience.saturating_sub(waited);
-                return None;
-            }
-            self.options.clock.sleep(LOCK_PAUSE);
-        }
-    }
-
-    fn try_lock(&mut self, span: &Range<u64>, children: BrickSet) -> Option<BrickSet> {
-        let mut locked = BrickSet::EMPTY;
-        for child in children.iter() {
-            let answer = self.brick(child).map(|brick| brick.try_lock(span.clone()));
-            match answer {
-                Some(Ok(true)) => locked.insert(child),
-                Some(Ok(false)) => {
-                    self.unlock(span, locked);
-                    return None;
-                }
-                Some(Err(error)) => self.lose(child, &error),
-                None => {}
-            }
-        }
-        Some(locked)
-    }
-
-    /// A lock that cannot be given back goes with its connection.
-    pub(super) fn unlock(&mut self, span: &Range<u64>, locked: BrickSet) {
-        for child in locked.iter() {
-            let answer = self.brick(child).map(|brick| brick.unlock(span.clone()));
-            if let Some(Err(error)) = answer {
-                self.lose(child, &error);
-            }
-        }
     }
 
     /// Looks at a piece again in the next round.

@@ -15,6 +15,11 @@ pub enum VerifyError {
         /// The session, if its record stands.
         holder: Option<Holder>,
     },
+    /// This host's healer has opened the image for itself.
+    #[error(
+        "this host's healer is healing the image. Wait for it (bypass-blk heal VOLUME/IMAGE --wait), then verify"
+    )]
+    Healing,
     /// No brick with data was reached.
     #[error(
         "no brick that has a copy of the image was reached ({why}). Start their processes or mend the network"

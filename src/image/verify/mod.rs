@@ -25,8 +25,8 @@
 //!
 //! * [`brick`]: what is asked of a brick. [`gluster_brick`]: a real one.
 //! * [`situation`]: what is known of who misses what.
-//! * [`engine`]: ranges, locks and what is on its way; `compare`: one locked range;
-//!   `tally`: the account that is kept of every byte.
+//! * [`engine`]: which ranges are asked for when; `begin`: the reference; `locks`: AFR's
+//!   lock on a range; `compare`: one locked range; `tally`: the account of every byte.
 //! * [`report`]: what comes out. [`options`]: how it is done, and how far it is.
 
 mod begin;
@@ -35,6 +35,7 @@ mod compare;
 pub mod engine;
 pub mod error;
 pub mod gluster_brick;
+mod locks;
 pub mod options;
 pub mod report;
 pub mod situation;

@@ -1,7 +1,6 @@
 //! What verifying found: every byte of every copy is in one of the report's figures.
 
 use std::ops::Range;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_RANGES: usize = 1000;
 
 /// The outcome for one image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// Child index of the copy that the others were compared with.
     pub reference: usize,
@@ -17,10 +16,10 @@ pub struct Report {
     pub size: u64,
     /// Bytes of the parts to which differences were narrowed.
     pub extent_size: u64,
-    /// When it began.
-    pub began: SystemTime,
-    /// How long it took.
-    pub took: Duration,
+    /// When it began, in seconds since the epoch.
+    pub when: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
     /// Why it ended early, if it did.
     pub ended_early: Option<String>,
     /// The copies, in child order, without an arbiter.
@@ -29,7 +28,7 @@ pub struct Report {
     pub repaired: bool,
 }
 
-/// The outcome for one copy. `verified`, the differences within the image, `behind`,
+/// The outcome for one copy. The reference's figures are 0; of any other `verified`, the differences within the image, `behind`,
 /// `busy` and `not_verified` together are the image's size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CopyReport {
@@ -131,12 +130,8 @@ impl Report {
         let compared = |copy: &&CopyReport| copy.state != CopyState::Reference;
         let peers = || self.copies.iter().filter(compared);
         VerifyRecord {
-            when: self
-                .began
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_secs(),
-            seconds: self.took.as_secs(),
+            when: self.when,
+            seconds: self.seconds as u64,
             bytes_verified: peers().map(|copy| copy.verified).sum(),
             bytes_differing: peers()
                 .fold(0, |sum: u64, copy| sum.saturating_add(copy.differing.bytes)),
