@@ -28,4 +28,5 @@ pub mod session;
 pub mod snapshot;
 pub mod state_dir;
 pub mod unmarking;
+pub mod verify;
 pub mod worker;
