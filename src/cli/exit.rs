@@ -209,7 +209,7 @@ fn open_code(error: &OpenError) -> u8 {
     match error {
         OpenError::Locked { .. } => 40,
         OpenError::InUse { .. } => 41,
-        OpenError::Stale { .. } => 42,
+        OpenError::Stale { .. } | OpenError::PromotedElsewhere { .. } => 42,
         OpenError::SplitBrain { .. }
         | OpenError::IdentitiesDiffer { .. }
         | OpenError::SizesDiffer { .. } => 43,
