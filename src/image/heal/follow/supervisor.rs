@@ -196,6 +196,8 @@ impl Supervisor {
             self.not_before = self.clock.now() + self.retry.pause();
             return Ok(());
         }
+        // Whoever sees that the image is clean sees what was done for it.
+        self.report()?;
         let answer = match self.link.unmark() {
             Ok(answer) => answer,
             Err(LinkError::Ended(why)) => return Err(why),
