@@ -16,6 +16,7 @@ use super::heal::{HealReport, Hint, LinkError, Unmarked};
 use super::machine::Phase;
 use super::runner::Input;
 use super::snapshot::{Behind, Healing, Snapshot};
+use super::threads::Threads;
 
 /// How long an answer of the session's thread is waited for: longer than it waits for
 /// other clients' locks.
@@ -31,6 +32,7 @@ pub struct SessionHandle {
     gate: Arc<WriteGate>,
     snapshot: Arc<Mutex<Snapshot>>,
     map: Option<Arc<DirtyMap>>,
+    threads: Threads,
     healer: Arc<Mutex<Option<(Instant, HealReport)>>>,
 }
 
@@ -41,6 +43,7 @@ impl SessionHandle {
         gate: Arc<WriteGate>,
         snapshot: Arc<Mutex<Snapshot>>,
         map: Option<Arc<DirtyMap>>,
+        threads: Threads,
     ) -> Self {
         Self {
             shape,
@@ -48,6 +51,7 @@ impl SessionHandle {
             gate,
             snapshot,
             map,
+            threads,
             healer: Arc::default(),
         }
     }
@@ -151,8 +155,8 @@ impl SessionHandle {
         let ended = || LinkError::Ended("its thread is gone".to_owned());
         let (answer, receiver) = mpsc::channel();
         self.inbox.send(input(answer)).map_err(|_| ended())?;
-        receiver
-            .recv_timeout(ANSWER_TIMEOUT)
+        self.threads
+            .receive(&receiver, Some(ANSWER_TIMEOUT))
             .map_err(|why| match why {
                 mpsc::RecvTimeoutError::Disconnected => ended(),
                 mpsc::RecvTimeoutError::Timeout => {

@@ -26,5 +26,6 @@ pub mod runner;
 pub mod session;
 pub mod snapshot;
 pub mod state_dir;
+pub mod threads;
 pub mod unmarking;
 pub mod worker;

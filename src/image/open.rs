@@ -6,7 +6,7 @@
 //! connections with them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::bricks::{BrickSet, Shape};
 use super::data_lock::{self, wait};
@@ -15,6 +15,7 @@ use super::error::{LocalError, Names, OpenError};
 use super::fencing;
 use super::locking::{Blocked, Claim, lock_background, lock_session};
 use super::port::{BrickPort, CopyState, Fence, Lock, PortError};
+use super::threads::Threads;
 use super::worker::Worker;
 
 /// How long to wait on one brick for other clients to finish their writes.
@@ -59,7 +60,7 @@ pub struct Opened {
 }
 
 /// Opens the image. `workers[i]` is child `i`'s; `cancelled` ends the wait for
-/// locks early; `open_local` opens the local copy once it is known to be fresh.
+/// locks early, which is waited for on `threads`; `open_local` opens the local copy once it is known to be fresh.
 ///
 /// # Errors
 /// Whatever forbids it; see [`OpenError`].
@@ -70,6 +71,7 @@ pub fn open<L>(
     claim: Claim,
     terms: &Terms,
     cancelled: &AtomicBool,
+    threads: &Threads,
     open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
 ) -> Result<(Opened, L), OpenError> {
     let mut attempt = Attempt {
@@ -82,8 +84,9 @@ pub fn open<L>(
     let connected = attempt.connect();
     attempt.refuse_without_quorum(connected)?;
     let patience = Patience {
-        end: Instant::now() + terms.lock_timeout,
+        end: threads.now() + terms.lock_timeout,
         cancelled,
+        threads,
     };
     let locked = attempt.lock(connected, &patience)?;
     let mut copies = attempt.probe(locked);
@@ -117,20 +120,21 @@ struct Attempt<'a> {
 
 /// How long others' locks are waited for.
 struct Patience<'a> {
-    end: Instant,
+    end: Duration,
     cancelled: &'a AtomicBool,
+    threads: &'a Threads,
 }
 
 impl Patience<'_> {
     /// Waits a little; `false` when it is time to give up.
     fn pause(&self) -> bool {
-        if self.cancelled.load(Ordering::Relaxed) || Instant::now() >= self.end {
+        if self.cancelled.load(Ordering::Relaxed) || self.threads.now() >= self.end {
             return false;
         }
         // The low bits of a fresh UUID are random: no random generator needed.
         let random = uuid::Uuid::new_v4().as_u128() as u64;
         let spread = RETRY_PAUSE.start + random % (RETRY_PAUSE.end - RETRY_PAUSE.start);
-        std::thread::sleep(Duration::from_millis(spread));
+        self.threads.sleep(Duration::from_millis(spread));
         true
     }
 }
@@ -221,14 +225,14 @@ impl Attempt<'_> {
             let Some(worker) = self.workers.get(brick) else {
                 continue;
             };
-            let answer = worker.ask(move |port| lock(port, &claim)).recv();
+            let answer = worker.ask(move |port| lock(port, &claim)).wait();
             let gone = || {
                 Err(Blocked::Port(PortError::Away(
                     "the brick's worker ended".to_owned(),
                 )))
             };
             answer
-                .unwrap_or_else(|_| gone())
+                .unwrap_or_else(gone)
                 .map_err(|blocked| (brick, blocked))?;
         }
         Ok(())
@@ -250,7 +254,7 @@ impl Attempt<'_> {
             .collect();
         for answer in asked {
             // Only the waiting matters: what cannot be unlocked is gone with its connection.
-            let _ = answer.recv();
+            let _ = answer.wait();
         }
     }
 
