@@ -102,7 +102,7 @@ fn serve(sim: &Sim, host: usize, process: Process) {
             return true;
         };
         serving.guest.quiet |= close;
-        serving.guest.quiet && serving.guest.is_idle()
+        close && serving.guest.is_idle()
     };
     sim.sched.wait(&mut drained, None);
     sim.world().hosts[host].serving = None;

@@ -138,7 +138,7 @@ fn new_write(world: &mut World) -> Write {
     let length = 1 + world.rng.below(6);
     let start = world.rng.below(SECTORS - length + 1);
     world.next_version += 1;
-    let version = match world.rng.chance(8) {
+    let version = match world.rng.chance(12) {
         true => 0,
         false => world.next_version,
     };

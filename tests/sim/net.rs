@@ -123,6 +123,7 @@ impl World {
             conn.server = false;
             conn.cut = true;
         }
+        self.conns.retain(|_, conn| conn.client || conn.server);
     }
 
     pub fn carry_out(&mut self, brick: usize, late: &Late) {

@@ -81,7 +81,16 @@ impl Run<'_> {
             }
             let world = self.sim.world();
             if world.steps > begin + LONGEST {
-                return Err(format!("it never came to this: {what}; {:?}", world.rows()));
+                let conns = world.conns.iter().map(|(id, c)| {
+                    (
+                        id, c.process, c.host, c.brick, c.client, c.server, c.cut, c.heals,
+                    )
+                });
+                let conns: Vec<_> = conns.collect();
+                return Err(format!(
+                    "it never came to this: {what}; {:?} {conns:?}",
+                    world.rows()
+                ));
             }
             drop(world);
             let moment = Duration::from_millis(100);
@@ -161,6 +170,7 @@ impl Run<'_> {
             };
             self.until("opened or refused", ready)?;
             if self.sim.world().hosts[host].serving.is_none() {
+                self.until("no connection", || self.sim.world().conns.is_empty())?;
                 continue;
             }
             let quiet = self.sim.world().rng.chance(2);
@@ -186,7 +196,8 @@ impl Run<'_> {
 
     /// Power fails everywhere: what was healed stays.
     fn crash_all(&self) -> Result<(), String> {
-        if self.is_unmarked() && self.sim.world().rng.chance(2) {
+        // An ordinary client counts its writes away without a sync.
+        if !self.plan.clients && self.sim.world().rng.chance(2) {
             self.sim.world().tell(|| "POWER CUT".to_owned());
             (0..BRICKS).for_each(|host| act::crash(self.sim, host));
             act::mend_all(self.sim);

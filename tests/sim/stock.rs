@@ -1,7 +1,7 @@
 //! Gluster's own self-heal of the image's data, as AFR does it once every brick is
 //! there (`afr-self-heal-data.c`, `afr_selfheal_find_direction`).
 
-use super::brick::{BRICKS, Domain, EXTENT, Held, Owner, Row, SECTOR, SECTORS};
+use super::brick::{BRICKS, Brick, Domain, EXTENT, Held, Owner, Row, SECTOR, SECTORS};
 use super::world::World;
 
 const STOCK: Owner = 2;
@@ -108,11 +108,9 @@ impl Stock {
                 })
             }
             Phase::Sync => {
-                for (brick, sink) in world.bricks.iter_mut().zip(heal.direction.sinks) {
-                    if sink {
-                        brick.fsync();
-                    }
-                }
+                // AFR syncs the sinks; what a killed daemon left on the way to the
+                // source's disk has come there since.
+                world.bricks.iter_mut().for_each(Brick::fsync);
                 Some(Phase::LockAgain)
             }
             Phase::LockAgain if !world.lock_all(&whole) => Some(Phase::LockAgain),
