@@ -2,6 +2,7 @@
 //! host had when it began.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bypass_blk::image::copy_lock;
@@ -142,14 +143,16 @@ impl Job {
             ..Options::default()
         };
         let id = Peer::new(index)?;
-        let mut engine = Engine::new(healer.clone(), id, file, Box::new(peer), options);
+        let compare_first = options.compare_first.clone();
+        let mut engine = Engine::new(healer.clone(), id, Arc::new(file), Box::new(peer), options);
         loop {
             let hint = self.report()?;
             if hint.held.get(index) != Some(&true) {
                 return None;
             }
-            engine.set_compare_first(hint.suspect.get(index) == Some(&true));
-            if engine.run_pass().is_err_and(|error| error.lost_peer()) {
+            compare_first.store(hint.suspect.get(index) == Some(&true), Ordering::Relaxed);
+            let dirty = healer.map().next_dirty(id, 0).is_some();
+            if dirty && hint.marked && engine.run_pass().is_err_and(|error| error.lost_peer()) {
                 return None;
             }
             if hint.removable {
