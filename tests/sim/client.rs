@@ -142,6 +142,8 @@ fn step_on(write: &Write, on: usize, world: &mut World) {
                     *counter += i32::from(failed);
                 }
             });
+            // As after stock heal.
+            brick.fsync();
             let failed = write.failed;
             world.tell(|| {
                 format!(

@@ -196,8 +196,7 @@ impl Run<'_> {
 
     /// Power fails everywhere: what was healed stays.
     fn crash_all(&self) -> Result<(), String> {
-        // Ordinary clients and stock heal take counters back without a sync.
-        if !self.plan.clients && !self.plan.stock && self.sim.world().rng.chance(2) {
+        if self.sim.world().rng.chance(2) {
             self.sim.world().tell(|| "POWER CUT".to_owned());
             (0..BRICKS).for_each(|host| act::crash(self.sim, host));
             act::mend_all(self.sim);

@@ -200,4 +200,7 @@ fn undo(direction: &Direction, brick: usize, world: &mut World) {
             *counter = counter.wrapping_sub(seen);
         }
     });
+    // AFR does not sync this; the file system does within seconds. A power cut within
+    // them brings old marks back, with or without us.
+    world.bricks[brick].fsync();
 }
