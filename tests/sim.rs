@@ -74,6 +74,7 @@ fn schedules(kind: &str, plan: Plan) {
                 total.steps += figures.steps;
                 total.opened += figures.opened;
                 total.unmarked += figures.unmarked;
+                total.excused += figures.excused;
             }
             Err(why) => failed.push(format!("seed {seed}: {why}")),
         }
@@ -124,4 +125,16 @@ fn ordinary_clients_write_too() {
         ..NOTHING
     };
     schedules("clients", plan);
+}
+
+#[test]
+fn ordinary_clients_miss_bricks() {
+    let plan = Plan {
+        faults: 6,
+        clients: true,
+        clients_fail: true,
+        stock: true,
+        ..NOTHING
+    };
+    schedules("clients that fail", plan);
 }

@@ -8,11 +8,22 @@ use super::world::World;
 
 const CLIENT: Owner = 1;
 
-#[derive(Default)]
 pub struct Client {
     write: Option<Write>,
     /// It cannot reach these bricks.
     pub cut: [bool; BRICKS],
+    /// The sectors where its last write failed somewhere.
+    pub cut_short: [bool; SECTORS],
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self {
+            write: None,
+            cut: [false; BRICKS],
+            cut_short: [false; SECTORS],
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,8 +39,23 @@ struct Write {
     version: Version,
     lives: [u64; BRICKS],
     failed: [bool; BRICKS],
+    /// Those that had failed when the write was counted away.
+    accused: [bool; BRICKS],
     phase: Phase,
     left: Vec<usize>,
+}
+
+impl Write {
+    /// Which bricks are still there?
+    fn look_at(&mut self, world: &mut World) {
+        let lives = world.lives();
+        for (brick, life) in lives.into_iter().enumerate() {
+            self.failed[brick] |= life != self.lives[brick] || !world.bricks[brick].up;
+        }
+        let unmarked = |brick: &usize| self.failed[*brick];
+        let accuses = self.phase == Phase::CountAway && self.accused.contains(&true);
+        world.client_lost_marks |= accuses && self.left.iter().any(unmarked);
+    }
 }
 
 impl Client {
@@ -49,7 +75,13 @@ impl Client {
     pub fn step(&mut self, world: &mut World) {
         self.write = match self.write.take() {
             None => self.begin(world),
-            Some(write) => go_on(write, world),
+            Some(mut write) => {
+                write.look_at(world);
+                for sector in &write.sectors {
+                    self.cut_short[*sector] = write.failed.contains(&true);
+                }
+                go_on(write, world)
+            }
         };
     }
 
@@ -82,6 +114,7 @@ impl Client {
             version,
             lives: world.lives(),
             failed,
+            accused: [false; BRICKS],
             phase: Phase::Count,
             left: up,
         })
@@ -97,10 +130,6 @@ fn lock_of(sectors: &[usize]) -> Held {
 }
 
 fn go_on(mut write: Write, world: &mut World) -> Option<Write> {
-    let lives = world.lives();
-    for brick in 0..BRICKS {
-        write.failed[brick] |= lives[brick] != write.lives[brick] || !world.bricks[brick].up;
-    }
     if !write.left.is_empty() {
         let index = world.rng.below(write.left.len());
         let brick = write.left.swap_remove(index);
@@ -122,6 +151,7 @@ fn go_on(mut write: Write, world: &mut World) -> Option<Write> {
         }
     };
     write.left = well;
+    write.accused = write.failed;
     Some(write)
 }
 
@@ -138,13 +168,13 @@ fn step_on(write: &Write, on: usize, world: &mut World) {
         Phase::CountAway => {
             brick.change_row(|row| {
                 row.dirty -= 1;
-                for (counter, failed) in row.pending.iter_mut().zip(write.failed) {
+                for (counter, failed) in row.pending.iter_mut().zip(write.accused) {
                     *counter += i32::from(failed);
                 }
             });
             // As after stock heal.
             brick.fsync();
-            let failed = write.failed;
+            let failed = write.accused;
             world.tell(|| {
                 format!(
                     "client: {} is over on {on}, failed {failed:?}",

@@ -55,6 +55,9 @@ pub struct World {
     pub stock: Stock,
     pub steps: u64,
     pub told: bool,
+    /// A client's write failed on a brick, and another brick that was to say so failed
+    /// just then: AFR itself does not always come out of that with the right copy.
+    pub client_lost_marks: bool,
     /// Sessions opened, for the figures.
     pub opened: u64,
     pub unmarked: u64,
@@ -79,6 +82,7 @@ impl World {
             stock: Stock::default(),
             steps: 0,
             told,
+            client_lost_marks: false,
             opened: 0,
             unmarked: 0,
         }
