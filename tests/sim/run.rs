@@ -60,6 +60,9 @@ impl Run<'_> {
         for chapter in 0..count {
             self.sim.world().tell(|| format!("CHAPTER {chapter}"));
             self.trouble()?;
+            if self.sim.world().rng.chance(2) {
+                self.come_to_rest()?;
+            }
             self.end()?;
             let ours = self.sim.world().rng.chance(2);
             match ours {
@@ -118,6 +121,37 @@ impl Run<'_> {
             ..self.plan
         });
         self.until("the time is over", || self.sim.world().steps >= end)
+    }
+
+    /// Everything is back, and a session that is still there comes to an end of its
+    /// debt.
+    fn come_to_rest(&self) -> Result<(), String> {
+        self.calm(false);
+        act::mend_all(self.sim);
+        let open = |host: &super::world::Host| host.serving.is_some() && !host.close;
+        let serving = self.sim.world().hosts.iter().position(open);
+        let Some(host) = serving else {
+            return Ok(());
+        };
+        self.sim
+            .world()
+            .tell(|| format!("COME TO REST on host {host}"));
+        if let Some(serving) = &mut self.sim.world().hosts[host].serving {
+            serving.guest.quiet = true;
+        }
+        let healer_due = || {
+            let healer = self.sim.world().hosts[host].healer;
+            !healer.is_some_and(|healer| self.sim.sched.is_alive(healer))
+        };
+        self.until("at rest", || {
+            if healer_due() {
+                healer::start(self.sim, host);
+            }
+            let world = self.sim.world();
+            let over = world.hosts[host].close || world.hosts[host].serving.is_none();
+            drop(world);
+            over || self.is_healed(host)
+        })
     }
 
     /// Everything is back, and nobody uses the image any more.
