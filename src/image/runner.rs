@@ -200,7 +200,12 @@ impl Runner {
     }
 
     fn take(&mut self, event: Event) {
-        let mut actions: VecDeque<Action> = self.machine.step(event).into();
+        let actions = self.machine.step(event);
+        self.carry_out(actions);
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut actions = VecDeque::from(actions);
         while let Some(action) = actions.pop_front() {
             match action {
                 Action::SetGate(state) => self.set_gate(state),
