@@ -47,6 +47,7 @@ const COUNT: u64 = 500;
 
 const NOTHING: Plan = Plan {
     faults: 0,
+    home: 0,
     rivals: false,
     clients: false,
     clients_fail: false,

@@ -4,7 +4,7 @@
 use bypass_blk::image::dirty::geometry::WORDS_AT;
 use bypass_blk::image::dirty::header::{Header, LEN};
 
-use super::brick::BRICKS;
+use super::brick::{BRICKS, Domain, Held};
 use super::sim::Sim;
 use super::world::World;
 use super::{daemon, healer};
@@ -14,7 +14,9 @@ use super::{daemon, healer};
 pub struct Plan {
     /// Faults still to come.
     pub faults: usize,
-    /// Daemons start on any host, not on one alone.
+    /// Where daemons start.
+    pub home: usize,
+    /// And now and then on any other host.
     pub rivals: bool,
     /// Ordinary clients write.
     pub clients: bool,
@@ -43,18 +45,26 @@ pub fn act(sim: &Sim, plan: &mut Plan) {
         let mut world = sim.world();
         world.steps += 1;
         news(&mut world);
-        guests(&mut world);
+        guests(&mut world, plan);
         others(&mut world, plan);
         world.check_unaccused();
     }
     if !plan.calm {
         start_something(sim, plan);
         mend_something(sim);
-        if plan.faults > 0 && sim.world().rng.chance(40) {
+        if plan.faults > 0 && is_bad_moment(sim) {
             plan.faults -= 1;
             break_something(sim, plan);
         }
     }
+}
+
+/// Things break more often while marks are stored or removed.
+fn is_bad_moment(sim: &Sim) -> bool {
+    let mut world = sim.world();
+    let whole = |held: &Held| held.domain == Domain::Data && held.last == u64::MAX;
+    let delicate = world.bricks.iter().any(|b| b.locks.iter().any(whole));
+    world.rng.chance(if delicate { 15 } else { 60 })
 }
 
 /// Each end of a connection learns in its own time that it is gone.
@@ -84,11 +94,12 @@ fn news(world: &mut World) {
     }
 }
 
-fn guests(world: &mut World) {
+fn guests(world: &mut World, plan: &Plan) {
     for host in 0..BRICKS {
         if world.rng.chance(2)
             && let Some(mut serving) = world.hosts[host].serving.take()
         {
+            serving.guest.quiet ^= !plan.calm && world.rng.chance(80);
             serving.guest.step(host, world);
             world.hosts[host].serving = Some(serving);
         }
@@ -102,7 +113,8 @@ fn others(world: &mut World, plan: &Plan) {
         client.step(world);
         world.client = client;
     }
-    if world.rng.chance(6) && (plan.stock || !world.stock.is_idle()) {
+    let begins = plan.stock && (plan.calm || world.rng.chance(30));
+    if world.rng.chance(6) && (begins || !world.stock.is_idle()) {
         let mut stock = std::mem::take(&mut world.stock);
         stock.step(world);
         world.stock = stock;
@@ -114,9 +126,9 @@ fn start_something(sim: &Sim, plan: &Plan) {
     if !world.rng.chance(30) {
         return;
     }
-    let host = match plan.rivals {
+    let host = match plan.rivals && world.rng.chance(4) {
         true => world.rng.below(BRICKS),
-        false => 0,
+        false => plan.home,
     };
     let on = &world.hosts[host];
     let (free, serving) = (
@@ -171,7 +183,10 @@ pub fn mend_all(sim: &Sim) {
 fn break_something(sim: &Sim, plan: &Plan) {
     let fault = {
         let mut world = sim.world();
-        let host = world.rng.below(BRICKS);
+        let host = match world.rng.chance(2) {
+            true => plan.home,
+            false => world.rng.below(BRICKS),
+        };
         let mut faults = vec![
             Fault::Daemon(host),
             Fault::Healer(host),
@@ -181,6 +196,9 @@ fn break_something(sim: &Sim, plan: &Plan) {
             Fault::Connection,
             Fault::Parting(host),
         ];
+        if plan.rivals {
+            faults.extend([Fault::Parting(host); 3]);
+        }
         if plan.clients_fail {
             faults.push(Fault::Client(host));
         }

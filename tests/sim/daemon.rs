@@ -9,7 +9,7 @@ use bypass_blk::image::error::Names;
 use bypass_blk::image::holder::Holder;
 use bypass_blk::image::open::{FenceWish, Terms};
 use bypass_blk::image::port::{BrickPort, Fence};
-use bypass_blk::image::session::{MapPlace, Session, Setup};
+use bypass_blk::image::session::{Ending, MapPlace, Session, Setup};
 use bypass_blk::image::threads::Threads;
 
 use super::brick::{BRICKS, EXTENT};
@@ -109,6 +109,10 @@ fn serve(sim: &Sim, host: usize, process: Process) {
     let ending = session.close();
     sim.world()
         .tell(|| format!("host {host}: closed: {ending:?}"));
+    if ending == Ending::AllEqual {
+        // As the state directory does then.
+        let _ = std::fs::remove_file(sim.map(host));
+    }
 }
 
 fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
