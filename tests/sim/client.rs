@@ -39,6 +39,8 @@ struct Write {
     version: Version,
     lives: [u64; BRICKS],
     failed: [bool; BRICKS],
+    /// Nobody accused these copies when it began.
+    good: [bool; BRICKS],
     /// Those that had failed when the write was counted away.
     accused: [bool; BRICKS],
     phase: Phase,
@@ -114,6 +116,7 @@ impl Client {
             version,
             lives: world.lives(),
             failed,
+            good: [0, 1, 2].map(|copy| !accused(copy)),
             accused: [false; BRICKS],
             phase: Phase::Count,
             left: up,
@@ -139,7 +142,8 @@ fn go_on(mut write: Write, world: &mut World) -> Option<Write> {
         return Some(write);
     }
     let well: Vec<_> = (0..BRICKS).filter(|&b| !write.failed[b]).collect();
-    let enough = 2 * well.len() > BRICKS;
+    // On stale copies alone it has failed (`in_flight_sb`).
+    let enough = 2 * well.len() > BRICKS && well.iter().any(|&b| write.good[b]);
     write.phase = match write.phase {
         Phase::Count if enough => Phase::Write,
         Phase::Write if enough => Phase::Sync,
