@@ -13,6 +13,8 @@ mod brick;
 mod client;
 #[path = "sim/daemon.rs"]
 mod daemon;
+#[path = "sim/fault.rs"]
+mod fault;
 #[path = "sim/guest.rs"]
 mod guest;
 #[path = "sim/healer.rs"]

@@ -130,6 +130,11 @@ impl Brick {
         self.rows.push(self.row);
     }
 
+    /// A crash would take something away.
+    pub fn is_unsynced(&self) -> bool {
+        self.since.iter().any(|since| !since.is_empty())
+    }
+
     /// Data and counters are on the disk.
     pub fn fsync(&mut self) {
         self.disk.clone_from(&self.cache);

@@ -8,7 +8,7 @@ use bypass_blk::image::machine::Phase;
 use super::act::{self, Plan};
 use super::brick::{BRICKS, Row, SECTORS};
 use super::sim::Sim;
-use super::{daemon, healer};
+use super::{daemon, fault, healer};
 
 /// Steps until everything must have come to an end.
 const LONGEST: u64 = 40_000;
@@ -167,11 +167,11 @@ impl Run<'_> {
                 (world.rng.chance(3), world.rng.chance(2))
             };
             match killed {
-                true => act::kill_daemon(self.sim, host),
+                true => fault::kill_daemon(self.sim, host),
                 false => self.sim.world().hosts[host].close = true,
             }
             if too {
-                act::kill_healer(self.sim, host);
+                fault::kill_healer(self.sim, host);
             }
         }
         self.until("no session", || self.is_quiet())?;
@@ -252,7 +252,7 @@ impl Run<'_> {
     fn crash_all(&self) -> Result<(), String> {
         if self.sim.world().rng.chance(2) {
             self.sim.world().tell(|| "POWER CUT".to_owned());
-            (0..BRICKS).for_each(|host| act::crash(self.sim, host));
+            (0..BRICKS).for_each(|host| fault::crash(self.sim, host));
             act::mend_all(self.sim);
         }
         Ok(())
