@@ -127,7 +127,6 @@ impl Sched {
         self.lock().act = act;
     }
 
-
     pub fn panics(&self) -> Vec<String> {
         self.lock().panics.clone()
     }
