@@ -13,7 +13,7 @@ use super::data_lock::{self, wait};
 use super::decide::{self, Opening, Seen};
 use super::error::{LocalError, Names, OpenError};
 use super::fencing;
-use super::locking::{Blocked, Claim, lock_background, lock_session};
+use super::locking::{Blocked, Claim, lock_background, lock_session, read_copy};
 use super::port::{BrickPort, CopyState, Fence, Lock, PortError};
 use super::threads::Threads;
 use super::worker::Worker;
@@ -259,10 +259,12 @@ impl Attempt<'_> {
     }
 
     fn probe(&mut self, bricks: BrickSet) -> Vec<Option<CopyState>> {
-        let asked: Vec<_> = bricks
-            .iter()
-            .filter_map(|brick| Some((brick, self.workers.get(brick)?.ask(|port| port.probe()))))
-            .collect();
+        let claim = self.claim;
+        let ask = |brick: usize| {
+            let worker = self.workers.get(brick)?;
+            Some((brick, worker.ask(move |port| read_copy(port, &claim))))
+        };
+        let asked: Vec<_> = bricks.iter().filter_map(ask).collect();
         let mut copies = vec![None; self.shape.bricks];
         for (brick, answer) in asked {
             match wait(answer) {
