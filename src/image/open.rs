@@ -44,6 +44,15 @@ pub struct Terms {
     pub lock_timeout: Duration,
 }
 
+/// The wait for locks.
+#[derive(Clone, Copy)]
+pub struct Waiting<'a> {
+    /// Ends it early.
+    pub cancelled: &'a AtomicBool,
+    /// Where it waits.
+    pub threads: &'a Threads,
+}
+
 /// An image opened over its bricks.
 #[derive(Debug)]
 pub struct Opened {
@@ -59,8 +68,8 @@ pub struct Opened {
     pub away: Vec<(usize, String)>,
 }
 
-/// Opens the image. `workers[i]` is child `i`'s; `cancelled` ends the wait for
-/// locks early, which is waited for on `threads`; `open_local` opens the local copy once it is known to be fresh.
+/// Opens the image. `workers[i]` is child `i`'s; `open_local` opens the local copy once
+/// it is known to be fresh.
 ///
 /// # Errors
 /// Whatever forbids it; see [`OpenError`].
@@ -70,8 +79,7 @@ pub fn open<L>(
     workers: &[Worker],
     claim: Claim,
     terms: &Terms,
-    cancelled: &AtomicBool,
-    threads: &Threads,
+    waiting: Waiting<'_>,
     open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
 ) -> Result<(Opened, L), OpenError> {
     let mut attempt = Attempt {
@@ -84,9 +92,8 @@ pub fn open<L>(
     let connected = attempt.connect();
     attempt.refuse_without_quorum(connected)?;
     let patience = Patience {
-        end: threads.now() + terms.lock_timeout,
-        cancelled,
-        threads,
+        end: waiting.threads.now() + terms.lock_timeout,
+        waiting,
     };
     let locked = attempt.lock(connected, &patience)?;
     let mut copies = attempt.probe(locked);
@@ -121,20 +128,20 @@ struct Attempt<'a> {
 /// How long others' locks are waited for.
 struct Patience<'a> {
     end: Duration,
-    cancelled: &'a AtomicBool,
-    threads: &'a Threads,
+    waiting: Waiting<'a>,
 }
 
 impl Patience<'_> {
     /// Waits a little; `false` when it is time to give up.
     fn pause(&self) -> bool {
-        if self.cancelled.load(Ordering::Relaxed) || self.threads.now() >= self.end {
+        if self.waiting.cancelled.load(Ordering::Relaxed) || self.waiting.threads.now() >= self.end
+        {
             return false;
         }
         // The low bits of a fresh UUID are random: no random generator needed.
         let random = uuid::Uuid::new_v4().as_u128() as u64;
         let spread = RETRY_PAUSE.start + random % (RETRY_PAUSE.end - RETRY_PAUSE.start);
-        self.threads.sleep(Duration::from_millis(spread));
+        self.waiting.threads.sleep(Duration::from_millis(spread));
         true
     }
 }
