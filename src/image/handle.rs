@@ -262,6 +262,7 @@ mod tests {
             Arc::new(WriteGate::new(Some(map.clone()), || {})),
             Arc::new(Mutex::new(snapshot)),
             Some(map.clone()),
+            Threads::default(),
         );
         (directory, map, handle)
     }
