@@ -126,8 +126,14 @@ impl Runner {
     /// Marks that somebody removed without an fsync would be back after a power cut.
     fn made_durable(&self) -> Ending {
         let workers = self.workers.iter();
-        let asked: Vec<_> = workers.map(|worker| worker.ask(|port| port.fsync())).collect();
-        match asked.into_iter().map(data_lock::wait).all(|done| done.is_ok()) {
+        let asked: Vec<_> = workers
+            .map(|worker| worker.ask(|port| port.fsync()))
+            .collect();
+        match asked
+            .into_iter()
+            .map(data_lock::wait)
+            .all(|done| done.is_ok())
+        {
             true => Ending::AllEqual,
             false => Ending::Behind,
         }
