@@ -3,13 +3,14 @@
 
 use thiserror::Error;
 
+use crate::control::metrics::MetricsError;
 use crate::control::socket::ControlError;
 use crate::device::DeviceError;
 use crate::gluster::GlusterdError;
 use crate::gluster::rpc::BadLkOwner;
 use crate::gluster::volume::VolfileError;
 use crate::image::error::{LocalError, OpenError, chain};
-use crate::image::heal::follow::FollowError;
+use crate::image::heal::FollowError;
 use crate::image::locate::LocateError;
 use crate::image::port::Lock;
 use crate::image::promote;
@@ -62,6 +63,9 @@ pub enum Failure {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The metrics' socket or file.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The vhost-user socket's path belongs to somebody.
     #[error(
         "the socket path {path} is in use by a live process. Stop it, or choose another --socket-path"
@@ -136,7 +140,7 @@ impl Failure {
             Self::Open(error) => open_code(error),
             Self::State(_) => 36,
             Self::Device(_) => 52,
-            Self::Control(_) | Self::Socket { .. } => 51,
+            Self::Control(_) | Self::Metrics(_) | Self::Socket { .. } => 51,
             Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
             Self::NotClean { .. } => 70,
@@ -205,7 +209,7 @@ fn open_code(error: &OpenError) -> u8 {
     match error {
         OpenError::Locked { .. } => 40,
         OpenError::InUse { .. } => 41,
-        OpenError::Stale { .. } => 42,
+        OpenError::Stale { .. } | OpenError::PromotedElsewhere { .. } => 42,
         OpenError::SplitBrain { .. }
         | OpenError::IdentitiesDiffer { .. }
         | OpenError::SizesDiffer { .. } => 43,

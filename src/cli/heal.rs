@@ -14,8 +14,8 @@ use crate::control::remote::RemoteSession;
 use crate::control::socket::{self, ControlSocket};
 use crate::control::status::Status;
 use crate::image::error::chain;
-use crate::image::heal::follow::{FollowOptions, Follower};
 use crate::image::heal::{Figures, SessionLink};
+use crate::image::heal::{FollowOptions, Follower};
 use crate::image::state_dir::StateDir;
 
 use super::bandwidth::Rate;

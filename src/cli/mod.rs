@@ -22,6 +22,7 @@ mod status;
 mod stop;
 mod verify;
 mod verify_report;
+mod watch;
 
 use std::process::ExitCode;
 

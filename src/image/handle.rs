@@ -135,19 +135,23 @@ impl SessionHandle {
         if matches!(snapshot.phase, Phase::Stopped(_)) {
             return Err(LinkError::Ended("it has stopped".to_owned()));
         }
-        let marked_in_session = snapshot.phase == Phase::Dirty;
+        let all_marked = snapshot.phase == Phase::Dirty;
         let held = |child: usize| snapshot.copies.get(child).is_some_and(|copy| copy.locked);
         let marked = |child: usize| {
             let copies = snapshot.copies.iter().filter(|copy| copy.locked);
             let counter = |marks: &Vec<i32>| marks.get(child).is_some_and(|&count| count != 0);
-            marked_in_session || copies.filter_map(|c| c.pending.as_ref()).any(counter)
+            all_marked || copies.filter_map(|c| c.pending.as_ref()).any(counter)
         };
         let suspect = map.record().suspect;
+        let clean = |peer: Peer| map.next_dirty(peer, 0).is_none();
         Ok(Hint {
-            marked: self.peers().any(|(_, child)| marked(child)),
+            marked: all_marked,
             removable: self
                 .peers()
-                .any(|(peer, child)| marked(child) && map.next_dirty(peer, 0).is_none()),
+                .all(|(peer, child)| clean(peer) || !held(child))
+                && self
+                    .peers()
+                    .any(|(peer, child)| marked(child) && clean(peer)),
             suspect: self
                 .peers()
                 .map(|(peer, _)| suspect.contains(peer))
