@@ -219,7 +219,6 @@ fn a_client_of_gluster_that_writes_meanwhile_makes_no_false_difference() {
         outcomes
     });
     for (code, document) in outcomes {
-        eprintln!("{document:#}");
         assert_ne!(code, Some(71), "{document:#}");
         assert_eq!(code, Some(0), "{document:#}");
     }
