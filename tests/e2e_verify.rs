@@ -8,6 +8,14 @@ use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use std::os::fd::AsFd;
+
+use bypass_blk::gluster::glusterd::GLUSTERD_PORT;
+use bypass_blk::gluster::{LkOwner, Timeouts};
+use bypass_blk::image::gluster_port::identity;
+use bypass_blk::image::holder::Holder;
+use bypass_blk::image::locate::Catalog;
+use bypass_blk::image::verify::GlusterBrick;
 use bypass_harness::{Cluster, Volume, wait_until};
 use serde_json::{Value, json};
 use support::daemon::{BINARY, Daemon, run_dir, run_on};
@@ -138,6 +146,51 @@ fn a_copy_that_is_marked_is_behind_and_not_different() {
     assert_eq!(document["reference"], 0);
     assert_eq!(document["copies"][2]["state"], "stale");
     assert_eq!(document["copies"][2]["behind"], IMAGE_BYTES);
+}
+
+/// Holds an image as a running `verify` does, on a thread of a node's network.
+fn hold(volume: &Volume, node: usize) -> Vec<GlusterBrick> {
+    let node = volume.brick_node(node);
+    let netns = fs::File::open(format!("/run/netns/{}", node.netns())).unwrap();
+    let (name, address) = (volume.name().to_owned(), node.address().to_owned());
+    let holding = std::thread::spawn(move || {
+        let kind = rustix::thread::LinkNameSpaceType::Network;
+        rustix::thread::move_into_link_name_space(netns.as_fd(), Some(kind)).unwrap();
+        let (timeouts, me) = (Timeouts::default(), Holder::here("verifier"));
+        let owner = LkOwner::new(me.encode()).unwrap();
+        let catalog = Catalog::load(&address, GLUSTERD_PORT, &name, &timeouts).unwrap();
+        let located = catalog.find(IMAGE, &identity(owner.clone()), &timeouts);
+        let located = located.unwrap();
+        let connect = |spec| {
+            let brick = GlusterBrick::connect(&located, spec, owner.clone(), &timeouts);
+            let brick = brick.unwrap();
+            brick.hold().unwrap();
+            brick
+        };
+        located.set.bricks.iter().map(connect).collect()
+    });
+    holding.join().unwrap()
+}
+
+#[test]
+fn while_an_image_is_verified_no_session_writes_to_it_and_is_told_who_keeps_it_out() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let held = hold(&volume, 1);
+    let refused = Daemon::try_serve(&volume, 0, &["--lock-timeout", "0s"]);
+    let refused = refused.err().unwrap();
+    assert_eq!(refused.code, Some(40), "{refused:?}");
+    let told = format!("host verifier, pid {}", std::process::id());
+    assert!(refused.log.contains(&told), "{refused:?}");
+
+    // Two may verify at one time, and whoever only reads may serve it.
+    assert_eq!(verify(&volume, 2, &[]).0, Some(0));
+    let reader = Daemon::serve(&volume, 0, &["--read-only"]);
+    assert_eq!(verify(&volume, 0, &[]).0, Some(0));
+    drop(reader);
+
+    drop(held);
+    Daemon::serve(&volume, 0, &["--lock-timeout", "10s"]).stop();
 }
 
 #[test]
