@@ -87,6 +87,7 @@ impl Runner {
     /// Runs until the session is closed.
     pub fn run(mut self, events: &Receiver<Input>) -> Ending {
         self.mark_debt();
+        self.update_snapshot();
         loop {
             let now = self.threads.now();
             let limit = self.quorum_deadline.map(|end| end.saturating_sub(now));

@@ -110,7 +110,7 @@ impl Run<'_> {
 
     fn trouble(&self) -> Result<(), String> {
         let mut world = self.sim.world();
-        let end = world.steps + 200 + world.rng.below(1200) as u64;
+        let end = world.steps + 300 + world.rng.below(1500) as u64;
         let faults = match self.plan.faults {
             0 => 0,
             most => world.rng.below(most + 1),

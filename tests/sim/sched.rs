@@ -127,9 +127,6 @@ impl Sched {
         self.lock().act = act;
     }
 
-    pub fn steps(&self) -> u64 {
-        self.lock().steps
-    }
 
     pub fn panics(&self) -> Vec<String> {
         self.lock().panics.clone()
