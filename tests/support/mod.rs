@@ -7,6 +7,7 @@
 pub mod daemon;
 pub mod front_end;
 pub mod locker;
+pub mod netns;
 
 use std::time::Duration;
 
