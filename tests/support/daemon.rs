@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{IMAGE, PATIENCE};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_bypass-blk");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_bypass-blk");
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Killed when dropped.
