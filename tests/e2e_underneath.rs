@@ -18,18 +18,19 @@ use std::time::Instant;
 use bypass_blk::device::gate::{Admission, Gate};
 use bypass_blk::gluster::glusterd::GLUSTERD_PORT;
 use bypass_blk::gluster::{LkOwner, Timeouts};
-use bypass_blk::image::bricks::BrickSet;
+use bypass_blk::image::dirty::ExtentSize;
 use bypass_blk::image::gate::WriteGate;
 use bypass_blk::image::gluster_port::{GlusterPort, identity};
 use bypass_blk::image::holder::Holder;
 use bypass_blk::image::local::{self, LocalTerms};
 use bypass_blk::image::locate::Catalog;
 use bypass_blk::image::open::{FenceWish, Terms};
-use bypass_blk::image::port::{BrickPort, CopyState, Fence, Lock, PortError, Publication};
-use bypass_blk::image::session::{Session, Setup};
+use bypass_blk::image::port::{BrickPort, CopyState, Counter, Fence, Lock, PortError, Publication};
+use bypass_blk::image::session::{MapPlace, Session, Setup};
 use bypass_harness::{Cluster, Volume, wait_until};
 use support::netns::on_node;
 use support::{IMAGE, PATIENCE, pattern, replica_3};
+use uuid::Uuid;
 
 /// How often the heal may be lucky and copy what is written last.
 const ATTEMPTS: usize = 5;
@@ -76,8 +77,12 @@ impl BrickPort for NoHealLock {
         self.0.probe()
     }
 
-    fn add_pending(&mut self, new: BrickSet, children: BrickSet) -> Result<(), PortError> {
-        self.0.add_pending(new, children)
+    fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError> {
+        self.0.is_copied_to_for_others(ours)
+    }
+
+    fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        self.0.add_to_counters(changes)
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {
@@ -123,6 +128,10 @@ impl Writer {
                     lock_timeout: PATIENCE,
                 },
                 quorum_timeout: PATIENCE,
+                map: MapPlace {
+                    path: node.place().dir().join("underneath.map"),
+                    extent_size: ExtentSize::default(),
+                },
             };
             let terms = LocalTerms {
                 read_only: false,

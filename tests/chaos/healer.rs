@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use bypass_harness::{Background, Cluster};
 
-use crate::support::daemon::BINARY;
+use crate::support::daemon::{BINARY, run_dir, state_dir};
 
 /// Whether the program has healers.
 pub static EXISTS: LazyLock<bool> = LazyLock::new(|| {
@@ -42,19 +42,18 @@ impl Healers {
 
     fn launch(&self, node: usize) -> Background {
         let node = self.cluster.node(node);
-        let dir = node.place().dir();
         let log = File::options()
             .create(true)
             .append(true)
-            .open(dir.join("heald.log"))
+            .open(node.place().dir().join("heald.log"))
             .unwrap();
         let mut command = node.command(BINARY);
         command
             .args(["heald", "--log-level", "debug", "--server", node.address()])
             .arg("--run-dir")
-            .arg(dir.join("bypass-run"))
+            .arg(run_dir(node))
             .arg("--state-dir")
-            .arg(dir.join("bypass-state"))
+            .arg(state_dir(node))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

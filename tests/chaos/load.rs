@@ -216,13 +216,13 @@ impl Guest {
     fn keep_busy(&mut self) {
         if Instant::now() >= self.idle_until {
             if self.burst == 0 {
-                self.burst = 1 + self.rng.below(64);
+                self.burst = *self.rng.pick(&[1, 32, 512, 2048]);
             }
             while self.burst > 0 && self.submit_next() {
                 self.burst -= 1;
             }
             if self.burst == 0 {
-                let (from, to) = *self.rng.pick(&[(1, 20), (1, 20), (1, 50), (100, 1500)]);
+                let (from, to) = *self.rng.pick(&[(1, 20), (1, 20), (1, 50), (50, 1500)]);
                 self.idle_until = Instant::now() + self.rng.millis(from, to);
             }
         }

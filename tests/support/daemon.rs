@@ -23,6 +23,16 @@ pub struct Daemon {
     run_dir: PathBuf,
 }
 
+/// Where the daemons of a node have their control sockets.
+pub fn run_dir(node: &Node) -> PathBuf {
+    node.place().dir().join("control")
+}
+
+/// Where the daemons of a node keep their dirty maps.
+pub fn state_dir(node: &Node) -> PathBuf {
+    node.place().dir().join("state")
+}
+
 /// A daemon that ended before it served.
 #[derive(Debug)]
 pub struct Refused {
@@ -62,8 +72,8 @@ impl Daemon {
     pub fn start_on(node: &Node, args: &[&str]) -> Daemon {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let file = |end: &str| node.place().dir().join(format!("daemon{id}.{end}"));
-        let (log, socket, run_dir) = (file("log"), file("sock"), file("run"));
-        let state_dir = node.place().dir().join("state");
+        let (log, socket) = (file("log"), file("sock"));
+        let (run_dir, state_dir) = (run_dir(node), state_dir(node));
         let mut command = node.command(BINARY);
         command
             .args(["serve", "--log-level", "debug", "--server", node.address()])
@@ -137,8 +147,10 @@ impl Daemon {
             .args(["status", "--json", "--run-dir"])
             .arg(&self.run_dir);
         let text = bypass_harness::run_command(&mut command, PATIENCE).unwrap();
-        let images: Value = serde_json::from_str(&text).unwrap();
-        images[0].clone()
+        let images: Vec<Value> = serde_json::from_str(&text).unwrap();
+        let socket = self.socket.display().to_string();
+        let ours = |image: &&Value| image["serving"]["socket"] == socket.as_str();
+        images.iter().find(ours).cloned().unwrap_or_default()
     }
 
     /// Waits until the status says this state.
