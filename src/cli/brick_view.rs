@@ -30,7 +30,7 @@ impl BrickView {
         let owner = lock_owner(&me)?;
         let catalog = Catalog::load(&server.host, server.port, &target.volume, &timeouts)?;
         let located = catalog.find(&target.image.0, &identity(owner.clone()), &timeouts)?;
-        let mut ports = GlusterPort::for_set(&located, &owner, timeouts);
+        let mut ports = GlusterPort::for_set(&located, &owner, timeouts, None);
         let mut connected = BrickSet::EMPTY;
         let mut away = Vec::new();
         for (brick, port) in ports.iter_mut().enumerate() {

@@ -11,6 +11,7 @@ use crate::gluster::volume::VolfileError;
 use crate::image::error::{LocalError, OpenError, chain};
 use crate::image::locate::LocateError;
 use crate::image::port::Lock;
+use crate::image::promote;
 use crate::image::state_dir::StateError;
 
 /// The codes, for `--help`.
@@ -33,7 +34,7 @@ Exit codes:
   23  the image is empty                 50  socket path in use
   24  its size is not whole blocks       51  socket cannot be made or used
   25  it looks like an image format      52  the disk cannot be served by this device
-                                        60  the session stopped by itself while serving
+  73  the copy may not be promoted       60  the session stopped by itself while serving
 What to do about each: docs/failures.md";
 
 /// Why a command failed.
@@ -74,6 +75,9 @@ pub enum Failure {
         #[source]
         source: std::io::Error,
     },
+    /// The copy may not be promoted.
+    #[error("not promoted: {0}")]
+    NotPromoted(#[source] promote::Refusal),
     /// Our record does not fit a lock's owner.
     #[error(transparent)]
     LockOwner(#[from] BadLkOwner),
@@ -103,6 +107,7 @@ impl Failure {
             Self::Control(_) | Self::Socket { .. } => 51,
             Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
+            Self::NotPromoted(_) => 73,
             Self::LockOwner(_) | Self::System { .. } => 1,
         }
     }

@@ -3,11 +3,16 @@
 //! Each command puts the other modules together; none decides anything about an
 //! image by itself.
 
+mod bandwidth;
 mod brick_view;
 mod exit;
+mod finish;
+mod heald;
 mod listen;
 mod logging;
 mod opening;
+mod own_session;
+mod promote;
 mod release;
 mod serve;
 mod service;
@@ -43,6 +48,14 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Show the images served on this host, or one image of a volume
     Status(status::StatusArgs),
+    /// Heal the images of this host: follow every session, finish what ended ones left.
+    /// One per host, always running
+    Heald(heald::HealdArgs),
+    /// Change the bandwidth limit of this host's healer
+    Bandwidth(bandwidth::BandwidthArgs),
+    /// Make this host's stale copy the fresh one, when the host with the newer data is
+    /// gone for good
+    Promote(promote::PromoteArgs),
     /// Lift the fence that a killed daemon left on an image: needed when mounts get
     /// "Device or resource busy" though nobody serves it. Refused while somebody does
     Release(release::ReleaseArgs),
@@ -176,6 +189,9 @@ pub fn run() -> ExitCode {
         }
         Some(Command::Serve(args)) => serve::run(*args),
         Some(Command::Status(args)) => status::run(args),
+        Some(Command::Heald(args)) => heald::run(args),
+        Some(Command::Bandwidth(args)) => bandwidth::run(args),
+        Some(Command::Promote(args)) => promote::run(args),
         Some(Command::Release(args)) => release::run(args),
         None => Err(Failure::Usage(
             "a command is missing: see bypass-blk --help".to_owned(),

@@ -10,7 +10,7 @@ use clap::Args;
 use crate::gluster::Timeouts;
 use crate::image::dirty::{ExtentSize, MapError};
 use crate::image::error::chain;
-use crate::image::gluster_port::{GlusterPort, identity};
+use crate::image::gluster_port::{GlusterPort, Overruled, identity};
 use crate::image::heal::Job;
 use crate::image::holder::Holder;
 use crate::image::local::{self, LocalFile, LocalTerms};
@@ -112,14 +112,24 @@ pub fn open(
     } = place;
     let read_only = opening.terms.read_only;
     let map = place.map(opening.state);
+    let entry = place.entry(opening.state, opening.extent_size);
+    let overruled = entry.promoted.clone().map(|promotion| Overruled {
+        promotion,
+        local: *local,
+    });
     if !read_only {
         opening.state.create()?;
-        opening.state.store(&place.entry(opening.extent_size))?;
+        opening.state.store(&entry)?;
     }
     let setup = Setup {
         shape: located.shape(*local),
         names: located.names(),
-        ports: GlusterPort::for_set(located, &lock_owner(me)?, Timeouts::default()),
+        ports: GlusterPort::for_set(
+            located,
+            &lock_owner(me)?,
+            Timeouts::default(),
+            overruled.as_ref().filter(|_| !read_only),
+        ),
         pending_names: located.set.pending_names.clone(),
         me: me.clone(),
         terms: opening.terms,
@@ -176,7 +186,10 @@ impl Place {
         }
     }
 
-    fn entry(&self, extent_size: ExtentSize) -> Entry {
+    /// The image's document, with what was noted there before.
+    pub fn entry(&self, state: &StateDir, extent_size: ExtentSize) -> Entry {
+        let Located { volume, gfid, .. } = &self.located;
+        let before = state.entry(volume, *gfid);
         Entry {
             volume: self.located.volume.clone(),
             image: self.located.image.clone(),
@@ -186,6 +199,7 @@ impl Place {
             brick: self.located.names().one(self.local),
             extent_size: u32::try_from(extent_size.bytes()).unwrap_or(ExtentSize::MAX),
             settled: false,
+            promoted: before.and_then(|entry| entry.promoted),
         }
     }
 }

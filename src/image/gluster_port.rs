@@ -10,6 +10,7 @@ use super::error::chain;
 use super::holder::Holder;
 use super::locate::Located;
 use super::port::{BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication};
+use super::promote::Promotion;
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::{ForeignLock, domain};
 use crate::gluster::{
@@ -26,7 +27,7 @@ const DIRTY_XATTR: &str = "trusted.afr.dirty";
 const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
 
 /// The byte that carries the holder's record, beyond any file's data.
-const RECORD: LockRange = LockRange {
+pub const RECORD: LockRange = LockRange {
     start: 1 << 62,
     len: 1,
 };
@@ -56,11 +57,23 @@ mod qemu {
 
 /// One brick's port.
 pub struct GlusterPort {
+    /// Its child index.
+    child: usize,
     spec: BrickSpec,
     located: Located,
     identity: Identity,
     timeouts: Timeouts,
+    overruled: Option<Overruled>,
     live: Option<Live>,
+}
+
+/// Accusations of the local copy that were given up when it was promoted.
+#[derive(Clone, Debug)]
+pub struct Overruled {
+    /// Which ones.
+    pub promotion: Promotion,
+    /// Child index of the promoted copy.
+    pub local: usize,
 }
 
 /// What exists only while connected.
@@ -72,22 +85,26 @@ struct Live {
 
 impl GlusterPort {
     /// The ports of all bricks of the image's replica set, in child order, not
-    /// connected yet. `owner` goes with every lock.
+    /// connected yet. `owner` goes with every lock. What is `overruled` is taken off a
+    /// brick when it is read, so only with the locks of a writer.
     pub fn for_set(
         located: &Located,
         owner: &LkOwner,
         timeouts: Timeouts,
+        overruled: Option<&Overruled>,
     ) -> Vec<Box<dyn BrickPort>> {
-        let port = |spec: &BrickSpec| -> Box<dyn BrickPort> {
+        let port = |(child, spec): (usize, &BrickSpec)| -> Box<dyn BrickPort> {
             Box::new(Self {
+                child,
                 spec: spec.clone(),
                 located: located.clone(),
                 identity: identity(owner.clone()),
                 timeouts,
+                overruled: overruled.cloned(),
                 live: None,
             })
         };
-        located.set.bricks.iter().map(port).collect()
+        located.set.bricks.iter().enumerate().map(port).collect()
     }
 
     fn live(&self) -> Result<&Live, PortError> {
@@ -300,7 +317,28 @@ impl BrickPort for GlusterPort {
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
-        self.look_up()
+        let mut copy = self.look_up()?;
+        if let Some(Overruled { promotion, local }) = self.overruled.clone()
+            && let Some(counter) = copy.pending.get_mut(local)
+            && promotion.overrules(self.child, *counter)
+        {
+            log::warn!(
+                "{}: its accusation of the promoted copy is taken off",
+                self.spec
+            );
+            let accused = -*counter;
+            *counter = 0;
+            let change = |child| {
+                (
+                    Counter::Pending(child),
+                    if child == local { accused } else { 0 },
+                )
+            };
+            let changes: Vec<_> = (0..copy.pending.len()).map(change).collect();
+            self.add_to_counters(&changes)?;
+            self.fsync()?;
+        }
+        Ok(copy)
     }
 
     fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError> {

@@ -22,6 +22,7 @@ pub mod machine;
 pub mod marking;
 pub mod open;
 pub mod port;
+pub mod promote;
 pub mod runner;
 pub mod session;
 pub mod snapshot;

@@ -1,29 +1,13 @@
-//! The healers, one per node: `bypass-blk heald`. Where the program has no such
-//! command yet, there are none.
+//! The healers, one per node.
 
-use std::fs::File;
-use std::process::Stdio;
-use std::sync::LazyLock;
+use bypass_harness::Cluster;
 
-use bypass_harness::{Background, Cluster};
+use crate::support::healer::Healer;
 
-use crate::support::daemon::{BINARY, run_dir, state_dir};
-
-/// Whether the program has healers.
-pub static EXISTS: LazyLock<bool> = LazyLock::new(|| {
-    let help = std::process::Command::new(BINARY)
-        .arg("--help")
-        .output()
-        .unwrap();
-    String::from_utf8_lossy(&help.stdout)
-        .lines()
-        .any(|line| line.trim_start().starts_with("heald "))
-});
-
-/// One healer per node.
+/// One healer per node, or none while they are stopped.
 pub struct Healers {
     cluster: Cluster,
-    running: Vec<Background>,
+    running: Vec<Healer>,
 }
 
 impl Healers {
@@ -33,39 +17,25 @@ impl Healers {
             cluster: cluster.clone(),
             running: Vec::new(),
         };
-        if *EXISTS {
-            let nodes = 0..cluster.nodes().len();
-            healers.running = nodes.map(|node| healers.launch(node)).collect();
-        }
+        healers.start_all();
         healers
     }
 
-    fn launch(&self, node: usize) -> Background {
-        let node = self.cluster.node(node);
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(node.place().dir().join("heald.log"))
-            .unwrap();
-        let mut command = node.command(BINARY);
-        command
-            .args(["heald", "--log-level", "debug", "--server", node.address()])
-            .arg("--run-dir")
-            .arg(run_dir(node))
-            .arg("--state-dir")
-            .arg(state_dir(node))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        Background::start(&mut command).unwrap()
+    /// Starts one on every node.
+    pub fn start_all(&mut self) {
+        let nodes = self.cluster.nodes().iter();
+        self.running = nodes.map(|node| Healer::start(node, &[])).collect();
+    }
+
+    /// SIGKILL for all of them.
+    pub fn kill_all(&mut self) {
+        self.running.drain(..).for_each(Healer::kill);
     }
 
     /// SIGKILL for a node's healer, and a new one.
     pub fn kill(&mut self, node: usize) {
-        if *EXISTS {
-            self.running[node].kill();
-            self.running[node] = self.launch(node);
-        }
+        let new = Healer::start(self.cluster.node(node), &[]);
+        std::mem::replace(&mut self.running[node], new).kill();
     }
 
     /// Whether all of them run.
@@ -73,10 +43,12 @@ impl Healers {
     /// # Errors
     /// Which one ended by itself.
     pub fn check(&mut self) -> Result<(), String> {
-        let ended = self.running.iter_mut().enumerate();
-        for (node, healer) in ended {
+        for (node, healer) in self.running.iter_mut().enumerate() {
             if let Some(status) = healer.exited() {
-                return Err(format!("the healer of node {node} ended: {status}"));
+                return Err(format!(
+                    "the healer of node {node} ended: {status}\n{}",
+                    healer.log()
+                ));
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 //!
 //! [`schedule`] draws a round from a seed, [`world`] makes it happen, [`load`]
 //! writes through [`device`] and tells the [`oracle`], [`checks`] compare it with
-//! the bricks' files. [`healer`] is there once the program has one.
+//! the bricks' files.
 
 pub mod checks;
 pub mod device;

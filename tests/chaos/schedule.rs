@@ -49,13 +49,26 @@ impl fmt::Display for Fault {
     }
 }
 
-/// How a round's session ends.
+/// How a round ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// SIGTERM; then stock Gluster heals.
-    Term,
-    /// SIGKILL; then stock Gluster heals.
-    Kill,
+    /// The session goes on, into the next round, and its healer makes all equal.
+    GoOn,
+    /// SIGTERM for the daemon.
+    Term(Finisher),
+    /// SIGKILL for it.
+    Kill(Finisher),
+}
+
+/// Who makes the copies equal after the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finisher {
+    /// The healers; the stock self-heal daemons are dead.
+    Healers,
+    /// The stock self-heal daemons; the healers are dead.
+    Stock,
+    /// Whoever comes first.
+    Either,
 }
 
 /// A round.
@@ -94,15 +107,24 @@ impl Plan {
             serve_on,
             quorum_timeout,
             faults,
-            ending: *rng.pick(&[Ending::Term, Ending::Kill]),
+            ending: draw_ending(rng),
         }
+    }
+}
+
+fn draw_ending(rng: &mut Rng) -> Ending {
+    let finisher = *rng.pick(&[Finisher::Healers, Finisher::Stock, Finisher::Either]);
+    match rng.below(3) {
+        0 => Ending::GoOn,
+        1 => Ending::Term(finisher),
+        _ => Ending::Kill(finisher),
     }
 }
 
 fn draw_fault(rng: &mut Rng, cut: &[bool; NODES]) -> Fault {
     loop {
         let node = rng.below(NODES as u64) as usize;
-        let fault = match rng.below(16) {
+        let fault = match rng.below(17) {
             0..=2 => Fault::KillDaemon { elsewhere: None },
             3 => Fault::KillDaemon {
                 elsewhere: Some(node),
@@ -120,7 +142,6 @@ fn draw_fault(rng: &mut Rng, cut: &[bool; NODES]) -> Fault {
             Fault::Mend(node) => cut[node],
             // glusterd's transactions wait for nodes that are silent.
             Fault::StartBricks => !cut.contains(&true),
-            Fault::KillHealer(_) => *super::healer::EXISTS,
             _ => true,
         };
         if possible {

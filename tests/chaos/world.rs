@@ -10,7 +10,7 @@ use super::healer::Healers;
 use super::load::{Done, Load, Tally};
 use super::oracle::Oracle;
 use super::rng::Rng;
-use super::schedule::{Ending, Fault, NODES};
+use super::schedule::{Ending, Fault, Finisher, NODES};
 use crate::support::daemon::{Daemon, Refused};
 use crate::support::{IMAGE, IMAGE_BYTES};
 
@@ -270,30 +270,64 @@ impl World {
         self.check_served()
     }
 
-    /// The session ends and the copies are healed; then all of them must be what
-    /// was acknowledged. Returns how long the heal took.
+    /// The copies are healed; then all of them must be what was acknowledged.
+    /// Returns how long the heal took.
     pub fn end_round(&mut self, ending: Ending) -> Result<Duration, String> {
-        let serving = self.serving.take().ok_or("nothing is served")?;
         match ending {
-            Ending::Kill => serving.daemon.kill(),
-            Ending::Term => {
+            Ending::GoOn => {}
+            Ending::Term(finisher) => {
+                self.prepare(finisher)?;
+                let serving = self.serving.take().ok_or("nothing is served")?;
                 let status = serving.daemon.stop();
                 if !status.success() {
                     return Err(format!("SIGTERM ended the daemon with {status}"));
                 }
             }
+            Ending::Kill(finisher) => {
+                self.prepare(finisher)?;
+                let serving = self.serving.take().ok_or("nothing is served")?;
+                serving.daemon.kill();
+            }
         }
-        self.note(format!("the session has ended: {ending:?}"));
+        self.note(format!("ending: {ending:?}"));
         self.check_served()?;
         let begin = Instant::now();
         text(self.volume.wait_healed(IMAGE, HEAL))?;
         let took = begin.elapsed();
         self.note("healed");
+        self.healers.check()?;
         let copy = checks::all_copies_are_right(&self.volume, self.oracle()?)?;
-        if let Some(oracle) = &mut self.oracle {
+        if self.serving.is_none()
+            && let Some(oracle) = &mut self.oracle
+        {
             oracle.settle(&copy);
         }
+        self.everybody_back(ending)?;
         Ok(took)
+    }
+
+    /// Nobody but the chosen one heals.
+    fn prepare(&mut self, finisher: Finisher) -> Result<(), String> {
+        match finisher {
+            Finisher::Either => {}
+            Finisher::Stock => self.healers.kill_all(),
+            Finisher::Healers => {
+                for node in 0..NODES {
+                    text(self.volume.crash_self_heal_daemon(node))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn everybody_back(&mut self, ending: Ending) -> Result<(), String> {
+        match ending {
+            Ending::Term(Finisher::Stock) | Ending::Kill(Finisher::Stock) => {
+                self.healers.start_all();
+                Ok(())
+            }
+            _ => text(self.volume.revive()),
+        }
     }
 }
 

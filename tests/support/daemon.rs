@@ -20,17 +20,6 @@ pub struct Daemon {
     log: PathBuf,
     socket: PathBuf,
     node: Node,
-    run_dir: PathBuf,
-}
-
-/// Where the daemons of a node have their control sockets.
-pub fn run_dir(node: &Node) -> PathBuf {
-    node.place().dir().join("control")
-}
-
-/// Where the daemons of a node keep their dirty maps.
-pub fn state_dir(node: &Node) -> PathBuf {
-    node.place().dir().join("state")
 }
 
 /// A daemon that ended before it served.
@@ -93,7 +82,6 @@ impl Daemon {
             log,
             socket,
             node: node.clone(),
-            run_dir,
         }
     }
 
@@ -145,12 +133,12 @@ impl Daemon {
         let mut command = self.node.command(BINARY);
         command
             .args(["status", "--json", "--run-dir"])
-            .arg(&self.run_dir);
+            .arg(run_dir(&self.node));
         let text = bypass_harness::run_command(&mut command, PATIENCE).unwrap();
-        let images: Vec<Value> = serde_json::from_str(&text).unwrap();
-        let socket = self.socket.display().to_string();
-        let ours = |image: &&Value| image["serving"]["socket"] == socket.as_str();
-        images.iter().find(ours).cloned().unwrap_or_default()
+        let images: Value = serde_json::from_str(&text).unwrap();
+        let ours = |image: &&Value| image["holder"]["pid"] == self.pid();
+        let image = images.as_array().unwrap().iter().find(ours);
+        image.cloned().unwrap_or_default()
     }
 
     /// Waits until the status says this state.
@@ -182,6 +170,16 @@ impl Daemon {
     pub fn kill(mut self) {
         self.process.kill();
     }
+}
+
+/// Where the daemons of a node have their control sockets.
+pub fn run_dir(node: &Node) -> PathBuf {
+    node.place().dir().join("run")
+}
+
+/// Where the daemons of a node keep their dirty maps.
+pub fn state_dir(node: &Node) -> PathBuf {
+    node.place().dir().join("state")
 }
 
 /// Runs another command of the program on a node; its exit code and output, both

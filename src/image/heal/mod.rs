@@ -14,10 +14,13 @@
 //! * [`link`]: what a healer and its session tell each other.
 //! * [`throttle`]: the bandwidth limit. [`progress`]: what a status shows.
 
+pub mod backoff;
 pub mod clock;
+pub mod copies;
 mod copy;
 pub mod engine;
 pub mod error;
+pub mod follow;
 pub mod gluster_peer;
 pub mod link;
 pub mod local;

@@ -1,5 +1,6 @@
 //! An image under test: its local file, dirty map, peer, and who else writes to it.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -169,12 +170,21 @@ pub struct Guest {
     in_flight: Vec<Write>,
     /// Where it writes to ends here.
     end: u64,
+    /// The sectors of the writes in flight and of those begun since
+    /// [`Guest::remember`].
+    unsure: HashSet<u64>,
 }
 
 struct Write {
     offset: u64,
     data: Vec<u8>,
     landed: bool,
+}
+
+impl Write {
+    fn sectors(&self) -> std::ops::Range<u64> {
+        self.offset / 512..(self.offset + self.data.len() as u64) / 512
+    }
 }
 
 impl Guest {
@@ -184,7 +194,25 @@ impl Guest {
             file: world.file(),
             in_flight: Vec::new(),
             end,
+            unsure: HashSet::new(),
         }
+    }
+
+    /// From now on, sectors that nothing is written to keep what they have.
+    pub fn remember(&mut self) {
+        self.unsure = self.in_flight.iter().flat_map(Write::sectors).collect();
+    }
+
+    /// Has the brick on its disk every byte that was written, and no more written
+    /// to, when [`Guest::remember`] was called?
+    pub fn is_all_at(&self, brick: &Brick) -> bool {
+        let mut local = vec![0; SIZE as usize];
+        self.file.read_exact_at(&mut local, 0).unwrap();
+        let brick = &brick.state().disk;
+        let sectors = local.chunks(512).zip(brick.chunks(512));
+        (0..)
+            .zip(sectors)
+            .all(|(sector, (ours, theirs))| self.unsure.contains(&sector) || ours == theirs)
     }
 
     pub fn step(&mut self, rng: &mut Rng) {
@@ -192,11 +220,13 @@ impl Guest {
             let length = 512 * (1 + rng.below(12));
             let offset = 512 * rng.below((self.end - length) / 512 + 1);
             if self.map.begin_write(offset, length) == Begun::Yes {
-                self.in_flight.push(Write {
+                let write = Write {
                     offset,
                     data: rng.bytes(length),
                     landed: false,
-                });
+                };
+                self.unsure.extend(write.sectors());
+                self.in_flight.push(write);
             }
         } else if !self.in_flight.is_empty() {
             let index = rng.below(self.in_flight.len() as u64) as usize;
