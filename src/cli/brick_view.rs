@@ -86,6 +86,7 @@ impl BrickView {
             size: self.located.size,
             local: None,
             arbiter: self.located.arbiter(),
+            last_verified: None,
         }
     }
 }
@@ -102,6 +103,7 @@ fn copy_status(brick: String, answer: Result<CopyState, PortError>) -> CopyStatu
         reachable: reason.is_none(),
         reason,
         stale: false,
+        behind: None,
         fenced: copy.as_ref().is_some_and(|copy| copy.fenced),
         marks: copy.map(|copy| copy.pending),
     }

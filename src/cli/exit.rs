@@ -9,6 +9,7 @@ use crate::gluster::GlusterdError;
 use crate::gluster::rpc::BadLkOwner;
 use crate::gluster::volume::VolfileError;
 use crate::image::error::{LocalError, OpenError, chain};
+use crate::image::heal::follow::FollowError;
 use crate::image::locate::LocateError;
 use crate::image::port::Lock;
 use crate::image::promote;
@@ -34,7 +35,8 @@ Exit codes:
   23  the image is empty                 50  socket path in use
   24  its size is not whole blocks       51  socket cannot be made or used
   25  it looks like an image format      52  the disk cannot be served by this device
-  73  the copy may not be promoted       60  the session stopped by itself while serving
+  60  the session stopped while serving  70  not everything could be healed
+  73  the copy may not be promoted
 What to do about each: docs/failures.md";
 
 /// Why a command failed.
@@ -75,6 +77,17 @@ pub enum Failure {
         #[source]
         source: std::io::Error,
     },
+    /// The image is not clean.
+    #[error("{image} is not clean: {why}")]
+    NotClean {
+        /// Which.
+        image: String,
+        /// Why.
+        why: String,
+    },
+    /// The image cannot be healed.
+    #[error(transparent)]
+    NotHealed(#[from] FollowError),
     /// The copy may not be promoted.
     #[error("not promoted: {0}")]
     NotPromoted(#[source] promote::Refusal),
@@ -107,8 +120,9 @@ impl Failure {
             Self::Control(_) | Self::Socket { .. } => 51,
             Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
+            Self::NotClean { .. } => 70,
             Self::NotPromoted(_) => 73,
-            Self::LockOwner(_) | Self::System { .. } => 1,
+            Self::LockOwner(_) | Self::System { .. } | Self::NotHealed(_) => 1,
         }
     }
 

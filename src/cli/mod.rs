@@ -7,6 +7,8 @@ mod bandwidth;
 mod brick_view;
 mod exit;
 mod finish;
+mod heal;
+mod heal_verdict;
 mod heald;
 mod listen;
 mod logging;
@@ -51,6 +53,8 @@ enum Command {
     /// Heal the images of this host: follow every session, finish what ended ones left.
     /// One per host, always running
     Heald(heald::HealdArgs),
+    /// Heal one image now, in the foreground
+    Heal(heal::HealArgs),
     /// Change the bandwidth limit of this host's healer
     Bandwidth(bandwidth::BandwidthArgs),
     /// Make this host's stale copy the fresh one, when the host with the newer data is
@@ -190,6 +194,7 @@ pub fn run() -> ExitCode {
         Some(Command::Serve(args)) => serve::run(*args),
         Some(Command::Status(args)) => status::run(args),
         Some(Command::Heald(args)) => heald::run(args),
+        Some(Command::Heal(args)) => heal::run(args),
         Some(Command::Bandwidth(args)) => bandwidth::run(args),
         Some(Command::Promote(args)) => promote::run(args),
         Some(Command::Release(args)) => release::run(args),

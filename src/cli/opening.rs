@@ -1,12 +1,13 @@
 //! Finding an image and opening a session on it: what `serve`, `heal` and `heald`
 //! have in common.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use crate::control::socket::{self, Request};
 use crate::gluster::Timeouts;
 use crate::image::dirty::{ExtentSize, MapError};
 use crate::image::error::chain;
@@ -22,6 +23,11 @@ use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
 
 use super::brick_view::{host_name, lock_owner};
 use super::{Failure, Server};
+
+/// How long a healer may take to give an image up: it waits for what it sent.
+const YIELD_LIMIT: Duration = Duration::from_secs(30);
+/// How often it is looked whether it did.
+const YIELD_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where this host keeps what it knows of its images.
 #[derive(Args, Clone, Debug)]
@@ -151,6 +157,21 @@ pub fn open(
         on_stop,
     )?;
     Ok(opened)
+}
+
+/// A healer of this host that has opened the image for itself gives it back.
+pub fn take_over(run_dir: &Path, gfid: uuid::Uuid) -> Result<(), Failure> {
+    for path in socket::list(run_dir)? {
+        if !socket::is_of(&path, gfid) || socket::ask(&path, &Request::Yield).is_err() {
+            continue;
+        }
+        log::info!("the healer of this host gives the image up");
+        let begin = Instant::now();
+        while !socket::is_gone(&path) && begin.elapsed() < YIELD_LIMIT {
+            std::thread::sleep(YIELD_PAUSE);
+        }
+    }
+    Ok(())
 }
 
 /// Ends a session whose device is drained, and keeps in mind if nothing is left to do.

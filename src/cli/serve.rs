@@ -176,6 +176,9 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let place = find(&args)?;
     let stopped = Arc::new(Mutex::new(None));
     let state = StateDir::new(&args.state_dir.state_dir);
+    if !args.read_only {
+        opening::take_over(&args.run_dir.run_dir, place.located.gfid)?;
+    }
     let (session, local) = open_session(&args, &place, &state, &stop, stopped.clone())?;
     let disk = Disk::new(local.file, &serial(&args, &place.located))?;
     let server = Server::new(disk, session.gate(), config)?;
@@ -273,6 +276,7 @@ fn identity(place: &Place, size: u64) -> Identity {
         size,
         local: Some(place.local),
         arbiter: place.located.arbiter(),
+        last_verified: None,
     }
 }
 

@@ -292,6 +292,12 @@ pub fn is_of(path: &Path, gfid: uuid::Uuid) -> bool {
     name.is_some_and(|name| name.contains(&gfid.to_string()))
 }
 
+/// The daemon is gone, whether or not it took its socket away.
+pub fn is_gone(path: &Path) -> bool {
+    let gone = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+    UnixStream::connect(path).is_err_and(|error| gone.contains(&error.kind()))
+}
+
 /// Nobody listens on this socket any more.
 pub fn is_dead(path: &Path) -> bool {
     let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;

@@ -81,6 +81,8 @@ struct Live {
     brick: Brick,
     gfid: Gfid,
     fd: Option<RemoteFd>,
+    /// AFR's data lock is held through this connection.
+    data_locked: bool,
 }
 
 impl GlusterPort {
@@ -177,6 +179,27 @@ impl GlusterPort {
             dirty: data_counter(DIRTY_XATTR)?,
             fenced: entry.xattrs.contains_key(FENCE_XATTR),
         })
+    }
+
+    fn note_data_lock(&mut self, lock: Lock, held: bool) {
+        if let Some(live) = self.live.as_mut().filter(|_| lock == Lock::Data) {
+            live.data_locked = held;
+        }
+    }
+
+    fn xattrop(&self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        let live = self.live()?;
+        let names = &self.located.set.pending_names;
+        let named = changes.iter().filter_map(|(counter, change)| {
+            let name = match counter {
+                Counter::Pending(child) => names.get(*child)?.as_str(),
+                Counter::Dirty => DIRTY_XATTR,
+            };
+            Some((name, Pending::data(*change)))
+        });
+        let named: Vec<_> = named.collect();
+        live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
+        Ok(())
     }
 
     fn publish_advisory(&mut self, read_only: bool) -> Result<Publication, PortError> {
@@ -280,15 +303,19 @@ impl BrickPort for GlusterPort {
             brick,
             gfid: entry.gfid(),
             fd: None,
+            data_locked: false,
         });
         Ok(())
     }
 
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
-        Ok(self.inodelk(lock, LockOp::Try, LockRange::WHOLE)? == Locked::Granted)
+        let granted = self.inodelk(lock, LockOp::Try, LockRange::WHOLE)? == Locked::Granted;
+        self.note_data_lock(lock, granted);
+        Ok(granted)
     }
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
+        self.note_data_lock(lock, false);
         let _ = self.inodelk(lock, LockOp::Unlock, LockRange::WHOLE)?;
         Ok(())
     }
@@ -335,7 +362,7 @@ impl BrickPort for GlusterPort {
                 )
             };
             let changes: Vec<_> = (0..copy.pending.len()).map(change).collect();
-            self.add_to_counters(&changes)?;
+            self.xattrop(&changes)?;
             self.fsync()?;
         }
         Ok(copy)
@@ -352,18 +379,12 @@ impl BrickPort for GlusterPort {
     }
 
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
-        let live = self.live()?;
-        let names = &self.located.set.pending_names;
-        let named = changes.iter().filter_map(|(counter, change)| {
-            let name = match counter {
-                Counter::Pending(child) => names.get(*child)?.as_str(),
-                Counter::Dirty => DIRTY_XATTR,
-            };
-            Some((name, Pending::data(*change)))
-        });
-        let named: Vec<_> = named.collect();
-        live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
-        Ok(())
+        // The changes follow from what was read under the lock. After a new connection
+        // it may be wrong.
+        match self.live()?.data_locked {
+            true => self.xattrop(changes),
+            false => Err(PortError::Away("its data lock was lost".to_owned())),
+        }
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {

@@ -144,6 +144,8 @@ pub enum Action {
     /// Store the missing marks on these bricks, durably; then report each
     /// success by [`Machine::marked`] and the end by [`Event::MarkRoundOver`].
     Mark(BrickSet),
+    /// From now on see whether the local file is written by somebody else.
+    WatchLocal,
     /// Start to count the time that writes wait.
     StartQuorumTimer,
     /// Stop counting it.
@@ -200,6 +202,11 @@ impl Machine {
         if self.held.contains(brick) {
             self.marked.insert(brick);
         }
+    }
+
+    /// The bricks whose marks are known to stand.
+    pub fn marked_bricks(&self) -> BrickSet {
+        self.marked
     }
 
     /// Marks against every peer are now durable on the local copy, whose brick's
@@ -323,10 +330,19 @@ impl Machine {
     /// stock Gluster may heal underneath us and remove the marks (AFR heals under
     /// the locks of all bricks, so one that is ours prevents it). Writes wait
     /// until the marks are known to stand again.
+    ///
+    /// Another session may even write and heal our copy meanwhile: the file is watched
+    /// from now on, as before the first write.
     fn unguarded(&mut self) -> Vec<Action> {
         self.phase = Phase::Stalled;
         self.marked = BrickSet::EMPTY;
-        vec![Action::SetGate(GateState::Hold), Action::StartQuorumTimer]
+        self.local_marked = false;
+        self.wrote = false;
+        vec![
+            Action::SetGate(GateState::Hold),
+            Action::WatchLocal,
+            Action::StartQuorumTimer,
+        ]
     }
 
     fn rejoined(&mut self, brick: usize, marks_stand: bool, local_untouched: bool) -> Vec<Action> {

@@ -208,9 +208,11 @@ impl Runner {
                     let debt = &mut self.debt;
                     let ready =
                         |copies: &[_]| debt.as_mut().and_then(|debt| stamp_for(debt, copies));
-                    let round = marking::mark(&self.shape, &self.workers, bricks, ready);
+                    let already = self.machine.marked_bricks();
+                    let round = marking::mark(&self.shape, &self.workers, bricks, already, ready);
                     actions.extend(self.conclude(round));
                 }
+                Action::WatchLocal => self.watch_local(),
                 Action::StartQuorumTimer => {
                     let timeout = self.quorum_timeout;
                     log::warn!(
@@ -275,7 +277,9 @@ impl Runner {
         for brick in round.marked.iter() {
             self.machine.marked(brick);
         }
-        if !self.machine.held().contains(self.shape.local) {
+        let local_away = !self.machine.held().contains(self.shape.local);
+        // As for the brick: not before it is known to be of use.
+        if local_away && self.shape.is_quorum(self.machine.marked_bricks()) {
             self.mark_local_file();
         }
         self.machine.step(Event::MarkRoundOver)

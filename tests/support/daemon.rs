@@ -193,3 +193,26 @@ pub fn run_on(node: &Node, args: &[&str]) -> (Option<i32>, String) {
         String::from_utf8_lossy(&text).into_owned(),
     )
 }
+
+/// `bypass-blk heal` of [`IMAGE`] on the node of a brick.
+pub fn heal(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, String) {
+    let node = volume.brick_node(brick);
+    let (target, name) = (
+        format!("{}{IMAGE}", volume.name()),
+        volume.brick_name(brick),
+    );
+    let (run_dir, state_dir) = (run_dir(node), state_dir(node));
+    let folder = |path: &Path| path.to_str().unwrap().to_owned();
+    let (run_dir, state_dir) = (folder(&run_dir), folder(&state_dir));
+    let mut args = vec!["heal", &target, "--server", node.address()];
+    args.extend([
+        "--run-dir",
+        &run_dir,
+        "--state-dir",
+        &state_dir,
+        "--brick",
+        &name,
+    ]);
+    args.extend(extra);
+    run_on(node, &args)
+}

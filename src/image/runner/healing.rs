@@ -4,6 +4,7 @@
 //! Copying is the healer's ([`super::super::heal`]).
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use super::Runner;
 use crate::image::bricks::BrickSet;
@@ -16,6 +17,11 @@ use crate::image::port::CopyState;
 use crate::image::session::Ending;
 use crate::image::snapshot::CopySnapshot;
 use crate::image::{data_lock, unmarking};
+
+/// How long the guest's writes may take to land when every brick is lost.
+const LANDING_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether they did.
+const LANDING_PAUSE: Duration = Duration::from_millis(5);
 
 impl Runner {
     /// What reachable peers miss must have this session's marks before it is healed.
@@ -144,6 +150,18 @@ impl Runner {
             return Err("every peer misses something".to_owned());
         }
         Ok(equal)
+    }
+
+    /// What was admitted before the gate was closed has to land first.
+    pub(super) fn watch_local(&mut self) {
+        let begin = Instant::now();
+        let in_flight = |debt: &Debt| debt.map().extents_in_flight() > 0;
+        while self.debt.as_ref().is_some_and(in_flight) && begin.elapsed() < LANDING_LIMIT {
+            std::thread::sleep(LANDING_PAUSE);
+        }
+        if let Err(error) = self.local.rebase() {
+            log::error!("{}", chain(&error));
+        }
     }
 
     /// A new beginning: what happens from now on is compared with now.
