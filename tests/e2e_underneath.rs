@@ -115,7 +115,7 @@ impl Writer {
             let located = catalog
                 .find(IMAGE, &identity(owner.clone()), &timeouts)
                 .unwrap();
-            let ports = GlusterPort::for_set(&located, &owner, timeouts);
+            let ports = GlusterPort::for_set(&located, &owner, timeouts, None);
             let setup = Setup {
                 shape: located.shape(LOCAL),
                 names: located.names(),

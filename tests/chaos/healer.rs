@@ -34,8 +34,9 @@ impl Healers {
 
     /// SIGKILL for a node's healer, and a new one.
     pub fn kill(&mut self, node: usize) {
+        self.running.remove(node).kill();
         let new = Healer::start(self.cluster.node(node), &[]);
-        std::mem::replace(&mut self.running[node], new).kill();
+        self.running.insert(node, new);
     }
 
     /// Whether all of them run.
