@@ -103,6 +103,7 @@ fn a_peer_that_is_away_holds_up_no_other_and_is_healed_when_it_returns() {
 fn a_killed_healer_and_a_killed_daemon_leave_what_the_next_healer_finishes() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
+    volume.set_self_heal_daemon(false).unwrap();
     let daemon = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
     // Slow enough to be killed on the way.
@@ -122,7 +123,6 @@ fn a_killed_healer_and_a_killed_daemon_leave_what_the_next_healer_finishes() {
     let marks = volume.marks(IMAGE).unwrap();
     assert!(marks.accuses(0, 1) && marks.accuses(0, 2), "{marks}");
 
-    // Stock Gluster must not come first.
     let healer = Healer::start(volume.brick_node(0), &[]);
     wait_clean(&volume);
     assert_clean(&volume);
@@ -156,6 +156,7 @@ fn what_a_stopped_healer_leaves_stock_gluster_finishes_alone() {
 fn a_daemon_takes_its_image_over_from_a_healer_that_finishes_it() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
+    volume.set_self_heal_daemon(false).unwrap();
     let daemon = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
     write_at(&mut disk, 1, 0..40);
@@ -185,6 +186,7 @@ fn a_daemon_takes_its_image_over_from_a_healer_that_finishes_it() {
 fn an_image_is_healed_in_the_foreground_whether_it_is_served_or_not() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
+    volume.set_self_heal_daemon(false).unwrap();
     let daemon = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
     write_at(&mut disk, 1, [1, 2, 3]);
@@ -226,6 +228,7 @@ fn an_image_is_healed_in_the_foreground_whether_it_is_served_or_not() {
 fn what_a_map_does_not_explain_is_compared_and_little_is_sent() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
+    volume.set_self_heal_daemon(false).unwrap();
     let daemon = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
     write_at(&mut disk, 1, [4]);

@@ -9,7 +9,7 @@ use crate::gluster::GlusterdError;
 use crate::gluster::rpc::BadLkOwner;
 use crate::gluster::volume::VolfileError;
 use crate::image::error::{LocalError, OpenError, chain};
-use crate::image::heal::follow::FollowError;
+use crate::image::heal::FollowError;
 use crate::image::locate::LocateError;
 use crate::image::port::Lock;
 use crate::image::promote;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::image::error::chain;
-use crate::image::heal::follow::{FollowOptions, Follower};
+use crate::image::heal::{FollowOptions, Follower};
 use crate::image::machine::Phase;
 use crate::image::snapshot::{CopySnapshot, Snapshot};
 use crate::image::state_dir::{Entry, StateDir};

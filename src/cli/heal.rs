@@ -14,8 +14,8 @@ use crate::control::remote::RemoteSession;
 use crate::control::socket::{self, ControlSocket};
 use crate::control::status::Status;
 use crate::image::error::chain;
-use crate::image::heal::follow::{FollowOptions, Follower};
 use crate::image::heal::{Figures, SessionLink};
+use crate::image::heal::{FollowOptions, Follower};
 use crate::image::state_dir::StateDir;
 
 use super::bandwidth::Rate;
@@ -92,7 +92,7 @@ enum Image {
     Served(PathBuf),
     /// Our own.
     Own {
-        session: OwnSession,
+        session: Box<OwnSession>,
         /// For status requests, and whoever wants to serve it.
         control: ControlSocket,
         give_way: Arc<AtomicBool>,
@@ -116,7 +116,7 @@ fn open(args: &HealArgs, stop: &Stop) -> Result<Image, Failure> {
     let give_way = Arc::new(AtomicBool::new(false));
     let control = session.listen(&args.run_dir.run_dir, give_way.clone())?;
     Ok(Image::Own {
-        session,
+        session: Box::new(session),
         control,
         give_way,
     })

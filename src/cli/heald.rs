@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::control::remote::RemoteSession;
 use crate::control::socket::{self, Answer, ControlSocket, Request};
 use crate::image::error::chain;
-use crate::image::heal::follow::{FollowOptions, Follower};
+use crate::image::heal::{FollowOptions, Follower};
 use crate::image::heal::{LinkError, SessionLink};
 use crate::image::state_dir::{Entry, StateDir};
 

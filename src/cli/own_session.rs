@@ -93,6 +93,7 @@ impl OwnSession {
                 size: local.size,
                 local: Some(place.local),
                 arbiter: place.located.arbiter(),
+                last_verified: None,
             },
             job: place.job(wanted.state, handle.peer_children()),
             session: handle,

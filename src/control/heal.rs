@@ -120,7 +120,7 @@ impl HealStatus {
                 Some(peer_heal(copies.get(behind.child)?, behind, healer, index))
             })
             .collect();
-        let etas = peers.iter().map(|peer| peer.eta_seconds);
+        let mut etas = peers.iter().map(|peer| peer.eta_seconds);
         let ages = peers.iter().map(|peer| peer.oldest_unsent_seconds);
         Self {
             healer: healer.map(|report| HealerStatus {
@@ -131,7 +131,7 @@ impl HealStatus {
             oldest_unsent_seconds: ages.fold(0.0, f64::max),
             oldest_unsent_at_least: peers.iter().any(|peer| peer.oldest_unsent_at_least),
             rate: healer.map(all_rates),
-            eta_seconds: etas.fold(Some(0), |all, one| Some(all?.max(one?))),
+            eta_seconds: etas.try_fold(0, |all, one| Some(all.max(one?))),
             peers,
         }
     }

@@ -32,6 +32,7 @@
 //! is sent as it is, without a claim to be clean: the peer then has every write
 //! that was over, and the extent stays dirty for the one that was not.
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,7 +41,7 @@ use std::time::Duration;
 use super::copy::Copier;
 use super::error::HealError;
 use super::local::LocalCopy;
-use super::pass::{Options, Pass, PassEnd, Settled};
+use super::pass::{Options, Pass, PassEnd};
 use super::peer::{HealPeer, PeerError};
 use super::plan::{self, Limits};
 use super::progress::Figures;
@@ -103,7 +104,7 @@ impl Engine {
     pub fn new(
         healer: Arc<Healer>,
         id: Peer,
-        file: std::fs::File,
+        file: Arc<File>,
         peer: Box<dyn HealPeer>,
         options: Options,
     ) -> Self {
@@ -149,23 +150,6 @@ impl Engine {
             }
         }
         done
-    }
-
-    /// Is the peer's copy equal to the local one, both durable? `None`: something
-    /// is dirty, or no pass was made yet. Flushes the local copy: what the peers
-    /// were healed from must survive a power cut once no mark tells of it.
-    ///
-    /// # Errors
-    /// [`HealError::Flush`].
-    pub fn settle(&mut self) -> Result<Option<Settled<'_>>, HealError> {
-        if !self.ready || self.unsynced || self.broken || self.next_dirty(0).is_some() {
-            return Ok(None);
-        }
-        self.local.sync().map_err(HealError::Flush)?;
-        // Only this engine clears, so what the scan finds clean has been clean
-        // since the scan began: all of it at that moment.
-        let clean = self.next_dirty(0).is_none() && self.peer.is_connected();
-        Ok(clean.then_some(Settled::new(self.id)))
     }
 
     fn pass(&mut self) -> Result<Pass, HealError> {

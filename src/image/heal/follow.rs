@@ -157,7 +157,7 @@ impl Follower {
         }
         let healer = Arc::new(Healer::claim(Arc::clone(&map))?);
         let copies = copies(&job);
-        let file = copies.local()?;
+        let file = Arc::new(copies.local()?);
         let board = Arc::new(Board::new(peers.len(), Arc::clone(&options.clock)));
         let throttle = Arc::new(Throttle::default());
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
@@ -172,7 +172,7 @@ impl Follower {
                 board: Arc::clone(&board),
                 healer: Arc::clone(&healer),
                 copies: Arc::clone(&copies),
-                file: file.try_clone().map_err(FollowError::Thread)?,
+                file: Arc::clone(&file),
                 options: engine,
                 state: healer::Connection::default(),
             };

@@ -1,6 +1,5 @@
 //! What a pass is told and what it tells.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -8,7 +7,6 @@ use std::time::Duration;
 use super::clock::{Clock, SystemClock};
 use super::progress::Progress;
 use super::throttle::Throttle;
-use crate::image::dirty::Peer;
 
 /// How an engine works.
 #[derive(Clone)]
@@ -74,32 +72,4 @@ pub struct Pass {
     /// durable at the peer as it was read: no write that was over by then is
     /// missing there, whether or not its extent is dirty again.
     pub covered: bool,
-}
-
-/// The proof that at one moment (when [`super::Engine::settle`] was called) the peer's
-/// copy was equal to the local one, both of them durable, no write in flight.
-///
-/// The engine can do nothing while this exists. So if the map still has nothing
-/// dirty for the peer, behind a closed gate, no write began since that moment, and
-/// the proof holds: then, and only then, may the marks against the peer go.
-#[must_use]
-#[derive(Debug)]
-pub struct Settled<'a> {
-    peer: Peer,
-    engine: PhantomData<&'a mut ()>,
-}
-
-impl Settled<'_> {
-    /// For the engine alone.
-    pub(super) fn new(peer: Peer) -> Self {
-        Self {
-            peer,
-            engine: PhantomData,
-        }
-    }
-
-    /// The peer.
-    pub fn peer(&self) -> Peer {
-        self.peer
-    }
 }

@@ -120,16 +120,26 @@ impl Board {
     pub fn take_hint(&self, hint: Hint) {
         let mut state = self.state();
         let state = &mut *state;
-        let marked_again = hint.marked && !state.hint.marked;
+        let now = self.clock.now();
+        let waits = |peer: &Healing| peer.clean_since.is_some() && !peer.settled;
+        let overlooked = hint.removable && !state.peers.iter().any(waits);
+        let mut marked_again = false;
         let of = |list: &[bool], peer: usize| list.get(peer).copied().unwrap_or(false);
         let peers = state.peers.iter_mut().zip(&self.switches).enumerate();
         for (index, (peer, switches)) in peers {
             let held = of(&hint.held, index);
-            peer.settled &= !marked_again;
+            // All that is clean was unmarked, and yet a mark could go: it is back.
+            if overlooked && peer.settled {
+                (peer.settled, peer.clean_since) = (false, Some(now));
+                marked_again = true;
+            }
             peer.returns += u64::from(held && !of(&state.hint.held, index));
             switches.halt.store(!held || state.stop, Ordering::Relaxed);
             let suspect = of(&hint.suspect, index);
             switches.compare_first.store(suspect, Ordering::Relaxed);
+        }
+        if marked_again {
+            state.idle.marked_again(now);
         }
         let told = |hint: &Hint| (hint.marked, hint.held.clone());
         if told(&hint) != told(&state.hint) {
@@ -152,6 +162,11 @@ impl Board {
             peer.copied = peer.state == HealState::Copying;
         }
         copied
+    }
+
+    /// Can a mark go, as far as the session knows?
+    pub fn is_removable(&self) -> bool {
+        self.state().hint.removable
     }
 
     /// From when on it is worth asking to remove marks: a peer has marks, and was

@@ -31,7 +31,7 @@ pub struct PeerHealer {
     pub healer: Arc<Healer>,
     pub copies: Arc<dyn Copies>,
     /// The local copy.
-    pub file: File,
+    pub file: Arc<File>,
     /// For its engines, the board's switches among them.
     pub options: Options,
     pub state: Connection,
@@ -140,15 +140,13 @@ impl PeerHealer {
     fn connect(&self) -> Result<Engine, String> {
         let peer = self.copies.connect(self.healer.map(), self.id);
         let peer = peer.map_err(|error| chain(&error))?;
-        let file = self.file.try_clone();
-        let file = file.map_err(|error| format!("cannot open the local copy again: {error}"))?;
-        let options = self.options.clone();
+        let (healer, file) = (Arc::clone(&self.healer), Arc::clone(&self.file));
         Ok(Engine::new(
-            Arc::clone(&self.healer),
+            healer,
             self.id,
             file,
             peer,
-            options,
+            self.options.clone(),
         ))
     }
 

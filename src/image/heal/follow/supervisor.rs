@@ -34,6 +34,10 @@ pub struct Supervisor {
     bandwidth: Arc<AtomicU64>,
     throttle: Arc<Throttle>,
     backoff: Backoff,
+    /// The guest's, since the backoff was last told.
+    latency: Option<Duration>,
+    /// When that was.
+    observed: Duration,
     all: Meter,
     /// In the map's order.
     peers: Vec<Watched>,
@@ -77,6 +81,8 @@ impl Supervisor {
             bandwidth: shared.bandwidth,
             throttle: shared.throttle,
             backoff: Backoff::default(),
+            latency: None,
+            observed: Duration::ZERO,
             all: Meter::new(BACKOFF_WINDOW),
             peers: peers.map(watched).collect(),
             retry: Retry::default(),
@@ -153,10 +159,16 @@ impl Supervisor {
     }
 
     fn slow_down(&mut self, now: Duration, hint: &Hint) {
+        self.latency = hint.latency.or(self.latency);
+        if now.saturating_sub(self.observed) < REPORT_PERIOD / 2 {
+            // A report out of turn: that time is too short to judge by.
+            return;
+        }
+        self.observed = now;
         let figures = self.peers.iter().map(|peer| peer.progress.figures());
         let rate = self.all.read(now, figures.map(|f| moved(&f)).sum());
         self.backoff.observe(&Interval {
-            latency: hint.latency,
+            latency: self.latency.take(),
             copied: self.board.take_copied(),
             rate,
         });
@@ -175,6 +187,14 @@ impl Supervisor {
         if self.unmark_due().is_none_or(|due| self.clock.now() < due) {
             return Ok(());
         }
+        // The session knows whose marks stand; what it said last may be old.
+        self.report()?;
+        if !self.board.is_removable() {
+            self.not_before = self.clock.now() + self.retry.pause();
+            return Ok(());
+        }
+        // Whoever sees that the image is clean sees what was done for it.
+        self.report()?;
         let answer = match self.link.unmark() {
             Ok(answer) => answer,
             Err(LinkError::Ended(why)) => return Err(why),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::super::{Clock, Figures, HealError, PassEnd};
 use super::CLIENT;
 use super::brick::{Call, Fault};
-use super::world::{EXTENT, SIZE, World, the_peer};
+use super::world::{EXTENT, SIZE, World};
 use crate::image::dirty::{Begun, Peers};
 
 /// No zero extent among them.
@@ -135,18 +135,6 @@ fn a_window_limits_what_is_on_its_way() {
 }
 
 #[test]
-fn a_settled_copy_needs_a_pass_and_nothing_dirty() {
-    let world = World::healed(5);
-    let mut engine = world.engine();
-    assert!(engine.settle().unwrap().is_none(), "no pass was made");
-    engine.run_pass().unwrap();
-    assert_eq!(engine.settle().unwrap().map(|s| s.peer()), Some(the_peer()));
-    world.write(0, &[1; 512]);
-    assert!(engine.settle().unwrap().is_none(), "a write came in");
-    world.finish(engine);
-}
-
-#[test]
 fn a_healer_killed_before_the_fsync_leaves_everything_dirty() {
     let world = World::new(6);
     let mut engine = world.engine();
@@ -167,7 +155,7 @@ fn a_connection_that_broke_is_not_used_again() {
     assert!(engine.run_pass().unwrap_err().lost_peer());
     assert_eq!(world.debt(), 40);
     assert!(matches!(engine.run_pass(), Err(HealError::Broken { .. })));
-    assert!(engine.settle().unwrap().is_none());
+    assert!(!engine.is_usable());
     drop(engine);
     world.finish(world.engine());
 }
