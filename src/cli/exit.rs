@@ -3,6 +3,7 @@
 
 use thiserror::Error;
 
+use crate::control::metrics::MetricsError;
 use crate::control::socket::ControlError;
 use crate::device::DeviceError;
 use crate::gluster::GlusterdError;
@@ -60,6 +61,9 @@ pub enum Failure {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The metrics' socket or file.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The vhost-user socket's path belongs to somebody.
     #[error(
         "the socket path {path} is in use by a live process. Stop it, or choose another --socket-path"
@@ -117,7 +121,7 @@ impl Failure {
             Self::Open(error) => open_code(error),
             Self::State(_) => 36,
             Self::Device(_) => 52,
-            Self::Control(_) | Self::Socket { .. } => 51,
+            Self::Control(_) | Self::Metrics(_) | Self::Socket { .. } => 51,
             Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
             Self::NotClean { .. } => 70,

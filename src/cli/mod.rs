@@ -20,6 +20,7 @@ mod serve;
 mod service;
 mod status;
 mod stop;
+mod watch;
 
 use std::process::ExitCode;
 

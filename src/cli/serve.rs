@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
+use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::socket::ControlSocket;
 use crate::control::status::Identity;
 use crate::device::{Config, Disk, Server};
@@ -118,6 +119,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = opening::extent_size)]
     extent_size: ExtentSize,
 
+    /// Give metrics of the image to Prometheus: unix:PATH answers HTTP on a unix
+    /// socket, textfile:PATH.prom is written every 15 s for node_exporter. They are
+    /// described in docs/status.md
+    #[arg(long, value_name = "unix:PATH|textfile:PATH")]
+    metrics: Option<Endpoint>,
+
     #[command(flatten)]
     state_dir: StateDirArgs,
 
@@ -196,7 +203,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let front_end = Arc::new(AtomicBool::new(false));
     let handle = session.handle();
-    let service = Service {
+    let service = Arc::new(Service {
         identity: identity(&place, local.size),
         job: place.job(&state, handle.peer_children()),
         session: handle,
@@ -207,7 +214,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             read_only: args.read_only,
         }),
         last_timed: Mutex::default(),
-    };
+    });
+    let _metrics = start_metrics(&args, &service)?;
     let control = ControlSocket::bind(
         &args.run_dir.run_dir,
         &place.located.volume,
@@ -238,6 +246,18 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         ))),
         None => Ok(()),
     }
+}
+
+/// They end when this is dropped.
+fn start_metrics(
+    args: &ServeArgs,
+    service: &Arc<Service>,
+) -> Result<Option<Metrics>, MetricsError> {
+    let start = |endpoint| {
+        let service = service.clone();
+        Metrics::start(endpoint, move || vec![service.status()])
+    };
+    args.metrics.as_ref().map(start).transpose()
 }
 
 type Stopped = Arc<Mutex<Option<StopReason>>>;

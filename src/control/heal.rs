@@ -131,7 +131,7 @@ impl HealStatus {
             oldest_unsent_seconds: ages.fold(0.0, f64::max),
             oldest_unsent_at_least: peers.iter().any(|peer| peer.oldest_unsent_at_least),
             rate: healer.map(all_rates),
-            eta_seconds: etas.try_fold(0, |all, one| Some(all.max(one?))),
+            eta_seconds: etas.try_fold(0, |all: u64, one| Some(all.max(one?))),
             peers,
         }
     }

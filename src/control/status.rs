@@ -72,6 +72,34 @@ pub enum State {
     Unknown,
 }
 
+impl State {
+    /// Every one.
+    pub const ALL: [Self; 8] = [
+        Self::Clean,
+        Self::Dirty,
+        Self::Marking,
+        Self::Stalled,
+        Self::Failed,
+        Self::Stopped,
+        Self::SplitBrain,
+        Self::Unknown,
+    ];
+
+    /// Its name in the document.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Dirty => "dirty",
+            Self::Marking => "marking",
+            Self::Stalled => "stalled",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+            Self::SplitBrain => "split-brain",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Who holds the lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HolderStatus {

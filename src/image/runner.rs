@@ -120,10 +120,11 @@ impl Runner {
         if let Err(error) = self.local.sync() {
             log::error!("{}", chain(&error));
         }
-        if let Some(debt) = &self.debt
-            && let Err(error) = debt.map().close_clean()
-        {
-            log::error!("{}", chain(&error));
+        if let Some(debt) = &self.debt {
+            if let Err(error) = debt.map().close_clean() {
+                log::error!("{}", chain(&error));
+            }
+            debt.map().release();
         }
         self.let_go("the session is closed");
         ending

@@ -1,0 +1,81 @@
+//! What `status` and the metrics say of the debt of a real session.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use bypass_harness::Cluster;
+use support::daemon::{Daemon, run_on};
+use support::front_end::FrontEnd;
+use support::{IMAGE, PATIENCE, pattern, replica_3};
+
+fn scrape(socket: &Path) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    reply
+}
+
+#[test]
+fn what_the_guest_wrote_is_a_debt_to_every_peer_until_somebody_heals_it() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("metrics.sock");
+    let metrics = format!("unix:{}", socket.display());
+    let daemon = Daemon::serve(&volume, 0, &["--metrics", &metrics]);
+
+    let status = daemon.status();
+    assert_eq!(status["version"], 2);
+    assert_eq!(status["heal"]["oldest_unsent_seconds"], 0.0, "{status:#}");
+    assert_eq!(status["copies"][0]["behind"], serde_json::Value::Null);
+
+    // Two extents of 64 KiB, and a part of a third.
+    let mut disk = FrontEnd::connect(daemon.socket());
+    disk.write(1 << 20, &pattern(1, 1 << 20, 131_072 + 4096), PATIENCE)
+        .unwrap();
+    disk.flush(PATIENCE).unwrap();
+
+    let status = daemon.status();
+    for (peer, copy) in [(0, 1), (1, 2)] {
+        let behind = &status["copies"][copy]["behind"];
+        assert_eq!(behind["extents"], 3, "{status:#}");
+        assert_eq!(behind["bytes"], 3 * 65536);
+        assert_eq!(behind["suspect"], false);
+        let heal = &status["heal"]["peers"][peer];
+        assert_eq!(heal["copy"], copy);
+        assert_eq!(heal["state"], "waiting");
+        assert_eq!(heal["waits_for"], "healer");
+        assert!(heal["oldest_unsent_seconds"].as_f64().unwrap() > 0.0);
+        assert_eq!(heal["oldest_unsent_at_least"], false);
+    }
+
+    let text = scrape(&socket);
+    assert!(text.ends_with("\n# EOF\n"), "{text}");
+    for brick in 1..3 {
+        let brick = volume.brick_name(brick);
+        let behind = format!(
+            "bypass_blk_copy_behind_bytes{{volume=\"gv0\",image=\"{IMAGE}\",brick=\"{brick}\"}} 196608.0\n"
+        );
+        assert!(text.contains(&behind), "{text}");
+    }
+
+    let node = volume.brick_node(0).clone();
+    drop(disk);
+    assert_eq!(daemon.stop().code(), Some(0));
+    assert!(!socket.exists(), "the metrics socket is left behind");
+
+    // From the bricks alone nobody knows how much it is.
+    let target = format!("gv0{IMAGE}");
+    let args = ["status", "--server", node.address(), "--json", &target];
+    let (code, text) = run_on(&node, &args);
+    assert_eq!(code, Some(0), "{text}");
+    let seen: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(seen[0]["heal"], serde_json::Value::Null);
+    assert_eq!(seen[0]["serving"], serde_json::Value::Null);
+}
