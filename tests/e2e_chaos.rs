@@ -3,7 +3,7 @@
 //!
 //! A round: the image is served from one of the nodes and written to with several
 //! requests in flight, while daemon, healers, brick processes and stock self-heal
-//! daemons are killed and links are cut, at random. Then everything comes back.
+//! daemons are killed or frozen and links are cut, at random. Then everything comes back.
 //! It must hold then, and after every kill of the daemon:
 //!
 //! 1. nothing acknowledged is missing on the copy that is served;
@@ -100,11 +100,12 @@ fn number(variable: &str) -> Option<u64> {
 fn round(world: &mut World, plan: &Plan, rng: Rng) -> Result<String, String> {
     let begin = Instant::now();
     world.begin_round(rng, plan.serve_on, plan.quorum_timeout)?;
+    let served = world.local;
     let mut faults = Vec::new();
     for (pause, fault) in &plan.faults {
         std::thread::sleep(*pause);
         world.suffer(*fault)?;
-        faults.push(fault.to_string());
+        faults.push(format!("{fault:?}"));
     }
     world.recover()?;
     let healed = world.end_round(plan.ending)?;
@@ -121,7 +122,7 @@ fn round(world: &mut World, plan: &Plan, rng: Rng) -> Result<String, String> {
         "brick {}: {}; {:?}. {writes} writes ({:.1} MiB), {zeroed} zeroed, {flushes} flushes \
          acknowledged, {reads} reads right, {errors} errors, {open} never answered; \
          {:.1} s, healed in {:.1} s",
-        plan.serve_on,
+        served,
         faults.join(", "),
         plan.ending,
         written as f64 / f64::from(1 << 20),

@@ -39,6 +39,11 @@ impl Healers {
         self.running.insert(node, new);
     }
 
+    /// The process id of a node's healer.
+    pub fn pid(&self, node: usize) -> u32 {
+        self.running[node].pid()
+    }
+
     /// Whether all of them run.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bypass_harness::{Cluster, Volume};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::checks;
 use super::healer::Healers;
@@ -42,10 +43,11 @@ pub struct World {
     /// While no load has it.
     oracle: Option<Oracle>,
     /// The brick that was served last, which has the fresh copy.
-    local: usize,
+    pub local: usize,
     /// Cut-off daemons whose image was opened elsewhere.
     overtaken: Vec<Daemon>,
     quorum_timeout: &'static str,
+    frozen: Vec<Pid>,
     rng: Rng,
     begin: Instant,
     /// What was done, of the present round.
@@ -66,6 +68,7 @@ impl World {
             local: 0,
             overtaken: Vec::new(),
             quorum_timeout: "10m",
+            frozen: Vec::new(),
             rng: Rng::new(0, 0),
             begin,
             tally: Tally::default(),
@@ -103,19 +106,39 @@ impl World {
 
     /// Makes a fault happen.
     pub fn suffer(&mut self, fault: Fault) -> Result<(), String> {
-        self.note(fault.to_string());
+        self.note(format!("{fault:?}"));
         match fault {
-            Fault::KillDaemon { elsewhere } => self.kill_and_restart(elsewhere),
-            Fault::Rival(node) => self.rival(node),
-            Fault::KillBrick(brick) => text(self.volume.crash_brick(brick)),
-            Fault::StartBricks => text(self.volume.revive()),
-            Fault::Cut(node) => text(self.cluster.cut(node)),
-            Fault::Mend(node) => text(self.cluster.restore(node)),
-            Fault::KillSelfHeal(node) => text(self.volume.crash_self_heal_daemon(node)),
-            Fault::KillHealer(node) => {
-                self.healers.kill(node);
-                Ok(())
-            }
+            Fault::KillDaemon => self.kill_and_restart(None)?,
+            Fault::KillDaemonAndMove(node) => self.kill_and_restart(Some(node))?,
+            Fault::Rival(node) => self.rival(node)?,
+            Fault::KillBrick(brick) => text(self.volume.crash_brick(brick))?,
+            Fault::StartBricks => text(self.volume.revive())?,
+            Fault::Cut(node) => text(self.cluster.cut(node))?,
+            Fault::Mend(node) => text(self.cluster.restore(node))?,
+            Fault::Part(one, other) => text(self.cluster.part(one, other))?,
+            Fault::Rejoin(one, other) => text(self.cluster.rejoin(one, other))?,
+            Fault::KillSelfHeal(node) => text(self.volume.crash_self_heal_daemon(node))?,
+            Fault::KillHealer(node) => self.healers.kill(node),
+            Fault::FreezeDaemon => self.freeze(self.serving.as_ref().map(|s| s.daemon.pid())),
+            Fault::FreezeHealer(node) => self.freeze(Some(self.healers.pid(node))),
+            Fault::FreezeBrick(brick) => self.freeze(text(self.volume.brick_pid(brick))?),
+            Fault::Thaw => self.thaw(),
+        }
+        Ok(())
+    }
+
+    fn freeze(&mut self, pid: Option<u32>) {
+        if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            // Fails when it is gone already.
+            let _ = kill_process(pid, Signal::STOP);
+            self.frozen.push(pid);
+        }
+    }
+
+    fn thaw(&mut self) {
+        for pid in self.frozen.drain(..) {
+            // It may have been killed since.
+            let _ = kill_process(pid, Signal::CONT);
         }
     }
 
@@ -156,9 +179,14 @@ impl World {
         checks::served_copy_is_right(&self.volume, self.local, self.oracle()?)
     }
 
-    /// Tries to serve the image from a brick; says whether it is served. `also`
-    /// are further exit codes that are a good reason to refuse.
-    fn try_serve(&mut self, brick: usize, patience: &str, also: &[i32]) -> Result<bool, String> {
+    /// Tries to open the image on a brick. `also` are further exit codes that are a
+    /// good reason to refuse.
+    fn try_open(
+        &mut self,
+        brick: usize,
+        patience: &str,
+        also: &[i32],
+    ) -> Result<Option<Daemon>, String> {
         let options = [
             "--lock-timeout",
             patience,
@@ -168,21 +196,29 @@ impl World {
         match Daemon::try_serve(&self.volume, brick, &options) {
             Ok(daemon) => {
                 self.note(format!("served from brick {brick} by pid {}", daemon.pid()));
-                self.serve_load(brick, daemon)?;
-                Ok(true)
+                Ok(Some(daemon))
             }
             Err(Refused { code, log }) => {
                 let last = log.lines().last().unwrap_or_default();
                 self.note(format!("brick {brick} refused with {code:?}: {last}"));
                 let good = |code| BROKEN.contains(&code) || also.contains(&code);
                 match code.is_some_and(good) {
-                    true => Ok(false),
+                    true => Ok(None),
                     false => Err(format!(
                         "brick {brick} not served without a good reason: {log}"
                     )),
                 }
             }
         }
+    }
+
+    /// As [`World::try_open`], with a guest; says whether the image is served.
+    fn try_serve(&mut self, brick: usize, patience: &str, also: &[i32]) -> Result<bool, String> {
+        let Some(daemon) = self.try_open(brick, patience, also)? else {
+            return Ok(false);
+        };
+        self.serve_load(brick, daemon)?;
+        Ok(true)
     }
 
     /// A session is open: what it serves must be right before it is written.
@@ -200,38 +236,25 @@ impl World {
         Ok(())
     }
 
-    /// A daemon on another node while ours lives: refused, unless ours is cut off
+    /// A second daemon while ours lives: it may open only if ours has lost its locks
     /// and has nothing that the others miss.
     fn rival(&mut self, node: usize) -> Result<(), String> {
-        let Some(serving) = self.serving.take() else {
-            return self.try_serve(self.local, "1s", &[]).map(drop);
-        };
-        if node == self.local || !self.cluster.is_cut(self.local) {
-            let refused = Daemon::try_serve(&self.volume, node, &["--lock-timeout", "1s"]);
-            self.serving = Some(serving);
-            return match refused {
-                Ok(_) => Err(format!("a second session opened, on brick {node}")),
-                Err(Refused { code, .. }) => {
-                    self.note(format!("the rival was refused with {code:?}"));
-                    Ok(())
-                }
-            };
-        }
-        // What becomes of a write that stalls now is not known until ours is heard
-        // of again.
-        let Serving { daemon, load } = serving;
-        self.take(load.map(Load::abandon))?;
-        if self.try_serve(node, "1s", &[STALE])? {
-            self.overtaken.push(daemon);
+        let Some(rival) = self.try_open(node, "1s", &[STALE])? else {
             return Ok(());
+        };
+        if let Some(Serving { daemon, load }) = self.serving.take() {
+            self.take(load.map(Load::abandon))?;
+            self.overtaken.push(daemon);
         }
-        self.start_load(daemon)
+        self.serve_load(node, rival)
     }
 
-    /// Everything comes back; then the load must run on, and end in order.
+    /// Everything comes back, the daemon too.
     pub fn recover(&mut self) -> Result<(), String> {
+        self.thaw();
         for node in 0..NODES {
             text(self.cluster.restore(node))?;
+            text(self.cluster.rejoin(node, (node + 1) % NODES))?;
         }
         text(self.cluster.wait_peers())?;
         text(self.volume.revive())?;
@@ -243,7 +266,7 @@ impl World {
         if self.serving.is_none() {
             self.serve_at_last(self.local)?;
         }
-        self.quiesce()
+        Ok(())
     }
 
     /// The image must be served, however often it takes.
@@ -273,10 +296,12 @@ impl World {
     /// The copies are healed; then all of them must be what was acknowledged.
     /// Returns how long the heal took.
     pub fn end_round(&mut self, ending: Ending) -> Result<Duration, String> {
+        self.note(format!("the ending begins: {ending:?}"));
         match ending {
-            Ending::GoOn => {}
+            Ending::GoOn => self.quiesce()?,
             Ending::Term(finisher) => {
                 self.prepare(finisher)?;
+                self.quiesce()?;
                 let serving = self.serving.take().ok_or("nothing is served")?;
                 let status = serving.daemon.stop();
                 if !status.success() {
@@ -285,11 +310,14 @@ impl World {
             }
             Ending::Kill(finisher) => {
                 self.prepare(finisher)?;
-                let serving = self.serving.take().ok_or("nothing is served")?;
-                serving.daemon.kill();
+                std::thread::sleep(self.rng.millis(20, 2000));
+                self.kill_daemon()?;
             }
         }
-        self.note(format!("ending: {ending:?}"));
+        if let Ending::Term(Finisher::NewHealers) | Ending::Kill(Finisher::NewHealers) = ending {
+            self.healers.start_all();
+        }
+        self.note("now to be healed");
         self.check_served()?;
         let begin = Instant::now();
         text(self.volume.wait_healed(IMAGE, HEAL))?;
@@ -311,7 +339,10 @@ impl World {
         match finisher {
             Finisher::Either => {}
             Finisher::Stock => self.healers.kill_all(),
-            Finisher::Healers => {
+            Finisher::Healers | Finisher::NewHealers => {
+                if finisher == Finisher::NewHealers {
+                    self.healers.kill_all();
+                }
                 for node in 0..NODES {
                     text(self.volume.crash_self_heal_daemon(node))?;
                 }

@@ -51,6 +51,11 @@ impl Healer {
         wait_until(format!("{text:?} in the healer's log"), PATIENCE, logged).unwrap();
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Its exit status, if it has ended by itself.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.process.exited()
