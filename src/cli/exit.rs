@@ -15,6 +15,7 @@ use crate::image::locate::LocateError;
 use crate::image::port::Lock;
 use crate::image::promote;
 use crate::image::state_dir::StateError;
+use crate::image::verify::VerifyError;
 
 /// The codes, for `--help`.
 pub const TABLE: &str = "\
@@ -37,6 +38,7 @@ Exit codes:
   24  its size is not whole blocks       51  socket cannot be made or used
   25  it looks like an image format      52  the disk cannot be served by this device
   60  the session stopped while serving  70  not everything could be healed
+  71  verify: the copies differ          72  verify: not everything could be compared
   73  the copy may not be promoted
 What to do about each: docs/failures.md";
 
@@ -92,6 +94,23 @@ pub enum Failure {
     /// The image cannot be healed.
     #[error(transparent)]
     NotHealed(#[from] FollowError),
+    /// The image could not be verified at all.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// Copies differ.
+    #[error("the copies of {image} differ{}", what_now(.repaired))]
+    Differ {
+        /// Which image.
+        image: String,
+        /// The differences were given to the healer.
+        repaired: bool,
+    },
+    /// No difference was found, but not everything was compared.
+    #[error("{image}: not everything could be verified; see above")]
+    NotVerified {
+        /// Which image.
+        image: String,
+    },
     /// The copy may not be promoted.
     #[error("not promoted: {0}")]
     NotPromoted(#[source] promote::Refusal),
@@ -125,7 +144,10 @@ impl Failure {
             Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
             Self::NotClean { .. } => 70,
+            Self::Differ { .. } => 71,
+            Self::NotVerified { .. } => 72,
             Self::NotPromoted(_) => 73,
+            Self::Verify(error) => verify_code(error),
             Self::LockOwner(_) | Self::System { .. } | Self::NotHealed(_) => 1,
         }
     }
@@ -133,6 +155,26 @@ impl Failure {
     /// Prints the error with its causes to standard error.
     pub fn print(&self) {
         eprintln!("bypass-blk: {}", chain(self));
+    }
+}
+
+fn what_now(repaired: &bool) -> &'static str {
+    match repaired {
+        true => ". They are being healed from the local copy: verify again when it is clean",
+        false => ". See above where, and docs/failures.md for what to do",
+    }
+}
+
+fn verify_code(error: &VerifyError) -> u8 {
+    match error {
+        VerifyError::Held { .. } => 40,
+        VerifyError::Healing => 45,
+        VerifyError::NoCopy { .. } => 16,
+        VerifyError::NoReference { .. } | VerifyError::Size { .. } => 43,
+        VerifyError::ReferenceAway { .. } => 35,
+        VerifyError::Locked => 41,
+        VerifyError::Map(_) => 36,
+        VerifyError::Link(_) => 51,
     }
 }
 
@@ -167,7 +209,7 @@ fn open_code(error: &OpenError) -> u8 {
     match error {
         OpenError::Locked { .. } => 40,
         OpenError::InUse { .. } => 41,
-        OpenError::Stale { .. } => 42,
+        OpenError::Stale { .. } | OpenError::PromotedElsewhere { .. } => 42,
         OpenError::SplitBrain { .. }
         | OpenError::IdentitiesDiffer { .. }
         | OpenError::SizesDiffer { .. } => 43,

@@ -20,6 +20,8 @@ mod serve;
 mod service;
 mod status;
 mod stop;
+mod verify;
+mod verify_report;
 mod watch;
 
 use std::process::ExitCode;
@@ -56,6 +58,8 @@ enum Command {
     Heald(heald::HealdArgs),
     /// Heal one image now, in the foreground
     Heal(heal::HealArgs),
+    /// Compare all copies of an image, also while it is served
+    Verify(verify::VerifyArgs),
     /// Change the bandwidth limit of this host's healer
     Bandwidth(bandwidth::BandwidthArgs),
     /// Make this host's stale copy the fresh one, when the host with the newer data is
@@ -196,6 +200,7 @@ pub fn run() -> ExitCode {
         Some(Command::Status(args)) => status::run(args),
         Some(Command::Heald(args)) => heald::run(args),
         Some(Command::Heal(args)) => heal::run(args),
+        Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Bandwidth(args)) => bandwidth::run(args),
         Some(Command::Promote(args)) => promote::run(args),
         Some(Command::Release(args)) => release::run(args),

@@ -19,7 +19,7 @@ use crate::gluster::{
 };
 
 /// Our own inodelk domain: one writer per image.
-const SESSION_DOMAIN: &str = "bypass-blk.session";
+pub const SESSION_DOMAIN: &str = "bypass-blk.session";
 /// AFR's counter of writes under way (`AFR_DIRTY`, `xlators/cluster/afr/src/afr.h`).
 const DIRTY_XATTR: &str = "trusted.afr.dirty";
 /// The attribute by which a file is fenced where the volume allows it

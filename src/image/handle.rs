@@ -16,6 +16,7 @@ use super::heal::{HealReport, Hint, LinkError, Unmarked};
 use super::machine::Phase;
 use super::runner::Input;
 use super::snapshot::{Behind, Healing, Lag, Snapshot};
+use super::threads::Threads;
 
 /// How long an answer of the session's thread is waited for: longer than it waits for
 /// other clients' locks.
@@ -35,6 +36,7 @@ pub struct SessionHandle {
     gate: Arc<WriteGate>,
     snapshot: Arc<Mutex<Snapshot>>,
     map: Option<Arc<DirtyMap>>,
+    threads: Threads,
     healer: Arc<Mutex<Option<(Instant, HealReport)>>>,
     watch: Arc<Mutex<Watch>>,
 }
@@ -54,6 +56,7 @@ impl SessionHandle {
         gate: Arc<WriteGate>,
         snapshot: Arc<Mutex<Snapshot>>,
         map: Option<Arc<DirtyMap>>,
+        threads: Threads,
     ) -> Self {
         let now = Instant::now();
         let handle = Self {
@@ -62,6 +65,7 @@ impl SessionHandle {
             gate,
             snapshot,
             map,
+            threads,
             healer: Arc::default(),
             watch: Arc::new(Mutex::new(Watch {
                 lags: shape.peers().iter().map(|_| Lag::new(now)).collect(),
@@ -135,19 +139,23 @@ impl SessionHandle {
         if matches!(snapshot.phase, Phase::Stopped(_)) {
             return Err(LinkError::Ended("it has stopped".to_owned()));
         }
-        let marked_in_session = snapshot.phase == Phase::Dirty;
+        let all_marked = snapshot.phase == Phase::Dirty;
         let held = |child: usize| snapshot.copies.get(child).is_some_and(|copy| copy.locked);
         let marked = |child: usize| {
             let copies = snapshot.copies.iter().filter(|copy| copy.locked);
             let counter = |marks: &Vec<i32>| marks.get(child).is_some_and(|&count| count != 0);
-            marked_in_session || copies.filter_map(|c| c.pending.as_ref()).any(counter)
+            all_marked || copies.filter_map(|c| c.pending.as_ref()).any(counter)
         };
         let suspect = map.record().suspect;
+        let clean = |peer: Peer| map.next_dirty(peer, 0).is_none();
         Ok(Hint {
-            marked: self.peers().any(|(_, child)| marked(child)),
+            marked: all_marked,
             removable: self
                 .peers()
-                .any(|(peer, child)| marked(child) && map.next_dirty(peer, 0).is_none()),
+                .all(|(peer, child)| clean(peer) || !held(child))
+                && self
+                    .peers()
+                    .any(|(peer, child)| marked(child) && clean(peer)),
             suspect: self
                 .peers()
                 .map(|(peer, _)| suspect.contains(peer))
@@ -193,8 +201,8 @@ impl SessionHandle {
         let ended = || LinkError::Ended("its thread is gone".to_owned());
         let (answer, receiver) = mpsc::channel();
         self.inbox.send(input(answer)).map_err(|_| ended())?;
-        receiver
-            .recv_timeout(ANSWER_TIMEOUT)
+        self.threads
+            .receive(&receiver, Some(ANSWER_TIMEOUT))
             .map_err(|why| match why {
                 mpsc::RecvTimeoutError::Disconnected => ended(),
                 mpsc::RecvTimeoutError::Timeout => {
@@ -258,6 +266,7 @@ mod tests {
             Arc::new(WriteGate::new(Some(map.clone()), || {})),
             Arc::new(Mutex::new(snapshot)),
             Some(map.clone()),
+            Threads::default(),
         );
         (directory, map, handle)
     }

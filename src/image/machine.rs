@@ -95,6 +95,8 @@ pub enum Event {
     },
     /// A brick is back, but another session's lock is established there.
     TakenByOther(usize),
+    /// The local file changed behind our back; see [`Machine::watches_local`].
+    LocalChanged,
     /// The time that writes may wait for a quorum is over.
     QuorumTimeout,
     /// The marks against some peers are about to be removed: every held brick is
@@ -225,6 +227,13 @@ impl Machine {
         local && self.shape.is_quorum(self.marked)
     }
 
+    /// Must the local file be as it was? While our locks were on less than a quorum
+    /// another session may have written and healed our copy; what we write ourselves
+    /// hides that.
+    pub fn watches_local(&self) -> bool {
+        self.quorum_was_lost && !self.wrote
+    }
+
     /// May marks be removed now? The local brick's own must be reached too, and a
     /// quorum says that no other session can be at work.
     ///
@@ -264,6 +273,7 @@ impl Machine {
                 None => self.rejoined(brick, marks_stand, local_untouched),
             },
             Event::TakenByOther(brick) => self.taken_by_other(brick),
+            Event::LocalChanged => self.stop(StopReason::ChangedUnderneath),
             Event::QuorumTimeout => self.quorum_timeout(),
             Event::UnmarkBegun => self.unmark_begun(),
             Event::UnmarkOver { changed } => self.unmark_over(changed),
@@ -346,7 +356,7 @@ impl Machine {
     }
 
     fn rejoined(&mut self, brick: usize, marks_stand: bool, local_untouched: bool) -> Vec<Action> {
-        if self.quorum_was_lost && !self.wrote && !local_untouched {
+        if self.watches_local() && !local_untouched {
             return self.stop(StopReason::ChangedUnderneath);
         }
         self.held.insert(brick);

@@ -6,7 +6,7 @@
 //! connections with them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::bricks::{BrickSet, Shape};
 use super::data_lock::{self, wait};
@@ -15,6 +15,8 @@ use super::error::{LocalError, Names, OpenError};
 use super::fencing;
 use super::locking::{Blocked, Claim, lock_background, lock_session};
 use super::port::{BrickPort, CopyState, Fence, Lock, PortError};
+use super::promote;
+use super::threads::Threads;
 use super::worker::Worker;
 
 /// How long to wait on one brick for other clients to finish their writes.
@@ -58,8 +60,8 @@ pub struct Opened {
     pub away: Vec<(usize, String)>,
 }
 
-/// Opens the image. `workers[i]` is child `i`'s; `cancelled` ends the wait for
-/// locks early; `open_local` opens the local copy once it is known to be fresh.
+/// Opens the image. `workers[i]` is child `i`'s; `open_local` opens the local copy once
+/// it is known to be fresh.
 ///
 /// # Errors
 /// Whatever forbids it; see [`OpenError`].
@@ -69,7 +71,7 @@ pub fn open<L>(
     workers: &[Worker],
     claim: Claim,
     terms: &Terms,
-    cancelled: &AtomicBool,
+    patience: &Patience<'_>,
     open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
 ) -> Result<(Opened, L), OpenError> {
     let mut attempt = Attempt {
@@ -81,11 +83,7 @@ pub fn open<L>(
     };
     let connected = attempt.connect();
     attempt.refuse_without_quorum(connected)?;
-    let patience = Patience {
-        end: Instant::now() + terms.lock_timeout,
-        cancelled,
-    };
-    let locked = attempt.lock(connected, &patience)?;
+    let locked = attempt.lock(connected, patience)?;
     let mut copies = attempt.probe(locked);
     if !terms.read_only {
         attempt.end_writes_under_way(&mut copies);
@@ -116,21 +114,31 @@ struct Attempt<'a> {
 }
 
 /// How long others' locks are waited for.
-struct Patience<'a> {
-    end: Instant,
+pub struct Patience<'a> {
+    end: Duration,
     cancelled: &'a AtomicBool,
+    threads: &'a Threads,
 }
 
-impl Patience<'_> {
+impl<'a> Patience<'a> {
+    /// For so long from now on, on `threads`; `cancelled` ends it early.
+    pub fn new(limit: Duration, cancelled: &'a AtomicBool, threads: &'a Threads) -> Self {
+        Self {
+            end: threads.now() + limit,
+            cancelled,
+            threads,
+        }
+    }
+
     /// Waits a little; `false` when it is time to give up.
     fn pause(&self) -> bool {
-        if self.cancelled.load(Ordering::Relaxed) || Instant::now() >= self.end {
+        if self.cancelled.load(Ordering::Relaxed) || self.threads.now() >= self.end {
             return false;
         }
         // The low bits of a fresh UUID are random: no random generator needed.
         let random = uuid::Uuid::new_v4().as_u128() as u64;
         let spread = RETRY_PAUSE.start + random % (RETRY_PAUSE.end - RETRY_PAUSE.start);
-        std::thread::sleep(Duration::from_millis(spread));
+        self.threads.sleep(Duration::from_millis(spread));
         true
     }
 }
@@ -221,14 +229,14 @@ impl Attempt<'_> {
             let Some(worker) = self.workers.get(brick) else {
                 continue;
             };
-            let answer = worker.ask(move |port| lock(port, &claim)).recv();
+            let answer = worker.ask(move |port| lock(port, &claim)).wait();
             let gone = || {
                 Err(Blocked::Port(PortError::Away(
                     "the brick's worker ended".to_owned(),
                 )))
             };
             answer
-                .unwrap_or_else(|_| gone())
+                .unwrap_or_else(gone)
                 .map_err(|blocked| (brick, blocked))?;
         }
         Ok(())
@@ -250,7 +258,7 @@ impl Attempt<'_> {
             .collect();
         for answer in asked {
             // Only the waiting matters: what cannot be unlocked is gone with its connection.
-            let _ = answer.recv();
+            let _ = answer.wait();
         }
     }
 
@@ -284,8 +292,26 @@ impl Attempt<'_> {
     }
 
     fn decide(&self, copies: &[Option<CopyState>]) -> Result<Opening, OpenError> {
+        self.refuse_beside_a_promoted_copy(copies)?;
         let seen: Vec<_> = copies.iter().map(seen).collect();
         decide::decide(self.shape, &seen).map_err(|refusal| self.refusal(refusal))
+    }
+
+    /// When the lost copy comes back, stock Gluster heals everything from the promoted
+    /// one: what was written to another since would be gone.
+    fn refuse_beside_a_promoted_copy(&self, copies: &[Option<CopyState>]) -> Result<(), OpenError> {
+        let is_promoted = |brick: usize| {
+            let copy = copies.get(brick).and_then(Option::as_ref);
+            copy.is_some_and(|copy| promote::is_promoted(copy.dirty))
+        };
+        let other =
+            (0..copies.len()).find(|&brick| brick != self.shape.local && is_promoted(brick));
+        match other.filter(|_| !is_promoted(self.shape.local)) {
+            Some(brick) => Err(OpenError::PromotedElsewhere {
+                brick: self.names.one(brick),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn refusal(&self, refusal: decide::Refusal) -> OpenError {

@@ -12,6 +12,18 @@ use serde::{Deserialize, Serialize};
 use super::bricks::{BrickSet, Shape};
 use super::port::{BrickPort, CopyState, Counter, PortError};
 
+/// Added to AFR's own counter of writes under way on the promoted copy: it makes this
+/// copy the source of a heal in which no accuser is believed
+/// (`afr_mark_biggest_witness_as_source`), and tells sessions elsewhere that the lost
+/// copy may still come back. Clients that write count by one.
+pub const WITNESS: i32 = 1 << 20;
+
+/// Was the copy with this counter of writes under way promoted, and the lost one not
+/// healed yet?
+pub fn is_promoted(dirty: i32) -> bool {
+    dirty >= WITNESS
+}
+
 /// What was promoted, kept for the day when the lost copy comes back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promotion {
@@ -146,6 +158,9 @@ pub fn changes(shape: &Shape, plan: &Plan, stamp: i32, brick: usize, copy: &Copy
             acquit.push(to(child, 0));
         }
     }
+    if brick == shape.local && !is_promoted(copy.dirty) {
+        accuse.push((Counter::Dirty, WITNESS));
+    }
     Changes { accuse, acquit }
 }
 
@@ -212,8 +227,9 @@ mod tests {
 
     fn apply(copy: &mut CopyState, changes: &[(Counter, i32)]) {
         for (counter, change) in changes {
-            if let Counter::Pending(child) = counter {
-                copy.pending[*child] += change;
+            match counter {
+                Counter::Pending(child) => copy.pending[*child] += change,
+                Counter::Dirty => copy.dirty += change,
             }
         }
     }
@@ -258,7 +274,9 @@ mod tests {
                 apply(copy, &changes.acquit);
             }
         }
-        assert_eq!(copies, [None, copy([NEW, 0, NEW]), copy([NEW, 0, 0])]);
+        let mut promoted = copy([NEW, 0, NEW]).unwrap();
+        promoted.dirty = WITNESS;
+        assert_eq!(copies, [None, Some(promoted), copy([NEW, 0, 0])]);
     }
 
     #[test]

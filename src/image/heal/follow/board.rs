@@ -173,7 +173,7 @@ impl Board {
     /// clean for the idle time by then.
     pub fn unmark_from(&self) -> Option<Duration> {
         let mut state = self.state();
-        if !state.hint.marked {
+        if !state.hint.marked && !state.hint.removable {
             return None;
         }
         let idle = state.idle.at(self.clock.now());

@@ -129,7 +129,7 @@ impl Supervisor {
         let report = self.make_report(now);
         match self.link.report(&report) {
             Ok(hint) => {
-                self.slow_down(now, &hint);
+                self.set_limit(now, &hint);
                 self.board.take_hint(hint.clone());
                 self.publish(|snapshot| snapshot.hint = hint);
             }
@@ -158,13 +158,19 @@ impl Supervisor {
         }
     }
 
-    fn slow_down(&mut self, now: Duration, hint: &Hint) {
+    fn set_limit(&mut self, now: Duration, hint: &Hint) {
         self.latency = hint.latency.or(self.latency);
-        if now.saturating_sub(self.observed) < REPORT_PERIOD / 2 {
-            // A report out of turn: that time is too short to judge by.
-            return;
+        // After a report out of turn, the time is too short to judge by.
+        if now.saturating_sub(self.observed) >= REPORT_PERIOD / 2 {
+            self.observed = now;
+            self.observe(now);
         }
-        self.observed = now;
+        let rate = self.backoff.rate(self.bandwidth.load(Ordering::Relaxed));
+        self.throttle.set_rate(rate);
+        self.publish(|snapshot| snapshot.limit = rate);
+    }
+
+    fn observe(&mut self, now: Duration) {
         let figures = self.peers.iter().map(|peer| peer.progress.figures());
         let rate = self.all.read(now, figures.map(|f| moved(&f)).sum());
         self.backoff.observe(&Interval {
@@ -172,9 +178,6 @@ impl Supervisor {
             copied: self.board.take_copied(),
             rate,
         });
-        let rate = self.backoff.rate(self.bandwidth.load(Ordering::Relaxed));
-        self.throttle.set_rate(rate);
-        self.publish(|snapshot| snapshot.limit = rate);
     }
 
     fn unmark_due(&self) -> Option<Duration> {

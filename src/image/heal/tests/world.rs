@@ -41,6 +41,32 @@ impl Clock for SimClock {
     }
 }
 
+/// A local copy and a session's map of it with this many peers, all dirty.
+pub fn image(seed: u64, peers: usize) -> (tempfile::TempDir, PathBuf, DirtyMap) {
+    let mut rng = Rng(seed);
+    let directory = tempfile::Builder::new().prefix("bypass-heal-").tempdir();
+    let directory = directory.unwrap();
+    let path = directory.path().join("image");
+    let mut bytes = rng.bytes(SIZE);
+    for extent in bytes.chunks_mut(EXTENT as usize) {
+        if rng.chance(3) {
+            extent.fill(0);
+        }
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let identity = Identity {
+        gfid: Uuid::from_u128(7),
+        size: SIZE,
+        extent_size: ExtentSize::new(EXTENT as u32).unwrap(),
+        local: "a:/brick".into(),
+        peers: (0..peers)
+            .map(|peer| format!("peer-{peer}:/brick"))
+            .collect(),
+    };
+    let map = DirtyMap::open(&directory.path().join("map"), &identity);
+    (directory, path, map.unwrap().0)
+}
+
 pub struct World {
     _directory: tempfile::TempDir,
     path: PathBuf,
@@ -54,28 +80,8 @@ impl World {
     /// Everything dirty, local and peer's bytes at random, a third of the local
     /// extents zero.
     pub fn new(seed: u64) -> Self {
-        let mut rng = Rng(seed);
-        let directory = tempfile::Builder::new()
-            .prefix("bypass-heal-")
-            .tempdir()
-            .unwrap();
-        let path = directory.path().join("image");
-        let mut bytes = rng.bytes(SIZE);
-        for extent in bytes.chunks_mut(EXTENT as usize) {
-            if rng.chance(3) {
-                extent.fill(0);
-            }
-        }
-        std::fs::write(&path, bytes).unwrap();
-        let identity = Identity {
-            gfid: Uuid::from_u128(7),
-            size: SIZE,
-            extent_size: ExtentSize::new(EXTENT as u32).unwrap(),
-            local: "a:/brick".into(),
-            peers: vec!["b:/brick".into()],
-        };
-        let map = DirtyMap::open(&directory.path().join("map"), &identity);
-        let brick = Brick::new(rng.bytes(SIZE), seed);
+        let (directory, path, map) = image(seed, 1);
+        let brick = Brick::new(Rng(!seed).bytes(SIZE), seed);
         let clock = Arc::new(SimClock {
             now: Mutex::default(),
             brick: brick.clone(),
@@ -83,7 +89,7 @@ impl World {
         Self {
             _directory: directory,
             path,
-            map: Arc::new(map.unwrap().0),
+            map: Arc::new(map),
             brick,
             options: Options {
                 window: 8 * EXTENT,
@@ -161,7 +167,9 @@ impl World {
         for _ in 0..20 {
             let _ = engine.run_pass();
             if self.debt() == 0 {
-                assert!(self.local() == self.brick.state().disk, "copies differ");
+                let brick = self.brick.state();
+                assert!(self.local() == brick.disk, "copies differ");
+                assert_eq!(brick.violations, [""; 0]);
                 return;
             }
         }
