@@ -19,7 +19,7 @@ use crate::support::{IMAGE, IMAGE_BYTES};
 /// the locks of a cut-off connection for a while.
 const BACK: Duration = Duration::from_secs(180);
 /// How long a heal may take.
-const HEAL: Duration = Duration::from_secs(180);
+const HEAL: Duration = Duration::from_secs(400);
 
 /// Exit codes that are a good reason not to serve while something is broken:
 /// locked, healing, no quorum, the local brick is down or fails meanwhile, no
