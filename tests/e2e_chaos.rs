@@ -26,7 +26,7 @@ mod support;
 
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use bypass_harness::{Cluster, Fill, VolumeKind};
 use chaos::load::Tally;
@@ -35,6 +35,8 @@ use chaos::schedule::Plan;
 use chaos::world::World;
 use support::{IMAGE, IMAGE_BYTES};
 
+/// The faults of a run that asks for no others, so that the gate does not depend on luck.
+const SEED: u64 = 2026;
 /// Rounds without `BYPASS_CHAOS_ROUNDS`: for about a minute and a half.
 const ROUNDS: u64 = 3;
 /// Time-outs of the volume that are as short as they go, so that a round need not
@@ -49,10 +51,7 @@ const IMPATIENT: [(&str, &str); 5] = [
 
 #[test]
 fn some_rounds_of_random_faults_lose_nothing_acknowledged_and_leave_nothing_unmarked() {
-    let seed = number("BYPASS_CHAOS_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        now.as_nanos() as u64
-    });
+    let seed = number("BYPASS_CHAOS_SEED").unwrap_or(SEED);
     let first = number("BYPASS_CHAOS_FIRST").unwrap_or(0);
     let rounds = number("BYPASS_CHAOS_ROUNDS").unwrap_or(ROUNDS);
     println!(

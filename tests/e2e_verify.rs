@@ -34,6 +34,8 @@ fn verify(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, Value)
     command
         .args(["verify", "--json", "--server", node.address(), "--run-dir"])
         .arg(run_dir(node))
+        .arg("--state-dir")
+        .arg(support::daemon::state_dir(node))
         .arg(format!("{}{IMAGE}", volume.name()))
         .args(extra)
         .stdin(Stdio::null());
@@ -85,7 +87,17 @@ fn equal_copies_verify_clean_and_one_changed_byte_is_found_where_it_is() {
 
     let node = volume.brick_node(0);
     let target = format!("{}{IMAGE}", volume.name());
-    let (code, screen) = run_on(node, &["verify", &target, "--server", node.address()]);
+    let (code, screen) = run_on(
+        node,
+        &[
+            "verify",
+            &target,
+            "--server",
+            node.address(),
+            "--state-dir",
+            support::daemon::state_dir(node).to_str().unwrap(),
+        ],
+    );
     assert_eq!(code, Some(71));
     assert!(screen.contains("DIFFERS: 64.00 KiB differing"), "{screen}");
     assert!(screen.contains("bytes 12320768 to 12386304"), "{screen}");

@@ -47,7 +47,7 @@ mod world;
 use act::Plan;
 
 /// Schedules of each kind, unless `BYPASS_SIM_COUNT` says otherwise.
-const COUNT: u64 = 500;
+const COUNT: u64 = 400;
 
 const NOTHING: Plan = Plan {
     faults: 0,

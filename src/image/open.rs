@@ -25,6 +25,9 @@ const DATA_LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// sessions that got in each other's way try again at different moments.
 const RETRY_PAUSE: std::ops::Range<u64> = 80..240;
 
+/// How often a waiting session says so.
+const TELL: Duration = Duration::from_secs(5);
+
 /// What the operator wants of the fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FenceWish {
@@ -133,6 +136,11 @@ struct Patience<'a> {
 }
 
 impl Patience<'_> {
+    /// How long it lasts yet.
+    fn left(&self) -> Duration {
+        self.end.saturating_sub(self.waiting.threads.now())
+    }
+
     /// Waits a little; `false` when it is time to give up.
     fn pause(&self) -> bool {
         if self.waiting.cancelled.load(Ordering::Relaxed) || self.waiting.threads.now() >= self.end
@@ -178,7 +186,7 @@ impl Attempt<'_> {
         mut bricks: BrickSet,
         patience: &Patience<'_>,
     ) -> Result<BrickSet, OpenError> {
-        let mut told = String::new();
+        let (mut told, mut told_at) = (String::new(), Duration::MAX);
         loop {
             let error = match self.try_lock(bricks) {
                 Ok(()) => return Ok(bricks),
@@ -201,10 +209,10 @@ impl Attempt<'_> {
             if !patience.pause() {
                 return Err(error);
             }
-            let why = error.to_string();
-            if told != why {
-                log::info!("waiting for a lock: {why}");
-                told = why;
+            let (why, left) = (error.to_string(), patience.left());
+            if told != why || told_at.saturating_sub(left) >= TELL {
+                log::info!("waiting for a lock, {} s more: {why}", left.as_secs());
+                (told, told_at) = (why, left);
             }
         }
     }

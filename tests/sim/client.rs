@@ -57,7 +57,7 @@ impl Write {
         }
         let unmarked = |brick: &usize| self.failed[*brick];
         let accuses = self.phase == Phase::CountAway && self.accused.contains(&true);
-        world.client_lost_marks |= accuses && self.left.iter().any(unmarked);
+        world.one_sided |= accuses && self.left.iter().any(unmarked);
     }
 }
 
