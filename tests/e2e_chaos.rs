@@ -71,7 +71,7 @@ fn some_rounds_of_random_faults_lose_nothing_acknowledged_and_leave_nothing_unma
     let mut world = World::new(&cluster, &volume, begin);
     for number in first..first + rounds {
         let mut rng = Rng::new(seed, number);
-        let plan = Plan::draw(&mut rng);
+        let plan = Plan::draw(&mut rng, number);
         let outcome = catch_unwind(AssertUnwindSafe(|| round(&mut world, &plan, rng)));
         let failure = match outcome {
             Ok(Ok(summary)) => {

@@ -7,6 +7,7 @@
 
 pub mod checks;
 pub mod device;
+pub mod guest;
 pub mod healer;
 pub mod load;
 pub mod oracle;
