@@ -52,6 +52,7 @@ pub fn measure(
             program.heal(volume, IMAGE)?;
             let rng = Rng::new(options.seed, STREAM + number);
             let (iops, p99) = round(&daemon, healing, rng, options.round())?;
+            eprintln!("    healing {healing}: {iops:.0} IOPS, p99 {p99:.1?}");
             rounds.iops.push(iops);
             rounds.p99.push(p99.as_secs_f64() * 1e3);
             step.part_done();

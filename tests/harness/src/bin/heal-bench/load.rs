@@ -38,6 +38,11 @@ impl Written {
         units.len() as u64 * unit
     }
 
+    /// The first byte of each distinct block that was written, in order.
+    pub fn offsets(&self) -> impl Iterator<Item = u64> {
+        self.blocks.iter().map(|block| block * BLOCK)
+    }
+
     /// Writes per second.
     pub fn iops(&self) -> f64 {
         self.latencies.len() as f64 / self.took.as_secs_f64()

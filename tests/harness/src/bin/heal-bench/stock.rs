@@ -2,17 +2,19 @@
 //! the stock self-heal daemons, after the same writes.
 
 use std::error::Error;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use bypass_harness::progress::Step;
 use bypass_harness::{Fill, Volume, wait_until};
 
-use crate::load::{self, Until};
+use crate::load::{self, Until, Written};
 use crate::program::Program;
 use crate::rng::Rng;
 use crate::table::{Goal, Table, mib};
 use crate::traffic::Traffic;
-use crate::{BLOCK, Options};
+use crate::{BLOCK, NODE, Options};
 
 /// The seed's stream.
 const STREAM: u64 = 100;
@@ -81,13 +83,13 @@ fn ours(
     extents: &str,
 ) -> Result<Cost, Box<dyn Error>> {
     let image = format!("/ours-{extents}.img");
-    leave_behind(volume, program, options, &image, extents)?;
+    let written = leave_behind(volume, program, options, &image, extents)?;
     let step = Step::begin(&format!("bypass-blk heal, {extents} extents"));
     let before = Traffic::now(volume)?;
     let healed = program.heal(volume, &image)?;
     let moved = Traffic::now(volume)? - before;
     step.done(&healed.said);
-    check_and_remove(volume, &image)?;
+    check_and_remove(volume, &image, &written)?;
     Ok(Cost {
         took: healed.took,
         read: moved.read + healed.read,
@@ -103,7 +105,7 @@ fn stock(volume: &Volume, program: &Program, options: &Options) -> Result<Cost, 
     wait_until("the self-heal daemons", SHD_DEADLINE, || {
         volume.trigger_heal().map_err(|error| error.to_string())
     })?;
-    leave_behind(volume, program, options, image, "64K")?;
+    let written = leave_behind(volume, program, options, image, "64K")?;
     let step = Step::begin("gluster volume heal");
     let (before, begun) = (Traffic::now(volume)?, Instant::now());
     volume.trigger_heal()?;
@@ -114,7 +116,8 @@ fn stock(volume: &Volume, program: &Program, options: &Options) -> Result<Cost, 
     let took = begun.elapsed();
     let moved = Traffic::now(volume)? - before;
     step.done("");
-    check_and_remove(volume, image)?;
+    check_and_remove(volume, image, &written)?;
+    volume.set_self_heal_daemon(false)?;
     Ok(Cost {
         took,
         read: moved.read,
@@ -129,7 +132,7 @@ fn leave_behind(
     options: &Options,
     image: &str,
     extents: &str,
-) -> Result<(), Box<dyn Error>> {
+) -> Result<Written, Box<dyn Error>> {
     let step = Step::begin(&format!("writes to {image}"));
     let (bytes, size) = options.against_stock();
     volume.create_image(image, size, Fill::Sparse)?;
@@ -149,16 +152,27 @@ fn leave_behind(
         distinct(64 << 10),
         distinct(128 << 10),
     ));
-    Ok(())
+    Ok(written)
 }
 
-fn check_and_remove(volume: &Volume, image: &str) -> Result<(), Box<dyn Error>> {
-    let step = Step::begin("comparing the copies");
-    if !volume.copies_equal(image)?.are_equal() {
-        return Err(format!("the copies of {image} differ").into());
+/// All that was written must be the same on all bricks; all else was a hole.
+fn check_and_remove(volume: &Volume, image: &str, written: &Written) -> Result<(), Box<dyn Error>> {
+    let step = Step::begin("comparing what was written");
+    let bricks = volume.bricks().iter();
+    let copies = bricks
+        .map(|brick| File::open(volume.brick_file(brick.index, image)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut blocks = vec![[0; BLOCK as usize]; copies.len()];
+    for offset in written.offsets() {
+        for (copy, block) in copies.iter().zip(&mut blocks) {
+            copy.read_exact_at(block, offset)?;
+        }
+        if blocks.windows(2).any(|pair| pair[0] != pair[1]) {
+            return Err(format!("the copies of {image} differ at byte {offset}").into());
+        }
     }
-    let mount = volume.mount(crate::NODE)?;
+    let mount = volume.mount(NODE)?;
     std::fs::remove_file(mount.path().join(image.trim_start_matches('/')))?;
-    step.done("equal");
+    step.done("equal on all copies");
     Ok(())
 }
