@@ -258,6 +258,8 @@ impl Machine {
         }
         let mut actions = vec![Action::Publish(brick)];
         match self.phase {
+            // To overrule it, all the others are asked.
+            Phase::Dirty if self.overruled.contains(brick) => actions.push(Action::Mark(self.held)),
             Phase::Dirty if !self.marked.contains(brick) => {
                 actions.push(Action::Mark(BrickSet::only(brick)))
             }

@@ -55,8 +55,13 @@ pub fn mark(
 ) -> Round {
     let mut held = data_lock::Round::begin(workers, bricks, DATA_LOCK_LIMIT);
     let mut round = Round::default();
+    // Only a quorum that answers now, under its locks, can overrule: we may have lost
+    // locks that we believe to hold.
+    let answered: BrickSet = held.copies.iter().map(|(brick, _)| *brick).collect();
+    let known = shape.is_quorum(answered.without(standing.overruled));
     let accuses_local = |(brick, copy): &&(usize, CopyState)| {
-        copy.accuses().contains(shape.local) && !standing.overruled.contains(*brick)
+        let over = known && standing.overruled.contains(*brick);
+        copy.accuses().contains(shape.local) && !over
     };
     round.local_accused_by = held.copies.iter().find(accuses_local).map(|(i, _)| *i);
     if round.local_accused_by.is_none()

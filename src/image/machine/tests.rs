@@ -364,6 +364,10 @@ fn a_returned_brick_that_alone_accuses_the_copy_of_a_session_with_quorum_is_over
     assert!(actions.contains(&marks), "{actions:?}");
     machine.marked(2);
     assert!(machine.overruled().is_empty());
+    let mut machine = dirty();
+    machine.step(Event::Lost(2));
+    let actions = machine.step(accusing(2, 2));
+    assert!(actions.contains(&marks), "all are asked: {actions:?}");
 
     // Not when another brick says so too, nor after a gap in our quorum.
     let stopped = |machine: &Machine| matches!(machine.phase(), Phase::Stopped(_));
