@@ -76,9 +76,8 @@ impl Cluster {
     /// Waits until every node that runs and is not cut sees all others of that
     /// kind as connected peers.
     pub fn wait_peers(&self) -> Result<()> {
-        let up = |node: &&Node| {
-            !self.is_cut(node.index()) && matches!(node.glusterd_pid(), Ok(Some(_)))
-        };
+        let up =
+            |node: &&Node| !self.is_cut(node.index()) && matches!(node.glusterd_pid(), Ok(Some(_)));
         let up: Vec<&Node> = self.nodes().iter().filter(up).collect();
         wait_until("all peers to be connected", PEERS_DEADLINE, || {
             for node in &up {
