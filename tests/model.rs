@@ -3,14 +3,19 @@
 mod protocol;
 
 use protocol::properties::INVARIANTS;
-use protocol::setting::{Amendments, Setting};
+use protocol::setting::{Amendments, Clearing, Setting};
 use stateright::{Checker, Model};
 
 fn run(setting: Setting) {
     let start = std::time::Instant::now();
     let checker = setting
         .checker()
-        .threads(2)
+        .threads(1)
+        .finish_when(if std::env::var("ANY").is_ok() {
+            stateright::HasDiscoveries::AnyFailures
+        } else {
+            stateright::HasDiscoveries::All
+        })
         .timeout(std::time::Duration::from_secs(120))
         .spawn_bfs()
         .join();
@@ -55,9 +60,10 @@ fn explore() {
         writes: n("W", 2),
         faults: n("F", 2),
         opens: n("O", 2),
+        clearing: [Clearing::Whole, Clearing::BrickByBrick, Clearing::Volatile][n("C", 0) as usize],
         without: None,
         with: Amendments {
-            local_marked: a & 1 != 0,
+            local_marked: a & 1 != 0, local_last: a & 8 != 0,
             local_held: a & 2 != 0,
             loss_noted_first: a & 4 != 0,
         },

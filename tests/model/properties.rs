@@ -29,7 +29,7 @@ pub const ENDS_WELL: &str = "stock heal alone, everything back, makes all copies
 pub fn all() -> Vec<Property<Setting>> {
     vec![
         always(MARKED, |_, w| w.breach != Some(Breach::UnmarkedWrite)),
-        always(ONE_WRITER, |_, w| open_gates(w) < 2),
+        always(ONE_WRITER, |setting, w| open_gates(setting, w) < 2),
         always(NO_STALE_OPEN, |_, w| w.breach != Some(Breach::StaleOpen)),
         always(NO_STALE_WRITE, |_, w| w.breach != Some(Breach::StaleWrite)),
         always(NOT_UNDERNEATH, |_, w| {
@@ -94,12 +94,12 @@ pub const INVARIANTS: [&str; 7] = [
     ENDS_WELL,
 ];
 
-fn open_gates(world: &World) -> usize {
-    let open = |slot: &usize| {
-        let session = world.session(*slot);
-        session.is_some_and(|s| s.gate == GateState::Open && !s.suspended)
+fn open_gates(setting: &Setting, world: &World) -> usize {
+    let may = |&slot: &usize| {
+        let session = world.session(slot);
+        session.is_some_and(|session| setting.may_write(session, slot))
     };
-    (0..world.daemons.len()).filter(open).count()
+    (0..world.daemons.len()).filter(may).count()
 }
 
 fn copies(setting: &Setting) -> impl Iterator<Item = usize> {
@@ -147,11 +147,9 @@ fn copies_equal(world: &World) -> bool {
 }
 
 fn writes_cut_off(setting: &Setting, world: &World, slot: usize) -> bool {
-    let dirty = |s: &&super::world::Session| s.machine.phase() == &Phase::Dirty && !s.suspended;
-    let session = world.session(slot).filter(dirty);
-    session.is_some_and(|s| {
+    world.session(slot).is_some_and(|s| {
         let cut_off = !setting.shape(slot).is_quorum(s.machine.held());
-        cut_off && s.gate == GateState::Open && s.view != 0
+        cut_off && setting.may_write(s, slot) && s.view != 0
     })
 }
 

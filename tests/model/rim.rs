@@ -287,6 +287,7 @@ impl Rim<'_> {
         let shape = self.setting.shape(self.slot);
         let rows = self.world.rows();
         let blind = self.setting.lacks(Protection::MarksReadOnMarking);
+        let local_last = self.setting.with.local_last;
         let only_local = self.setting.lacks(Protection::MarksOnPeers);
         let Some(session) = self.session() else {
             return;
@@ -303,7 +304,10 @@ impl Rim<'_> {
                 round.marked.insert(brick);
             } else {
                 round.missing[brick] = shape.peers().without(rows[brick]);
-                round.to_store.insert(brick);
+                round.local_due |= local_last && brick == shape.local;
+                if !local_last || brick != shape.local {
+                    round.to_store.insert(brick);
+                }
             }
             if rows[brick].contains(shape.local) && !round.failed.contains(brick) {
                 accuser = Some(brick);
@@ -363,10 +367,32 @@ impl Rim<'_> {
 
     fn conclude_if_over(&mut self) {
         let over = |round: &Round| round.to_store.is_empty() && round.to_sync.is_empty();
-        let session = self.session();
-        if session.is_some_and(|s| s.round.as_ref().is_some_and(over)) {
+        let Some(session) = self.session() else {
+            return;
+        };
+        if session.round.as_ref().is_some_and(over) && !self.local_is_next() {
             self.conclude(None);
         }
+    }
+
+    /// An amendment: the local brick's turn, once the others are done with and
+    /// only if it completes a quorum.
+    fn local_is_next(&mut self) -> bool {
+        let shape = self.setting.shape(self.slot);
+        let Some(session) = self.session() else {
+            return false;
+        };
+        let late = session.machine.phase() == &Phase::Dirty;
+        let Some(round) = &mut session.round else {
+            return false;
+        };
+        let with_local = round.marked.iter().chain([shape.local]).collect();
+        let due = round.local_due && (late || shape.is_quorum(with_local));
+        round.local_due = false;
+        if due {
+            round.to_store.insert(shape.local);
+        }
+        due
     }
 
     /// `Runner::conclude`.

@@ -2,6 +2,9 @@
 //! from the real one.
 
 use bypass_blk::image::bricks::Shape;
+use bypass_blk::image::machine::GateState;
+
+use super::world::{Conn, Session};
 
 /// One check.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +23,8 @@ pub struct Setting {
     pub faults: u8,
     /// How often a session is opened in all.
     pub opens: u8,
+    /// How the stock healer takes marks off.
+    pub clearing: Clearing,
     /// A protection taken away.
     pub without: Option<Protection>,
     /// Changes of the protocol that are proposed but not made yet.
@@ -46,10 +51,29 @@ impl Setting {
         self.arbiter_brick() != Some(brick)
     }
 
+    /// Does this session let its guest's writes through?
+    pub fn may_write(&self, session: &Session, slot: usize) -> bool {
+        let local_lost = session.conns[self.locals[slot]] != Conn::Joined;
+        let suspended = self.with.local_held && (session.suspended || local_lost);
+        session.gate == GateState::Open && !suspended
+    }
+
     /// Was this protection taken away?
     pub fn lacks(&self, protection: Protection) -> bool {
         self.without == Some(protection)
     }
+}
+
+/// How the stock healer takes marks off when the copies are equal: an XATTROP to
+/// each brick in child order, without FSYNC (`afr_selfheal_undo_pending`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clearing {
+    /// On all bricks and durably at once: what is assumed of it.
+    Whole,
+    /// Brick after brick; it can be cut short in between.
+    BrickByBrick,
+    /// At once, but a crash may bring a brick's marks back.
+    Volatile,
 }
 
 /// What a mutated rim leaves out.
@@ -87,6 +111,8 @@ pub enum Protection {
 pub struct Amendments {
     /// The gate opens only if the local brick is among those marked.
     pub local_marked: bool,
+    /// A round marks the local brick last, and only if that completes a quorum.
+    pub local_last: bool,
     /// A dirty session that loses its local brick holds the gate at once and
     /// begins anew (clean, marks to be stored) when the brick is back.
     pub local_held: bool,
@@ -99,6 +125,7 @@ impl Amendments {
     /// All of them.
     pub const ALL: Self = Self {
         local_marked: true,
+        local_last: true,
         local_held: true,
         loss_noted_first: true,
     };

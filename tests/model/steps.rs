@@ -7,7 +7,7 @@ use stateright::{Model, Property};
 use super::heal::{Direction, directions};
 use super::properties;
 use super::rim::Rim;
-use super::setting::{Protection, Setting};
+use super::setting::{Clearing, Protection, Setting};
 use super::world::{BRICKS, Breach, Conn, Daemon, Healer, Link, Report, Session, World};
 
 /// Something that happens. Sessions are named by slot, bricks by child index.
@@ -149,7 +149,7 @@ impl Setting {
         if !at_work && s.machine.phase() == &Phase::Stalled {
             steps.push(Step::QuorumTimeout(slot));
         }
-        if s.gate == GateState::Open && world.writes_left > 0 && !self.is_suspended(s, slot) {
+        if self.may_write(s, slot) && world.writes_left > 0 {
             steps.push(Step::Write(slot));
         }
         if !matches!(s.machine.phase(), Phase::Stopped(_)) {
@@ -157,11 +157,6 @@ impl Setting {
                 self.worker_steps(world, slot, s, brick, steps);
             }
         }
-    }
-
-    fn is_suspended(&self, session: &Session, slot: usize) -> bool {
-        let local_lost = session.conns[self.locals[slot]] != Conn::Joined;
-        self.with.local_held && (session.suspended || local_lost)
     }
 
     fn worker_steps(
@@ -360,6 +355,7 @@ impl Setting {
             world.bricks[brick].healed = true;
             if direction.sinks.contains(brick) && self.has_data(brick) {
                 world.bricks[brick].data = fresh;
+                world.bricks[brick].durable = world.bricks[brick].stored;
             }
         }
     }
@@ -368,15 +364,23 @@ impl Setting {
         let Healer::Undoing { rows, next } = world.healer else {
             return;
         };
-        let brick = &mut world.bricks[next];
-        brick.stored = brick.stored.without(rows[next]);
-        if next + 1 == self.bricks {
+        let last = match self.clearing {
+            Clearing::BrickByBrick => next,
+            Clearing::Whole | Clearing::Volatile => self.bricks - 1,
+        };
+        for brick in next..=last {
+            let at = &mut world.bricks[brick];
+            at.stored = at.stored.without(rows[brick]);
+            if self.clearing != Clearing::Volatile {
+                at.durable = at.stored;
+            }
+        }
+        world.healer = Healer::Undoing {
+            rows,
+            next: last + 1,
+        };
+        if last + 1 == self.bricks {
             world.heal_aborted();
-        } else {
-            world.healer = Healer::Undoing {
-                rows,
-                next: next + 1,
-            };
         }
     }
 }

@@ -162,6 +162,8 @@ pub struct Round {
     pub probed: bool,
     /// What the probe found missing on each brick.
     pub missing: [BrickSet; BRICKS],
+    /// The local brick's turn comes after the others' (an amendment).
+    pub local_due: bool,
     /// Bricks whose XATTROP is due.
     pub to_store: BrickSet,
     /// Bricks whose FSYNC is due.
