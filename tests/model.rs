@@ -3,20 +3,19 @@
 mod protocol;
 
 use protocol::properties::INVARIANTS;
-use protocol::setting::{Amendments, Clearing, Setting};
-use stateright::{Checker, Model};
+use protocol::setting::{Amendments, Clearing, Protection, Setting};
+use stateright::{Checker, HasDiscoveries, Model};
 
-fn run(setting: Setting) {
+fn run(setting: Setting, any: bool, path: bool) {
     let start = std::time::Instant::now();
     let checker = setting
         .checker()
         .threads(1)
-        .finish_when(if std::env::var("ANY").is_ok() {
-            stateright::HasDiscoveries::AnyFailures
+        .finish_when(if any {
+            HasDiscoveries::AnyFailures
         } else {
-            stateright::HasDiscoveries::All
+            HasDiscoveries::All
         })
-        .timeout(std::time::Duration::from_secs(120))
         .spawn_bfs()
         .join();
     println!(
@@ -27,19 +26,57 @@ fn run(setting: Setting) {
         checker.is_done(),
         start.elapsed()
     );
-    for (name, path) in checker.discoveries() {
-        println!(
-            "   found: {name}{}",
-            if INVARIANTS.contains(&name) {
-                " !!!!"
-            } else {
-                ""
-            }
-        );
+    for (name, p) in checker.discoveries() {
         if INVARIANTS.contains(&name) {
-            for a in path.into_actions() {
-                println!("        {a:?}");
+            println!("   BROKEN: {name}");
+            if path {
+                println!("   {:?}", p.into_actions());
             }
+        } else if !any {
+            println!("   found {name}");
+        }
+    }
+}
+
+#[test]
+fn mutations() {
+    use Protection::*;
+    let n = |k: &str, d: u8| {
+        std::env::var(k)
+            .ok()
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(d)
+    };
+    for m in [
+        MarksOnPeers,
+        MarksBeforeGate,
+        MarksDurable,
+        MarksStayOnLoss,
+        HealLock,
+        LocksOnPeers,
+        MarksReadOnRejoin,
+        MarksReadOnMarking,
+        SelfAccusersBelieved,
+        OpenQuorum,
+        FileWatched,
+        Stopping,
+    ] {
+        for bricks in [2, 3] {
+            run(
+                Setting {
+                    bricks,
+                    arbiter: false,
+                    locals: [0, 1],
+                    writes: n("W", 2),
+                    faults: n("F", 2),
+                    opens: n("O", 2),
+                    clearing: Clearing::Whole,
+                    without: Some(m),
+                    with: Amendments::ALL,
+                },
+                true,
+                n("P", 0) == 1,
+            );
         }
     }
 }
@@ -53,19 +90,26 @@ fn explore() {
             .unwrap_or(d)
     };
     let a = n("A", 0);
-    run(Setting {
-        bricks: n("N", 2) as usize,
-        arbiter: n("ARB", 0) == 1,
-        locals: [n("L0", 0) as usize, n("L1", 1) as usize],
-        writes: n("W", 2),
-        faults: n("F", 2),
-        opens: n("O", 2),
-        clearing: [Clearing::Whole, Clearing::BrickByBrick, Clearing::Volatile][n("C", 0) as usize],
-        without: None,
-        with: Amendments {
-            local_marked: a & 1 != 0, local_last: a & 8 != 0,
-            local_held: a & 2 != 0,
-            loss_noted_first: a & 4 != 0,
+    run(
+        Setting {
+            bricks: n("N", 2) as usize,
+            arbiter: n("ARB", 0) == 1,
+            locals: [n("L0", 0) as usize, n("L1", 1) as usize],
+            writes: n("W", 2),
+            faults: n("F", 2),
+            opens: n("O", 2),
+            clearing: [Clearing::Whole, Clearing::BrickByBrick, Clearing::Volatile]
+                [n("C", 0) as usize],
+            without: None,
+            with: Amendments {
+                local_marked: a & 1 != 0,
+                local_last: a & 8 != 0,
+                local_held: a & 2 != 0,
+                loss_noted_first: a & 4 != 0,
+                file_compared: a & 16 != 0,
+            },
         },
-    });
+        n("ANY", 0) == 1,
+        true,
+    );
 }

@@ -2,7 +2,7 @@
 
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::decide::Refusal;
-use bypass_blk::image::machine::{GateState, Phase, StopReason};
+use bypass_blk::image::machine::{Phase, StopReason};
 use stateright::Property;
 
 use super::heal::directions;

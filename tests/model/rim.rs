@@ -286,6 +286,8 @@ impl Rim<'_> {
     pub fn probe_for_round(&mut self) {
         let shape = self.setting.shape(self.slot);
         let rows = self.world.rows();
+        let data = self.world.bricks[shape.local].data;
+        let compared = self.setting.with.file_compared;
         let blind = self.setting.lacks(Protection::MarksReadOnMarking);
         let local_last = self.setting.with.local_last;
         let only_local = self.setting.lacks(Protection::MarksOnPeers);
@@ -312,6 +314,11 @@ impl Rim<'_> {
             if rows[brick].contains(shape.local) && !round.failed.contains(brick) {
                 accuser = Some(brick);
             }
+        }
+        let first = session.machine.phase() == &Phase::Marking;
+        if compared && first && session.view != data {
+            // The machine has no event for it yet; this one stops it, too.
+            accuser = Some(shape.local);
         }
         match accuser.filter(|_| !blind) {
             Some(by) => self.conclude(Some(by)),

@@ -119,6 +119,9 @@ pub struct Amendments {
     /// A worker joins a lost brick again only when the session thread has taken
     /// note of the loss.
     pub loss_noted_first: bool,
+    /// Before the first write is let through, the local file is compared with
+    /// what it was at open, whether or not a loss of quorum was noticed.
+    pub file_compared: bool,
 }
 
 impl Amendments {
@@ -128,5 +131,6 @@ impl Amendments {
         local_last: true,
         local_held: true,
         loss_noted_first: true,
+        file_compared: true,
     };
 }
