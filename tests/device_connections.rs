@@ -4,8 +4,11 @@
 
 mod device_support;
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use bypass_blk::device::gate::Admission;
 use bypass_blk::device::{DeviceError, EndReason};
@@ -15,6 +18,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use virtio_bindings::virtio_blk::*;
+use vmm_sys_util::eventfd::EventFd;
 
 /// A whole conversation with one read in it.
 fn works(device: &Device) {
@@ -89,6 +93,37 @@ fn a_message_may_arrive_byte_by_byte() {
     stream.read_exact(&mut reply).unwrap();
     let features = u64::from_ne_bytes(reply[12..].try_into().unwrap());
     assert_ne!(features & 1 << VIRTIO_BLK_F_FLUSH, 0);
+}
+
+/// Sends `byte` with so many file descriptors.
+fn send_fds(stream: &UnixStream, byte: u8, fds: usize) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = vec![stream.as_fd(); fds];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(
+        stream,
+        &[IoSlice::new(&[byte])],
+        &mut control,
+        SendFlags::empty(),
+    )
+    .unwrap();
+}
+
+#[test]
+fn file_descriptors_do_not_pile_up_in_an_unfinished_message() {
+    let device = Device::new();
+    for pieces in [&[33][..], &[32, 1]] {
+        let (stream, serving) = device.serve();
+        for &fds in pieces {
+            send_fds(&stream, 0, fds);
+        }
+        wait_for("the connection to end", || serving.is_finished());
+        let error = serving.join().unwrap().unwrap_err();
+        assert!(matches!(error, DeviceError::TooManyFds), "{error:?}");
+        works(&device);
+    }
 }
 
 #[test]
@@ -180,6 +215,21 @@ fn a_front_end_that_never_reads_can_leave_and_the_next_is_served() {
     assert!(sent > 100 * get_features.len());
     drop(stream);
     let _ = serving.join().unwrap();
+    works(&device);
+}
+
+#[test]
+fn a_front_end_that_takes_no_interrupts_can_leave_and_the_next_is_served() {
+    let device = Device::new();
+    let (stream, serving) = device.serve();
+    let mut guest = FrontEnd::start(stream, 1);
+    // A blocking event fd that holds all it can hold.
+    let call = EventFd::new(0).unwrap();
+    call.write(u64::MAX - 1).unwrap();
+    guest.set_call(0, call);
+    assert_eq!(guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]), 0);
+    drop(guest);
+    wait_for("the connection to end", || serving.is_finished());
     works(&device);
 }
 

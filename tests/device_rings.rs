@@ -435,6 +435,42 @@ fn a_request_keeps_the_memory_it_was_made_in() {
 }
 
 #[test]
+fn a_ring_outlasts_a_moment_without_its_memory() {
+    let device = Device::new();
+    let (stream, _serving) = device.serve();
+    let mut guest = FrontEnd::start(stream, 2);
+    for _ in 0..50 {
+        for i in 0..8 {
+            guest.submit(0, VIRTIO_BLK_T_IN, i, &[(DATA, 512)]);
+        }
+        // As QEMU does with a region whose size or neighbours change.
+        guest.remove_memory();
+        guest.kick(1);
+        guest.add_memory();
+        for _ in 0..8 {
+            guest.wait_used(0);
+        }
+        assert_eq!(guest.request(1, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]), OK);
+    }
+    assert_eq!(device.server.stats().snapshot().total().errors, 0);
+}
+
+#[test]
+fn a_ring_without_its_memory_can_be_stopped() {
+    let device = Device::new();
+    let (stream, serving) = device.serve();
+    let mut guest = FrontEnd::start(stream, 1);
+    device.gate.set(Admission::Wait);
+    guest.submit(0, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]);
+    wait_for("the write to be parked", || device.parked() == 1);
+    guest.remove_memory();
+    assert_eq!(guest.vhost.get_vring_base(0).unwrap(), 0);
+    drop(guest);
+    assert_eq!(serving.join().unwrap().unwrap(), EndReason::Disconnected);
+    assert_eq!(device.gate.unbalanced(), []);
+}
+
+#[test]
 fn ring_addresses_may_be_told_again_while_requests_complete() {
     let device = Device::new();
     let (stream, _serving) = device.serve();

@@ -1,4 +1,5 @@
 //! Every refusal: its exit code, what it names, and that it leaves nothing behind.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
@@ -18,7 +19,10 @@ const MIB: u64 = 1 << 20;
 fn refused(node: &Node, code: i32, words: &[&str], args: &[&str]) {
     let socket = node.place().dir().join("refused.sock");
     let run_dir = node.place().dir().join("refused.run");
-    let mut all = vec!["serve", "--server", node.address(), "--lock-timeout", "1s"];
+    let mut all = vec!["serve", "--lock-timeout", "1s"];
+    if !args.contains(&"--server") {
+        all.extend(["--server", node.address()]);
+    }
     all.extend([
         "--socket-path",
         socket.to_str().unwrap(),
@@ -81,15 +85,14 @@ fn volumes_that_cannot_be_served_are_refused_by_name() {
     volume.start().unwrap();
     volume.create_image(IMAGE, MIB, Fill::Noise).unwrap();
 
-    for (option, feature) in [
-        ("changelog.changelog", "changelog"),
-        ("features.worm", "worm"),
-    ] {
-        volume.set(option, "on").unwrap();
-        refused(node, 15, &[feature, "--allow"], &args);
-        Daemon::serve(&volume, 0, &["--allow", feature]).stop();
-        volume.set(option, "off").unwrap();
-    }
+    volume.set("changelog.changelog", "on").unwrap();
+    refused(node, 15, &["changelog", "--allow changelog"], &args);
+    Daemon::serve(&volume, 0, &["--allow", "changelog"]).stop();
+    volume.set("changelog.changelog", "off").unwrap();
+    volume.set("features.worm", "on").unwrap();
+    refused(node, 17, &["gv0", "--read-only"], &args);
+    Daemon::serve(&volume, 0, &["--read-only"]).stop();
+    volume.set("features.worm", "off").unwrap();
     cluster
         .gluster(0, &["volume", "bitrot", "gv0", "enable"])
         .unwrap();
@@ -273,6 +276,26 @@ fn a_host_without_the_right_brick_or_privilege_is_told_so() {
     );
     let no_admin = "set -- setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin \"$@\"";
     refused_where(node, no_admin, 34, &["CAP_SYS_ADMIN"], &all);
+
+    // The bricks have one path on every host: what stands there is this host's.
+    let (dir_0, dir_1) = (volume.brick_dir(0).display(), volume.brick_dir(1).display());
+    let same_path = format!("mount --bind {dir_0} {dir_1}\n{}", hide(2));
+    let brick_1 = volume.brick_name(1);
+    let words = ["not on this host", &brick_1];
+    refused_where(
+        node,
+        &same_path,
+        30,
+        &words,
+        &image(&volume, IMAGE, &brick_1),
+    );
+    let hidden_0 = format!("{same_path}\n{}", hide(0));
+    refused_where(node, &hidden_0, 30, &[&brick_0], &all);
+    for brick in 0..3 {
+        let names = xattr::list(volume.brick_file(brick, IMAGE)).unwrap();
+        let left = names.filter(|name| name.to_string_lossy().contains("bypass"));
+        assert_eq!(left.count(), 0, "a proof was left on brick {brick}");
+    }
 
     // A folder that claims to be the brick, with another file under the name.
     let copy = node.place().dir().join("copy");

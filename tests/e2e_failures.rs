@@ -1,4 +1,5 @@
 //! Bricks, links and daemons that fail while an image is served.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
@@ -55,7 +56,11 @@ fn a_peer_brick_killed_and_returned_goes_unnoticed_and_is_locked_and_marked_agai
     assert_eq!(refused.code, Some(40), "{}", refused.log);
 
     // The stock daemon is kept away for as long as the image is open.
-    volume.trigger_heal().unwrap();
+    // Refused until the self-heal daemon has found the returned brick.
+    wait_until("the heal to be asked for", PATIENCE, || {
+        volume.trigger_heal().map_err(|error| error.to_string())
+    })
+    .unwrap();
     disk.write(1 << 20, &pattern(2, 1 << 20, 65536), PATIENCE)
         .unwrap();
     assert!(!volume.marks(IMAGE).unwrap().is_clean());
@@ -75,7 +80,10 @@ fn the_local_brick_process_may_die_and_come_back_while_the_guest_reads_and_write
     daemon.wait_log("lost");
     let data = pattern(4, 0, 65536);
     disk.write(0, &data, PATIENCE).unwrap();
-    assert_eq!(disk.read(0, data.len(), PATIENCE).unwrap(), data);
+    assert!(
+        disk.read(0, data.len(), PATIENCE).unwrap() == data,
+        "not what was written"
+    );
     let marks = volume.marks(IMAGE).unwrap();
     assert!(
         marks.accuses(1, 1) && marks.accuses(1, 2) && marks.accuses(2, 1),
@@ -95,9 +103,58 @@ fn the_local_brick_process_may_die_and_come_back_while_the_guest_reads_and_write
     daemon.stop();
     volume.wait_healed(IMAGE, PATIENCE).unwrap();
     assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    assert!(
+        std::fs::read(volume.brick_file(1, IMAGE)).unwrap()[..65536] == data,
+        "not what was written"
+    );
+}
+
+#[test]
+fn what_was_written_while_the_local_brick_process_was_down_wins_the_heal_after_a_kill() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    volume.kill_brick(0).unwrap();
+    daemon.wait_log("lost");
+    let data = pattern(15, 0, 65536);
+    disk.write(0, &data, PATIENCE).unwrap();
+    disk.flush(PATIENCE).unwrap();
+    daemon.kill();
+
+    volume.start_force().unwrap();
+    volume.wait_healed(IMAGE, PATIENCE).unwrap();
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    let copy = std::fs::read(volume.brick_file(2, IMAGE)).unwrap();
+    assert!(copy[..65536] == data, "a stale copy was the heal's source");
+}
+
+#[test]
+fn a_heal_that_runs_while_every_brick_restarts_loses_nothing() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let daemon = Daemon::serve(&volume, 0, &["--quorum-timeout", "10m"]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    disk.write(0, &pattern(16, 0, 65536), PATIENCE).unwrap();
+    (0..3).for_each(|brick| volume.kill_brick(brick).unwrap());
+    daemon.wait_state("stalled");
     assert_eq!(
-        std::fs::read(volume.brick_file(1, IMAGE)).unwrap()[..65536],
-        data
+        disk.write(65536, &pattern(17, 65536, 4096), SHORT),
+        Err(Failed::NoAnswer)
+    );
+    volume.start_force().unwrap();
+    disk.finish(PATIENCE).unwrap();
+    daemon.wait_state("dirty");
+    let marks = volume.marks(IMAGE).unwrap();
+    assert!(marks.accuses(0, 1) && marks.accuses(0, 2), "{marks}");
+    drop(disk);
+    daemon.kill();
+    volume.wait_healed(IMAGE, PATIENCE).unwrap();
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    let copy = std::fs::read(volume.brick_file(1, IMAGE)).unwrap();
+    assert!(
+        copy[65536..69632] == pattern(17, 65536, 4096),
+        "the late write is missing"
     );
 }
 
@@ -117,16 +174,19 @@ fn a_clean_image_without_quorum_stalls_the_first_write_until_quorum_is_back() {
     assert_eq!(disk.write(0, &data, SHORT), Err(Failed::NoAnswer));
     assert_eq!(daemon.status()["state"], "stalled");
     daemon.wait_log("no quorum");
-    assert_ne!(
-        std::fs::read(volume.brick_file(0, IMAGE)).unwrap()[..4096],
-        data
+    assert!(
+        std::fs::read(volume.brick_file(0, IMAGE)).unwrap()[..4096] != data,
+        "written without marks"
     );
 
     cluster.restore(0).unwrap();
     disk.finish(PATIENCE).unwrap();
     let marks = volume.marks(IMAGE).unwrap();
     assert!(marks.accuses(0, 1) && marks.accuses(0, 2), "{marks}");
-    assert_eq!(disk.read(0, data.len(), PATIENCE).unwrap(), data);
+    assert!(
+        disk.read(0, data.len(), PATIENCE).unwrap() == data,
+        "not what was written"
+    );
 }
 
 #[test]
@@ -196,7 +256,10 @@ fn a_dirty_image_is_written_on_while_cut_off_and_its_stale_copies_are_refused_el
         },
     )
     .unwrap();
-    assert_eq!(disk.read(4096, late.len(), PATIENCE).unwrap(), late);
+    assert!(
+        disk.read(4096, late.len(), PATIENCE).unwrap() == late,
+        "not what was written"
+    );
     disk.write(8192, &late, PATIENCE).unwrap();
     drop(disk);
     daemon.stop();
@@ -239,9 +302,9 @@ fn a_peer_that_was_away_for_the_marks_does_not_become_fresh_when_the_writer_s_ho
     volume.wait_bricks_up().unwrap();
     volume.wait_healed(IMAGE, PATIENCE).unwrap();
     assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
-    assert_eq!(
-        std::fs::read(volume.brick_file(2, IMAGE)).unwrap()[..4096],
-        data
+    assert!(
+        std::fs::read(volume.brick_file(2, IMAGE)).unwrap()[..4096] == data,
+        "not what was written"
     );
 }
 

@@ -1,4 +1,5 @@
 //! One writer per image: races, refusals, takeovers, and what other clients see.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
@@ -39,10 +40,8 @@ fn of_daemons_that_race_on_three_hosts_exactly_one_wins_each_time() {
             );
             assert!(refused.log.contains("since 20"), "no time: {}", refused.log);
         }
-        for outcome in outcomes {
-            if let Ok(winner) = outcome {
-                assert_eq!(winner.stop().code(), Some(0));
-            }
+        for winner in outcomes.into_iter().flatten() {
+            assert_eq!(winner.stop().code(), Some(0));
         }
     }
 }
@@ -70,7 +69,10 @@ fn the_lock_of_a_killed_daemon_is_free_at_once_and_its_dirty_image_is_continued(
     let second = Daemon::serve(&volume, 0, &[]);
     assert_eq!(second.status()["state"], "dirty");
     let mut disk = FrontEnd::connect(second.socket());
-    assert_eq!(disk.read(0, data.len(), PATIENCE).unwrap(), data);
+    assert!(
+        disk.read(0, data.len(), PATIENCE).unwrap() == data,
+        "not what was written"
+    );
     disk.write(8192, &data, PATIENCE).unwrap();
     let marks = volume.marks(IMAGE).unwrap();
     assert_eq!(
@@ -190,7 +192,10 @@ fn a_mandatory_fence_keeps_every_other_client_out_and_is_lifted_at_the_end() {
     let mut disk = FrontEnd::connect(daemon.socket());
     let data = pattern(3, 4096, 4096);
     disk.write(4096, &data, PATIENCE).unwrap();
-    assert_eq!(disk.read(4096, data.len(), PATIENCE).unwrap(), data);
+    assert!(
+        disk.read(4096, data.len(), PATIENCE).unwrap() == data,
+        "not what was written"
+    );
     // A client that takes locks on the fenced image does not take the record away.
     let mut qemu = cluster.node(1).command("qemu-io");
     run_command(

@@ -1,4 +1,5 @@
 //! Serving an image of a real volume: what is written, marked, healed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
@@ -22,7 +23,10 @@ fn a_write_is_on_the_local_copy_marked_everywhere_and_healed_by_stock_gluster() 
     let data = pattern(1, 1 << 20, 65536);
     disk.write(1 << 20, &data, PATIENCE).unwrap();
     disk.flush(PATIENCE).unwrap();
-    assert_eq!(disk.read(1 << 20, data.len(), PATIENCE).unwrap(), data);
+    assert!(
+        disk.read(1 << 20, data.len(), PATIENCE).unwrap() == data,
+        "not what was written"
+    );
 
     let marks = volume.marks(IMAGE).unwrap();
     for on in 0..3 {

@@ -91,8 +91,8 @@ impl BrickView {
 }
 
 fn copy_status(brick: String, answer: Result<CopyState, PortError>) -> CopyStatus {
-    let (reason, marks) = match answer {
-        Ok(copy) => (None, Some(copy.pending)),
+    let (reason, copy) = match answer {
+        Ok(copy) => (None, Some(copy)),
         Err(error) => (Some(error.to_string()), None),
     };
     CopyStatus {
@@ -101,8 +101,9 @@ fn copy_status(brick: String, answer: Result<CopyState, PortError>) -> CopyStatu
         arbiter: false,
         reachable: reason.is_none(),
         reason,
-        marks,
         stale: false,
+        fenced: copy.as_ref().is_some_and(|copy| copy.fenced),
+        marks: copy.map(|copy| copy.pending),
     }
 }
 

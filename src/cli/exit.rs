@@ -23,15 +23,16 @@ Exit codes:
   12  volume not started                 35  the local brick's process is down
   13  volume not replicated              40  locked by another session
   14  volume sharded                     41  in use by another client (QEMU, a mount)
-  15  bitrot, changelog, quota or        42  the local copy is stale
-      worm is on                         43  split-brain
-  16  no brick answers                   44  no quorum of bricks
+  15  bitrot, changelog or quota is on   42  the local copy is stale
+  16  no brick answers                   43  split-brain
+  17  the volume refuses changes         44  no quorum of bricks
   20  no such image                      45  a heal or rebalance is in progress
   21  not a regular file                 46  mandatory fencing is not available
   22  a DHT link file                    50  socket path in use
   23  the image is empty                 51  socket cannot be made or used
   24  its size is not whole blocks       52  the disk cannot be served by this device
-  25  it looks like an image format      60  the session stopped by itself while serving";
+  25  it looks like an image format      60  the session stopped by itself while serving
+What to do about each: docs/failures.md";
 
 /// Why a command failed.
 #[derive(Debug, Error)]
@@ -93,7 +94,6 @@ impl Failure {
             Self::Locate(error) => locate_code(error),
             Self::Open(error) => open_code(error),
             Self::Device(_) => 52,
-            Self::Control(ControlError::InUse { .. }) => 40,
             Self::Control(_) | Self::Socket { .. } => 51,
             Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
@@ -118,6 +118,7 @@ fn locate_code(error: &LocateError) -> u8 {
         LocateError::NotStarted { .. } => 12,
         LocateError::Sharded { .. } => 14,
         LocateError::Bypassed { .. } => 15,
+        LocateError::Unchangeable { .. } => 17,
         LocateError::NoBrick { .. } => 16,
         LocateError::NoImage { .. } => 20,
         LocateError::NotAFile { .. } => 21,
@@ -128,6 +129,8 @@ fn locate_code(error: &LocateError) -> u8 {
         LocateError::SeveralLocalBricks { .. } => 31,
         LocateError::Arbiter { .. } => 32,
         LocateError::Privilege => 34,
+        LocateError::OtherFile { .. } => 33,
+        LocateError::Unproven { .. } => 35,
     }
 }
 

@@ -41,7 +41,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Show the images served on this host, or one image of a volume
     Status(status::StatusArgs),
-    /// Lift the fence that a killed daemon left on an image
+    /// Lift the fence that a killed daemon left on an image: needed when mounts get
+    /// "Device or resource busy" though nobody serves it. Refused while somebody does
     Release(release::ReleaseArgs),
 }
 

@@ -48,6 +48,7 @@ pub(super) fn run(args: ReleaseArgs) -> Result<(), Failure> {
                 holder,
             },
             Blocked::Busy(lock) => OpenError::Busy {
+                volume: names.volume.clone(),
                 lock,
                 brick: names.one(brick),
             },

@@ -31,13 +31,17 @@ use super::{Failure, ImagePath, LogArgs, RunDirArgs, ServerArgs, logging, volume
 
 /// Arguments of `serve`.
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("socket").args(["socket_path", "fd"]))]
+#[command(
+    group = ArgGroup::new("socket").args(["socket_path", "fd"]),
+    override_usage = "bypass-blk serve --volume NAME --image PATH (--socket-path PATH | --fd N) [OPTIONS]",
+    after_help = "Example: bypass-blk serve --volume vms --image /vm1.img --socket-path /run/bypass-blk/vm1.sock"
+)]
 pub struct ServeArgs {
     /// The Gluster volume
     #[arg(long, value_name = "NAME", value_parser = volume_name, required_unless_present = "print_capabilities")]
     volume: Option<String>,
 
-    /// The image: its path in the volume
+    /// The image: its path inside the volume, such as /vms/vm1.img (raw format)
     #[arg(
         long,
         value_name = "PATH",
@@ -58,12 +62,12 @@ pub struct ServeArgs {
     #[command(flatten)]
     server: ServerArgs,
 
-    /// Which copy to serve. Default: that of the one brick of the image's
-    /// replica set whose folder is on this host
+    /// Which copy to serve: this host's brick, as `gluster volume info` names it.
+    /// Default: found by itself when this host has one
     #[arg(long, value_name = "HOST:/PATH")]
     brick: Option<String>,
 
-    /// Request queues, a thread each; as many as the guest has processors is enough
+    /// Request queues, 1 to 64, a thread each; the front-end may use fewer
     #[arg(long, value_name = "N", default_value_t = Config::default().num_queues)]
     num_queues: u16,
 
@@ -85,13 +89,14 @@ pub struct ServeArgs {
     lock_timeout: humantime::Duration,
 
     /// How long the guest's first write may wait for a quorum of bricks before it
-    /// fails
+    /// fails (reads go on; writes work again by themselves when a quorum is back)
     #[arg(long, value_name = "TIME", default_value = "60s")]
     quorum_timeout: humantime::Duration,
 
     /// How other clients of the volume are kept from the image: mandatory = the
-    /// bricks refuse them (needs two volume options), advisory = locks that QEMU
-    /// and its tools respect, auto = mandatory where possible
+    /// bricks refuse them (needs the volume options locks.mandatory-locking optimal
+    /// and features.enforce-mandatory-lock on), advisory = locks that QEMU and its
+    /// tools respect, auto = mandatory where possible
     #[arg(long, value_enum, default_value = "auto")]
     fence: FenceArg,
 
@@ -274,9 +279,16 @@ fn find(args: &ServeArgs) -> Result<Place, Failure> {
     let me = Holder::here(&host_name());
     let server = &args.server.server;
     let catalog = Catalog::load(&server.host, server.port, volume, &timeouts)?;
-    let located = catalog.find(&image.0, &identity(lock_owner(&me)?), &timeouts)?;
-    catalog.check_features(&located.set, &args.allow)?;
-    let local = local_brick(&located, args.brick.as_deref())?;
+    let identity = identity(lock_owner(&me)?);
+    let located = catalog.find(&image.0, &identity, &timeouts)?;
+    catalog.check_features(&located.set, &args.allow, args.read_only)?;
+    let local = local_brick(
+        &catalog,
+        &located,
+        args.brick.as_deref(),
+        &identity,
+        &timeouts,
+    )?;
     Ok(Place { located, local, me })
 }
 
@@ -291,6 +303,7 @@ fn open_session(
         shape: located.shape(*local),
         names: located.names(),
         ports: GlusterPort::for_set(located, &lock_owner(me)?, Timeouts::default()),
+        pending_names: located.set.pending_names.clone(),
         me: me.clone(),
         terms: Terms {
             read_only: args.read_only,

@@ -57,6 +57,9 @@ pub(super) fn run(args: StatusArgs) -> Result<(), Failure> {
 fn served_here(run_dir: &std::path::Path) -> Result<Vec<Status>, Failure> {
     let mut served = Vec::new();
     for path in socket::list(run_dir)? {
+        if socket::is_dead(&path) {
+            continue;
+        }
         match socket::status(&path) {
             Ok(status) => served.push(status),
             Err(error) => log::warn!("{}", crate::image::error::chain(&error)),

@@ -42,8 +42,14 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
         }
         None => writeln!(out, "  held by  nobody")?,
     }
-    if let Some(fence) = &status.fence {
-        writeln!(out, "  fence    {fence}")?;
+    let fenced = status.copies.iter().any(|copy| copy.fenced);
+    match &status.fence {
+        Some(fence) => writeln!(out, "  fence    {fence}")?,
+        None if fenced && status.holder.is_none() => writeln!(
+            out,
+            "  fence    LEFT by a killed daemon: bypass-blk release {volume}{image}"
+        )?,
+        None => {}
     }
     for copy in &status.copies {
         write_copy(out, copy)?;
@@ -56,7 +62,7 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
 
 fn state(state: State) -> &'static str {
     match state {
-        State::Clean => "clean: all copies are equal",
+        State::Clean => "clean: no copy is marked as missing data",
         State::Dirty => "dirty: the stale copies below are behind",
         State::Marking => "marking: the first write waits for the marks",
         State::Stalled => "STALLED: writes wait",
@@ -73,10 +79,13 @@ fn write_copy(out: &mut String, copy: &CopyStatus) -> std::fmt::Result {
         (_, true) => "arbiter",
         _ => "peer  ",
     };
-    let health = match (copy.stale, copy.arbiter) {
-        (_, true) => "-",
-        (true, _) => "stale",
-        _ => "fresh",
+    let health = match copy {
+        CopyStatus { arbiter: true, .. } => "-",
+        CopyStatus { stale: true, .. } => "stale",
+        CopyStatus {
+            reachable: true, ..
+        } => "fresh",
+        _ => "?",
     };
     let reach = match (&copy.reason, copy.reachable) {
         (_, true) => "reachable".to_owned(),

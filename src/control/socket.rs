@@ -56,12 +56,6 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// Another daemon of this host answers there.
-    #[error("another daemon on this host serves this image already: its control socket {} answers", .path.display())]
-    InUse {
-        /// Where.
-        path: PathBuf,
-    },
     /// The run directory cannot be read.
     #[error("cannot read the run directory {}", .path.display())]
     List {
@@ -98,22 +92,22 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Makes the socket for the image with this gfid.
+    /// Makes this process's socket for the image with this gfid. Those that dead
+    /// daemons left are swept away.
     ///
     /// # Errors
-    /// [`ControlError::InUse`] if a live daemon has it; a dead one's is replaced.
+    /// [`ControlError::Bind`].
     pub fn bind(run_dir: &Path, volume: &str, gfid: uuid::Uuid) -> Result<Self, ControlError> {
-        let path = run_dir.join(format!("{volume}-{gfid}.control"));
+        let pid = std::process::id();
+        let path = run_dir.join(format!("{volume}-{gfid}-{pid}.control"));
         let bind_error = |source| ControlError::Bind {
             path: path.clone(),
             source,
         };
         std::fs::create_dir_all(run_dir).map_err(bind_error)?;
-        if path.exists() {
-            if UnixStream::connect(&path).is_ok() {
-                return Err(ControlError::InUse { path });
-            }
-            std::fs::remove_file(&path).map_err(bind_error)?;
+        for dead in list(run_dir)?.iter().filter(|path| is_dead(path)) {
+            // Another daemon may sweep at the same time.
+            let _ = std::fs::remove_file(dead);
         }
         let listener = UnixListener::bind(&path).map_err(bind_error)?;
         let private = std::fs::Permissions::from_mode(0o600);
@@ -181,6 +175,12 @@ pub fn list(run_dir: &Path) -> Result<Vec<PathBuf>, ControlError> {
     }
     sockets.sort();
     Ok(sockets)
+}
+
+/// Nobody listens on this socket any more.
+pub fn is_dead(path: &Path) -> bool {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    UnixStream::connect(path).err().is_some_and(refused)
 }
 
 /// Asks the daemon behind a control socket for its status.

@@ -104,12 +104,15 @@ pub struct CopyStatus {
     pub marks: Option<Vec<i32>>,
     /// Some brick says that this copy misses data.
     pub stale: bool,
+    /// The copy carries the attribute of a mandatory fence. With nobody holding
+    /// the image it was left by a killed daemon.
+    pub fenced: bool,
 }
 
 /// The daemon that serves the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {
-    /// The vhost-user socket, or `fd N`.
+    /// The vhost-user socket's path, or `passed file descriptor`.
     pub socket: String,
     /// A front-end is connected.
     pub front_end: bool,
@@ -166,13 +169,14 @@ pub struct Identity {
 impl Status {
     /// The report of a running session.
     pub fn of_session(identity: &Identity, session: &Snapshot, serving: Serving) -> Self {
-        let names = Names(
-            session
+        let names = Names {
+            volume: identity.volume.clone(),
+            bricks: session
                 .copies
                 .iter()
                 .map(|copy| copy.brick.clone())
                 .collect(),
-        );
+        };
         let seen = session.copies.iter().map(|copy| CopyStatus {
             brick: copy.brick.clone(),
             local: false,
@@ -181,6 +185,7 @@ impl Status {
             reason: copy.why_away.clone(),
             marks: copy.pending.clone(),
             stale: false,
+            fenced: copy.locked && session.fence == Fence::Mandatory,
         });
         let copies = judge(identity, seen.collect());
         let any_stale = copies.iter().any(|copy| copy.stale);

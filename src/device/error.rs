@@ -7,7 +7,7 @@ use std::io;
 
 use super::config::{MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE};
 use super::disk::{MAX_ALIGNMENT, SECTOR, SERIAL_LEN};
-use super::relay::MAX_BODY;
+use super::relay::{MAX_BODY, MAX_FDS};
 
 /// Why the device could not be made, or why serving a front-end ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,12 @@ pub enum DeviceError {
         /// Announced length of the message's body in bytes.
         len: u32,
     },
+    /// More file descriptors with a message than any has, or than can be had.
+    #[error(
+        "the front-end sent a message with more than {MAX_FDS} file descriptors, or with more than \
+         this process may open (its limit of open files)"
+    )]
+    TooManyFds,
     /// The front-end broke the protocol.
     #[error("the front-end broke the vhost-user protocol")]
     Protocol(#[source] HandlerError),

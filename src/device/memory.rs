@@ -1,9 +1,8 @@
 //! The guest's memory as one queue sees it.
 //!
-//! The front-end may replace the map at any time. A queue looks for a new map
-//! whenever it has read the available index, and each request holds on to the
-//! map it was taken under, so memory is unmapped only when no operation on it
-//! is in flight. The reference count of a map is private to its queue, so
+//! The front-end may replace the map at any time. A queue adopts a new map
+//! between two rounds only, and each request holds on to the map it was taken
+//! under, so memory is unmapped only when no operation on it is in flight. The reference count of a map is private to its queue, so
 //! holding on to it touches no cache line of another.
 
 use std::sync::Arc;
@@ -53,13 +52,20 @@ impl View {
         }
     }
 
-    /// Adopts the newest map.
-    pub fn refresh(&mut self) {
+    /// Whether there is a newer map than the current one.
+    pub fn is_stale(&self) -> bool {
+        self.epoch.get() != self.seen
+    }
+
+    /// Adopts the newest map. Returns whether it is a new one.
+    pub fn refresh(&mut self) -> bool {
         let now = self.epoch.get();
-        if now != self.seen {
-            self.seen = now;
-            self.current = Arc::new((*self.handle.memory()).clone());
+        if now == self.seen {
+            return false;
         }
+        self.seen = now;
+        self.current = Arc::new((*self.handle.memory()).clone());
+        true
     }
 
     /// The map as of the last [`refresh`](Self::refresh).

@@ -11,6 +11,11 @@
 //! available index goes one back, and whoever starts the ring next, here or on
 //! another host, takes it again. The price is that reads behind a parked write
 //! in the same queue wait too; reads on other queues go on.
+//!
+//! # A ring without its memory
+//! A front-end that changes a region of the guest's memory may take it away and
+//! add it again while the rings run. A queue whose ring is in no memory does
+//! nothing, not even reap, until the next map or until it is to stop.
 
 use std::sync::Arc;
 
@@ -57,6 +62,10 @@ pub struct Queue<G> {
     pool: BouncePool,
     /// The guest spoiled the ring: nothing is taken until it is started anew.
     broken: bool,
+    /// The newest map lacks the ring: nothing is done before one that has it.
+    stranded: bool,
+    /// The kernel takes no I/O, as the log says already.
+    refused: bool,
     /// The last drain that was answered.
     drained: u64,
 }
@@ -84,6 +93,8 @@ impl<G: Gate> Queue<G> {
             parked: None,
             pool: BouncePool::default(),
             broken: false,
+            stranded: false,
+            refused: false,
             drained: 0,
         })
     }
@@ -113,9 +124,14 @@ impl<G: Gate> Queue<G> {
 
     /// One look at everything. Returns whether there is more to do at once.
     fn round(&mut self, ring: &mut Ring<'_>) -> Result<bool, RingError> {
-        self.view.refresh();
-        self.reap(ring)?;
         let stopping = self.drained == CLOSED || self.control.drain_asked(self.drained).is_some();
+        if self.view.refresh() || self.stranded {
+            self.find_ring(ring);
+        }
+        if self.stranded && !stopping {
+            return Ok(false);
+        }
+        self.reap(ring)?;
         let taking = !stopping && !self.broken && ring.running();
         if stopping {
             self.unpark(ring);
@@ -128,16 +144,32 @@ impl<G: Gate> Queue<G> {
             ring.publish(self.view.current())?;
         }
         if let Err(error) = submitted {
-            log::warn!(
-                "queue {}: cannot submit I/O, trying again: {error}",
-                self.index
-            );
+            if !std::mem::replace(&mut self.refused, true) {
+                log::warn!(
+                    "queue {}: the kernel takes no I/O, trying again: {error}",
+                    self.index
+                );
+            }
+            return Ok(true);
+        }
+        self.refused = false;
+        if self.view.is_stale() {
             return Ok(true);
         }
         if taking && self.parked.is_none() && !self.free.is_empty() {
             return ring.rearm(self.view.current());
         }
         Ok(false)
+    }
+
+    fn find_ring(&mut self, ring: &Ring<'_>) {
+        let before = std::mem::replace(&mut self.stranded, !ring.is_within(self.view.current()));
+        if self.stranded && !before && ring.running() {
+            log::info!(
+                "queue {}: the guest's memory lacks its ring; it waits for the front-end's next map",
+                self.index
+            );
+        }
     }
 
     fn reap(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
@@ -162,8 +194,11 @@ impl<G: Gate> Queue<G> {
             return Ok(());
         }
         ring.look(self.view.current())?;
-        // The guest may have made available what lies in memory that was added meanwhile.
-        self.view.refresh();
+        if self.view.is_stale() {
+            // What the guest has made available may lie in memory that was added
+            // meanwhile: the next round takes it.
+            return Ok(());
+        }
         while let Some(&token) = self.free.last() {
             let Some(head) = ring.take(self.view.current())? else {
                 break;

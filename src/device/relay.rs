@@ -16,7 +16,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use uuid::Uuid;
@@ -29,7 +29,7 @@ const HEADER_LEN: usize = 12;
 /// Most bytes of a message's body, as in the `vhost` crate.
 pub const MAX_BODY: u32 = 4096;
 /// Most file descriptors with one message, as in the `vhost` crate.
-const MAX_FDS: usize = 32;
+pub const MAX_FDS: usize = 32;
 
 /// How relaying ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +196,13 @@ impl Message {
                 self.fds.extend(fds);
             }
         }
+        if self.fds.len() > MAX_FDS {
+            return Err(DeviceError::TooManyFds);
+        }
         let (bytes, end) = match received {
+            Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => {
+                return Err(DeviceError::TooManyFds);
+            }
             Ok(message) => (message.bytes, message.bytes == 0),
             Err(Errno::AGAIN | Errno::INTR) => (0, false),
             Err(Errno::CONNRESET) => (0, true),
@@ -213,7 +219,7 @@ impl Message {
         let mut control = SendAncillaryBuffer::new(&mut space);
         let rights: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
         if !rights.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&rights)) {
-            return Err(DeviceError::Connection(Errno::TOOBIG.into()));
+            return Err(DeviceError::TooManyFds);
         }
         let rest = self.bytes.get(self.sent..).unwrap_or_default();
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;

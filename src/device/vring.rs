@@ -16,7 +16,7 @@ use std::sync::atomic::{Ordering, fence};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Error as QueueError, Queue, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::memory::{Memory, MemoryHandle};
 
@@ -24,6 +24,9 @@ use super::memory::{Memory, MemoryHandle};
 const RING_HEADER: u64 = 4;
 const USED_ELEMENT: u64 = 8;
 const AVAIL_ELEMENT: u64 = 2;
+const DESCRIPTOR: u64 = 16;
+/// Bytes of the event index behind the last entry of both rings.
+const EVENT: u64 = 2;
 
 /// One virtqueue, shared by the protocol handler and the queue's thread.
 #[derive(Clone)]
@@ -136,12 +139,8 @@ impl VringT<MemoryHandle> for Vring {
     /// A second kick on a running ring replaces the first: not being ready makes
     /// the handler register it.
     fn set_kick(&self, file: Option<File>) {
-        if let Some(file) = &file
-            && let Err(error) = rustix::io::ioctl_fionbio(file, true)
-        {
-            log::warn!("cannot make the kick of a ring non-blocking: {error}");
-        }
-        if file.is_some() {
+        if let Some(file) = &file {
+            never_wait_for(file);
             self.0.set_queue_ready(false);
         }
         self.0.set_kick(file);
@@ -161,12 +160,21 @@ impl VringT<MemoryHandle> for Vring {
         }
     }
 
+    /// An event fd that holds all it can hold must not stop the queue's thread.
     fn set_call(&self, file: Option<File>) {
+        file.iter().for_each(never_wait_for);
         self.0.set_call(file);
     }
 
     fn set_err(&self, file: Option<File>) {
         self.0.set_err(file);
+    }
+}
+
+/// Reading and writing the front-end's event fd never waits for the front-end.
+fn never_wait_for(event: &File) {
+    if let Err(error) = rustix::io::ioctl_fionbio(event, true) {
+        log::warn!("cannot make an event fd of a ring non-blocking: {error}");
     }
 }
 
@@ -206,6 +214,24 @@ impl Ring<'_> {
     /// The front-end must start it again.
     pub fn stop(&mut self) {
         self.state.get_queue_mut().set_ready(false);
+    }
+
+    /// Whether the whole ring is in the guest's memory.
+    pub fn is_within(&self, memory: &Memory) -> bool {
+        let queue = self.queue();
+        let size = u64::from(queue.size());
+        [
+            (queue.desc_table(), DESCRIPTOR * size),
+            (
+                queue.avail_ring(),
+                RING_HEADER + AVAIL_ELEMENT * size + EVENT,
+            ),
+            (queue.used_ring(), RING_HEADER + USED_ELEMENT * size + EVENT),
+        ]
+        .into_iter()
+        .all(|(base, len)| {
+            GuestMemory::check_range(memory, GuestAddress(base), len as usize, Permissions::Write)
+        })
     }
 
     /// The descriptor table and its number of entries.
@@ -281,10 +307,13 @@ impl Ring<'_> {
         )?;
         // The guest may look at the used index after it has set what is read next.
         fence(Ordering::SeqCst);
-        if self.wants_signal(memory, old, new)?
-            && let Err(error) = self.state.signal_used_queue()
-        {
-            log::warn!("cannot signal the guest: {error}");
+        if self.wants_signal(memory, old, new)? {
+            match self.state.signal_used_queue() {
+                // So full of signals that the guest has one to come.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => log::warn!("cannot signal the guest: {error}"),
+                Ok(()) => {}
+            }
         }
         Ok(())
     }

@@ -25,13 +25,21 @@ const SETVOLUME: u32 = 1;
 /// The feature level that bricks take this client for (an op-version).
 const OP_VERSION: &str = "100000";
 
+/// A process id for [`Identity::pid`] that makes this client one of Gluster's own
+/// (`GF_CLIENT_PID_NO_ROOT_SQUASH`): neither root squashing nor anybody's mandatory
+/// lock stops it, and its INODELKs do not hold up the file's removal. Other
+/// negative ids do the same, but their operations go through the brick's one
+/// lowest-priority thread (`iot_schedule` of io-threads.c): ten times slower.
+pub const INTERNAL_PID: i32 = -4;
+
 /// Who this client is to a brick.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// What `gluster volume status VOL clients` shows as the kind of client.
     pub process_name: String,
-    /// Process id of the credentials. Bricks take negative ones for Gluster's own
-    /// daemons, which fences do not stop.
+    /// Process id of the credentials: [`INTERNAL_PID`], or 0 and more for an
+    /// ordinary client. (What holders of conflicting locks are told of each other
+    /// is the real process id.)
     pub pid: i32,
     /// Owner of every lock that is taken and every write that is made on the
     /// connection.

@@ -246,6 +246,14 @@ pub enum ProtocolError {
     /// Something that must be in the answer is not.
     #[error("the answer lacks {0}")]
     Missing(String),
+    /// More was read than was asked for.
+    #[error("{size} bytes were read, {length} asked for")]
+    LongRead {
+        /// Bytes read.
+        size: u32,
+        /// Bytes asked for.
+        length: u32,
+    },
     /// Less was written than was sent, and no error was told.
     #[error("only {written} of {length} bytes were written")]
     ShortWrite {

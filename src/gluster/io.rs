@@ -71,11 +71,14 @@ impl Brick {
         let mut arguments = by_gfid(gfid);
         arguments.u64(offset).u32(length).u32(0);
         Dict::new().encode(&mut arguments);
-        self.begin(READ, arguments, &[], |_, results| {
+        self.begin(READ, arguments, &[], move |_, results| {
             let _iatt = Iatt::decode(results)?;
-            let size = usize::try_from(results.u32()?).unwrap_or(usize::MAX);
+            let size = results.u32()?;
+            if size > length {
+                return Err(ProtocolError::LongRead { size, length });
+            }
             let _xdata = Dict::decode(results)?;
-            match results.rest().get(..size) {
+            match results.rest().get(..size as usize) {
                 Some(bytes) => Ok(bytes.to_vec()),
                 None => Err(ProtocolError::Missing(format!("{size} bytes of data"))),
             }

@@ -94,7 +94,7 @@ pub struct ForeignLock {
     pub kind: LockKind,
     /// Its bytes.
     pub range: LockRange,
-    /// The process id its holder gave.
+    /// Process id on the holder's host.
     pub pid: u32,
     /// The holder's lock owner: of a client such as this one, what its
     /// [`super::Identity`] says; of a mount, 8 meaningless bytes.
@@ -146,6 +146,11 @@ impl Brick {
     /// Takes or gives back a lock of the file in `domain`. An unlock needs the
     /// same range as the lock. A lock taken twice is held twice and must be given
     /// back as often.
+    ///
+    /// While a client with a process id of 0 or more holds one, removing the file
+    /// waits; if that client then disconnects without an unlock, the removal hangs
+    /// for ever (`pl_inodelk_client_cleanup` of GlusterFS 10.3 wakes nobody). Use
+    /// [`super::brick::INTERNAL_PID`].
     pub fn inodelk(
         &self,
         gfid: Gfid,
@@ -170,6 +175,10 @@ impl Brick {
 
     /// Takes or gives back a posix lock through an open file. A mandatory one
     /// keeps other clients from the bytes where the volume enforces that.
+    ///
+    /// Where `locks.mandatory-locking` is `optimal` or `forced`, a mandatory write
+    /// lock makes reads and writes of all other clients wait, except internal ones
+    /// ([`super::brick::INTERNAL_PID`]), and their locks and truncations fail.
     ///
     /// Beware: on a file with `trusted.glusterfs.enforce-mandatory-lock` the brick
     /// grants *every* lock, and takes conflicting ones away from their holders
@@ -256,19 +265,20 @@ impl Brick {
         arguments
     }
 
-    /// Appends a `gf_proto_flock`. The brick takes the owner from the
-    /// credentials; the one in here must only not be too long.
+    /// Appends a `gf_proto_flock`. The brick takes the owner from the credentials;
+    /// the one in here must only not be too long. The process id is what others
+    /// are told about the holder, so it is the real one.
     fn flock(&self, to: &mut Encoder, wire_type: u32, range: LockRange) {
         const SEEK_SET: u32 = 0;
-        let (pid, owner) = match self.credentials() {
-            Credentials::Client { pid, lk_owner } => (*pid, lk_owner.as_bytes()),
-            Credentials::None => (0, &[][..]),
+        let owner = match self.credentials() {
+            Credentials::Client { lk_owner, .. } => lk_owner.as_bytes(),
+            Credentials::None => &[],
         };
         to.u32(wire_type)
             .u32(SEEK_SET)
             .u64(range.start)
             .u64(range.len)
-            .i32(pid)
+            .u32(std::process::id())
             .opaque(owner);
     }
 }

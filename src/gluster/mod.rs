@@ -32,12 +32,14 @@ pub mod volfile;
 pub mod volume;
 pub mod xdr;
 
-pub use brick::{Brick, Identity};
+pub use brick::{Brick, INTERNAL_PID, Identity};
 pub use connection::{Disconnect, Timeouts};
 pub use error::{BrickError, Errno, GlusterdError};
+pub use fops::{Entry, InFlight, OpenMode, RemoteFd, Space};
 pub use glusterd::{Glusterd, VolumeInfo, VolumeState};
 pub use inode::{FileType, Gfid, Iatt};
-pub use locks::{LockKind, LockOp, LockRange, Locked};
+pub use io::{Checksum, MAX_IO, SeekTo, StrongChecksum};
+pub use locks::{ForeignLock, LockKind, LockOp, LockRange, Locked};
 pub use pending::Pending;
 pub use rpc::LkOwner;
-pub use volume::{BrickFeatures, BrickSpec, ReplicaSet, Volume};
+pub use volume::{BrickFeatures, BrickSpec, ReplicaSet, VolfileError, Volume};

@@ -34,7 +34,12 @@ impl Translator {
 /// The translators in the order of the file, each after those below it; the
 /// last is the top.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Graph(Vec<Translator>);
+pub struct Graph {
+    translators: Vec<Translator>,
+    /// Where each name is in the list: looking through the list for each of the
+    /// names of a large volfile would take minutes.
+    places: BTreeMap<String, usize>,
+}
 
 /// A volfile that does not follow the grammar.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -92,7 +97,7 @@ impl Graph {
         }
         let problem = match open {
             Some(translator) => SyntaxProblem::Unfinished(translator.name),
-            None if graph.0.is_empty() => SyntaxProblem::Empty,
+            None if graph.translators.is_empty() => SyntaxProblem::Empty,
             None => return Ok(graph),
         };
         Err(VolfileSyntax { line, problem })
@@ -125,7 +130,7 @@ impl Graph {
             }
             "option" => {
                 let (key, value) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-                let value = value.trim().trim_matches('"').to_owned();
+                let value = unquoted(value.trim());
                 translator.options.insert(key.to_owned(), value);
                 Ok(())
             }
@@ -153,24 +158,46 @@ impl Graph {
                 return Err(SyntaxProblem::UnknownSubvolume(name.clone()));
             }
         }
-        self.0.push(translator);
+        let place = self.translators.len();
+        self.places.insert(translator.name.clone(), place);
+        self.translators.push(translator);
         Ok(())
     }
 
     /// The translator of that name.
     pub fn get(&self, name: &str) -> Option<&Translator> {
-        self.0.iter().find(|translator| translator.name == name)
+        self.translators.get(*self.places.get(name)?)
     }
 
     /// The translators of that type, in the order of the file.
     pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Translator> {
-        self.0.iter().filter(move |found| found.kind == kind)
+        self.translators
+            .iter()
+            .filter(move |found| found.kind == kind)
     }
 
     /// The top of the graph.
     pub fn top(&self) -> Option<&Translator> {
-        self.0.last()
+        self.translators.last()
     }
+}
+
+/// The value without the quotes around it, between which a backslash takes the
+/// next character as it is. (glusterd writes values without quotes.)
+fn unquoted(value: &str) -> String {
+    let quoted = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
+    let Some(quoted) = quoted else {
+        return value.to_owned();
+    };
+    let mut characters = quoted.chars();
+    let mut plain = String::with_capacity(quoted.len());
+    while let Some(character) = characters.next() {
+        plain.extend(match character {
+            '\\' => characters.next(),
+            other => Some(other),
+        });
+    }
+    plain
 }
 
 fn begin(name: &str, open: &mut Option<Translator>) -> Result<(), SyntaxProblem> {
@@ -211,6 +238,36 @@ mod tests {
         assert_eq!(top.subvolumes, ["a"]);
         assert!(top.is_on("on") && !top.is_on("off"));
         assert_eq!(graph.get("a").unwrap().options["k"], "v w");
+    }
+
+    #[test]
+    fn quotes_around_a_value_are_not_part_of_it() {
+        for (written, value) in [
+            (r#""a b""#, "a b"),
+            (r#""a\"b\\""#, r#"a"b\"#),
+            (r#"a"b""#, r#"a"b""#),
+            (r#"""#, r#"""#),
+            (r#""""#, ""),
+        ] {
+            let text = format!("volume a\ntype t/u\noption k {written}\nend-volume\n");
+            let graph = Graph::parse(&text).unwrap();
+            assert_eq!(graph.get("a").unwrap().options["k"], value, "{written}");
+        }
+    }
+
+    /// As large as a volfile can come; where names are searched for in a list, this
+    /// takes minutes.
+    #[test]
+    fn a_large_volfile_takes_no_longer_than_its_length() {
+        let mut text = String::new();
+        for number in 0..40_000 {
+            text += &format!("volume v{number}\ntype t/u\nend-volume\n");
+        }
+        text += "volume top\ntype t/u\nsubvolumes";
+        text += &" v39999".repeat(100_000);
+        text += "\nend-volume\n";
+        let graph = Graph::parse(&text).unwrap();
+        assert_eq!(graph.top().unwrap().subvolumes.len(), 100_000);
     }
 
     #[test]

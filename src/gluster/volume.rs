@@ -4,6 +4,8 @@
 //! list of features that writing past the brick process would bypass. Whether
 //! such a volume can be served is decided elsewhere.
 
+use std::collections::BTreeSet;
+
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -155,6 +157,7 @@ impl Volume {
             let volume = name;
             return Err(VolfileError::NotReplicated { volume, layout });
         }
+        one_use_of_each(&replicates)?;
         let replica_sets = replicates
             .iter()
             .map(|translator| replica_set(&graph, translator))
@@ -172,6 +175,18 @@ impl Volume {
             sharded: graph.of_kind(SHARD).next().is_some(),
         })
     }
+}
+
+/// A brick is in one replica set, once. So what is made of a volfile is no larger
+/// than the volfile.
+fn one_use_of_each(replicates: &[&Translator]) -> Result<(), VolfileError> {
+    let mut used = BTreeSet::new();
+    for translator in replicates {
+        if !translator.subvolumes.iter().all(|name| used.insert(name)) {
+            return Err(bad_option(translator, "subvolumes"));
+        }
+    }
+    Ok(())
 }
 
 fn replica_set(graph: &Graph, translator: &Translator) -> Result<ReplicaSet, VolfileError> {

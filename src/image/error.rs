@@ -9,15 +9,21 @@ use super::holder::Holder;
 use super::machine::StopReason;
 use super::port::{Conflict, Lock};
 
-/// The names of a replica set's bricks (`host:/path`), for messages.
+/// The names of a replica set's bricks (`host:/path`) and of its volume, for
+/// messages.
 #[derive(Clone, Debug)]
-pub struct Names(pub Vec<String>);
+pub struct Names {
+    /// The volume's name.
+    pub volume: String,
+    /// The bricks' names, in child order.
+    pub bricks: Vec<String>,
+}
 
 impl Names {
     /// One brick's name.
     pub fn one(&self, brick: usize) -> String {
         let unknown = || format!("brick {brick}");
-        self.0.get(brick).cloned().unwrap_or_else(unknown)
+        self.bricks.get(brick).cloned().unwrap_or_else(unknown)
     }
 
     /// The names of a set, separated by commas.
@@ -28,6 +34,11 @@ impl Names {
         } else {
             names.join(", ")
         }
+    }
+
+    /// The brick with this name.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.bricks.iter().position(|brick| brick == name)
     }
 }
 
@@ -51,8 +62,10 @@ pub enum OpenError {
         conflict: Conflict,
     },
     /// Gluster is healing or moving the image.
-    #[error("{}", busy(.lock, .brick))]
+    #[error("{}", busy(.volume, .lock, .brick))]
     Busy {
+        /// The volume.
+        volume: String,
         /// Which of Gluster's locks is held.
         lock: Lock,
         /// Where.
@@ -70,9 +83,11 @@ pub enum OpenError {
     },
     /// The local brick's process does not answer.
     #[error(
-        "the process of the local brick {brick} does not answer ({why}). Start it: gluster volume start VOLUME force"
+        "the process of the local brick {brick} does not answer ({why}). Start it: gluster volume start {volume} force"
     )]
     LocalAway {
+        /// The volume.
+        volume: String,
         /// Its name.
         brick: String,
         /// The connection's error.
@@ -80,9 +95,11 @@ pub enum OpenError {
     },
     /// The local copy misses data.
     #[error(
-        "the local copy {local} is stale: {accusers} say that it misses data. The fresh copy is on {fresh}. Serve the image there, or heal it first: gluster volume heal VOLUME"
+        "the local copy {local} is stale: {accusers} say that it misses data. The fresh copy is on {fresh}. Serve the image there, or heal it first: gluster volume heal {volume}"
     )]
     Stale {
+        /// The volume.
+        volume: String,
         /// The local brick.
         local: String,
         /// Who accuses it.
@@ -92,9 +109,11 @@ pub enum OpenError {
     },
     /// No copy is unaccused.
     #[error(
-        "split-brain: every copy is accused of missing data ({local} by {accusers}). Choose the copy to keep with: gluster volume heal VOLUME split-brain"
+        "split-brain: every copy is accused of missing data ({local} by {accusers}). Choose the copy to keep with: gluster volume heal {volume} split-brain"
     )]
     SplitBrain {
+        /// The volume.
+        volume: String,
         /// The local brick.
         local: String,
         /// Who accuses it.
@@ -102,9 +121,11 @@ pub enum OpenError {
     },
     /// The bricks have different files under the image's path.
     #[error(
-        "{others} have another file (gfid) under the image's path than {local}. This is a gfid split-brain: gluster volume heal VOLUME info split-brain"
+        "{others} have another file (gfid) under the image's path than {local}. This is a gfid split-brain: gluster volume heal {volume} info split-brain"
     )]
     IdentitiesDiffer {
+        /// The volume.
+        volume: String,
         /// The local brick.
         local: String,
         /// Those that differ.
@@ -112,9 +133,11 @@ pub enum OpenError {
     },
     /// Unaccused copies differ in size.
     #[error(
-        "the copies on {others} have another size than the one on {local}, and no mark says which is right. Let Gluster heal the image first: gluster volume heal VOLUME"
+        "the copies on {others} have another size than the one on {local}, and no mark says which is right. Let Gluster heal the image first: gluster volume heal {volume}"
     )]
     SizesDiffer {
+        /// The volume.
+        volume: String,
         /// The local brick.
         local: String,
         /// Those that differ.
@@ -122,9 +145,11 @@ pub enum OpenError {
     },
     /// `--fence mandatory` where the volume does not allow it.
     #[error(
-        "the brick {brick} does not allow mandatory fencing. Set it on the volume (gluster volume set VOLUME locks.mandatory-locking optimal; gluster volume set VOLUME features.enforce-mandatory-lock on) and restart it, or use --fence auto"
+        "the brick {brick} does not allow mandatory fencing. Set it on the volume (gluster volume set {volume} locks.mandatory-locking optimal; gluster volume set {volume} features.enforce-mandatory-lock on) and restart it, or use --fence auto"
     )]
     FenceUnavailable {
+        /// The volume.
+        volume: String,
         /// Which brick refused it.
         brick: String,
     },
@@ -225,6 +250,7 @@ impl OpenError {
         why_away: impl Fn(usize) -> String,
     ) -> Self {
         let local_name = names.one(local);
+        let volume = names.volume.clone();
         match refusal {
             Refusal::NoQuorum { reached } => Self::NoQuorum {
                 reached: names.list(reached),
@@ -236,23 +262,28 @@ impl OpenError {
                     .join(", "),
             },
             Refusal::LocalAway => Self::LocalAway {
+                volume,
                 brick: local_name,
                 why: why_away(local),
             },
             Refusal::IdentitiesDiffer { others } => Self::IdentitiesDiffer {
+                volume,
                 local: local_name,
                 others: names.list(others),
             },
             Refusal::SizesDiffer { others } => Self::SizesDiffer {
+                volume,
                 local: local_name,
                 others: names.list(others),
             },
             Refusal::Stale { fresh, accusers } => Self::Stale {
+                volume,
                 local: local_name,
                 accusers: names.list(accusers),
                 fresh: names.list(fresh),
             },
             Refusal::SplitBrain { accusers } => Self::SplitBrain {
+                volume,
                 local: local_name,
                 accusers: names.list(accusers),
             },
@@ -267,11 +298,11 @@ fn holder_or_opening(holder: &Option<Holder>) -> String {
     }
 }
 
-fn busy(lock: &Lock, brick: &str) -> String {
+fn busy(volume: &str, lock: &Lock, brick: &str) -> String {
     match lock {
         Lock::Heal => format!(
             "heal in progress: Gluster's self-heal works on the image (its lock on {brick} is held). \
-             Wait for it (gluster volume heal VOLUME info), or give a longer --lock-timeout"
+             Wait for it (gluster volume heal {volume} info), or give a longer --lock-timeout"
         ),
         Lock::Rebalance => format!(
             "a rebalance works on the image (its lock on {brick} is held). Wait for it, or give a longer --lock-timeout"

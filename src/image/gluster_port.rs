@@ -11,8 +11,8 @@ use super::port::{BrickPort, Conflict, CopyState, Fence, Lock, PortError, Public
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::{ForeignLock, domain};
 use crate::gluster::{
-    Brick, BrickError, BrickSpec, Errno, Gfid, Identity, LkOwner, LockKind, LockOp, LockRange,
-    Locked, Pending, Timeouts,
+    Brick, BrickError, BrickSpec, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
+    LockRange, Locked, Pending, Timeouts,
 };
 
 /// Our own inodelk domain: one writer per image.
@@ -297,12 +297,14 @@ impl BrickPort for GlusterPort {
         self.look_up()
     }
 
-    fn add_pending(&mut self, children: BrickSet) -> Result<(), PortError> {
+    fn add_pending(&mut self, new: BrickSet, children: BrickSet) -> Result<(), PortError> {
         let live = self.live()?;
         let names = self.located.set.pending_names.iter().enumerate();
+        // Nothing is added to a counter that is set already; the brick indexes the
+        // file by what the counters are then (`index_xattrop_cbk`).
         let marks: Vec<_> = names
             .filter(|(child, _)| children.contains(*child))
-            .map(|(_, name)| (name.as_str(), Pending::data(1)))
+            .map(|(child, name)| (name.as_str(), Pending::data(i32::from(new.contains(child)))))
             .collect();
         live.brick.xattrop_add(live.gfid, &marks).map_err(refused)?;
         Ok(())
@@ -324,7 +326,7 @@ impl BrickPort for GlusterPort {
 pub fn identity(lk_owner: LkOwner) -> Identity {
     Identity {
         process_name: "bypass-blk".to_owned(),
-        pid: i32::try_from(std::process::id()).unwrap_or(i32::MAX),
+        pid: INTERNAL_PID,
         lk_owner,
     }
 }

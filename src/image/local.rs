@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use xattr::FileExt as _;
 
+use super::bricks::BrickSet;
 use super::error::LocalError;
+use crate::gluster::Pending;
 
 /// Gluster's identity of a file, on the brick.
 const GFID_XATTR: &str = "trusted.gfid";
@@ -43,22 +45,91 @@ pub struct LocalFile {
 
 /// What changes when somebody writes to the file behind our back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fingerprint {
+struct Fingerprint {
     size: u64,
     modified: (i64, i64),
 }
 
 impl Fingerprint {
     /// Of the file as it is now.
-    ///
-    /// # Errors
-    /// As `fstat` fails.
-    pub fn of(file: &File) -> io::Result<Self> {
+    fn of(file: &File) -> io::Result<Self> {
         let meta = file.metadata()?;
         Ok(Self {
             size: meta.len(),
             modified: (meta.mtime(), meta.mtime_nsec()),
         })
+    }
+}
+
+/// Sees whether somebody else writes to the local file, marks it when its brick's
+/// process cannot, and makes it durable at the end.
+#[derive(Debug)]
+pub struct LocalWatch {
+    file: File,
+    path: PathBuf,
+    baseline: Fingerprint,
+    /// Names of the pending attributes per child.
+    pending_names: Vec<String>,
+}
+
+impl LocalWatch {
+    /// Remembers the file as it is now.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn begin(local: &LocalFile, pending_names: Vec<String>) -> Result<Self, LocalError> {
+        let io_error = |source| LocalError::Io {
+            what: "watch",
+            path: local.path.clone(),
+            source,
+        };
+        let file = local.file.try_clone().map_err(io_error)?;
+        let baseline = Fingerprint::of(&file).map_err(io_error)?;
+        Ok(Self {
+            file,
+            path: local.path.clone(),
+            baseline,
+            pending_names,
+        })
+    }
+
+    /// Stores marks against these children on the file itself, durably, where
+    /// there are none. Only for when its brick's process is away.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn mark(&self, children: BrickSet) -> Result<(), LocalError> {
+        self.store_marks(children).map_err(|source| LocalError::Io {
+            what: "store marks on",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn store_marks(&self, children: BrickSet) -> io::Result<()> {
+        let names = self.pending_names.iter().enumerate();
+        for (_, name) in names.filter(|(child, _)| children.contains(*child)) {
+            let stored = self.file.get_xattr(name)?.unwrap_or_default();
+            let stored = Pending::from_bytes(&stored).unwrap_or_default();
+            if stored.data == 0 {
+                let marked = Pending { data: 1, ..stored };
+                self.file.set_xattr(name, &marked.to_bytes())?;
+            }
+        }
+        self.file.sync_all()
+    }
+
+    /// Is the file as it was at the beginning? Unknown counts as touched.
+    pub fn is_untouched(&self) -> bool {
+        Fingerprint::of(&self.file).is_ok_and(|now| now == self.baseline)
+    }
+
+    /// Makes all its data durable. Whoever heals the other copies after us clears
+    /// the marks: what they were copied from must then survive a power cut.
+    pub fn sync(&self) {
+        if let Err(error) = self.file.sync_data() {
+            log::error!("cannot flush {}: {error}", self.path.display());
+        }
     }
 }
 
@@ -249,6 +320,29 @@ mod tests {
         assert!(matches!(odd, Err(LocalError::OddSize { size: 1000, .. })));
         let folder = open(Path::new("/var/tmp"), GFID, RAW);
         assert!(matches!(folder, Err(LocalError::NotAFile { .. })));
+    }
+
+    #[test]
+    fn marks_are_stored_on_the_file_once_and_keep_the_other_counters() {
+        let file = image(b"", 4096);
+        let names = ["trusted.afr.v-client-0", "trusted.afr.v-client-1"];
+        let metadata = Pending {
+            metadata: 7,
+            ..Pending::default()
+        };
+        xattr::set(file.path(), names[1], &metadata.to_bytes()).unwrap();
+        let local = open(file.path(), GFID, RAW).unwrap();
+        let watch = LocalWatch::begin(&local, names.map(str::to_owned).into()).unwrap();
+        for _ in 0..2 {
+            watch.mark(BrickSet::only(1)).unwrap();
+        }
+        let stored = xattr::get(file.path(), names[1]).unwrap().unwrap();
+        let marked = Pending {
+            data: 1,
+            ..metadata
+        };
+        assert_eq!(Pending::from_bytes(&stored), Ok(marked));
+        assert_eq!(xattr::get(file.path(), names[0]).unwrap(), None);
     }
 
     #[test]

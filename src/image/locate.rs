@@ -4,167 +4,26 @@
 //! Asks the local glusterd and, name by name, the bricks. It takes no lock and
 //! decides nothing about the copies' state: that is [`super::open`]'s part.
 
+mod error;
+mod local_brick;
+
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
 use super::bricks::{MAX_BRICKS, Shape};
 use super::error::{Names, chain};
-use super::local::may_see_trusted;
-use crate::gluster::volume::VolfileError;
 use crate::gluster::{
-    Brick, BrickError, BrickFeatures, BrickSpec, Errno, FileType, Glusterd, GlusterdError,
-    Identity, ReplicaSet, Timeouts, Volume, VolumeState,
+    Brick, BrickError, BrickFeatures, BrickSpec, Errno, FileType, Glusterd, Identity, ReplicaSet,
+    Timeouts, Volume, VolumeState,
 };
+
+pub use error::LocateError;
+pub use local_brick::local_brick;
 
 /// DHT's pointer from the brick where a name hashes to, to the replica set that
 /// has the file.
 const LINK_XATTR: &str = "trusted.glusterfs.dht.linkto";
-/// The volume that a brick's directory belongs to.
-const VOLUME_ID_XATTR: &str = "trusted.glusterfs.volume-id";
-/// Gluster's identity of a file, on the brick.
-const GFID_XATTR: &str = "trusted.gfid";
-
-/// Why an image could not be found or may not be served.
-#[derive(Debug, thiserror::Error)]
-pub enum LocateError {
-    /// glusterd does not answer, or does not know the volume.
-    #[error(transparent)]
-    Glusterd(#[from] GlusterdError),
-    /// The volume's layout is not one that can be served.
-    #[error(transparent)]
-    Volfile(#[from] VolfileError),
-    /// The volume was created or stopped, not started.
-    #[error("the volume {volume} is not started. Start it: gluster volume start {volume}")]
-    NotStarted {
-        /// Its name.
-        volume: String,
-    },
-    /// The volume cuts files into shards.
-    #[error(
-        "the volume {volume} is sharded (features.shard is on): images in pieces cannot be served yet. Copy the image to a volume without shards"
-    )]
-    Sharded {
-        /// Its name.
-        volume: String,
-    },
-    /// The replica set is larger than this program's sets of bricks.
-    #[error("the replica set {set} has {bricks} bricks; at most {MAX_BRICKS} can be handled")]
-    TooManyBricks {
-        /// Its name.
-        set: String,
-        /// Its size.
-        bricks: usize,
-    },
-    /// Features that must see every write would not see ours.
-    #[error("{} on for the volume {volume}, and would not see the guest's writes, which bypass the brick process. Turn it off, or insist with {}", on(.features), allow(.features))]
-    Bypassed {
-        /// The volume.
-        volume: String,
-        /// The features, by their `--allow` names.
-        features: Vec<&'static str>,
-    },
-    /// No such file in the volume.
-    #[error("there is no image {image} in the volume {volume} ({component:?} does not exist)")]
-    NoImage {
-        /// The volume.
-        volume: String,
-        /// The path in it.
-        image: String,
-        /// The part of the path that is missing.
-        component: String,
-    },
-    /// Something else than a regular file.
-    #[error("{image} in the volume {volume} is {what}, not an image file")]
-    NotAFile {
-        /// The volume.
-        volume: String,
-        /// The path in it.
-        image: String,
-        /// What it is instead.
-        what: &'static str,
-    },
-    /// Only DHT's pointers were found, not the file.
-    #[error(
-        "{image} is only a DHT link file here; its data is on the replica set {target}, none of whose bricks has it or answers. Bring that replica set up, or fix the layout: gluster volume rebalance {volume} fix-layout start"
-    )]
-    LinkFile {
-        /// The volume.
-        volume: String,
-        /// The path in it.
-        image: String,
-        /// Where the pointer points to.
-        target: String,
-    },
-    /// No brick of any replica set answered.
-    #[error("no brick of the volume {volume} answers: {why}")]
-    NoBrick {
-        /// The volume.
-        volume: String,
-        /// The reasons, brick by brick.
-        why: String,
-    },
-    /// This host has no copy.
-    #[error(
-        "no brick of this host has a copy of {image}; its bricks are {bricks}. Run bypass-blk on one of those hosts"
-    )]
-    NoLocalBrick {
-        /// The path in the volume.
-        image: String,
-        /// The bricks of its replica set.
-        bricks: String,
-    },
-    /// This host has several copies.
-    #[error(
-        "several bricks of this host have a copy of {image}: {bricks}. Choose one with --brick"
-    )]
-    SeveralLocalBricks {
-        /// The path in the volume.
-        image: String,
-        /// Those on this host.
-        bricks: String,
-    },
-    /// `--brick` names none of the replica set's bricks.
-    #[error("{brick} is not a brick of the replica set of {image}; those are {bricks}")]
-    UnknownBrick {
-        /// What was asked for.
-        brick: String,
-        /// The path in the volume.
-        image: String,
-        /// The bricks of its replica set.
-        bricks: String,
-    },
-    /// `--brick` names a brick whose directory is not on this host.
-    #[error("the brick {brick} is not on this host: {} is not a directory of this volume here", .path.display())]
-    NotOnThisHost {
-        /// The brick.
-        brick: String,
-        /// Its directory.
-        path: PathBuf,
-    },
-    /// The local brick is an arbiter.
-    #[error(
-        "the local brick {brick} is an arbiter: it has no data to serve. Run bypass-blk on a host of a data brick: {others}"
-    )]
-    Arbiter {
-        /// The brick.
-        brick: String,
-        /// The data bricks.
-        others: String,
-    },
-    /// The process may not see `trusted.*` attributes.
-    #[error("not enough privilege for trusted.* attributes: run as root or with CAP_SYS_ADMIN")]
-    Privilege,
-}
-
-fn on(features: &[&'static str]) -> String {
-    let verb = if features.len() == 1 { "is" } else { "are" };
-    format!("{} {verb}", features.join(" and "))
-}
-
-fn allow(features: &[&'static str]) -> String {
-    format!("--allow {}", features.join(","))
-}
 
 /// A volume that can be served.
 pub struct Catalog {
@@ -192,7 +51,10 @@ pub struct Located {
 impl Located {
     /// Names of the replica set's bricks.
     pub fn names(&self) -> Names {
-        Names(self.set.bricks.iter().map(BrickSpec::to_string).collect())
+        Names {
+            volume: self.volume.clone(),
+            bricks: self.set.bricks.iter().map(BrickSpec::to_string).collect(),
+        }
     }
 
     /// Child index of the arbiter, if there is one: the last.
@@ -250,20 +112,26 @@ impl Catalog {
         Ok(Self { glusterd, volume })
     }
 
-    /// Refuses features that our writes bypass, unless they are allowed.
+    /// Refuses features that our writes bypass, unless they are allowed or nothing
+    /// will be written.
     ///
     /// # Errors
-    /// [`LocateError::Bypassed`], or glusterd's.
+    /// [`LocateError::Bypassed`], [`LocateError::Unchangeable`], or glusterd's.
     pub fn check_features(
         &self,
         set: &ReplicaSet,
         allowed: &[Bypassable],
+        read_only: bool,
     ) -> Result<(), LocateError> {
-        let Some(brick) = set.bricks.first() else {
+        let Some(brick) = set.bricks.first().filter(|_| !read_only) else {
             return Ok(());
         };
         let text = self.glusterd.brick_volfile(&self.volume.name, brick)?;
         let on = BrickFeatures::parse(&text)?;
+        let volume = self.volume.name.clone();
+        if on.worm || on.read_only {
+            return Err(LocateError::Unchangeable { volume });
+        }
         let features: Vec<_> = Bypassable::ALL
             .into_iter()
             .filter(|feature| feature.is_on(&on) && !allowed.contains(feature))
@@ -271,10 +139,7 @@ impl Catalog {
             .collect();
         match features.is_empty() {
             true => Ok(()),
-            false => Err(LocateError::Bypassed {
-                volume: self.volume.name.clone(),
-                features,
-            }),
+            false => Err(LocateError::Bypassed { volume, features }),
         }
     }
 
@@ -407,109 +272,25 @@ impl Search {
     }
 }
 
-/// The brick of this host whose copy to serve. `wanted` is `HOST:/PATH` when the
-/// operator chose.
-///
-/// # Errors
-/// See [`LocateError`].
-pub fn local_brick(located: &Located, wanted: Option<&str>) -> Result<usize, LocateError> {
-    if !may_see_trusted() {
-        return Err(LocateError::Privilege);
-    }
-    let names = located.names();
-    let chosen = match wanted {
-        Some(wanted) => chosen_brick(located, &names, wanted)?,
-        None => only_local_brick(located, &names)?,
-    };
-    match located.arbiter() {
-        Some(arbiter) if arbiter == chosen => Err(LocateError::Arbiter {
-            brick: names.one(chosen),
-            others: names.list(located.shape(chosen).copies()),
-        }),
-        _ => Ok(chosen),
-    }
-}
-
-fn chosen_brick(located: &Located, names: &Names, wanted: &str) -> Result<usize, LocateError> {
-    let wanted_name = wanted.trim_end_matches('/');
-    let Some(brick) = names.0.iter().position(|name| name == wanted_name) else {
-        return Err(LocateError::UnknownBrick {
-            brick: wanted.to_owned(),
-            image: located.image.clone(),
-            bricks: names.list(located.shape(0).all()),
-        });
-    };
-    let path = PathBuf::from(&located.set.bricks[brick].path);
-    if !is_brick_of(&path, located.volume_id) {
-        return Err(LocateError::NotOnThisHost {
-            brick: wanted.to_owned(),
-            path,
-        });
-    }
-    Ok(brick)
-}
-
-fn only_local_brick(located: &Located, names: &Names) -> Result<usize, LocateError> {
-    let here = |&brick: &usize| {
-        is_brick_of(
-            Path::new(&located.set.bricks[brick].path),
-            located.volume_id,
-        )
-    };
-    let mut mine: Vec<usize> = (0..located.set.bricks.len()).filter(here).collect();
-    if mine.len() > 1 {
-        mine.retain(|&brick| has_copy(located, brick));
-    }
-    match mine.as_slice() {
-        [brick] => Ok(*brick),
-        [] => Err(LocateError::NoLocalBrick {
-            image: located.image.clone(),
-            bricks: names.list(located.shape(0).all()),
-        }),
-        several => Err(LocateError::SeveralLocalBricks {
-            image: located.image.clone(),
-            bricks: names.list(several.iter().copied().collect()),
-        }),
-    }
-}
-
-/// Has this directory the image's file, by Gluster's identity of it?
-fn has_copy(located: &Located, brick: usize) -> bool {
-    let gfid = xattr::get(located.local_path(brick), GFID_XATTR)
-        .ok()
-        .flatten();
-    gfid.as_deref() == Some(located.gfid.as_bytes())
-}
-
-/// Is the directory on this host a brick of the volume? A name of the host proves
-/// nothing: the directory must carry the volume's identity.
-fn is_brick_of(path: &Path, volume_id: Uuid) -> bool {
-    let found = xattr::get(path, VOLUME_ID_XATTR).ok().flatten();
-    found.as_deref() == Some(volume_id.as_bytes())
-}
-
 /// Features of the brick process that direct writes bypass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bypassable {
-    /// Bit-rot detection signs files by what it saw written.
+    /// Bit-rot detection: its scrubber may call the image corrupt or miss damage
     Bitrot,
-    /// Geo-replication's journal of changes.
+    /// Geo-replication: it misses the guest's writes
     Changelog,
-    /// Quota accounting.
+    /// Quota: the guest's writes are not counted
     Quota,
-    /// Write-once files.
-    Worm,
 }
 
 impl Bypassable {
-    const ALL: [Self; 4] = [Self::Bitrot, Self::Changelog, Self::Quota, Self::Worm];
+    const ALL: [Self; 3] = [Self::Bitrot, Self::Changelog, Self::Quota];
 
     fn is_on(self, features: &BrickFeatures) -> bool {
         match self {
             Self::Bitrot => features.bitrot,
             Self::Changelog => features.changelog,
             Self::Quota => features.quota,
-            Self::Worm => features.worm || features.read_only,
         }
     }
 
@@ -518,7 +299,6 @@ impl Bypassable {
             Self::Bitrot => "bitrot",
             Self::Changelog => "changelog",
             Self::Quota => "quota",
-            Self::Worm => "worm",
         }
     }
 }

@@ -13,8 +13,8 @@
 //!     │  │ quorum back, timed out     │   │ not on a quorum         │ our copy accused,
 //!     │  └────────── Failed           │   ▼                         │ lock somebody else's
 //!     │                ▲   time-out   │                             ▼
-//!     └──────────────► └───────────── Stalled ──────────────────► Stopped
-//!       write wanted, no lock quorum                    (from every phase)
+//!     └──────────────► └───────────── Stalled ◄──────────────────── (no brick held)
+//!       write wanted, no lock quorum     └──────────► Stopped (from every phase)
 //! ```
 
 use super::bricks::{BrickSet, Shape};
@@ -131,8 +131,12 @@ pub struct Machine {
     held: BrickSet,
     /// Bricks on which marks against every peer are known to be durable.
     marked: BrickSet,
+    /// The local copy carries them too, stored past its brick's process.
+    local_marked: bool,
     /// Our locks were on less than a quorum at some moment since the open.
     quorum_was_lost: bool,
+    /// The gate has been open.
+    wrote: bool,
 }
 
 impl Machine {
@@ -144,7 +148,9 @@ impl Machine {
             phase: Phase::Unmarked,
             held,
             marked: BrickSet::EMPTY,
+            local_marked: false,
             quorum_was_lost,
+            wrote: false,
         }
     }
 
@@ -164,6 +170,22 @@ impl Machine {
         if self.held.contains(brick) {
             self.marked.insert(brick);
         }
+    }
+
+    /// Marks against every peer are now durable on the local copy, whose brick's
+    /// process is away.
+    pub fn local_marked(&mut self) {
+        self.local_marked = true;
+    }
+
+    /// May the guest write? The local copy's own marks are needed besides a
+    /// quorum: bricks that accuse themselves are not believed by AFR's heal, and
+    /// without an accuser that is believed it may choose the stale copy with the
+    /// most marks as its source (`afr_selfheal_find_direction`,
+    /// `afr_mark_biggest_witness_as_source`).
+    fn marks_suffice(&self) -> bool {
+        let local = self.local_marked || self.marked.contains(self.shape.local);
+        local && self.shape.is_quorum(self.marked)
     }
 
     /// Takes an event in; what to do comes out.
@@ -203,13 +225,15 @@ impl Machine {
 
     fn start_marking(&mut self) -> Vec<Action> {
         self.phase = Phase::Marking;
+        self.local_marked = false;
         vec![Action::Mark(self.held)]
     }
 
     fn mark_round_over(&mut self) -> Vec<Action> {
         match self.phase {
-            Phase::Marking if self.shape.is_quorum(self.marked) => {
+            Phase::Marking if self.marks_suffice() => {
                 self.phase = Phase::Dirty;
+                self.wrote = true;
                 let mut actions = vec![Action::StopQuorumTimer, Action::SetGate(GateState::Open)];
                 let late = self.held.without(self.marked);
                 if !late.is_empty() {
@@ -235,12 +259,24 @@ impl Machine {
         if !self.shape.is_quorum(self.held) {
             self.quorum_was_lost = true;
         }
+        if self.phase == Phase::Dirty && self.held.is_empty() {
+            return self.unguarded();
+        }
         Vec::new()
     }
 
+    /// Dirty, and no heal lock is held anywhere: as soon as the bricks are back,
+    /// stock Gluster may heal underneath us and remove the marks (AFR heals under
+    /// the locks of all bricks, so one that is ours prevents it). Writes wait
+    /// until the marks are known to stand again.
+    fn unguarded(&mut self) -> Vec<Action> {
+        self.phase = Phase::Stalled;
+        self.marked = BrickSet::EMPTY;
+        vec![Action::SetGate(GateState::Hold), Action::StartQuorumTimer]
+    }
+
     fn rejoined(&mut self, brick: usize, accuses: BrickSet, local_untouched: bool) -> Vec<Action> {
-        let wrote = self.phase == Phase::Dirty;
-        if self.quorum_was_lost && !wrote && !local_untouched {
+        if self.quorum_was_lost && !self.wrote && !local_untouched {
             return self.stop(StopReason::ChangedUnderneath);
         }
         self.held.insert(brick);

@@ -99,7 +99,10 @@ fn store(shape: &Shape, workers: &[Worker], round: &mut Round) {
         .filter_map(|(brick, copy)| {
             let missing = peers.without(copy.accuses());
             let worker = workers.get(*brick)?;
-            Some((*brick, worker.ask(move |port| store_on(port, missing))))
+            Some((
+                *brick,
+                worker.ask(move |port| store_on(port, missing, peers)),
+            ))
         })
         .collect();
     for (brick, answer) in asked {
@@ -121,10 +124,8 @@ fn store(shape: &Shape, workers: &[Worker], round: &mut Round) {
 
 /// XATTROP is not durable by itself, so the fsync is due even where nothing had
 /// to be added: an earlier round may have been cut short before it.
-fn store_on(port: &mut dyn BrickPort, missing: BrickSet) -> Result<(), PortError> {
-    if !missing.is_empty() {
-        port.add_pending(missing)?;
-    }
+fn store_on(port: &mut dyn BrickPort, missing: BrickSet, peers: BrickSet) -> Result<(), PortError> {
+    port.add_pending(missing, peers)?;
     port.fsync()
 }
 

@@ -4,6 +4,7 @@
 pub mod bricks;
 pub mod decide;
 pub mod error;
+pub mod fencing;
 pub mod gate;
 pub mod gluster_port;
 pub mod holder;
@@ -14,6 +15,7 @@ pub mod machine;
 pub mod marking;
 pub mod open;
 pub mod port;
+pub mod runner;
 pub mod session;
 pub mod snapshot;
 pub mod worker;

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::bricks::{BrickSet, Shape};
 use super::decide::{self, Opening, Seen};
-use super::error::{Names, OpenError};
+use super::error::{LocalError, Names, OpenError};
+use super::fencing;
 use super::locking::{Blocked, Claim, lock_background, lock_session};
 use super::marking::wait;
-use super::port::{BrickPort, CopyState, Fence, Lock, PortError, Publication};
+use super::port::{BrickPort, CopyState, Fence, Lock, PortError};
 use super::worker::Worker;
 
 /// The pause between two attempts to get a lock that somebody holds. Two
@@ -47,8 +48,6 @@ pub struct Opened {
     pub held: BrickSet,
     /// What those bricks told about their copies.
     pub copies: Vec<Option<CopyState>>,
-    /// The local copy's own.
-    pub local: CopyState,
     /// The state of the copies.
     pub opening: Opening,
     /// The fence that stands.
@@ -58,18 +57,19 @@ pub struct Opened {
 }
 
 /// Opens the image. `workers[i]` is child `i`'s; `cancelled` ends the wait for
-/// locks early.
+/// locks early; `open_local` opens the local copy once it is known to be fresh.
 ///
 /// # Errors
 /// Whatever forbids it; see [`OpenError`].
-pub fn open(
+pub fn open<L>(
     shape: &Shape,
     names: &Names,
     workers: &[Worker],
     claim: Claim,
     terms: &Terms,
     cancelled: &AtomicBool,
-) -> Result<Opened, OpenError> {
+    open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
+) -> Result<(Opened, L), OpenError> {
     let mut attempt = Attempt {
         shape,
         names,
@@ -89,15 +89,17 @@ pub fn open(
     let opening = attempt.decide(&copies)?;
     let local = copies.get(shape.local).cloned().flatten();
     let local = local.ok_or_else(|| attempt.failed(shape.local, "no answer"))?;
-    let fence = attempt.publish(held, &copies, terms)?;
-    Ok(Opened {
+    // Before anything is published: what fails until here leaves no trace.
+    let local_file = open_local(&local)?;
+    let fence = fencing::publish(names, workers, held, &copies, terms)?;
+    let opened = Opened {
         held,
         copies,
-        local,
         opening,
         fence,
         away: attempt.away,
-    })
+    };
+    Ok((opened, local_file))
 }
 
 struct Attempt<'a> {
@@ -174,6 +176,7 @@ impl Attempt<'_> {
                     holder,
                 },
                 Err((brick, Blocked::Busy(lock))) => OpenError::Busy {
+                    volume: self.names.volume.clone(),
                     lock,
                     brick: self.names.one(brick),
                 },
@@ -264,81 +267,6 @@ impl Attempt<'_> {
     fn decide(&self, copies: &[Option<CopyState>]) -> Result<Opening, OpenError> {
         let seen: Vec<_> = copies.iter().map(seen).collect();
         decide::decide(self.shape, &seen).map_err(|refusal| self.refusal(refusal))
-    }
-
-    fn publish(
-        &self,
-        bricks: BrickSet,
-        copies: &[Option<CopyState>],
-        terms: &Terms,
-    ) -> Result<Fence, OpenError> {
-        let wanted = match terms.fence {
-            // A fence shuts other readers out too: not what a reader is for.
-            FenceWish::Auto if terms.read_only => Fence::Advisory,
-            FenceWish::Auto => Fence::Mandatory,
-            FenceWish::Exactly(fence) => fence,
-        };
-        if wanted == Fence::Advisory && !terms.read_only {
-            // Left by a killed session: we hold its lock now, so it is ours to lift.
-            let left = |&brick: &usize| {
-                copies
-                    .get(brick)
-                    .is_some_and(|c| matches!(c, Some(c) if c.fenced))
-            };
-            self.lift_fences(bricks.iter().filter(left).collect());
-        }
-        match self.publish_as(bricks, wanted, terms.read_only)? {
-            None => Ok(wanted),
-            Some(brick) if terms.fence != FenceWish::Auto => Err(OpenError::FenceUnavailable {
-                brick: self.names.one(brick),
-            }),
-            Some(without) => {
-                // All or nothing: a fence on some copies only would be hard to
-                // reason about. The bricks were asked in order.
-                self.lift_fences(
-                    bricks
-                        .iter()
-                        .take_while(|&brick| brick != without)
-                        .collect(),
-                );
-                match self.publish_as(bricks, Fence::Advisory, terms.read_only)? {
-                    None => Ok(Fence::Advisory),
-                    Some(brick) => Err(self.failed(brick, "the record was refused")),
-                }
-            }
-        }
-    }
-
-    /// `Ok(Some(brick))`: that brick has no mandatory fence to give.
-    fn publish_as(
-        &self,
-        bricks: BrickSet,
-        fence: Fence,
-        read_only: bool,
-    ) -> Result<Option<usize>, OpenError> {
-        for brick in bricks.iter() {
-            let Some(worker) = self.workers.get(brick) else {
-                continue;
-            };
-            match wait(worker.ask(move |port| port.publish(fence, read_only))) {
-                Ok(Publication::Done) => {}
-                Ok(Publication::FenceUnavailable) => return Ok(Some(brick)),
-                Ok(Publication::InUse(conflict)) => {
-                    let brick = self.names.one(brick);
-                    return Err(OpenError::InUse { brick, conflict });
-                }
-                Err(error) => return Err(self.failed(brick, &error.to_string())),
-            }
-        }
-        Ok(None)
-    }
-
-    fn lift_fences(&self, bricks: BrickSet) {
-        for worker in bricks.iter().filter_map(|brick| self.workers.get(brick)) {
-            if let Err(error) = wait(worker.ask(|port| port.lift_fence())) {
-                log::debug!("lifting a fence that did not stand: {error}");
-            }
-        }
     }
 
     fn refusal(&self, refusal: decide::Refusal) -> OpenError {

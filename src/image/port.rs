@@ -173,12 +173,13 @@ pub trait BrickPort: Send {
     /// As the connection fails.
     fn probe(&mut self) -> Result<CopyState, PortError>;
 
-    /// Adds one to the data counters against `children`, indexed for heal, not
-    /// yet durable.
+    /// Adds one to the data counters against `new`, a part of `children`, and sees
+    /// to it that the file is in the brick's index of files to heal, whose marks
+    /// against `children` it looks at. Not yet durable.
     ///
     /// # Errors
     /// As the connection fails.
-    fn add_pending(&mut self, children: BrickSet) -> Result<(), PortError>;
+    fn add_pending(&mut self, new: BrickSet, children: BrickSet) -> Result<(), PortError>;
 
     /// Makes the file's data and marks on this brick durable.
     ///

@@ -43,6 +43,8 @@ enum Command {
     },
     /// Give the connection up, and join again later.
     Drop(String),
+    /// Give the connection up for good.
+    Retire(Sender<()>),
     Exit,
 }
 
@@ -112,6 +114,13 @@ impl Worker {
         self.send(Command::Drop(why));
     }
 
+    /// Gives the connection up for good; the receiver tells when that is done.
+    pub fn retire(&self) -> Receiver<()> {
+        let (answer, receiver) = mpsc::channel();
+        self.send(Command::Retire(answer));
+        receiver
+    }
+
     fn send(&self, command: Command) {
         // The inbox closes only when the thread is gone, and then the answer's
         // channel is closed too, which the asker sees.
@@ -173,6 +182,11 @@ impl State {
                 Ok(Command::Lost(..)) => {}
                 Ok(Command::Watch { joined }) => self.start_watching(joined),
                 Ok(Command::Drop(why)) => self.lose(why),
+                Ok(Command::Retire(answer)) => {
+                    self.keep = Keep::Off;
+                    self.port.disconnect();
+                    let _ = answer.send(());
+                }
                 Err(RecvTimeoutError::Timeout) => self.rejoin(),
                 Ok(Command::Exit) | Err(RecvTimeoutError::Disconnected) => break,
             }

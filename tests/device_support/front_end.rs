@@ -93,6 +93,7 @@ impl FrontEnd {
                     & (VhostUserProtocolFeatures::MQ
                         | VhostUserProtocolFeatures::CONFIG
                         | VhostUserProtocolFeatures::REPLY_ACK
+                        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
                         | VhostUserProtocolFeatures::RESET_DEVICE),
             )
             .unwrap();
@@ -121,6 +122,22 @@ impl FrontEnd {
 
     pub fn share_memory(&mut self) {
         self.vhost.set_mem_table(&[self.region()]).unwrap();
+    }
+
+    /// Takes all of the guest's memory away.
+    pub fn remove_memory(&mut self) {
+        self.vhost.remove_mem_region(&self.region()).unwrap();
+    }
+
+    /// Gives back what [`Self::remove_memory`] took away.
+    pub fn add_memory(&mut self) {
+        self.vhost.add_mem_region(&self.region()).unwrap();
+    }
+
+    /// Uses `call` to interrupt the driver from now on.
+    pub fn set_call(&mut self, queue: usize, call: EventFd) {
+        self.vhost.set_vring_call(queue, &call).unwrap();
+        self.queues[queue].call = call;
     }
 
     /// Replaces the guest's memory by new memory with a copy of the contents.

@@ -2,7 +2,7 @@
 //! without a guest, and a volume with an image.
 //!
 //! Each test target uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod daemon;
 pub mod front_end;

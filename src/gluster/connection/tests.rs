@@ -206,6 +206,7 @@ fn a_peer_that_reads_nothing_blocks_nobody_for_ever() {
 fn an_oversized_record_ends_the_connection() {
     let (connection, _peer) = connect(&patient(), |mut peer| {
         use std::io::Write;
+        peer.receive().unwrap();
         peer.0.write_all(&[0xff; 4]).unwrap();
         peer.drain();
     });
@@ -216,6 +217,7 @@ fn an_oversized_record_ends_the_connection() {
 #[test]
 fn a_record_that_is_no_message_ends_the_connection() {
     let (connection, _peer) = connect(&patient(), |mut peer| {
+        peer.receive().unwrap();
         peer.send(&[0xff; 8]);
         peer.drain();
     });

@@ -109,6 +109,21 @@ fn what_would_lose_marks_is_refused() {
 }
 
 #[test]
+fn a_brick_that_is_used_twice_is_refused() {
+    let twice = REPLICA3.replace(
+        "subvolumes gv0-client-0 gv0-client-1 gv0-client-2",
+        "subvolumes gv0-client-0 gv0-client-1 gv0-client-0",
+    );
+    assert_ne!(twice, REPLICA3);
+    let error = Volume::parse(&twice).unwrap_err();
+    let refused = VolfileError::BadOption {
+        translator: "gv0-replicate-0".to_owned(),
+        option: "subvolumes",
+    };
+    assert_eq!(error, refused);
+}
+
+#[test]
 fn quorum_options_are_read() {
     let quorum = |text: &str| {
         Volume::parse(&REPLICA3.replace("    option use-compound-fops off", text))

@@ -119,10 +119,53 @@ fn a_stalled_session_marks_as_soon_as_quorum_is_back() {
 #[test]
 fn a_dirty_session_writes_on_when_cut_off() {
     let mut machine = dirty();
-    for brick in 0..3 {
+    for brick in 1..3 {
         assert!(machine.step(Event::Lost(brick)).is_empty());
     }
     assert_eq!(machine.phase(), &Phase::Dirty);
+}
+
+#[test]
+fn a_dirty_session_that_holds_no_brick_waits_until_its_marks_stand_again() {
+    let mut machine = dirty();
+    machine.step(Event::Lost(0));
+    machine.step(Event::Lost(1));
+    assert_eq!(
+        machine.step(Event::Lost(2)),
+        [Action::SetGate(GateState::Hold), Action::StartQuorumTimer]
+    );
+    let written = |brick| Event::Rejoined {
+        brick,
+        accuses: BrickSet::EMPTY,
+        local_accused_by: None,
+        local_untouched: false,
+    };
+    assert_eq!(machine.step(written(0)), [Action::Publish(0)]);
+    let actions = machine.step(written(1));
+    assert_eq!(
+        actions,
+        [Action::Publish(1), Action::Mark(BrickSet::first(2))]
+    );
+    machine.marked(0);
+    machine.marked(1);
+    assert!(opens_gate(&machine.step(Event::MarkRoundOver)));
+}
+
+#[test]
+fn marks_on_the_peers_alone_do_not_open_the_gate() {
+    let peers = [1, 2].into_iter().collect();
+    let mut machine = Machine::new(shape(), peers);
+    machine.step(Event::WriteWanted);
+    machine.marked(1);
+    machine.marked(2);
+    assert!(!opens_gate(&machine.step(Event::MarkRoundOver)));
+
+    let mut machine = Machine::new(shape(), peers);
+    machine.step(Event::WriteWanted);
+    machine.marked(1);
+    machine.marked(2);
+    machine.local_marked();
+    assert!(opens_gate(&machine.step(Event::MarkRoundOver)));
 }
 
 #[test]

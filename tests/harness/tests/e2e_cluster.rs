@@ -77,8 +77,13 @@ fn a_killed_brick_misses_writes_and_is_healed_when_it_is_back() {
     file.sync_all().unwrap();
     drop((file, mount));
     assert!(!volume.copies_equal(IMAGE).unwrap().are_equal());
-    let marks = volume.marks(IMAGE).unwrap();
-    assert!(marks.accuses(0, 2) && marks.accuses(1, 2), "{marks}");
+    // The client stores them a moment after the write.
+    wait_until("the marks against the killed brick", PING_DEADLINE, || {
+        let marks = volume.marks(IMAGE).unwrap();
+        let marked = marks.accuses(0, 2) && marks.accuses(1, 2);
+        marked.then_some(()).ok_or_else(|| marks.to_string())
+    })
+    .unwrap();
     assert!(volume.heal_info(0).unwrap().lists(IMAGE));
 
     volume.start_force().unwrap();

@@ -1,0 +1,275 @@
+//! The session's thread: the only owner of the [`Machine`].
+//!
+//! It turns what workers and queues report into the machine's events, and the
+//! machine's actions into work. Started by [`super::session`]; ends with it.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::bricks::Shape;
+use super::error::{Names, chain, stop_message};
+use super::fencing;
+use super::gate::WriteGate;
+use super::local::LocalWatch;
+use super::machine::{Action, Event, GateState, Machine, StopReason};
+use super::marking::{self, wait};
+use super::port::{CopyState, Fence, Publication};
+use super::snapshot::{CopySnapshot, Snapshot};
+use super::worker::{Report, Worker};
+
+/// What the thread is told.
+pub enum Input {
+    /// By a brick's worker.
+    Brick(usize, Report),
+    /// By a queue: a write waits at the gate.
+    WriteWanted,
+    /// By the session's owner: end it.
+    Close,
+}
+
+/// The thread's state.
+pub struct Runner {
+    /// The decisions.
+    pub machine: Machine,
+    /// The replica set.
+    pub shape: Shape,
+    /// Its bricks' names.
+    pub names: Names,
+    /// Its bricks' workers, in child order.
+    pub workers: Vec<Worker>,
+    /// What the guest's requests meet.
+    pub gate: Arc<WriteGate>,
+    /// The fence that was published at open.
+    pub fence: Fence,
+    /// The session never writes.
+    pub read_only: bool,
+    /// The local file.
+    pub local: LocalWatch,
+    /// How long a first write may wait for a quorum.
+    pub quorum_timeout: Duration,
+    /// When it has waited for that long.
+    pub quorum_deadline: Option<Instant>,
+    /// For the status.
+    pub snapshot: Arc<Mutex<Snapshot>>,
+    /// Told when the session ends by itself.
+    pub on_stop: Box<dyn Fn(StopReason) + Send>,
+}
+
+impl Runner {
+    /// Runs until the session is closed.
+    pub fn run(mut self, events: &Receiver<Input>) {
+        loop {
+            let input = match self.quorum_deadline {
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(end) => events.recv_timeout(end.saturating_duration_since(Instant::now())),
+            };
+            match input {
+                Ok(Input::Brick(brick, report)) => self.heard(brick, report),
+                Ok(Input::WriteWanted) => self.take(Event::WriteWanted),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.quorum_deadline = None;
+                    self.take(Event::QuorumTimeout);
+                }
+                Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.update_snapshot();
+        }
+        self.local.sync();
+        self.let_go("the session is closed");
+    }
+
+    fn heard(&mut self, brick: usize, report: Report) {
+        let name = self.names.one(brick);
+        match report {
+            Report::Lost(why) => {
+                log::warn!("brick {name} lost: {why}");
+                self.note(brick, |copy| {
+                    copy.locked = false;
+                    copy.why_away = Some(why);
+                });
+                self.take(Event::Lost(brick));
+            }
+            Report::Waiting(why) => {
+                log::info!("brick {name} not joined yet: {why}");
+                self.note(brick, |copy| copy.why_away = Some(why));
+            }
+            Report::TakenByOther(holder) => {
+                log::warn!("brick {name} is back, but locked by another session: {holder}");
+                self.note(brick, |copy| {
+                    copy.why_away = Some(format!("locked by {holder}"))
+                });
+                self.take(Event::TakenByOther(brick));
+            }
+            Report::Rejoined(copy) => self.rejoined(brick, copy),
+        }
+    }
+
+    fn rejoined(&mut self, brick: usize, copy: CopyState) {
+        log::info!("brick {} is back and locked", self.names.one(brick));
+        let accuses = copy.accuses();
+        self.note(brick, |known| {
+            known.locked = true;
+            known.why_away = None;
+            known.pending = Some(copy.pending);
+        });
+        let local_accused_by = match accuses.contains(self.shape.local) {
+            true => Some(brick),
+            false => self.accuser_among_held(),
+        };
+        let local_untouched = self.local.is_untouched();
+        self.take(Event::Rejoined {
+            brick,
+            accuses,
+            local_accused_by,
+            local_untouched,
+        });
+    }
+
+    /// Marks can change on a brick that never went away, while another one did.
+    fn accuser_among_held(&mut self) -> Option<usize> {
+        let held = self.machine.held();
+        let asked: Vec<_> = held
+            .iter()
+            .filter_map(|brick| Some((brick, self.workers.get(brick)?.ask(|port| port.probe()))))
+            .collect();
+        let mut accuser = None;
+        for (brick, answer) in asked {
+            // A brick that fails now is reported lost by its own worker.
+            let Ok(copy) = wait(answer) else { continue };
+            if copy.accuses().contains(self.shape.local) {
+                accuser = Some(brick);
+            }
+            self.note(brick, |known| known.pending = Some(copy.pending));
+        }
+        accuser
+    }
+
+    fn take(&mut self, event: Event) {
+        let mut actions: VecDeque<Action> = self.machine.step(event).into();
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::SetGate(state) => self.set_gate(state),
+                Action::Publish(brick) => self.publish(brick),
+                Action::Mark(bricks) => {
+                    let round = marking::mark(&self.shape, &self.workers, bricks);
+                    actions.extend(self.conclude(round));
+                }
+                Action::StartQuorumTimer => {
+                    let timeout = self.quorum_timeout;
+                    log::warn!(
+                        "no quorum to store the marks: the guest's writes wait, and fail after {}",
+                        humantime::format_duration(timeout)
+                    );
+                    self.quorum_deadline.get_or_insert(Instant::now() + timeout);
+                }
+                Action::StopQuorumTimer => self.quorum_deadline = None,
+                Action::Stop(reason) => {
+                    log::error!("{}", stop_message(reason, &self.names));
+                    (self.on_stop)(reason);
+                    self.let_go("the session has stopped");
+                }
+            }
+        }
+    }
+
+    fn set_gate(&self, state: GateState) {
+        match state {
+            GateState::Open => log::info!("marks are stored on a quorum: the guest's writes go on"),
+            GateState::Hold => log::info!("quorum is back: the next write will store the marks"),
+            GateState::FailWrites => {
+                log::error!("still no quorum: the guest's writes fail until it is back")
+            }
+            GateState::FailAll => log::error!("every request of the guest fails from now on"),
+        }
+        self.gate.set(state);
+    }
+
+    fn publish(&mut self, brick: usize) {
+        let (fence, read_only) = (self.fence, self.read_only);
+        let Some(worker) = self.workers.get(brick) else {
+            return;
+        };
+        let name = self.names.one(brick);
+        match wait(worker.ask(move |port| port.publish(fence, read_only))) {
+            Ok(Publication::Done) => {}
+            Ok(Publication::FenceUnavailable) => {
+                log::warn!(
+                    "brick {name} came back without mandatory fencing; other clients are not refused there"
+                );
+            }
+            Ok(Publication::InUse(conflict)) => {
+                log::warn!("brick {name} came back with the image in use there by {conflict}");
+            }
+            Err(error) => worker.drop_connection(format!("publishing our record failed: {error}")),
+        }
+    }
+
+    fn conclude(&mut self, round: marking::Round) -> Vec<Action> {
+        for (brick, error) in &round.failed {
+            log::warn!(
+                "marking failed on brick {}: {error}",
+                self.names.one(*brick)
+            );
+            self.machine.step(Event::Lost(*brick));
+            if let Some(worker) = self.workers.get(*brick) {
+                worker.drop_connection(format!("marking failed: {error}"));
+            }
+        }
+        for (brick, copy) in round.copies {
+            self.note(brick, |known| known.pending = Some(copy.pending));
+        }
+        if let Some(by) = round.local_accused_by {
+            return self.machine.step(Event::LocalAccused { by });
+        }
+        for brick in round.marked.iter() {
+            self.machine.marked(brick);
+        }
+        if !self.machine.held().contains(self.shape.local) {
+            self.mark_local_file();
+        }
+        self.machine.step(Event::MarkRoundOver)
+    }
+
+    /// The local brick's process is away, so nobody else changes the attributes of
+    /// its file now. The peers' indices name the file for heal; the local brick's
+    /// does once it is back and marked like the others.
+    fn mark_local_file(&mut self) {
+        match self.local.mark(self.shape.peers()) {
+            Ok(()) => self.machine.local_marked(),
+            Err(error) => log::error!("{}", chain(&error)),
+        }
+    }
+
+    fn note(&self, brick: usize, change: impl FnOnce(&mut CopySnapshot)) {
+        let mut snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(copy) = snapshot.copies.get_mut(brick) {
+            change(copy);
+        }
+    }
+
+    fn update_snapshot(&self) {
+        let mut snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
+        snapshot.phase = self.machine.phase().clone();
+    }
+
+    /// Gives everything back and joins no brick again: the fence first, so that
+    /// it never outlives its lock. Whoever has the image now must find it free.
+    fn let_go(&mut self, why: &str) {
+        if self.fence == Fence::Mandatory {
+            fencing::lift(&self.workers, self.machine.held());
+        }
+        let asked: Vec<_> = self.workers.iter().map(Worker::retire).collect();
+        for (brick, answer) in asked.into_iter().enumerate() {
+            self.note(brick, |copy| {
+                copy.locked = false;
+                copy.why_away = Some(why.to_owned());
+            });
+            if self.machine.held().contains(brick) {
+                // Only the waiting matters; a worker that is gone holds nothing.
+                let _ = answer.recv();
+            }
+        }
+    }
+}
