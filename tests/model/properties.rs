@@ -2,7 +2,7 @@
 
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::decide::Refusal;
-use bypass_blk::image::machine::{Phase, StopReason};
+use bypass_blk::image::machine::{GateState, Phase, StopReason};
 use stateright::Property;
 
 use super::heal::directions;
@@ -29,7 +29,7 @@ pub const ENDS_WELL: &str = "stock heal alone, everything back, makes all copies
 pub fn all() -> Vec<Property<Setting>> {
     vec![
         always(MARKED, |_, w| w.breach != Some(Breach::UnmarkedWrite)),
-        always(ONE_WRITER, |setting, w| open_gates(setting, w) < 2),
+        always(ONE_WRITER, |_, w| open_gates(w) < 2),
         always(NO_STALE_OPEN, |_, w| w.breach != Some(Breach::StaleOpen)),
         always(NO_STALE_WRITE, |_, w| w.breach != Some(Breach::StaleWrite)),
         always(NOT_UNDERNEATH, |_, w| {
@@ -94,12 +94,13 @@ pub const INVARIANTS: [&str; 7] = [
     ENDS_WELL,
 ];
 
-fn open_gates(setting: &Setting, world: &World) -> usize {
-    let may = |&slot: &usize| {
-        let session = world.session(slot);
-        session.is_some_and(|session| setting.may_write(session, slot))
+fn open_gates(world: &World) -> usize {
+    let open = |&slot: &usize| {
+        world
+            .session(slot)
+            .is_some_and(|s| s.gate == GateState::Open)
     };
-    (0..world.daemons.len()).filter(may).count()
+    (0..world.daemons.len()).filter(open).count()
 }
 
 fn copies(setting: &Setting) -> impl Iterator<Item = usize> {
@@ -149,7 +150,7 @@ fn copies_equal(world: &World) -> bool {
 fn writes_cut_off(setting: &Setting, world: &World, slot: usize) -> bool {
     world.session(slot).is_some_and(|s| {
         let cut_off = !setting.shape(slot).is_quorum(s.machine.held());
-        cut_off && setting.may_write(s, slot) && s.view != 0
+        cut_off && s.gate == GateState::Open && s.view != 0
     })
 }
 

@@ -113,7 +113,6 @@ impl Rim<'_> {
             todo: Vec::new(),
             round: None,
             view,
-            suspended: false,
         });
     }
 
@@ -134,15 +133,14 @@ impl Rim<'_> {
 
     /// The worker gives its connection up, knowingly: `State::lose`.
     pub fn lose(&mut self, brick: usize) {
-        let (slot, local) = (self.slot, self.local());
+        let slot = self.slot;
         let Some((session, at)) = self.with(brick) else {
             return;
         };
         if session.conns[brick] == Conn::Away {
             return;
         }
-        session.conns[brick] = Conn::Away;
-        session.suspended |= brick == local;
+        session.leave(brick, Conn::Away);
         session.inbox.push(Report::Lost(brick));
         if let Some(lease) = at.lease.as_mut().filter(|lease| lease.slot == slot) {
             lease.link = Link::Ghost;
@@ -170,9 +168,6 @@ impl Rim<'_> {
                 self.take(Event::Lost(brick));
                 if self.setting.without == Some(Protection::MarksStayOnLoss) {
                     self.take_marks_off(brick);
-                }
-                if self.setting.with.local_held && brick == self.local() {
-                    self.begin_anew();
                 }
             }
             Report::Rejoined { brick, accuses } => self.heard_rejoined(brick, accuses),
@@ -207,22 +202,6 @@ impl Rim<'_> {
         let held = session.machine.held();
         let mut asked = held.iter().filter(|&i| session.conns[i] == Conn::Joined);
         asked.find(|&i| rows[i].contains(local))
-    }
-
-    /// An amendment: the gate is held since the local brick went; what was
-    /// marked may be gone by now.
-    fn begin_anew(&mut self) {
-        let shape = self.setting.shape(self.slot);
-        let view = self.world.bricks[self.local()].data;
-        let Some(session) = self.session() else {
-            return;
-        };
-        session.suspended = false;
-        if session.machine.phase() == &Phase::Dirty {
-            session.machine = Machine::new(shape, session.machine.held());
-            session.gate = GateState::Hold;
-            session.view = view;
-        }
     }
 
     /// A mutation: whoever is lost is no longer accused.
@@ -263,8 +242,20 @@ impl Rim<'_> {
                         ..Round::default()
                     });
                 }
+                Action::Stop(_) if !unstoppable => self.let_go(),
                 Action::StartQuorumTimer | Action::StopQuorumTimer | Action::Stop(_) => {}
             }
+        }
+    }
+
+    /// Every connection is given up for good.
+    fn let_go(&mut self) {
+        if let Some(session) = self.session() {
+            session.conns = [Conn::Away; BRICKS];
+            session.inbox.clear();
+        }
+        for lease in self.world.leases_of(self.slot) {
+            lease.link = Link::Dead;
         }
     }
 
@@ -322,7 +313,7 @@ impl Rim<'_> {
         }
         match accuser.filter(|_| !blind) {
             Some(by) => self.conclude(Some(by)),
-            None => self.conclude_if_over(),
+            None => self.local_turn(),
         }
     }
 
@@ -351,7 +342,7 @@ impl Rim<'_> {
                 next.insert(brick);
             }
         }
-        self.conclude_if_over();
+        self.local_turn();
     }
 
     /// FSYNC on one brick.
@@ -369,37 +360,38 @@ impl Rim<'_> {
                 round.failed.insert(brick);
             }
         }
-        self.conclude_if_over();
-    }
-
-    fn conclude_if_over(&mut self) {
-        let over = |round: &Round| round.to_store.is_empty() && round.to_sync.is_empty();
-        let Some(session) = self.session() else {
-            return;
-        };
-        if session.round.as_ref().is_some_and(over) && !self.local_is_next() {
-            self.conclude(None);
-        }
+        self.local_turn();
     }
 
     /// An amendment: the local brick's turn, once the others are done with and
     /// only if it completes a quorum.
-    fn local_is_next(&mut self) -> bool {
+    fn local_turn(&mut self) {
         let shape = self.setting.shape(self.slot);
         let Some(session) = self.session() else {
-            return false;
+            return;
         };
         let late = session.machine.phase() == &Phase::Dirty;
         let Some(round) = &mut session.round else {
-            return false;
+            return;
         };
-        let with_local = round.marked.iter().chain([shape.local]).collect();
-        let due = round.local_due && (late || shape.is_quorum(with_local));
-        round.local_due = false;
-        if due {
-            round.to_store.insert(shape.local);
+        if round.local_due && round.to_store.is_empty() && round.to_sync.is_empty() {
+            round.local_due = false;
+            let with_local = round.marked.iter().chain([shape.local]).collect();
+            if late || shape.is_quorum(with_local) {
+                round.to_store.insert(shape.local);
+            }
         }
-        due
+    }
+
+    /// The data locks are given back, which fails where one was lost.
+    pub fn end_round(&mut self) {
+        let unseen = self.setting.lacks(Protection::LocksSeenToTheEnd);
+        if let Some(round) = self.session().and_then(|session| session.round.as_mut())
+            && !unseen
+        {
+            round.failed = round.failed.iter().chain(round.unlocked.iter()).collect();
+        }
+        self.conclude(None);
     }
 
     /// `Runner::conclude`.
@@ -416,15 +408,29 @@ impl Rim<'_> {
         if let Some(by) = accused_by {
             return self.take(Event::LocalAccused { by });
         }
-        let local = self.local();
-        let amended = self.setting.with.local_marked;
         if let Some(session) = self.session() {
-            let opens_gate = session.machine.phase() == &Phase::Marking;
-            let counts = !amended || !opens_gate || round.marked.contains(local);
-            for brick in round.marked.iter().filter(|_| counts) {
+            for brick in round.marked.iter() {
                 session.machine.marked(brick);
             }
         }
+        self.mark_local_file(round.marked);
         self.take(Event::MarkRoundOver);
+    }
+
+    /// `Runner::mark_local_file`: past the brick's process, which is away.
+    fn mark_local_file(&mut self, marked: BrickSet) {
+        let shape = self.setting.shape(self.slot);
+        let local_last = self.setting.with.local_last;
+        let Some((session, at)) = self.with(shape.local) else {
+            return;
+        };
+        let late = session.machine.phase() == &Phase::Dirty;
+        let useless = local_last && !late && !shape.is_quorum(marked);
+        if session.machine.held().contains(shape.local) || useless {
+            return;
+        }
+        at.stored = at.stored.iter().chain(shape.peers().iter()).collect();
+        at.durable = at.stored;
+        session.machine.local_marked();
     }
 }

@@ -2,9 +2,6 @@
 //! from the real one.
 
 use bypass_blk::image::bricks::Shape;
-use bypass_blk::image::machine::GateState;
-
-use super::world::{Conn, Session};
 
 /// One check.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +22,9 @@ pub struct Setting {
     pub opens: u8,
     /// How the stock healer takes marks off.
     pub clearing: Clearing,
+    /// A session may learn of the loss of its last lock after a stock heal began;
+    /// else it is taken to know at once.
+    pub late_notice: bool,
     /// A protection taken away.
     pub without: Option<Protection>,
     /// Changes of the protocol that are proposed but not made yet.
@@ -49,13 +49,6 @@ impl Setting {
     /// Does this brick hold data?
     pub fn has_data(&self, brick: usize) -> bool {
         self.arbiter_brick() != Some(brick)
-    }
-
-    /// Does this session let its guest's writes through?
-    pub fn may_write(&self, session: &Session, slot: usize) -> bool {
-        let local_lost = session.conns[self.locals[slot]] != Conn::Joined;
-        let suspended = self.with.local_held && (session.suspended || local_lost);
-        session.gate == GateState::Open && !suspended
     }
 
     /// Was this protection taken away?
@@ -95,6 +88,8 @@ pub enum Protection {
     MarksReadOnRejoin,
     /// The marks are read again, under the data lock, before marking.
     MarksReadOnMarking,
+    /// A brick counts as marked only if its data lock stood until the round's end.
+    LocksSeenToTheEnd,
     /// A brick that accuses itself is believed about the others, as it is not by
     /// AFR's heal.
     SelfAccusersBelieved,
@@ -109,27 +104,20 @@ pub enum Protection {
 /// Proposed changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amendments {
-    /// The gate opens only if the local brick is among those marked.
-    pub local_marked: bool,
-    /// A round marks the local brick last, and only if that completes a quorum.
+    /// A round marks the local copy last, and only if that completes a quorum.
     pub local_last: bool,
-    /// A dirty session that loses its local brick holds the gate at once and
-    /// begins anew (clean, marks to be stored) when the brick is back.
-    pub local_held: bool,
-    /// A worker joins a lost brick again only when the session thread has taken
+    /// A worker joins a lost brick again only when the session's thread has taken
     /// note of the loss.
     pub loss_noted_first: bool,
-    /// Before the first write is let through, the local file is compared with
-    /// what it was at open, whether or not a loss of quorum was noticed.
+    /// Under the data lock, before marks for a held gate are stored, the local
+    /// file is compared with what the session last knew of it.
     pub file_compared: bool,
 }
 
 impl Amendments {
     /// All of them.
     pub const ALL: Self = Self {
-        local_marked: true,
         local_last: true,
-        local_held: true,
         loss_noted_first: true,
         file_compared: true,
     };

@@ -29,6 +29,8 @@ pub enum Step {
     StoreMark(usize, usize),
     /// The marking round's FSYNC on a brick.
     SyncMark(usize, usize),
+    /// The marking round gives the data locks back and is over.
+    EndRound(usize),
     /// The session's thread takes a report.
     Hear(usize),
     /// Writes waited for too long.
@@ -136,6 +138,8 @@ impl Setting {
         if let Some(round) = &s.round {
             if !round.probed {
                 steps.push(Step::ProbeForRound(slot));
+            } else if round.to_store.is_empty() && round.to_sync.is_empty() {
+                steps.push(Step::EndRound(slot));
             }
             steps.extend(round.to_store.iter().map(|b| Step::StoreMark(slot, b)));
             steps.extend(round.to_sync.iter().map(|b| Step::SyncMark(slot, b)));
@@ -149,7 +153,7 @@ impl Setting {
         if !at_work && s.machine.phase() == &Phase::Stalled {
             steps.push(Step::QuorumTimeout(slot));
         }
-        if self.may_write(s, slot) && world.writes_left > 0 {
+        if s.gate == GateState::Open && world.writes_left > 0 {
             steps.push(Step::Write(slot));
         }
         if !matches!(s.machine.phase(), Phase::Stopped(_)) {
@@ -230,8 +234,12 @@ impl Setting {
     fn healer_steps(&self, world: &World, steps: &mut Vec<Step>) {
         match world.healer {
             Healer::Idle => {
-                let bricks = &world.bricks[..self.bricks];
-                if bricks.iter().all(|brick| brick.may_be_healed()) {
+                let free = world.bricks[..self.bricks]
+                    .iter()
+                    .all(|brick| brick.may_be_healed());
+                let unaware = (0..world.daemons.len())
+                    .any(|slot| world.session(slot).is_some_and(Session::is_unguarded));
+                if free && (self.late_notice || !unaware) {
                     steps.extend(directions(self, &world.rows()).into_iter().map(Step::Heal));
                 }
             }
@@ -261,6 +269,7 @@ impl Setting {
             Step::ProbeForRound(slot) => self.rim(world, slot).probe_for_round(),
             Step::StoreMark(slot, brick) => self.rim(world, slot).store_mark(brick),
             Step::SyncMark(slot, brick) => self.rim(world, slot).sync_mark(brick),
+            Step::EndRound(slot) => self.rim(world, slot).end_round(),
             Step::Hear(slot) => self.rim(world, slot).hear(),
             Step::QuorumTimeout(slot) => self.rim(world, slot).take(Event::QuorumTimeout),
             Step::Notice(slot, brick) => self.rim(world, slot).lose(brick),
@@ -326,9 +335,7 @@ impl Setting {
         {
             world.bricks[brick].lease = None;
         }
-        if let Some(conns) = world.conns(slot) {
-            conns[brick] = Conn::Broken;
-        }
+        world.connection_broken(slot, brick);
     }
 
     fn crash(&self, world: &mut World, host: usize, marks_kept: bool) {

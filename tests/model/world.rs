@@ -134,8 +134,21 @@ pub struct Session {
     pub round: Option<Round>,
     /// The local copy as the guest knows it.
     pub view: Writes,
-    /// The local brick was lost since the machine last knew (an amendment).
-    pub suspended: bool,
+}
+
+impl Session {
+    /// The connection to a brick is no longer a joined one.
+    pub fn leave(&mut self, brick: usize, now: Conn) {
+        self.conns[brick] = now;
+        if let Some(round) = self.round.as_mut().filter(|round| round.probed) {
+            round.unlocked.insert(brick);
+        }
+    }
+
+    /// Do the guest's writes go through while no brick has a lock of ours?
+    pub fn is_unguarded(&self) -> bool {
+        self.gate == GateState::Open && !self.conns.contains(&Conn::Joined)
+    }
 }
 
 /// A worker's report.
@@ -170,6 +183,9 @@ pub struct Round {
     pub to_sync: BrickSet,
     pub marked: BrickSet,
     pub failed: BrickSet,
+    /// Bricks whose connection, and with it AFR's data lock, went since the probe:
+    /// to unlock it is refused then, even through a new connection.
+    pub unlocked: BrickSet,
 }
 
 /// The stock self-heal daemon.
@@ -208,12 +224,16 @@ impl World {
         }
     }
 
-    /// The connections of the session in `slot`, while it has any.
-    pub fn conns(&mut self, slot: usize) -> Option<&mut [Conn; BRICKS]> {
+    /// The brick gave the connection up.
+    pub fn connection_broken(&mut self, slot: usize, brick: usize) {
         match &mut self.daemons[slot] {
-            Daemon::Closed => None,
-            Daemon::Opening(conns) => Some(conns),
-            Daemon::Open(session) => Some(&mut session.conns),
+            Daemon::Closed => {}
+            Daemon::Opening(conns) if conns[brick] == Conn::Joined => conns[brick] = Conn::Broken,
+            Daemon::Opening(_) => {}
+            Daemon::Open(session) if session.conns[brick] == Conn::Joined => {
+                session.leave(brick, Conn::Broken);
+            }
+            Daemon::Open(_) => {}
         }
     }
 
@@ -227,11 +247,7 @@ impl World {
         self.bricks[brick].up = false;
         self.bricks[brick].lease = None;
         for slot in 0..self.daemons.len() {
-            if let Some(conns) = self.conns(slot)
-                && conns[brick] == Conn::Joined
-            {
-                conns[brick] = Conn::Broken;
-            }
+            self.connection_broken(slot, brick);
         }
         self.heal_aborted();
     }
