@@ -3,10 +3,12 @@
 
 pub mod bricks;
 pub mod decide;
+pub mod dirty;
 pub mod error;
 pub mod fencing;
 pub mod gate;
 pub mod gluster_port;
+pub mod heal;
 pub mod holder;
 pub mod local;
 pub mod locate;

@@ -329,6 +329,16 @@ impl Volume {
         }
         file.sync_all().at("sync", &path)?;
         drop(file);
+        // The client removes its own "dirty" a moment after the last write.
+        wait_until(format!("{image} to be settled"), FILE_DEADLINE, || {
+            let marks = self.marks(image).map_err(|error| error.to_string())?;
+            // Bricks of another replica set have no such file.
+            let mut counters = marks.rows.iter().flatten().flat_map(|row| row.values());
+            match counters.all(|pending| pending.is_zero()) {
+                true => Ok(()),
+                false => Err(marks.to_string()),
+            }
+        })?;
         drop(mount);
         wait_until(format!("{image} on the bricks"), FILE_DEADLINE, || {
             let missing = self

@@ -1,0 +1,251 @@
+//! What a map's file says about itself, and whether to believe it.
+//!
+//! A fixed number of bytes, integers little-endian, at the start of the file. The
+//! bytes are untrusted: reading them ends in a [`Header`] or in the reason why
+//! they are not one. No I/O here.
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::geometry::{ExtentSize, Geometry};
+
+/// What the file begins with.
+const MAGIC: [u8; 8] = *b"bypassDM";
+/// The layout of header and words. A map of another version is not trusted.
+const VERSION: u32 = 1;
+
+/// Length of the header in bytes.
+pub const LEN: usize = size_of::<Raw>();
+
+/// What a map is a map of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The image's gfid.
+    pub gfid: Uuid,
+    /// The image's size in bytes.
+    pub size: u64,
+    /// How finely the map counts.
+    pub extent_size: ExtentSize,
+    /// The brick whose file the session writes (`host:/path`).
+    pub local: String,
+    /// The other bricks that hold data, in the order of the volfile: the position
+    /// is the index of a [`super::Peer`].
+    pub peers: Vec<String>,
+}
+
+/// Why a map is not believed, so that everything counts as dirty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Distrust {
+    /// Not as long as a map of its kind.
+    #[error("its file is cut short")]
+    Truncated,
+    /// Something else.
+    #[error("its file is not a dirty map")]
+    Magic,
+    /// Of another version of the program.
+    #[error("it has version {found}, this program reads {VERSION}")]
+    Version {
+        /// The file's.
+        found: u32,
+    },
+    /// Damaged.
+    #[error("the checksum of its header is wrong")]
+    Checksum,
+    /// Well-formed, but no image can be like that.
+    #[error("its header makes no sense")]
+    Impossible,
+    /// Of another file.
+    #[error("it belongs to the gfid {found}")]
+    Gfid {
+        /// The map's.
+        found: Uuid,
+    },
+    /// The image was resized.
+    #[error("it was made for an image of {found} bytes")]
+    Size {
+        /// The map's, in bytes.
+        found: u64,
+    },
+    /// Another extent size was configured.
+    #[error("it has extents of {found} bytes")]
+    ExtentSize {
+        /// The map's, in bytes.
+        found: u64,
+    },
+    /// Of another copy.
+    #[error("it was made on another brick")]
+    Local,
+    /// The replica set changed.
+    #[error("it was made for other peers")]
+    Peers,
+    /// The host went down while the map was in use.
+    #[error("the host was restarted and the map had not been closed")]
+    HostRestarted,
+}
+
+/// The contents of a header that is well-formed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The image's gfid.
+    pub gfid: Uuid,
+    /// The image and its extents.
+    pub geometry: Geometry,
+    /// How many sessions have opened this map.
+    pub epoch: u64,
+    /// The boot (`/proc/sys/kernel/random/boot_id`) in which it was last opened.
+    pub boot_id: Uuid,
+    /// Closed after the last open, all its words on the disk.
+    pub clean: bool,
+    local: [u8; 32],
+    peers: [u8; 32],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Raw {
+    magic: [u8; 8],
+    version: U32,
+    extent_size: U32,
+    size: U64,
+    epoch: U64,
+    gfid: [u8; 16],
+    boot_id: [u8; 16],
+    local: [u8; 32],
+    peers: [u8; 32],
+    peer_count: u8,
+    clean: u8,
+    reserved: [u8; 6],
+    checksum: [u8; 32],
+}
+
+impl Raw {
+    /// SHA-256 over everything before the checksum.
+    fn sum(&self) -> [u8; 32] {
+        let (covered, _) = self.as_bytes().split_at(LEN - size_of_val(&self.checksum));
+        Sha256::digest(covered).into()
+    }
+}
+
+impl Header {
+    /// Of a new map, opened once.
+    pub fn new(identity: &Identity, geometry: Geometry, boot_id: Uuid) -> Self {
+        Self {
+            gfid: identity.gfid,
+            geometry,
+            epoch: 1,
+            boot_id,
+            clean: false,
+            local: digest([&identity.local]),
+            peers: digest(&identity.peers),
+        }
+    }
+
+    /// The bytes for the file.
+    pub fn encode(&self) -> [u8; LEN] {
+        let mut raw = Raw {
+            magic: MAGIC,
+            version: VERSION.into(),
+            extent_size: (self.geometry.extent_size().bytes() as u32).into(),
+            size: self.geometry.size().into(),
+            epoch: self.epoch.into(),
+            gfid: self.gfid.into_bytes(),
+            boot_id: self.boot_id.into_bytes(),
+            local: self.local,
+            peers: self.peers,
+            peer_count: self.geometry.all_peers().iter().count() as u8,
+            clean: self.clean.into(),
+            reserved: [0; 6],
+            checksum: [0; 32],
+        };
+        raw.checksum = raw.sum();
+        zerocopy::transmute!(raw)
+    }
+
+    /// Reads the first bytes of a file that is `file_len` bytes long.
+    ///
+    /// # Errors
+    ///
+    /// Why they are not the header of a usable map.
+    pub fn decode(bytes: &[u8], file_len: u64) -> Result<Self, Distrust> {
+        let (raw, _) = Raw::read_from_prefix(bytes).map_err(|_| Distrust::Truncated)?;
+        if raw.magic != MAGIC {
+            return Err(Distrust::Magic);
+        }
+        let found = raw.version.get();
+        if found != VERSION {
+            return Err(Distrust::Version { found });
+        }
+        if raw.checksum != raw.sum() {
+            return Err(Distrust::Checksum);
+        }
+        let geometry = ExtentSize::new(raw.extent_size.get())
+            .and_then(|extent| Geometry::new(raw.size.get(), extent, raw.peer_count.into()))
+            .map_err(|_| Distrust::Impossible)?;
+        if file_len < geometry.file_len() {
+            return Err(Distrust::Truncated);
+        }
+        Ok(Self {
+            gfid: Uuid::from_bytes(raw.gfid),
+            geometry,
+            epoch: raw.epoch.get(),
+            boot_id: Uuid::from_bytes(raw.boot_id),
+            clean: raw.clean == 1,
+            local: raw.local,
+            peers: raw.peers,
+        })
+    }
+
+    /// Is this the map of `identity`?
+    ///
+    /// # Errors
+    ///
+    /// The first thing that differs.
+    pub fn check_identity(&self, identity: &Identity) -> Result<(), Distrust> {
+        let found = self.geometry.size();
+        let extent_size = self.geometry.extent_size();
+        if self.gfid != identity.gfid {
+            Err(Distrust::Gfid { found: self.gfid })
+        } else if found != identity.size {
+            Err(Distrust::Size { found })
+        } else if extent_size != identity.extent_size {
+            let found = extent_size.bytes();
+            Err(Distrust::ExtentSize { found })
+        } else if self.local != digest([&identity.local]) {
+            Err(Distrust::Local)
+        } else if self.peers != digest(&identity.peers) {
+            Err(Distrust::Peers)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Are the words all there? What a killed process left in memory is lost only
+    /// with the host.
+    ///
+    /// # Errors
+    ///
+    /// [`Distrust::HostRestarted`].
+    pub fn check_boot(&self, boot_id: Uuid) -> Result<(), Distrust> {
+        if self.clean || self.boot_id == boot_id {
+            Ok(())
+        } else {
+            Err(Distrust::HostRestarted)
+        }
+    }
+}
+
+/// SHA-256 over names, each behind its length, so that no two lists are alike.
+fn digest<'a>(names: impl IntoIterator<Item = &'a String>) -> [u8; 32] {
+    let mut sum = Sha256::new();
+    for name in names {
+        sum.update((name.len() as u64).to_le_bytes());
+        sum.update(name);
+    }
+    sum.finalize().into()
+}
+
+#[cfg(test)]
+#[path = "header/tests.rs"]
+mod tests;

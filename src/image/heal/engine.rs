@@ -1,0 +1,337 @@
+//! Passes over the dirty extents of one peer.
+//!
+//! # What is cleared, and when
+//!
+//! An extent is cleared only after the peer's FSYNC has answered, not when its
+//! WRITE has: between the two, a crash of the peer takes the bytes away again, and
+//! a healer that dies in between could tell nobody. Until then its *copying* flag
+//! stays, in the map, where the next healer forgets it and finds the extent dirty.
+//! So clean in the map means durable at the peer, whoever dies when. Clearing late
+//! costs no byte more: a write that makes the copy void in between would have made
+//! the extent dirty again anyway.
+//!
+//! # The lock
+//!
+//! Our session's writes are excluded by the map. Writes of ordinary clients are
+//! not counted there; they come through AFR, to every brick. AFR takes its data
+//! lock of the range on every brick before it writes to any, and gives it back
+//! when the write has been answered by all. So our lock on the one brick that we
+//! write is enough. Either the client's was granted there first: then we wait
+//! until its write is on the local brick too, and read it. Or ours was: then the
+//! client has written nowhere yet, and will do so on every brick after us. Hence
+//! the order *lock, read, write, answers, unlock*. (A client that cannot lock this
+//! brick does not write to it and accuses it by marks of its own.)
+//!
+//! One stretch is locked at a time, and the next only after it was given back: a
+//! client that queues for the lock gets it in between.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::copy::Copier;
+use super::error::HealError;
+use super::local::LocalCopy;
+use super::pass::{Options, Pass, PassEnd, Settled};
+use super::peer::{HealPeer, PeerError};
+use super::plan::{self, Limits};
+use super::progress::Figures;
+use super::throttle::Throttle;
+use crate::gluster::MAX_IO;
+use crate::image::dirty::{Copied, Healer, Peer, Peers};
+
+/// The most of an image that is locked at once, in bytes.
+const LOCK_SPAN: u64 = 64 << 20;
+/// How long a stretch waits for other clients' data locks.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+/// The pause between two attempts: each makes the brick ask the holders to give
+/// way, so there is no need to queue.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Bytes copied between two FSYNCs.
+const COMMIT_BYTES: u64 = 64 << 20;
+/// The longest sleep before the rate and the stop flag are looked at again.
+const NAP: Duration = Duration::from_millis(50);
+
+/// Heals one peer through one connection.
+pub struct Engine {
+    healer: Arc<Healer>,
+    id: Peer,
+    peer: Box<dyn HealPeer>,
+    local: LocalCopy,
+    options: Options,
+    throttle: Throttle,
+    /// The extents whose copy was begun and not ended yet.
+    begun: Vec<u64>,
+    /// Bytes sent, zeroed and compared since the last FSYNC.
+    uncommitted: u64,
+    /// Changes may have been made without an FSYNC after them: true at first, for
+    /// an earlier engine may have changed the file's size.
+    unsynced: bool,
+    /// The peer was left alone for [`Options::quiet`], its file has the right size.
+    ready: bool,
+    /// The connection is not to be used any more.
+    broken: bool,
+}
+
+impl Engine {
+    /// Copies from `file`, the local copy, open for reading (direct I/O or not),
+    /// what `healer`'s map says that peer `id` misses, to `peer`.
+    pub fn new(
+        healer: Arc<Healer>,
+        id: Peer,
+        file: std::fs::File,
+        peer: Box<dyn HealPeer>,
+        options: Options,
+    ) -> Self {
+        Self {
+            healer,
+            id,
+            peer,
+            local: LocalCopy::new(file, MAX_IO),
+            throttle: Throttle::new(Arc::clone(&options.rate)),
+            options,
+            begun: Vec::new(),
+            uncommitted: 0,
+            unsynced: true,
+            ready: false,
+            broken: false,
+        }
+    }
+
+    /// The peer's name, `host:path`.
+    pub fn peer_name(&self) -> &str {
+        self.peer.name()
+    }
+
+    /// Changes [`Options::compare_first`] for the passes to come.
+    pub fn set_compare_first(&mut self, compare_first: bool) {
+        self.options.compare_first = compare_first;
+    }
+
+    /// Goes once over the map, in ascending order, and copies what is dirty and
+    /// has no write in flight.
+    ///
+    /// # Errors
+    /// See [`HealError`]. What was not durable at the peer by then stays dirty.
+    pub fn run_pass(&mut self) -> Result<Pass, HealError> {
+        let done = self.pass();
+        if let Err(error) = &done {
+            for extent in self.begun.drain(..) {
+                self.healer.abandon_copy(self.id, extent);
+            }
+            self.uncommitted = 0;
+            if error.lost_peer() {
+                self.broken = true;
+                self.peer.close();
+            }
+        }
+        done
+    }
+
+    /// Is the peer's copy equal to the local one, both durable? `None`: something
+    /// is dirty, or no pass was made yet. Flushes the local copy: what the peers
+    /// were healed from must survive a power cut once no mark tells of it.
+    ///
+    /// # Errors
+    /// [`HealError::Flush`].
+    pub fn settle(&mut self) -> Result<Option<Settled<'_>>, HealError> {
+        if !self.ready || self.unsynced || self.broken || self.next_dirty(0).is_some() {
+            return Ok(None);
+        }
+        self.local.sync().map_err(HealError::Flush)?;
+        // Only this engine clears, so what the scan finds clean has been clean
+        // since the scan began: all of it at that moment.
+        let clean = self.next_dirty(0).is_none() && self.peer.is_connected();
+        Ok(clean.then_some(Settled::new(self.id)))
+    }
+
+    fn pass(&mut self) -> Result<Pass, HealError> {
+        let mut pass = Pass::default();
+        if self.broken {
+            let peer = self.peer.name().to_owned();
+            return Err(HealError::Broken { peer });
+        }
+        pass.end = self.stretches(&mut pass)?;
+        self.commit(&mut pass)?;
+        Ok(pass)
+    }
+
+    fn stretches(&mut self, pass: &mut Pass) -> Result<PassEnd, HealError> {
+        if !self.ready {
+            match self.prepare()? {
+                PassEnd::Complete => self.ready = true,
+                end => return Ok(end),
+            }
+        }
+        let mut from = 0;
+        loop {
+            if !self.wait_for_tokens() {
+                return Ok(PassEnd::Stopped);
+            }
+            let extents = self.next_stretch(from);
+            let (Some(first), Some(last)) = (extents.first(), extents.last()) else {
+                return Ok(PassEnd::Complete);
+            };
+            from = last + 1;
+            let span = self.bytes_of(&(*first..from));
+            match self.under_lock(span, |engine| engine.copy(&extents, pass))? {
+                PassEnd::Complete => {}
+                end => return Ok(end),
+            }
+            if self.uncommitted >= COMMIT_BYTES {
+                self.commit(pass)?;
+            }
+        }
+    }
+
+    /// Before the first pass: see [`Options::quiet`], and the files must be of one
+    /// size. What the peer's lacks counts as dirty.
+    fn prepare(&mut self) -> Result<PassEnd, HealError> {
+        let until = self.options.clock.now() + self.options.quiet;
+        if !self.sleep_until(until) {
+            return Ok(PassEnd::Stopped);
+        }
+        let expected = self.healer.map().geometry().size();
+        self.under_lock(0..expected, |engine| {
+            let found = engine.local.size().map_err(|source| HealError::Read {
+                range: 0..expected,
+                source,
+            })?;
+            if found != expected {
+                return Err(HealError::Size { expected, found });
+            }
+            let size = engine.peer.size()?;
+            if size < expected {
+                let map = engine.healer.map();
+                map.mark_dirty(Peers::from(engine.id), size, expected - size);
+            }
+            if size != expected {
+                engine.unsynced = true;
+                engine.peer.truncate(expected)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn next_stretch(&self, from: u64) -> Vec<u64> {
+        let limits = Limits {
+            bytes: self.options.window.min(self.throttle.quantum()),
+            span: LOCK_SPAN,
+        };
+        let mut next = from;
+        let dirty = std::iter::from_fn(|| {
+            let extent = self.next_dirty(next)?;
+            next = extent + 1;
+            Some(extent)
+        });
+        plan::stretch(dirty, self.healer.map().geometry(), limits)
+    }
+
+    /// Copies extents whose bytes are locked, and waits for every answer.
+    fn copy(&mut self, extents: &[u64], pass: &mut Pass) -> Result<(), HealError> {
+        let mut begun = extents.to_vec();
+        begun.retain(|&extent| self.healer.begin_copy(self.id, extent));
+        pass.skipped += (extents.len() - begun.len()) as u64;
+        self.begun.extend(&begun);
+        self.unsynced |= !begun.is_empty();
+        let geometry = *self.healer.map().geometry();
+        let mut copier = Copier::new(&*self.peer, &mut self.local, &geometry);
+        let copied = copier.copy(
+            &plan::runs(&begun, &geometry, MAX_IO as u64),
+            self.options.compare_first,
+        );
+        let figures = copier.figures();
+        self.options.progress.add(figures);
+        let moved = figures.bytes_sent + figures.bytes_compared;
+        self.throttle.charge(moved);
+        self.uncommitted += moved + figures.bytes_zeroed;
+        copied
+    }
+
+    /// Makes what was copied durable at the peer, and only then clears it.
+    fn commit(&mut self, pass: &mut Pass) -> Result<(), HealError> {
+        if !self.unsynced {
+            return Ok(());
+        }
+        self.peer.fsync()?;
+        self.unsynced = false;
+        let mut figures = Figures::default();
+        for extent in self.begun.drain(..) {
+            match self.healer.end_copy(self.id, extent) {
+                Copied::Cleared => figures.extents_cleared += 1,
+                Copied::Again => figures.extents_again += 1,
+            }
+        }
+        self.uncommitted = 0;
+        self.options.progress.add(figures);
+        pass.cleared += figures.extents_cleared;
+        pass.again += figures.extents_again;
+        Ok(())
+    }
+
+    /// Runs `work` with AFR's data lock on `span`, if it is to be had.
+    fn under_lock(
+        &mut self,
+        span: Range<u64>,
+        work: impl FnOnce(&mut Self) -> Result<(), HealError>,
+    ) -> Result<PassEnd, HealError> {
+        let begin = self.options.clock.now();
+        while !self.peer.try_lock(span.clone())? {
+            if self.is_stopped() {
+                return Ok(PassEnd::Stopped);
+            }
+            if self.options.clock.now().saturating_sub(begin) > LOCK_LIMIT {
+                return Ok(PassEnd::Locked);
+            }
+            self.options.clock.sleep(LOCK_PAUSE);
+        }
+        let done = work(self);
+        // A lock that cannot be given back goes with the connection.
+        let unlocked = self.peer.unlock(span).map_err(|error| match error {
+            PeerError::Refused { peer, source } => PeerError::Away { peer, source },
+            error => error,
+        });
+        match (done, unlocked) {
+            (Ok(()), Ok(())) => Ok(PassEnd::Complete),
+            (Err(error), Ok(())) => Err(error),
+            (Err(error), Err(_)) if error.lost_peer() => Err(error),
+            (_, Err(error)) => Err(error.into()),
+        }
+    }
+
+    /// `false`: stopped.
+    fn wait_for_tokens(&mut self) -> bool {
+        loop {
+            let now = self.options.clock.now();
+            let delay = self.throttle.delay(now);
+            if self.is_stopped() || delay.is_zero() {
+                return !self.is_stopped();
+            }
+            self.options.clock.sleep(delay.min(NAP));
+        }
+    }
+
+    /// `false`: stopped.
+    fn sleep_until(&self, until: Duration) -> bool {
+        loop {
+            let left = until.saturating_sub(self.options.clock.now());
+            if self.is_stopped() || left.is_zero() {
+                return !self.is_stopped();
+            }
+            self.options.clock.sleep(left.min(NAP));
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.options.stop.load(Ordering::Relaxed)
+    }
+
+    fn next_dirty(&self, from: u64) -> Option<u64> {
+        self.healer.map().next_dirty(self.id, from)
+    }
+
+    fn bytes_of(&self, extents: &Range<u64>) -> Range<u64> {
+        plan::bytes_of(extents, self.healer.map().geometry())
+    }
+}

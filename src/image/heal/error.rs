@@ -1,0 +1,57 @@
+//! Why a pass of the healer failed.
+
+use std::io;
+use std::ops::Range;
+
+use super::peer::PeerError;
+
+/// Why nothing more can be healed now. Everything that was not durable at the
+/// peer is still dirty.
+#[derive(Debug, thiserror::Error)]
+pub enum HealError {
+    /// The peer. See [`HealError::lost_peer`] for what to do.
+    #[error("the copy on the peer cannot be healed")]
+    Peer(#[from] PeerError),
+    /// The engine's connection broke in an earlier pass.
+    #[error("the connection to {peer} is not used any more. Connect again for a new engine")]
+    Broken {
+        /// `host:path`.
+        peer: String,
+    },
+    /// The local copy cannot be read.
+    #[error(
+        "cannot read the local copy at bytes {} to {}. Look at the disk of the local brick",
+        .range.start, .range.end
+    )]
+    Read {
+        /// The bytes.
+        range: Range<u64>,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The local copy cannot be made durable.
+    #[error("cannot flush the local copy. Look at the disk of the local brick")]
+    Flush(#[source] io::Error),
+    /// The file is not the one that the map is of.
+    #[error(
+        "the local copy has {found} bytes, but its dirty map is of {expected}. Open the image anew"
+    )]
+    Size {
+        /// The map's, in bytes.
+        expected: u64,
+        /// The file's, in bytes.
+        found: u64,
+    },
+}
+
+impl HealError {
+    /// Is the peer's connection gone, so that a new peer and engine are needed?
+    /// Otherwise the same engine may try again later.
+    pub fn lost_peer(&self) -> bool {
+        matches!(
+            self,
+            Self::Peer(PeerError::Away { .. }) | Self::Broken { .. }
+        )
+    }
+}

@@ -1,0 +1,141 @@
+//! What a healer and the session whose image it heals tell each other.
+//!
+//! The session may live in the same process or behind the control socket; the
+//! healer does not know. It asks for the [`Job`] once, reports about twice a second
+//! and asks for the marks to be removed when there is nothing left to copy. It never
+//! removes a mark itself.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::progress::Figures;
+
+/// The way to a session.
+pub trait SessionLink: Send + Sync {
+    /// What there is to heal. Does not change while the session lasts.
+    ///
+    /// # Errors
+    /// See [`LinkError`], here and below.
+    fn job(&self) -> Result<Job, LinkError>;
+
+    /// Tells how the healing goes; the answer says what the session knows.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    fn report(&self, report: &HealReport) -> Result<Hint, LinkError>;
+
+    /// Asks to remove the marks against every peer that misses nothing.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    fn unmark(&self) -> Result<Unmarked, LinkError>;
+}
+
+/// The image to heal, and from where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The volume's name.
+    pub volume: String,
+    /// The image's path in the volume.
+    pub image: String,
+    /// Gluster's identity of the image.
+    pub gfid: Uuid,
+    /// The session, as its record on the bricks names it.
+    pub session: Uuid,
+    /// Host of the glusterd to ask for the volume's layout.
+    pub server: String,
+    /// Its port.
+    pub port: u16,
+    /// The local copy.
+    pub local_path: PathBuf,
+    /// Child index of the local brick.
+    pub local: usize,
+    /// Its dirty map.
+    pub map: PathBuf,
+    /// Child index of each peer of the dirty map, in the map's order.
+    pub peers: Vec<usize>,
+}
+
+/// How the healing goes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HealReport {
+    /// The healer: its process id.
+    pub pid: u32,
+    /// The bandwidth limit in bytes per second, of all peers together; 0 is none.
+    pub bandwidth: u64,
+    /// One per peer of the dirty map.
+    pub peers: Vec<PeerReport>,
+}
+
+/// How the healing of one peer goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// What the healer does.
+    pub state: HealState,
+    /// Bytes per second sent, zeroed and compared, of late.
+    pub rate: u64,
+    /// Every write acknowledged longer ago than this has been sent. `None`: not
+    /// known, no pass was completed yet.
+    pub sent_before: Option<Duration>,
+    /// What was done for this peer since the healer began.
+    pub figures: Figures,
+}
+
+/// What a healer does for a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state", content = "why")]
+pub enum HealState {
+    /// Nothing is dirty.
+    #[default]
+    Idle,
+    /// It copies.
+    Copying,
+    /// It cannot copy, for this reason, and tries again.
+    Waiting(String),
+}
+
+/// What the session tells its healer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hint {
+    /// Marks stand against some peer: there is, or was, something to heal.
+    pub marked: bool,
+    /// Per peer: its extents are dirty because nobody knows better, so checksums
+    /// are to be compared first.
+    pub suspect: Vec<bool>,
+    /// Per peer: the session holds its locks there now.
+    pub held: Vec<bool>,
+    /// Mean time of the guest's requests since the last report, if there were any.
+    pub latency: Option<Duration>,
+}
+
+/// The answer to [`SessionLink::unmark`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "unmarked")]
+pub enum Unmarked {
+    /// No mark stands on any brick that the session holds, against anybody.
+    All,
+    /// No mark stands against these peers of the map; the others miss data.
+    Some {
+        /// Per peer of the map.
+        peers: Vec<bool>,
+    },
+    /// Nothing was changed.
+    NotYet {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Why the session did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// It is over, or never hears again: copy nothing more on its behalf.
+    #[error("the session has ended: {0}")]
+    Ended(String),
+    /// It lives, but could not answer this.
+    #[error("the session did not answer: {0}")]
+    Failed(String),
+}

@@ -1,0 +1,135 @@
+//! What the healer asks of one peer.
+//!
+//! The seam to Gluster: [`super::gluster_peer`] implements it over the brick
+//! protocol, tests put simulated bricks here. It decides nothing.
+
+use std::error::Error;
+use std::ops::Range;
+
+use crate::gluster::StrongChecksum;
+
+/// One connection to one peer, for one image. Every call has a time limit of its
+/// own. It is never renewed: once it broke, every call fails. So an answer to
+/// [`HealPeer::fsync`] covers every write that was answered before, by the same
+/// life of the brick's process.
+pub trait HealPeer: Send {
+    /// `host:path`, for messages.
+    fn name(&self) -> &str;
+
+    /// Is the connection up, as far as known?
+    fn is_connected(&self) -> bool;
+
+    /// Ends the connection; locks held through it go.
+    fn close(&self);
+
+    /// The size of its file in bytes.
+    ///
+    /// # Errors
+    /// See [`PeerError`], here and below.
+    fn size(&self) -> Result<u64, PeerError>;
+
+    /// Makes its file `size` bytes long; what is new reads as zeros.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn truncate(&self, size: u64) -> Result<(), PeerError>;
+
+    /// Sends at most [`crate::gluster::MAX_IO`] bytes for byte `offset`; they are
+    /// taken over before this returns, and written when the answer is there.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError>;
+
+    /// Makes a range read as zeros, as a hole where the file system can.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError>;
+
+    /// The strong checksum of a range of at most [`crate::gluster::MAX_IO`] bytes.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError>;
+
+    /// Makes everything durable that was answered.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn fsync(&self) -> Result<(), PeerError>;
+
+    /// Tries to take AFR's data lock on a range, without waiting. `false`:
+    /// somebody else has it; the brick has then asked them to give way.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError>;
+
+    /// Gives the lock on exactly that range back.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn unlock(&self, range: Range<u64>) -> Result<(), PeerError>;
+}
+
+/// Something that was sent to a peer and is not answered yet.
+#[must_use]
+pub struct Answer<T>(Box<dyn FnOnce() -> Result<T, PeerError> + Send>);
+
+impl<T> Answer<T> {
+    /// An answer that `wait` waits for, for a limited time.
+    pub fn new(wait: impl FnOnce() -> Result<T, PeerError> + Send + 'static) -> Self {
+        Self(Box::new(wait))
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    pub fn wait(self) -> Result<T, PeerError> {
+        (self.0)()
+    }
+}
+
+/// Why a peer did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// No connection, a lost one, or no answer in time: whether the peer did it,
+    /// or will do it yet, is unknown.
+    #[error("{peer} is out of reach. Its brick process must run and the network to it be up")]
+    Away {
+        /// `host:path`.
+        peer: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// It answered that it did not.
+    #[error("{peer} refused. Look at the disk below that brick and at the brick's log")]
+    Refused {
+        /// `host:path`.
+        peer: String,
+        /// Its reason.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// It has no such file, as after a replaced brick.
+    #[error("{peer} has no file for the image. Let `gluster volume heal VOLUME` make it")]
+    NoImage {
+        /// `host:path`.
+        peer: String,
+    },
+    /// Under the image's name there is another file.
+    #[error(
+        "{peer} has another file in the image's place: {found} instead of {expected}. Resolve the split brain of the name first"
+    )]
+    OtherFile {
+        /// `host:path`.
+        peer: String,
+        /// What is there: a gfid, or a kind of file.
+        found: String,
+        /// The image's gfid.
+        expected: String,
+    },
+}

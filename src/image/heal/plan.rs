@@ -1,0 +1,128 @@
+//! Which extents are copied together. Pure arithmetic.
+//!
+//! A *stretch* is copied under one lock, a *run* is read and sent at once, and a
+//! run falls into *parts* that are zero or are not.
+
+use std::ops::Range;
+
+use super::super::dirty::geometry::Geometry;
+
+/// The limits of one stretch.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes to copy; one extent is always taken.
+    pub bytes: u64,
+    /// From its first byte to its last: what others find locked meanwhile.
+    pub span: u64,
+}
+
+/// The first extents of `dirty`, which are in ascending order, up to the limits.
+pub fn stretch(dirty: impl Iterator<Item = u64>, geometry: &Geometry, limits: Limits) -> Vec<u64> {
+    let mut extents = Vec::new();
+    let mut end = u64::MAX;
+    let mut room = limits.bytes;
+    for extent in dirty {
+        let bytes = geometry.bytes_of(extent);
+        let length = bytes.end - bytes.start;
+        if extents.is_empty() {
+            end = bytes.start.saturating_add(limits.span);
+        } else if length > room || bytes.end > end {
+            break;
+        }
+        room = room.saturating_sub(length);
+        extents.push(extent);
+    }
+    extents
+}
+
+/// Neighbouring extents, as ranges of extents of at most `max` bytes each.
+pub fn runs(extents: &[u64], geometry: &Geometry, max: u64) -> Vec<Range<u64>> {
+    let most = (max / geometry.extent_size().bytes()).max(1);
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for &extent in extents {
+        match runs.last_mut() {
+            Some(run) if run.end == extent && run.end - run.start < most => run.end += 1,
+            _ => runs.push(extent..extent + 1),
+        }
+    }
+    runs
+}
+
+/// The bytes of a range of extents.
+pub fn bytes_of(extents: &Range<u64>, geometry: &Geometry) -> Range<u64> {
+    let last = extents.end.saturating_sub(1);
+    geometry.bytes_of(extents.start).start..geometry.bytes_of(last).end
+}
+
+/// Cuts `run` where `kind` changes from one extent to the next.
+pub fn split<K: PartialEq>(run: Range<u64>, kind: impl Fn(u64) -> K) -> Vec<(K, Range<u64>)> {
+    let mut parts: Vec<(K, Range<u64>)> = Vec::new();
+    for extent in run {
+        let kind = kind(extent);
+        match parts.last_mut() {
+            Some((last, part)) if *last == kind => part.end += 1,
+            _ => parts.push((kind, extent..extent + 1)),
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::dirty::ExtentSize;
+
+    const EXTENT: u64 = 4096;
+
+    /// 100 extents, the last one of 512 bytes.
+    fn geometry() -> Geometry {
+        let extent = ExtentSize::new(EXTENT as u32).unwrap();
+        Geometry::new(99 * EXTENT + 512, extent, 1).unwrap()
+    }
+
+    fn first_stretch(dirty: &[u64], bytes: u64, span: u64) -> Vec<u64> {
+        let limits = Limits {
+            bytes: bytes * EXTENT,
+            span: span * EXTENT,
+        };
+        stretch(dirty.iter().copied(), &geometry(), limits)
+    }
+
+    #[test]
+    fn a_stretch_ends_at_its_bytes_and_at_its_span() {
+        assert_eq!(first_stretch(&[1, 2, 9, 10], 3, 50), [1, 2, 9]);
+        assert_eq!(first_stretch(&[1, 2, 9, 10], 50, 9), [1, 2, 9]);
+        assert_eq!(first_stretch(&[98, 99], 50, 2), [98, 99]);
+        assert_eq!(first_stretch(&[], 50, 50), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn a_stretch_has_an_extent_however_low_the_limits() {
+        assert_eq!(first_stretch(&[7, 8], 0, 0), [7]);
+    }
+
+    #[test]
+    fn runs_are_neighbours_of_limited_length() {
+        let runs = runs(&[1, 2, 3, 5, 6, 9], &geometry(), 2 * EXTENT);
+        assert_eq!(runs, [1..3, 3..4, 5..7, 9..10]);
+    }
+
+    #[test]
+    fn an_extent_above_the_limit_is_a_run_of_its_own() {
+        assert_eq!(runs(&[1, 2], &geometry(), 1), [1..2, 2..3]);
+    }
+
+    #[test]
+    fn bytes_end_with_the_image() {
+        assert_eq!(
+            bytes_of(&(98..100), &geometry()),
+            98 * EXTENT..99 * EXTENT + 512
+        );
+    }
+
+    #[test]
+    fn a_run_is_cut_where_its_kind_changes() {
+        let parts = split(3..9, |extent| extent == 5 || extent == 6);
+        assert_eq!(parts, [(false, 3..5), (true, 5..7), (false, 7..9)]);
+    }
+}

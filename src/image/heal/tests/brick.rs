@@ -1,0 +1,288 @@
+//! A simulated brick: a cache that a power cut empties, writes that are carried
+//! out late and in any order, locks, and faults at a chosen call.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use sha2::{Digest, Sha256};
+
+use super::super::peer::{Answer, HealPeer, PeerError};
+use super::Rng;
+use crate::gluster::StrongChecksum;
+
+/// What happens at a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The host of the brick loses power: what was not fsynced is gone.
+    PowerCut,
+    /// The connection breaks; the brick does what it was sent.
+    LostLink,
+    /// The healer dies, and cannot clean up.
+    HealerDies,
+    /// The brick refuses the call (or what it started).
+    Refuse,
+}
+
+/// The calls that a fault can wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    Any,
+    Write,
+    Fsync,
+}
+
+type Hook = Box<dyn FnMut() + Send>;
+
+#[derive(Default)]
+pub struct State {
+    pub cache: Vec<u8>,
+    pub disk: Vec<u8>,
+    pub locks: Vec<(u64, Range<u64>)>,
+    /// A fault at the n-th call of that kind from now.
+    pub fault: Option<(Call, u64, Fault)>,
+    pub written: Vec<Range<u64>>,
+    pub zeroed: Vec<Range<u64>>,
+    pub compared: u64,
+    /// The most bytes that were on their way at one time.
+    pub most_unanswered: u64,
+    unanswered: u64,
+    /// Sent, not carried out yet.
+    late: Vec<(u64, u64, Vec<u8>)>,
+    next_write: u64,
+    connection: u64,
+    rng: Rng,
+}
+
+impl State {
+    fn carry_out(&mut self, index: usize) {
+        let (_, offset, data) = self.late.swap_remove(index);
+        let start = offset as usize;
+        self.cache[start..start + data.len()].copy_from_slice(&data);
+    }
+
+    fn carry_out_some(&mut self) {
+        while !self.late.is_empty() && self.rng.chance(3) {
+            let index = self.rng.below(self.late.len() as u64) as usize;
+            self.carry_out(index);
+        }
+    }
+
+    fn break_off(&mut self) {
+        while !self.late.is_empty() {
+            self.carry_out(0);
+        }
+        self.connection += 1;
+        self.locks.retain(|(owner, _)| *owner == super::CLIENT);
+        self.unanswered = 0;
+    }
+
+    pub fn power_cut(&mut self) {
+        self.break_off();
+        self.cache = self.disk.clone();
+    }
+
+    /// Nothing is left that was sent and not carried out.
+    pub fn is_idle(&self) -> bool {
+        self.late.is_empty()
+    }
+}
+
+/// One brick; clones share it.
+#[derive(Clone)]
+pub struct Brick {
+    state: Arc<Mutex<State>>,
+    hook: Arc<Mutex<Option<Hook>>>,
+}
+
+impl Brick {
+    pub fn new(contents: Vec<u8>, seed: u64) -> Self {
+        let state = State {
+            cache: contents.clone(),
+            disk: contents,
+            rng: Rng(seed),
+            ..State::default()
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            hook: Arc::default(),
+        }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// `hook` runs before each call: what others do meanwhile.
+    pub fn meanwhile(&self, hook: impl FnMut() + Send + 'static) {
+        *self.hook.lock().unwrap() = Some(Box::new(hook));
+    }
+
+    pub fn connect(&self) -> Box<SimPeer> {
+        let connection = self.state().connection;
+        Box::new(SimPeer {
+            brick: self.clone(),
+            connection,
+        })
+    }
+
+    /// Takes a lock for a client; false if it is held by another.
+    pub fn lock(&self, owner: u64, range: &Range<u64>) -> bool {
+        let mut state = self.state();
+        let meets = |held: &Range<u64>| held.start < range.end && range.start < held.end;
+        let free = !state
+            .locks
+            .iter()
+            .any(|(o, held)| *o != owner && meets(held));
+        if free {
+            state.locks.push((owner, range.clone()));
+        }
+        free
+    }
+
+    pub fn is_locked_by_healer(&self) -> bool {
+        self.state().locks.iter().any(|(owner, _)| *owner == HEALER)
+    }
+
+    pub fn unlock(&self, owner: u64, range: &Range<u64>) {
+        let mut state = self.state();
+        let place = state
+            .locks
+            .iter()
+            .position(|l| *l == (owner, range.clone()));
+        state.locks.swap_remove(place.expect("a lock that is held"));
+    }
+}
+
+/// The owner of a healer's locks.
+const HEALER: u64 = 1;
+
+pub struct SimPeer {
+    brick: Brick,
+    connection: u64,
+}
+
+fn away() -> PeerError {
+    PeerError::Away {
+        peer: "b:/brick".into(),
+        source: "gone".into(),
+    }
+}
+
+fn refused() -> PeerError {
+    PeerError::Refused {
+        peer: "b:/brick".into(),
+        source: "no space".into(),
+    }
+}
+
+impl SimPeer {
+    /// Lets others act, then begins a call, unless a fault comes in between.
+    fn call(&self, kind: Call) -> Result<MutexGuard<'_, State>, PeerError> {
+        let hook = self.brick.hook.lock().unwrap().take();
+        if let Some(mut hook) = hook {
+            hook();
+            *self.brick.hook.lock().unwrap() = Some(hook);
+        }
+        let mut state = self.brick.state();
+        state.carry_out_some();
+        if let Some((wanted, left, fault)) = state.fault
+            && (wanted == Call::Any || wanted == kind)
+        {
+            state.fault = (left > 0).then(|| (wanted, left - 1, fault));
+            if left == 0 {
+                match fault {
+                    Fault::PowerCut => state.power_cut(),
+                    Fault::LostLink => state.break_off(),
+                    Fault::Refuse => return Err(refused()),
+                    Fault::HealerDies => {
+                        state.break_off();
+                        drop(state);
+                        panic!("{}", super::KILLED);
+                    }
+                }
+            }
+        }
+        match state.connection == self.connection {
+            true => Ok(state),
+            false => Err(away()),
+        }
+    }
+}
+
+impl HealPeer for SimPeer {
+    fn name(&self) -> &str {
+        "b:/brick"
+    }
+
+    fn is_connected(&self) -> bool {
+        self.brick.state().connection == self.connection
+    }
+
+    fn close(&self) {
+        if self.is_connected() {
+            self.brick.state().break_off();
+        }
+    }
+
+    fn size(&self) -> Result<u64, PeerError> {
+        Ok(self.call(Call::Any)?.cache.len() as u64)
+    }
+
+    fn truncate(&self, size: u64) -> Result<(), PeerError> {
+        self.call(Call::Any)?.cache.resize(size as usize, 0);
+        Ok(())
+    }
+
+    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
+        let mut state = self.call(Call::Write)?;
+        let number = state.next_write;
+        let length = data.len() as u64;
+        state.next_write += 1;
+        state.unanswered += length;
+        state.most_unanswered = state.most_unanswered.max(state.unanswered);
+        state.late.push((number, offset, data.to_vec()));
+        state.written.push(offset..offset + length);
+        let (brick, connection) = (self.brick.clone(), self.connection);
+        Ok(Answer::new(move || {
+            let peer = SimPeer { brick, connection };
+            let mut state = peer.call(Call::Any)?;
+            if let Some(index) = state.late.iter().position(|late| late.0 == number) {
+                state.carry_out(index);
+            }
+            state.unanswered -= length;
+            Ok(())
+        }))
+    }
+
+    fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
+        let mut state = self.call(Call::Write)?;
+        state.cache[range.start as usize..range.end as usize].fill(0);
+        state.zeroed.push(range);
+        Ok(Answer::new(|| Ok(())))
+    }
+
+    fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
+        let mut state = self.call(Call::Any)?;
+        state.compared += range.end - range.start;
+        let bytes = &state.cache[range.start as usize..range.end as usize];
+        let sum = StrongChecksum::Sha256(Sha256::digest(bytes).into());
+        Ok(Answer::new(|| Ok(sum)))
+    }
+
+    fn fsync(&self) -> Result<(), PeerError> {
+        let mut state = self.call(Call::Fsync)?;
+        state.disk = state.cache.clone();
+        Ok(())
+    }
+
+    fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
+        drop(self.call(Call::Any)?);
+        Ok(self.brick.lock(HEALER, &range))
+    }
+
+    fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
+        drop(self.call(Call::Any)?);
+        self.brick.unlock(HEALER, &range);
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! One behaviour of the healer at a time.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::super::{Clock, Figures, HealError, PassEnd};
+use super::CLIENT;
+use super::brick::{Call, Fault};
+use super::world::{EXTENT, SIZE, World, the_peer};
+use crate::image::dirty::Peers;
+
+/// No zero extent among them.
+fn full_of(byte: u8) -> Vec<u8> {
+    vec![byte; SIZE as usize]
+}
+
+#[test]
+fn sends_the_extents_that_were_written_and_no_others() {
+    let world = World::healed(1);
+    let mut engine = world.engine();
+    world.write(5 * EXTENT + 512, &[1; 512]);
+    world.write(9 * EXTENT - 512, &[2; 1024]);
+    world.write(39 * EXTENT, &[3; 512]);
+    let pass = engine.run_pass().unwrap();
+    assert_eq!((pass.end, pass.cleared), (PassEnd::Complete, 4));
+    assert_eq!(
+        world.brick.state().written,
+        [
+            5 * EXTENT..6 * EXTENT,
+            8 * EXTENT..10 * EXTENT,
+            39 * EXTENT..SIZE
+        ]
+    );
+    assert_eq!(
+        world.options.progress.figures(),
+        Figures {
+            bytes_read: 3 * EXTENT + 512,
+            bytes_sent: 3 * EXTENT + 512,
+            extents_cleared: 4,
+            ..Figures::default()
+        }
+    );
+    world.finish(engine);
+}
+
+#[test]
+fn zeros_become_holes_and_are_not_sent() {
+    let world = World::healed(2);
+    world.write(0, &full_of(1));
+    world.write(3 * EXTENT, &[0; 2 * EXTENT as usize]);
+    let mut engine = world.engine();
+    engine.run_pass().unwrap();
+    let zeroed = world.brick.state().zeroed.clone();
+    assert_eq!((zeroed.len(), &zeroed[0]), (1, &(3 * EXTENT..5 * EXTENT)));
+    assert_eq!(world.options.progress.figures().bytes_zeroed, 2 * EXTENT);
+    assert_eq!(
+        world.options.progress.figures().bytes_sent,
+        SIZE - 2 * EXTENT
+    );
+    world.finish(engine);
+}
+
+#[test]
+fn comparing_first_sends_only_what_differs() {
+    let mut world = World::healed(3);
+    world.map.mark_all_dirty(Peers::first(1));
+    world.write(7 * EXTENT, &[7; 512]);
+    world.options.compare_first = true;
+    let mut engine = world.engine();
+    engine.run_pass().unwrap();
+    let figures = world.options.progress.figures();
+    assert_eq!(figures.bytes_sent + figures.bytes_zeroed, EXTENT);
+    assert_eq!(figures.bytes_compared, SIZE);
+    assert_eq!(figures.extents_cleared, 40);
+    world.finish(engine);
+}
+
+#[test]
+fn a_window_limits_what_is_on_its_way() {
+    let world = World::new(4);
+    let mut engine = world.engine();
+    engine.run_pass().unwrap();
+    let most = world.brick.state().most_unanswered;
+    assert!(most <= world.options.window, "{most}");
+    assert!(most > EXTENT, "no pipelining");
+}
+
+#[test]
+fn a_settled_copy_needs_a_pass_and_nothing_dirty() {
+    let world = World::healed(5);
+    let mut engine = world.engine();
+    assert!(engine.settle().unwrap().is_none(), "no pass was made");
+    engine.run_pass().unwrap();
+    assert_eq!(engine.settle().unwrap().map(|s| s.peer()), Some(the_peer()));
+    world.write(0, &[1; 512]);
+    assert!(engine.settle().unwrap().is_none(), "a write came in");
+    world.finish(engine);
+}
+
+#[test]
+fn a_healer_killed_before_the_fsync_leaves_everything_dirty() {
+    let world = World::new(6);
+    let mut engine = world.engine();
+    world.brick.state().fault = Some((Call::Fsync, 0, Fault::HealerDies));
+    assert!(catch_unwind(AssertUnwindSafe(|| engine.run_pass())).is_err());
+    drop(engine);
+    world.brick.state().power_cut();
+    let engine = world.engine();
+    assert_eq!(world.debt(), 40);
+    world.finish(engine);
+}
+
+#[test]
+fn a_connection_that_broke_is_not_used_again() {
+    let world = World::new(7);
+    let mut engine = world.engine();
+    world.brick.state().fault = Some((Call::Write, 3, Fault::LostLink));
+    assert!(engine.run_pass().unwrap_err().lost_peer());
+    assert_eq!(world.debt(), 40);
+    assert!(matches!(engine.run_pass(), Err(HealError::Broken { .. })));
+    assert!(engine.settle().unwrap().is_none());
+    drop(engine);
+    world.finish(world.engine());
+}
+
+#[test]
+fn a_refusal_leaves_dirty_what_it_hit_and_nothing_on_its_way() {
+    for (call, nth) in [(Call::Write, 3), (Call::Fsync, 0)] {
+        let world = World::new(8);
+        let mut engine = world.engine();
+        world.brick.state().fault = Some((call, nth, Fault::Refuse));
+        let error = engine.run_pass().unwrap_err();
+        assert!(!error.lost_peer());
+        assert_eq!(world.debt(), 40);
+        let brick = world.brick.state();
+        assert!(brick.is_idle() && brick.locks.is_empty());
+        drop(brick);
+        world.finish(engine);
+    }
+}
+
+#[test]
+fn a_copy_of_another_size_is_made_equal() {
+    for size in [0, 10 * EXTENT, 2 * SIZE] {
+        let world = World::healed(9);
+        {
+            let mut brick = world.brick.state();
+            brick.cache.resize(size as usize, 5);
+            brick.disk.resize(size as usize, 5);
+        }
+        world.finish(world.engine());
+    }
+}
+
+#[test]
+fn a_local_copy_of_another_size_than_the_map_s_is_not_copied() {
+    let world = World::new(10);
+    world.file().set_len(SIZE + 512).unwrap();
+    let error = world.engine().run_pass().unwrap_err();
+    assert!(matches!(error, HealError::Size { .. }));
+    assert!(world.brick.state().written.is_empty());
+}
+
+#[test]
+fn a_lock_that_another_client_keeps_ends_the_pass() {
+    let world = World::new(11);
+    let mut engine = world.engine();
+    engine.run_pass().unwrap();
+    world.write(0, &[1; 512]);
+    assert!(world.brick.lock(CLIENT, &(0..512)));
+    let before = world.brick.state().written.len();
+    assert_eq!(engine.run_pass().unwrap().end, PassEnd::Locked);
+    assert_eq!(world.brick.state().written.len(), before);
+    assert_eq!(world.debt(), 1);
+    world.brick.unlock(CLIENT, &(0..512));
+    world.finish(engine);
+}
+
+#[test]
+fn a_stopped_pass_keeps_what_it_has_done() {
+    let world = World::new(12);
+    let mut engine = world.engine();
+    let (stop, mut calls) = (world.options.stop.clone(), 0);
+    world.brick.meanwhile(move || {
+        calls += 1;
+        stop.store(calls > 20, Ordering::Relaxed);
+    });
+    let pass = engine.run_pass().unwrap();
+    assert_eq!(pass.end, PassEnd::Stopped);
+    assert!(pass.cleared > 0 && world.debt() == 40 - pass.cleared);
+    assert!(world.clean_means_equal());
+}
+
+#[test]
+fn a_new_connection_is_left_alone_for_the_quiet_time() {
+    let mut world = World::new(13);
+    world.options.quiet = Duration::from_secs(3);
+    let mut engine = world.engine();
+    let clock = world.clock.clone();
+    world
+        .brick
+        .meanwhile(move || assert!(clock.now() >= Duration::from_secs(3)));
+    engine.run_pass().unwrap();
+    engine.run_pass().unwrap();
+    assert!(world.clock.now() < Duration::from_secs(4), "once only");
+}
+
+#[test]
+fn the_bandwidth_limit_holds_and_no_lock_is_held_while_waiting() {
+    let world = World::healed(14);
+    world.write(0, &full_of(1));
+    let rate = 8 * EXTENT;
+    world.options.rate.store(rate, Ordering::Relaxed);
+    let mut engine = world.engine();
+    engine.run_pass().unwrap();
+    let took = world.clock.now().as_secs_f64();
+    // The last stretch is paid for by whoever comes next.
+    let least = (SIZE as f64 - rate as f64) / rate as f64;
+    assert!(took >= least && took <= least + 1.5, "{took} s");
+    world.finish(engine);
+}

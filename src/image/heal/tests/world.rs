@@ -1,0 +1,283 @@
+//! An image under test: its local file, dirty map, peer, and who else writes to it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::super::{Clock, Engine, Options};
+use super::brick::Brick;
+use super::{CLIENT, Rng};
+use crate::image::dirty::{Begun, DirtyMap, ExtentSize, Healer, Identity, Peer, Peers};
+
+/// Bytes of an extent.
+pub const EXTENT: u64 = 4096;
+/// 40 extents, the last of them cut short.
+pub const SIZE: u64 = 39 * EXTENT + 512;
+
+/// The one peer.
+pub fn the_peer() -> Peer {
+    Peer::new(0).unwrap()
+}
+
+/// Time goes on when somebody sleeps, which nobody may do with a lock in hand.
+pub struct SimClock {
+    now: Mutex<Duration>,
+    brick: Brick,
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Duration {
+        *self.now.lock().unwrap()
+    }
+
+    fn sleep(&self, time: Duration) {
+        assert!(!self.brick.is_locked_by_healer());
+        *self.now.lock().unwrap() += time;
+    }
+}
+
+pub struct World {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+    pub map: Arc<DirtyMap>,
+    pub brick: Brick,
+    pub clock: Arc<SimClock>,
+    pub options: Options,
+}
+
+impl World {
+    /// Everything dirty, local and peer's bytes at random, a third of the local
+    /// extents zero.
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng(seed);
+        let directory = tempfile::Builder::new()
+            .prefix("bypass-heal-")
+            .tempdir()
+            .unwrap();
+        let path = directory.path().join("image");
+        let mut bytes = rng.bytes(SIZE);
+        for extent in bytes.chunks_mut(EXTENT as usize) {
+            if rng.chance(3) {
+                extent.fill(0);
+            }
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let identity = Identity {
+            gfid: Uuid::from_u128(7),
+            size: SIZE,
+            extent_size: ExtentSize::new(EXTENT as u32).unwrap(),
+            local: "a:/brick".into(),
+            peers: vec!["b:/brick".into()],
+        };
+        let map = DirtyMap::open(&directory.path().join("map"), &identity);
+        let brick = Brick::new(rng.bytes(SIZE), seed);
+        let clock = Arc::new(SimClock {
+            now: Mutex::default(),
+            brick: brick.clone(),
+        });
+        Self {
+            _directory: directory,
+            path,
+            map: Arc::new(map.unwrap().0),
+            brick,
+            options: Options {
+                window: 8 * EXTENT,
+                quiet: Duration::ZERO,
+                clock: clock.clone(),
+                ..Options::default()
+            },
+            clock,
+        }
+    }
+
+    /// As [`World::new`], but both copies are equal and the map is clean.
+    pub fn healed(seed: u64) -> Self {
+        let world = Self::new(seed);
+        {
+            let mut brick = world.brick.state();
+            (brick.cache, brick.disk) = (world.local(), world.local());
+        }
+        world.map.declare_clean(Peers::first(1));
+        world
+    }
+
+    pub fn file(&self) -> File {
+        File::options()
+            .read(true)
+            .write(true)
+            .open(&self.path)
+            .unwrap()
+    }
+
+    pub fn local(&self) -> Vec<u8> {
+        std::fs::read(&self.path).unwrap()
+    }
+
+    /// A new healer with a new connection.
+    pub fn engine(&self) -> Engine {
+        let healer = Healer::claim(self.map.clone()).unwrap();
+        let peer = self.brick.connect();
+        let options = self.options.clone();
+        Engine::new(Arc::new(healer), the_peer(), self.file(), peer, options)
+    }
+
+    /// A write as the session does it, all at once.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        let length = data.len() as u64;
+        assert_eq!(self.map.begin_write(offset, length), Begun::Yes);
+        self.file().write_all_at(data, offset).unwrap();
+        let _ = self.map.end_write(offset, length);
+    }
+
+    /// Dirty extents.
+    pub fn debt(&self) -> u64 {
+        self.map.dirty_extents(the_peer())
+    }
+
+    /// Is every extent that the map calls clean equal on the peer's disk?
+    pub fn clean_means_equal(&self) -> bool {
+        let (local, brick) = (self.local(), self.brick.state());
+        (0..self.map.geometry().extents()).all(|extent| {
+            let bytes = self.map.geometry().bytes_of(extent);
+            let bytes = bytes.start as usize..bytes.end as usize;
+            self.map.state(extent).unwrap().is_dirty(the_peer())
+                || local[bytes.clone()] == brick.disk[bytes]
+        })
+    }
+
+    /// Passes until the copies are settled; they must then be equal.
+    pub fn finish(&self, mut engine: Engine) {
+        for _ in 0..20 {
+            let _ = engine.run_pass();
+            if engine.settle().unwrap().is_some() {
+                assert!(self.local() == self.brick.state().disk, "copies differ");
+                return;
+            }
+        }
+        panic!("{} extents stay dirty", self.debt());
+    }
+}
+
+/// The guest: writes that begin, land and end in steps, many at one time.
+pub struct Guest {
+    map: Arc<DirtyMap>,
+    file: File,
+    in_flight: Vec<Write>,
+    /// Where it writes to ends here.
+    end: u64,
+}
+
+struct Write {
+    offset: u64,
+    data: Vec<u8>,
+    landed: bool,
+}
+
+impl Guest {
+    pub fn new(world: &World, end: u64) -> Self {
+        Self {
+            map: world.map.clone(),
+            file: world.file(),
+            in_flight: Vec::new(),
+            end,
+        }
+    }
+
+    pub fn step(&mut self, rng: &mut Rng) {
+        if self.in_flight.len() < 4 && rng.chance(2) {
+            let length = 512 * (1 + rng.below(12));
+            let offset = 512 * rng.below((self.end - length) / 512 + 1);
+            if self.map.begin_write(offset, length) == Begun::Yes {
+                self.in_flight.push(Write {
+                    offset,
+                    data: rng.bytes(length),
+                    landed: false,
+                });
+            }
+        } else if !self.in_flight.is_empty() {
+            let index = rng.below(self.in_flight.len() as u64) as usize;
+            self.advance(index);
+        }
+    }
+
+    /// Ends everything in flight.
+    pub fn drain(&mut self) {
+        while !self.in_flight.is_empty() {
+            self.advance(0);
+        }
+    }
+
+    fn advance(&mut self, index: usize) {
+        let write = &mut self.in_flight[index];
+        if write.landed {
+            let write = self.in_flight.swap_remove(index);
+            let _ = self.map.end_write(write.offset, write.data.len() as u64);
+        } else {
+            self.file.write_all_at(&write.data, write.offset).unwrap();
+            write.landed = true;
+        }
+    }
+}
+
+/// An ordinary client: locks a range, writes to both bricks in any order, unlocks.
+pub struct Client {
+    brick: Brick,
+    file: File,
+    /// What it is writing, and on which bricks it still has to land.
+    write: Option<(u64, Vec<u8>, Vec<bool>)>,
+    /// It writes from here on.
+    begin: u64,
+}
+
+impl Client {
+    pub fn new(world: &World, begin: u64) -> Self {
+        Self {
+            brick: world.brick.clone(),
+            file: world.file(),
+            write: None,
+            begin,
+        }
+    }
+
+    pub fn step(&mut self, rng: &mut Rng) {
+        match self.write.take() {
+            None => {
+                let length = 512 * (1 + rng.below(12));
+                let offset = self.begin + 512 * rng.below((SIZE - self.begin - length) / 512 + 1);
+                if self.brick.lock(CLIENT, &(offset..offset + length)) {
+                    let mut order = vec![true, false];
+                    order.rotate_left(rng.below(2) as usize);
+                    self.write = Some((offset, rng.bytes(length), order));
+                }
+            }
+            Some((offset, data, mut left)) => match left.pop() {
+                Some(true) => {
+                    self.file.write_all_at(&data, offset).unwrap();
+                    self.write = Some((offset, data, left));
+                }
+                Some(false) => {
+                    let mut brick = self.brick.state();
+                    let place = offset as usize..offset as usize + data.len();
+                    brick.cache[place.clone()].copy_from_slice(&data);
+                    // Its own fsyncs are its own affair.
+                    brick.disk[place].copy_from_slice(&data);
+                    self.write = Some((offset, data, left));
+                }
+                None => self
+                    .brick
+                    .unlock(CLIENT, &(offset..offset + data.len() as u64)),
+            },
+        }
+    }
+
+    /// Ends what it is writing.
+    pub fn drain(&mut self, rng: &mut Rng) {
+        while self.write.is_some() {
+            self.step(rng);
+        }
+    }
+}
