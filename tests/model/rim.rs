@@ -413,7 +413,7 @@ impl Rim<'_> {
                 session.machine.marked(brick);
             }
         }
-        self.mark_local_file(round.marked);
+        self.mark_local_file(round.marked.without(round.failed));
         self.take(Event::MarkRoundOver);
     }
 
