@@ -11,6 +11,7 @@ use crate::gluster::volume::VolfileError;
 use crate::image::error::{LocalError, OpenError, chain};
 use crate::image::locate::LocateError;
 use crate::image::port::Lock;
+use crate::image::state_dir::StateError;
 
 /// The codes, for `--help`.
 pub const TABLE: &str = "\
@@ -21,17 +22,18 @@ Exit codes:
   10  glusterd down or not answering     33  the local file has another gfid
   11  unknown volume                     34  not enough privilege
   12  volume not started                 35  the local brick's process is down
-  13  volume not replicated              40  locked by another session
-  14  volume sharded                     41  in use by another client (QEMU, a mount)
-  15  bitrot, changelog or quota is on   42  the local copy is stale
-  16  no brick answers                   43  split-brain
-  17  the volume refuses changes         44  no quorum of bricks
-  20  no such image                      45  a heal or rebalance is in progress
-  21  not a regular file                 46  mandatory fencing is not available
-  22  a DHT link file                    50  socket path in use
-  23  the image is empty                 51  socket cannot be made or used
-  24  its size is not whole blocks       52  the disk cannot be served by this device
-  25  it looks like an image format      60  the session stopped by itself while serving
+  13  volume not replicated              36  the state directory cannot be used
+  14  volume sharded                     40  locked by another session
+  15  bitrot, changelog or quota is on   41  in use by another client (QEMU, a mount)
+  16  no brick answers                   42  the local copy is stale
+  17  the volume refuses changes         43  split-brain
+  20  no such image                      44  no quorum of bricks
+  21  not a regular file                 45  a heal or rebalance is in progress
+  22  a DHT link file                    46  mandatory fencing is not available
+  23  the image is empty                 50  socket path in use
+  24  its size is not whole blocks       51  socket cannot be made or used
+  25  it looks like an image format      52  the disk cannot be served by this device
+                                        60  the session stopped by itself while serving
 What to do about each: docs/failures.md";
 
 /// Why a command failed.
@@ -49,6 +51,9 @@ pub enum Failure {
     /// The device could not be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -93,6 +98,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Locate(error) => locate_code(error),
             Self::Open(error) => open_code(error),
+            Self::State(_) => 36,
             Self::Device(_) => 52,
             Self::Control(_) | Self::Socket { .. } => 51,
             Self::SocketInUse { .. } => 50,
@@ -164,5 +170,7 @@ fn local_code(error: &LocalError) -> u8 {
         LocalError::Formatted { .. } => 25,
         LocalError::OtherFile { .. } => 33,
         LocalError::Privilege { .. } => 34,
+        LocalError::InUse { .. } => 40,
+        LocalError::Map(_) => 36,
     }
 }

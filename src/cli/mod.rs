@@ -7,8 +7,10 @@ mod brick_view;
 mod exit;
 mod listen;
 mod logging;
+mod opening;
 mod release;
 mod serve;
+mod service;
 mod status;
 mod stop;
 

@@ -10,22 +10,22 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
-use crate::control::socket::{Answer, ControlSocket, Request};
-use crate::control::status::{Identity, QueueStatus, Serving, Status};
-use crate::device::{Config, Disk, Server, Stats};
-use crate::gluster::Timeouts;
+use crate::control::socket::ControlSocket;
+use crate::control::status::Identity;
+use crate::device::{Config, Disk, Server};
+use crate::image::dirty::ExtentSize;
 use crate::image::error::stop_message;
-use crate::image::gluster_port::{GlusterPort, identity};
-use crate::image::holder::Holder;
-use crate::image::local::{self, LocalFile, LocalTerms};
-use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
+use crate::image::local::LocalFile;
+use crate::image::locate::{Bypassable, Located};
 use crate::image::machine::StopReason;
 use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
-use crate::image::session::{Session, SessionWatch, Setup};
+use crate::image::session::Session;
+use crate::image::state_dir::StateDir;
 
-use super::brick_view::{host_name, lock_owner};
 use super::listen::{self, Listener, Next};
+use super::opening::{self, Opening, Place, StateDirArgs};
+use super::service::{Device, Service};
 use super::stop::Stop;
 use super::{Failure, ImagePath, LogArgs, RunDirArgs, ServerArgs, logging, volume_name};
 
@@ -113,6 +113,14 @@ pub struct ServeArgs {
     #[arg(long)]
     pub(super) print_capabilities: bool,
 
+    /// How finely it is noted what the other copies miss: 4K to 1M, a power of two.
+    /// Another size than before makes everything that is marked count as missing
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = opening::extent_size)]
+    extent_size: ExtentSize,
+
+    #[command(flatten)]
+    state_dir: StateDirArgs,
+
     #[command(flatten)]
     run_dir: RunDirArgs,
 
@@ -167,7 +175,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
 
     let place = find(&args)?;
     let stopped = Arc::new(Mutex::new(None));
-    let (session, local) = open_session(&args, &place, &stop, stopped.clone())?;
+    let state = StateDir::new(&args.state_dir.state_dir);
+    let (session, local) = open_session(&args, &place, &state, &stop, stopped.clone())?;
     let disk = Disk::new(local.file, &serial(&args, &place.located))?;
     let server = Server::new(disk, session.gate(), config)?;
     let handle = server.stop_handle();
@@ -183,13 +192,18 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         }
     };
     let front_end = Arc::new(AtomicBool::new(false));
-    let report = Report {
-        identity: place.identity(local.size),
-        session: session.watch(),
-        stats: server.stats(),
-        front_end: front_end.clone(),
-        socket: listener.name(),
-        read_only: args.read_only,
+    let handle = session.handle();
+    let service = Service {
+        identity: identity(&place, local.size),
+        job: place.job(&state, handle.peer_children()),
+        session: handle,
+        serving: Some(Device {
+            stats: server.stats(),
+            front_end: front_end.clone(),
+            socket: listener.name(),
+            read_only: args.read_only,
+        }),
+        last_timed: Mutex::default(),
     };
     let control = ControlSocket::bind(
         &args.run_dir.run_dir,
@@ -197,7 +211,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         place.located.gfid,
     )?;
     control
-        .answer(move |Request::Status| Answer::Status(Box::new(report.now())))
+        .answer(move |request| service.answer(request))
         .map_err(|source| Failure::System {
             what: "start the control thread",
             source,
@@ -212,7 +226,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     );
     serve_front_ends(&server, &mut listener, &stop, &front_end, &stopped)?;
     // The device is drained: nothing of the guest is under way.
-    session.close();
+    opening::close(&place, &state, session);
     let reason = *stopped.lock().unwrap_or_else(|e| e.into_inner());
     match reason {
         Some(reason) => Err(Failure::Stopped(stop_message(
@@ -251,23 +265,14 @@ fn serve_front_ends<G: crate::device::gate::Gate>(
     Ok(())
 }
 
-/// The image and the brick to serve it from.
-struct Place {
-    located: Located,
-    local: usize,
-    me: Holder,
-}
-
-impl Place {
-    fn identity(&self, size: u64) -> Identity {
-        Identity {
-            volume: self.located.volume.clone(),
-            image: self.located.image.clone(),
-            gfid: self.located.gfid,
-            size,
-            local: Some(self.local),
-            arbiter: self.located.arbiter(),
-        }
+fn identity(place: &Place, size: u64) -> Identity {
+    Identity {
+        volume: place.located.volume.clone(),
+        image: place.located.image.clone(),
+        gfid: place.located.gfid,
+        size,
+        local: Some(place.local),
+        arbiter: place.located.arbiter(),
     }
 }
 
@@ -275,108 +280,41 @@ fn find(args: &ServeArgs) -> Result<Place, Failure> {
     let (Some(volume), Some(image)) = (&args.volume, &args.image) else {
         return Err(Failure::Usage("--volume and --image are needed".to_owned()));
     };
-    let timeouts = Timeouts::default();
-    let me = Holder::here(&host_name());
-    let server = &args.server.server;
-    let catalog = Catalog::load(&server.host, server.port, volume, &timeouts)?;
-    let identity = identity(lock_owner(&me)?);
-    let located = catalog.find(&image.0, &identity, &timeouts)?;
-    catalog.check_features(&located.set, &args.allow, args.read_only)?;
-    let local = local_brick(
-        &catalog,
-        &located,
+    opening::find(
+        &args.server.server,
+        volume,
+        &image.0,
         args.brick.as_deref(),
-        &identity,
-        &timeouts,
-    )?;
-    Ok(Place { located, local, me })
+        &args.allow,
+        args.read_only,
+    )
 }
 
 fn open_session(
     args: &ServeArgs,
     place: &Place,
+    state: &StateDir,
     stop: &Arc<Stop>,
     stopped: Stopped,
 ) -> Result<(Session, LocalFile), Failure> {
-    let Place { located, local, me } = place;
-    let setup = Setup {
-        shape: located.shape(*local),
-        names: located.names(),
-        ports: GlusterPort::for_set(located, &lock_owner(me)?, Timeouts::default()),
-        pending_names: located.set.pending_names.clone(),
-        me: me.clone(),
+    let opening = Opening {
         terms: Terms {
             read_only: args.read_only,
             fence: args.fence.into(),
             lock_timeout: Duration::from(args.lock_timeout),
         },
         quorum_timeout: Duration::from(args.quorum_timeout),
-    };
-    let terms = LocalTerms {
-        read_only: args.read_only,
         force_raw: args.force_raw,
+        state,
+        extent_size: args.extent_size,
     };
-    let path = located.local_path(*local);
-    let opened = Session::open(
-        setup,
-        stop.flag(),
-        |copy| local::open(&path, copy.gfid, terms),
-        move |reason| {
-            *stopped.lock().unwrap_or_else(|e| e.into_inner()) = Some(reason);
-        },
-    )?;
-    Ok(opened)
+    opening::open(place, &opening, stop.flag(), move |reason| {
+        *stopped.lock().unwrap_or_else(|e| e.into_inner()) = Some(reason);
+    })
 }
 
 /// At most 20 bytes: the gfid's first ones in hexadecimal.
 fn serial(args: &ServeArgs, located: &Located) -> String {
     let from_gfid = || located.gfid.simple().to_string().chars().take(20).collect();
     args.serial.clone().unwrap_or_else(from_gfid)
-}
-
-/// What the control socket answers from.
-struct Report {
-    identity: Identity,
-    session: SessionWatch,
-    stats: Arc<Stats>,
-    front_end: Arc<AtomicBool>,
-    socket: String,
-    read_only: bool,
-}
-
-impl Report {
-    fn now(&self) -> Status {
-        let session = self.session.snapshot();
-        let serving = Serving {
-            socket: self.socket.clone(),
-            front_end: self.front_end.load(Ordering::SeqCst),
-            read_only: self.read_only,
-            write_waiting: session.write_waiting,
-            queues: self
-                .stats
-                .snapshot()
-                .queues
-                .iter()
-                .map(QueueStatus::from)
-                .collect(),
-        };
-        Status::of_session(&self.identity, &session, serving)
-    }
-}
-
-impl From<&crate::device::QueueSnapshot> for QueueStatus {
-    fn from(queue: &crate::device::QueueSnapshot) -> Self {
-        Self {
-            reads: queue.reads,
-            read_bytes: queue.read_bytes,
-            writes: queue.writes,
-            written_bytes: queue.written_bytes,
-            flushes: queue.flushes,
-            discards: queue.discards,
-            write_zeroes: queue.write_zeroes,
-            errors: queue.errors,
-            in_flight: queue.in_flight,
-            parked: queue.parked,
-        }
-    }
 }

@@ -2,18 +2,20 @@
 //!
 //! A daemon listens in the run directory; commands find it there. The socket is
 //! open to root only. Requests are bounded in length and time, so that a stuck
-//! client holds up nobody but the next one, and that briefly.
+//! client holds up nobody for long.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::status::Status;
+use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
 
 /// Where daemons put their control sockets.
 pub const RUN_DIR: &str = "/run/bypass-blk";
@@ -22,13 +24,37 @@ pub const RUN_DIR: &str = "/run/bypass-blk";
 const MAX_LINE: u64 = 1 << 20;
 /// The longest time that a peer may take for its line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest time that an answer may take: a session may be waiting for bricks.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// Requests that are answered at one time; more wait.
+const MAX_CLIENTS: usize = 16;
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "command")]
 pub enum Request {
     /// The status document.
     Status,
+    /// What there is to heal.
+    Job,
+    /// A healer tells how it goes.
+    Report(HealReport),
+    /// Remove the marks against peers that miss nothing.
+    Unmark,
+    /// These ranges of a copy differ from the local one.
+    Repair {
+        /// Child index of the copy's brick.
+        child: usize,
+        /// Byte ranges, `[start, end)`.
+        ranges: Vec<(u64, u64)>,
+    },
+    /// To a healer: from now on copy at most so many bytes per second; 0 is no limit.
+    Bandwidth {
+        /// The limit.
+        bytes_per_second: u64,
+    },
+    /// To a healer that opened the image itself: somebody wants to serve it.
+    Yield,
 }
 
 /// What is answered.
@@ -37,7 +63,20 @@ pub enum Request {
 pub enum Answer {
     /// To [`Request::Status`].
     Status(Box<Status>),
-    /// The request was not understood.
+    /// To [`Request::Job`].
+    Job(Job),
+    /// To [`Request::Report`].
+    Hint(Hint),
+    /// To [`Request::Unmark`].
+    Unmarked(Unmarked),
+    /// It is done.
+    Done,
+    /// The session is over.
+    Ended {
+        /// Why.
+        why: String,
+    },
+    /// The request was not understood, or could not be fulfilled.
     Refused {
         /// Why.
         why: String,
@@ -74,7 +113,7 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// A daemon answered something else.
+    /// A daemon did not do it.
     #[error("the daemon at {} refused: {why}", .path.display())]
     Refused {
         /// Its control socket.
@@ -82,6 +121,35 @@ pub enum ControlError {
         /// Its words.
         why: String,
     },
+    /// The daemon lives, but its session is over.
+    #[error("the session of the daemon at {} is over: {why}", .path.display())]
+    Ended {
+        /// Its control socket.
+        path: PathBuf,
+        /// Its words.
+        why: String,
+    },
+}
+
+impl ControlError {
+    /// Something was answered that is no answer to what was asked: another version
+    /// of this program, perhaps.
+    pub fn unexpected(path: &Path, answer: &Answer) -> Self {
+        Self::Refused {
+            path: path.to_owned(),
+            why: format!("an answer that was not asked for: {answer:?}"),
+        }
+    }
+}
+
+impl Answer {
+    /// What the session said, or that it could not.
+    pub fn or_failed(answered: Result<Self, LinkError>) -> Self {
+        answered.unwrap_or_else(|error| match error {
+            LinkError::Ended(why) => Self::Ended { why },
+            LinkError::Failed(why) => Self::Refused { why },
+        })
+    }
 }
 
 /// A bound control socket; its file goes when it is dropped.
@@ -119,20 +187,45 @@ impl ControlSocket {
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn answer(&self, answer: impl Fn(Request) -> Answer + Send + 'static) -> io::Result<()> {
+    pub fn answer(
+        &self,
+        answer: impl Fn(Request) -> Answer + Send + Sync + 'static,
+    ) -> io::Result<()> {
         let listener = self.listener.try_clone()?;
+        let answer = Arc::new(answer);
         std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
                 for stream in listener.incoming() {
-                    let served = stream.and_then(|stream| serve(&stream, &answer));
-                    if let Err(error) = served {
+                    let answered = stream.and_then(|stream| serve_beside(stream, &answer));
+                    if let Err(error) = answered {
                         log::debug!("control socket: {error}");
                     }
                 }
             })?;
         Ok(())
     }
+}
+
+/// Answers on a thread of its own, for one request may take long; on this one, which
+/// makes the next ones wait, when there are many.
+fn serve_beside<A>(stream: UnixStream, answer: &Arc<A>) -> io::Result<()>
+where
+    A: Fn(Request) -> Answer + Send + Sync + 'static,
+{
+    // The listener's thread has one too.
+    if Arc::strong_count(answer) > MAX_CLIENTS {
+        return serve(&stream, &**answer);
+    }
+    let answer = answer.clone();
+    std::thread::Builder::new()
+        .name("control-client".to_owned())
+        .spawn(move || {
+            if let Err(error) = serve(&stream, &*answer) {
+                log::debug!("control socket: {error}");
+            }
+        })?;
+    Ok(())
 }
 
 impl Drop for ControlSocket {
@@ -143,7 +236,7 @@ impl Drop for ControlSocket {
 }
 
 fn serve(stream: &UnixStream, answer: &impl Fn(Request) -> Answer) -> io::Result<()> {
-    let answer = match serde_json::from_str(&read_line(stream)?) {
+    let answer = match serde_json::from_str(&read_line(stream, LINE_TIMEOUT)?) {
         Ok(request) => answer(request),
         Err(error) => Answer::Refused {
             why: error.to_string(),
@@ -183,31 +276,39 @@ pub fn is_dead(path: &Path) -> bool {
     UnixStream::connect(path).err().is_some_and(refused)
 }
 
-/// Asks the daemon behind a control socket for its status.
+/// Asks the daemon behind a control socket.
 ///
 /// # Errors
-/// [`ControlError::Ask`] when nobody answers, [`ControlError::Refused`].
-pub fn status(path: &Path) -> Result<Status, ControlError> {
+/// [`ControlError::Ask`] when nobody answers, [`ControlError::Refused`],
+/// [`ControlError::Ended`].
+pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
     let ask = || -> io::Result<Answer> {
         let stream = UnixStream::connect(path)?;
-        write_line(&stream, &serde_json::to_string(&Request::Status)?)?;
-        Ok(serde_json::from_str(&read_line(&stream)?)?)
+        write_line(&stream, &serde_json::to_string(request)?)?;
+        Ok(serde_json::from_str(&read_line(&stream, ANSWER_TIMEOUT)?)?)
     };
+    let path = path.to_owned();
     match ask() {
-        Ok(Answer::Status(status)) => Ok(*status),
-        Ok(Answer::Refused { why }) => Err(ControlError::Refused {
-            path: path.to_owned(),
-            why,
-        }),
-        Err(source) => Err(ControlError::Ask {
-            path: path.to_owned(),
-            source,
-        }),
+        Ok(Answer::Refused { why }) => Err(ControlError::Refused { path, why }),
+        Ok(Answer::Ended { why }) => Err(ControlError::Ended { path, why }),
+        Ok(answer) => Ok(answer),
+        Err(source) => Err(ControlError::Ask { path, source }),
     }
 }
 
-fn read_line(stream: &UnixStream) -> io::Result<String> {
-    stream.set_read_timeout(Some(LINE_TIMEOUT))?;
+/// Asks the daemon behind a control socket for its status.
+///
+/// # Errors
+/// As [`ask`].
+pub fn status(path: &Path) -> Result<Status, ControlError> {
+    match ask(path, &Request::Status)? {
+        Answer::Status(status) => Ok(*status),
+        other => Err(ControlError::unexpected(path, &other)),
+    }
+}
+
+fn read_line(stream: &UnixStream, timeout: Duration) -> io::Result<String> {
+    stream.set_read_timeout(Some(timeout))?;
     let mut line = String::new();
     BufReader::new(stream.take(MAX_LINE)).read_line(&mut line)?;
     if !line.ends_with('\n') {

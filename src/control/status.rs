@@ -168,7 +168,7 @@ pub struct Identity {
 
 impl Status {
     /// The report of a running session.
-    pub fn of_session(identity: &Identity, session: &Snapshot, serving: Serving) -> Self {
+    pub fn of_session(identity: &Identity, session: &Snapshot, serving: Option<Serving>) -> Self {
         let names = Names {
             volume: identity.volume.clone(),
             bricks: session
@@ -193,6 +193,7 @@ impl Status {
             Phase::Unmarked if any_stale => (State::Dirty, None),
             Phase::Unmarked => (State::Clean, None),
             Phase::Marking => (State::Marking, None),
+            Phase::Unmarking { .. } => (State::Dirty, None),
             Phase::Dirty => (State::Dirty, None),
             Phase::Stalled => (
                 State::Stalled,
@@ -215,7 +216,7 @@ impl Status {
             holder: Some(HolderStatus::from(&session.holder)),
             fence: Some(fence_name(session.fence)),
             copies,
-            serving: Some(serving),
+            serving,
         }
     }
 

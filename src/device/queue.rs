@@ -29,7 +29,7 @@ use super::gate::{Admission, Gate};
 use super::memory::View;
 use super::request::Status;
 use super::slot::{Access, Kind, Loaded, Next, Slot};
-use super::stats::{QueueStats, Stats};
+use super::stats::{QueueStats, Stats, Stopwatch};
 use super::vring::{Ring, RingError, Vring};
 
 /// Rounds over the ring before the thread looks at its other events.
@@ -59,6 +59,7 @@ pub struct Queue<G> {
     slots: Vec<Slot>,
     free: Vec<usize>,
     parked: Option<usize>,
+    stopwatch: Stopwatch,
     pool: BouncePool,
     /// The guest spoiled the ring: nothing is taken until it is started anew.
     broken: bool,
@@ -91,6 +92,7 @@ impl<G: Gate> Queue<G> {
             slots: (0..size).map(|_| Slot::new()).collect(),
             free: (0..usize::from(size)).rev().collect(),
             parked: None,
+            stopwatch: Stopwatch::default(),
             pool: BouncePool::default(),
             broken: false,
             stranded: false,
@@ -207,6 +209,7 @@ impl<G: Gate> Queue<G> {
                 break;
             };
             self.free.pop();
+            self.stopwatch.begin(token);
             let durable = self.shared.cache.write_through();
             let loaded = slot.load(
                 self.view.current(),
@@ -298,6 +301,7 @@ impl<G: Gate> Queue<G> {
         }
         if let Some(stats) = self.shared.stats.queue(self.index) {
             count(stats, slot.kind(), status);
+            self.stopwatch.end(token, stats);
         }
         let written = slot.answer(status);
         let head = slot.head();

@@ -5,6 +5,7 @@
 //! long as the [`Server`](super::Server) and are not reset by a reconnect.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -43,6 +44,43 @@ pub(super) struct QueueStats {
     pub(super) errors: Counter,
     pub(super) in_flight: Counter,
     pub(super) parked: Counter,
+    timed: Counter,
+    timed_ns: Counter,
+}
+
+/// Times a part of one queue's requests, one at a time: the clock costs too much for all.
+#[derive(Debug, Default)]
+pub(super) struct Stopwatch {
+    running: Option<(usize, Instant)>,
+    pause: u8,
+}
+
+impl Stopwatch {
+    /// Requests left out after one that was timed.
+    const PAUSE: u8 = 15;
+
+    /// The request in slot `token` was taken from the ring.
+    pub(super) fn begin(&mut self, token: usize) {
+        if self.running.is_some() {
+            return;
+        }
+        match self.pause.checked_sub(1) {
+            Some(left) => self.pause = left,
+            None => {
+                self.pause = Self::PAUSE;
+                self.running = Some((token, Instant::now()));
+            }
+        }
+    }
+
+    /// The request in slot `token` was answered.
+    pub(super) fn end(&mut self, token: usize, stats: &QueueStats) {
+        if let Some((_, begin)) = self.running.take_if(|(timed, _)| *timed == token) {
+            let took = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            stats.timed.add(1);
+            stats.timed_ns.add(took);
+        }
+    }
 }
 
 /// The counters of all queues.
@@ -94,6 +132,17 @@ impl Stats {
     /// The counters of queue `index`.
     pub(super) fn queue(&self, index: usize) -> Option<&QueueStats> {
         self.queues.get(index)
+    }
+
+    /// How many requests were timed, and how long they took together.
+    pub fn timed(&self) -> (u64, Duration) {
+        let sum = |counter: fn(&QueueStats) -> &Counter| {
+            self.queues.iter().map(|queue| counter(queue).get()).sum()
+        };
+        (
+            sum(|q| &q.timed),
+            Duration::from_nanos(sum(|q| &q.timed_ns)),
+        )
     }
 
     /// Reads all counters.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::bricks::BrickSet;
 use super::decide::Refusal;
+use super::dirty::MapError;
 use super::holder::Holder;
 use super::machine::StopReason;
 use super::port::{Conflict, Lock};
@@ -237,6 +238,15 @@ pub enum LocalError {
         /// The format's name.
         format: &'static str,
     },
+    /// Another process on this host has it open to serve it.
+    #[error("the image {} is still open in another bypass-blk process on this host, or requests of a killed one are not over yet. End that process, or look at the disk if there is none", .path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Without a dirty map nothing may be written.
+    #[error(transparent)]
+    Map(#[from] MapError),
 }
 
 impl OpenError {
@@ -306,6 +316,9 @@ fn busy(volume: &str, lock: &Lock, brick: &str) -> String {
         ),
         Lock::Rebalance => format!(
             "a rebalance works on the image (its lock on {brick} is held). Wait for it, or give a longer --lock-timeout"
+        ),
+        Lock::Copy => format!(
+            "a healer still copies to {brick} for a session that is over. It stops by itself; try again, or give a longer --lock-timeout"
         ),
         Lock::Session { .. } | Lock::Data => format!("the {lock} lock on {brick} is held"),
     }

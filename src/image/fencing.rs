@@ -6,8 +6,8 @@
 //! session's business.
 
 use super::bricks::BrickSet;
+use super::data_lock::wait;
 use super::error::{Names, OpenError};
-use super::marking::wait;
 use super::open::{FenceWish, Terms};
 use super::port::{CopyState, Fence, Publication};
 use super::worker::Worker;

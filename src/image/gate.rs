@@ -4,13 +4,18 @@
 //! The session thread is its only operator. It keeps no request: a queue whose
 //! write has to wait keeps that request itself and is woken when the answer may
 //! have changed.
+//!
+//! Every admitted write is in the dirty map before it is submitted. Who removes
+//! marks closes the gate first and looks at the map then; a write enters the map
+//! first and looks at the gate then. So one of them sees the other.
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::dirty::{Begun, DirtyMap, Ended};
 use super::machine::GateState;
 use crate::device::gate::{Admission, Gate};
 
@@ -20,6 +25,8 @@ type OnWanted = Box<dyn Fn() + Send + Sync>;
 /// See the module.
 pub struct WriteGate {
     state: AtomicU8,
+    /// Absent in a read-only session.
+    map: Option<Arc<DirtyMap>>,
     wanted: AtomicBool,
     on_wanted: OnWanted,
     wakers: Mutex<Vec<Arc<EventFd>>>,
@@ -27,22 +34,30 @@ pub struct WriteGate {
 
 impl WriteGate {
     /// A held gate. `on_wanted` is called from a queue thread when the first
-    /// write waits, and again after each change to [`GateState::Hold`].
-    pub fn new(on_wanted: impl Fn() + Send + Sync + 'static) -> Self {
+    /// write waits, and again after each change to [`GateState::Hold`]. Without a map
+    /// no write is let through.
+    pub fn new(map: Option<Arc<DirtyMap>>, on_wanted: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             state: AtomicU8::new(encode(GateState::Hold)),
+            map,
             wanted: AtomicBool::new(false),
             on_wanted: Box::new(on_wanted),
             wakers: Mutex::new(Vec::new()),
         }
     }
 
-    /// Changes the answer and wakes every queue.
+    /// Changes the answer and wakes every queue. Whoever looks at the map after this
+    /// has returned sees every write that the state before let through.
     pub fn set(&self, state: GateState) {
         if state == GateState::Hold {
             self.wanted.store(false, Ordering::SeqCst);
         }
         self.state.store(encode(state), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         let wakers = self.wakers.lock().unwrap_or_else(|e| e.into_inner());
         for wake in wakers.iter() {
             if let Err(error) = wake.write(1) {
@@ -54,6 +69,20 @@ impl WriteGate {
     /// The present answer.
     pub fn state(&self) -> GateState {
         decode(self.state.load(Ordering::SeqCst))
+    }
+
+    /// What a write is told now.
+    fn ask(&self) -> Admission {
+        match self.state() {
+            GateState::Open => Admission::Go,
+            GateState::Hold => {
+                if !self.wanted.swap(true, Ordering::SeqCst) {
+                    (self.on_wanted)();
+                }
+                Admission::Wait
+            }
+            GateState::FailWrites | GateState::FailAll => Admission::Refuse,
+        }
     }
 
     /// Is a write waiting now?
@@ -70,20 +99,33 @@ impl Gate for WriteGate {
         }
     }
 
-    fn begin_write(&self, _offset: u64, _len: u64) -> Admission {
-        match decode(self.state.load(Ordering::Acquire)) {
-            GateState::Open => Admission::Go,
-            GateState::Hold => {
-                if !self.wanted.swap(true, Ordering::SeqCst) {
-                    (self.on_wanted)();
-                }
-                Admission::Wait
-            }
-            GateState::FailWrites | GateState::FailAll => Admission::Refuse,
+    fn begin_write(&self, offset: u64, len: u64) -> Admission {
+        let Some(map) = &self.map else {
+            return Admission::Refuse;
+        };
+        let answer = self.ask();
+        if answer != Admission::Go {
+            return answer;
         }
+        match map.begin_write(offset, len) {
+            Begun::Yes => {}
+            Begun::Full => return Admission::Wait,
+            Begun::Outside => return Admission::Refuse,
+        }
+        fence(Ordering::SeqCst);
+        let answer = self.ask();
+        if answer != Admission::Go {
+            self.end_write(offset, len);
+        }
+        answer
     }
 
-    fn end_write(&self, _offset: u64, _len: u64) {}
+    fn end_write(&self, offset: u64, len: u64) {
+        let ended = self.map.as_ref().map(|map| map.end_write(offset, len));
+        if ended == Some(Ended::RoomAgain) {
+            self.wake_all();
+        }
+    }
 
     fn subscribe(&self, wake: Arc<EventFd>) {
         let mut wakers = self.wakers.lock().unwrap_or_else(|e| e.into_inner());
@@ -116,12 +158,80 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::image::dirty::{ExtentSize, Identity, Peer, Peers};
+
+    /// A clean map of two extents and one peer.
+    fn map() -> (tempfile::TempDir, Arc<DirtyMap>) {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Identity {
+            gfid: uuid::Uuid::from_u128(1),
+            size: 8192,
+            extent_size: ExtentSize::new(4096).unwrap(),
+            local: "a:/b".into(),
+            peers: vec!["b:/b".into()],
+        };
+        let (map, _) = DirtyMap::open(&directory.path().join("map"), &identity).unwrap();
+        map.declare_clean(Peers::first(1));
+        (directory, Arc::new(map))
+    }
+
+    fn the_peer() -> Peer {
+        Peer::new(0).unwrap()
+    }
+
+    #[test]
+    fn an_admitted_write_is_in_the_map_and_one_that_waits_is_not() {
+        let (_directory, map) = map();
+        let gate = WriteGate::new(Some(map.clone()), || {});
+        let seen = || (map.dirty_extents(the_peer()), map.extents_in_flight());
+        assert_eq!(gate.begin_write(0, 512), Admission::Wait);
+        assert_eq!(seen(), (0, 0));
+        gate.set(GateState::Open);
+        assert_eq!(gate.begin_write(4096, 512), Admission::Go);
+        assert_eq!(seen(), (1, 1));
+        gate.end_write(4096, 512);
+        assert_eq!(seen(), (1, 0));
+        let behind_the_end = gate.begin_write(8192, 1);
+        assert_eq!(behind_the_end, Admission::Refuse);
+    }
+
+    #[test]
+    fn a_full_extent_makes_a_write_wait_until_one_has_ended() {
+        let (_directory, map) = map();
+        let gate = WriteGate::new(Some(map), || {});
+        gate.set(GateState::Open);
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        gate.subscribe(wake.clone());
+        (0..255).for_each(|_| assert_eq!(gate.begin_write(0, 512), Admission::Go));
+        assert_eq!(gate.begin_write(0, 512), Admission::Wait);
+        assert!(wake.read().is_err(), "woken too early");
+        gate.end_write(0, 512);
+        assert_eq!(wake.read().unwrap(), 1);
+        assert_eq!(gate.begin_write(0, 512), Admission::Go);
+    }
+
+    #[test]
+    fn whoever_closes_the_gate_and_then_finds_the_map_clean_is_followed_by_no_write() {
+        for _ in 0..300 {
+            let (_directory, map) = map();
+            let gate = WriteGate::new(Some(map.clone()), || {});
+            gate.set(GateState::Open);
+            let (admitted, found_clean) = std::thread::scope(|scope| {
+                let writer = scope.spawn(|| gate.begin_write(0, 512) == Admission::Go);
+                gate.set(GateState::Hold);
+                let clean = map.next_dirty(the_peer(), 0).is_none();
+                (writer.join().unwrap(), clean)
+            });
+            assert!(!(admitted && found_clean));
+        }
+    }
 
     #[test]
     fn a_held_gate_asks_for_marks_once_and_again_after_it_was_held_anew() {
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
-        let gate = WriteGate::new(move || {
+        let (_directory, map) = map();
+        let gate = WriteGate::new(Some(map), move || {
             count.fetch_add(1, Ordering::SeqCst);
         });
         assert_eq!(gate.begin_write(0, 512), Admission::Wait);
@@ -136,7 +246,8 @@ mod tests {
 
     #[test]
     fn reads_go_on_in_every_state_but_the_stopped_one() {
-        let gate = WriteGate::new(|| {});
+        let (_directory, map) = map();
+        let gate = WriteGate::new(Some(map), || {});
         for state in [GateState::Hold, GateState::Open, GateState::FailWrites] {
             gate.set(state);
             assert_eq!(gate.admit_read(), Admission::Go);
@@ -148,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_change_wakes_every_subscribed_queue_and_forgets_those_that_are_gone() {
-        let gate = WriteGate::new(|| {});
+        let gate = WriteGate::new(None, || {});
         let (kept, gone) = (
             Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
             Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),

@@ -3,11 +3,13 @@
 //! Turns what a session wants of a brick into file operations and locks. It
 //! keeps the connection and the open file that posix locks need, nothing else.
 
-use super::bricks::BrickSet;
+use uuid::Uuid;
+
+use super::copy_lock;
 use super::error::chain;
 use super::holder::Holder;
 use super::locate::Located;
-use super::port::{BrickPort, Conflict, CopyState, Fence, Lock, PortError, Publication};
+use super::port::{BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication};
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::{ForeignLock, domain};
 use crate::gluster::{
@@ -17,6 +19,8 @@ use crate::gluster::{
 
 /// Our own inodelk domain: one writer per image.
 const SESSION_DOMAIN: &str = "bypass-blk.session";
+/// AFR's counter of writes under way (`AFR_DIRTY`, `xlators/cluster/afr/src/afr.h`).
+const DIRTY_XATTR: &str = "trusted.afr.dirty";
 /// The attribute by which a file is fenced where the volume allows it
 /// (`GF_ENFORCE_MANDATORY_LOCK`, `libglusterfs/src/glusterfs/glusterfs.h`).
 const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
@@ -114,14 +118,15 @@ impl GlusterPort {
             Lock::Heal => (domain::self_heal(set), LockKind::Write),
             Lock::Rebalance => (domain::MIGRATE.to_owned(), LockKind::Write),
             Lock::Data => (domain::data(set), LockKind::Write),
+            Lock::Copy => (copy_lock::DOMAIN.to_owned(), LockKind::Write),
         }
     }
 
-    fn inodelk(&self, lock: Lock, op: LockOp) -> Result<Locked, PortError> {
+    fn inodelk(&self, lock: Lock, op: LockOp, range: LockRange) -> Result<Locked, PortError> {
         let live = self.live()?;
         let (domain, kind) = self.domain(lock);
         live.brick
-            .inodelk(live.gfid, &domain, op, kind, LockRange::WHOLE)
+            .inodelk(live.gfid, &domain, op, kind, range)
             .map_err(refused)
     }
 
@@ -134,9 +139,9 @@ impl GlusterPort {
             .iter()
             .map(String::as_str)
             .collect();
-        want.push(FENCE_XATTR);
+        want.extend([DIRTY_XATTR, FENCE_XATTR]);
         let entry = live.brick.lookup_gfid(live.gfid, &want).map_err(refused)?;
-        let data_counter = |name: &String| match entry.xattrs.get(name) {
+        let data_counter = |name: &str| match entry.xattrs.get(name) {
             None => Ok(0),
             Some(value) => Pending::from_bytes(value)
                 .map(|pending| pending.data)
@@ -150,8 +155,9 @@ impl GlusterPort {
                 .set
                 .pending_names
                 .iter()
-                .map(data_counter)
+                .map(|name| data_counter(name))
                 .collect::<Result<_, _>>()?,
+            dirty: data_counter(DIRTY_XATTR)?,
             fenced: entry.xattrs.contains_key(FENCE_XATTR),
         })
     }
@@ -262,11 +268,11 @@ impl BrickPort for GlusterPort {
     }
 
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
-        Ok(self.inodelk(lock, LockOp::Try)? == Locked::Granted)
+        Ok(self.inodelk(lock, LockOp::Try, LockRange::WHOLE)? == Locked::Granted)
     }
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
-        let _ = self.inodelk(lock, LockOp::Unlock)?;
+        let _ = self.inodelk(lock, LockOp::Unlock, LockRange::WHOLE)?;
         Ok(())
     }
 
@@ -297,16 +303,28 @@ impl BrickPort for GlusterPort {
         self.look_up()
     }
 
-    fn add_pending(&mut self, new: BrickSet, children: BrickSet) -> Result<(), PortError> {
+    fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError> {
+        for range in copy_lock::others(ours) {
+            if self.inodelk(Lock::Copy, LockOp::Try, range)? == Locked::WouldBlock {
+                return Ok(true);
+            }
+            let _ = self.inodelk(Lock::Copy, LockOp::Unlock, range)?;
+        }
+        Ok(false)
+    }
+
+    fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
         let live = self.live()?;
-        let names = self.located.set.pending_names.iter().enumerate();
-        // Nothing is added to a counter that is set already; the brick indexes the
-        // file by what the counters are then (`index_xattrop_cbk`).
-        let marks: Vec<_> = names
-            .filter(|(child, _)| children.contains(*child))
-            .map(|(child, name)| (name.as_str(), Pending::data(i32::from(new.contains(child)))))
-            .collect();
-        live.brick.xattrop_add(live.gfid, &marks).map_err(refused)?;
+        let names = &self.located.set.pending_names;
+        let named = changes.iter().filter_map(|(counter, change)| {
+            let name = match counter {
+                Counter::Pending(child) => names.get(*child)?.as_str(),
+                Counter::Dirty => DIRTY_XATTR,
+            };
+            Some((name, Pending::data(*change)))
+        });
+        let named: Vec<_> = named.collect();
+        live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
         Ok(())
     }
 

@@ -8,7 +8,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::FlockOperation;
 use uuid::Uuid;
 use xattr::FileExt as _;
 
@@ -21,6 +23,11 @@ const GFID_XATTR: &str = "trusted.gfid";
 
 /// The sector of virtio-blk, in bytes: no disk has a part of one.
 pub const SECTOR: u64 = 512;
+
+/// How long requests of a killed process are waited for.
+const CLAIM_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile.
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
 /// Formats recognised by their first bytes: served raw, such an image would
 /// show its guest the container instead of the disk.
@@ -124,12 +131,30 @@ impl LocalWatch {
         Fingerprint::of(&self.file).is_ok_and(|now| now == self.baseline)
     }
 
-    /// Makes all its data durable. Whoever heals the other copies after us clears
-    /// the marks: what they were copied from must then survive a power cut.
-    pub fn sync(&self) {
-        if let Err(error) = self.file.sync_data() {
-            log::error!("cannot flush {}: {error}", self.path.display());
-        }
+    /// From now on, remembers the file as it is now.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`]; it then counts as touched.
+    pub fn rebase(&mut self) -> Result<(), LocalError> {
+        self.baseline = Fingerprint::of(&self.file).map_err(|source| LocalError::Io {
+            what: "watch",
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(())
+    }
+
+    /// Makes all its data durable. Once marks are cleared, what the other copies were
+    /// healed from must survive a power cut.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn sync(&self) -> Result<(), LocalError> {
+        self.file.sync_data().map_err(|source| LocalError::Io {
+            what: "flush",
+            path: self.path.clone(),
+            source,
+        })
     }
 }
 
@@ -171,6 +196,9 @@ pub fn open(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, Loc
         .open(path)
         .map_err(io_error("open"))?;
     check_gfid(&file, path, gfid)?;
+    if !terms.read_only {
+        claim(&file, path)?;
+    }
     let size = file.metadata().map_err(io_error("stat"))?.len();
     check_size(path, size)?;
     if !terms.force_raw
@@ -186,6 +214,33 @@ pub fn open(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, Loc
         path: path.to_owned(),
         size,
     })
+}
+
+/// One writer per file on this host. The claim lasts as long as the open file, and
+/// requests that a killed process left with the kernel keep that open: so whoever
+/// comes next finds none of them under way.
+fn claim(file: &File, path: &Path) -> Result<(), LocalError> {
+    let begin = Instant::now();
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if begin.elapsed() < CLAIM_LIMIT => {
+                std::thread::sleep(CLAIM_PAUSE);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(LocalError::InUse {
+                    path: path.to_owned(),
+                });
+            }
+            Err(error) => {
+                return Err(LocalError::Io {
+                    what: "lock",
+                    path: path.to_owned(),
+                    source: error.into(),
+                });
+            }
+        }
+    }
 }
 
 fn check_gfid(file: &File, path: &Path, expected: Uuid) -> Result<(), LocalError> {

@@ -35,16 +35,30 @@ impl From<PortError> for Blocked {
     }
 }
 
-/// Takes the session lock, or tells who has it.
+/// Takes the session lock, or tells who has it. Nothing is kept when it is refused.
+///
+/// A healer may still be copying to this brick for a session that is over already:
+/// it looks for that session's record after it took its own lock
+/// ([`super::copy_lock`]). So first the session lock, then its record must be gone,
+/// then no healer's lock may be left: whatever the order, one sees the other.
 ///
 /// # Errors
-/// [`Blocked::Session`] or [`Blocked::Port`].
+/// [`Blocked::Session`], [`Blocked::Busy`] or [`Blocked::Port`].
 pub fn lock_session(port: &mut dyn BrickPort, claim: &Claim) -> Result<(), Blocked> {
     let shared = claim.read_only;
-    if port.try_lock(Lock::Session { shared })? {
+    if !port.try_lock(Lock::Session { shared })? {
+        return Err(Blocked::Session(port.holder()?));
+    }
+    if claim.read_only {
         return Ok(());
     }
-    Err(Blocked::Session(port.holder()?))
+    let blocked = match port.holder()? {
+        Some(holder) if holder.session != claim.session => Blocked::Session(Some(holder)),
+        _ if port.is_copied_to_for_others(claim.session)? => Blocked::Busy(Lock::Copy),
+        _ => return Ok(()),
+    };
+    port.unlock(Lock::Session { shared })?;
+    Err(blocked)
 }
 
 /// Keeps heals and rebalance away. Nothing is kept when one of them is refused.

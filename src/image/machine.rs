@@ -15,6 +15,9 @@
 //!     │                ▲   time-out   │                             ▼
 //!     └──────────────► └───────────── Stalled ◄──────────────────── (no brick held)
 //!       write wanted, no lock quorum     └──────────► Stopped (from every phase)
+//!
+//!  Unmarked or Dirty ──unmark wanted, quorum and local brick held──► Unmarking
+//!  Unmarking ──marks were removed──► Unmarked        ──nothing was changed──► as before
 //! ```
 
 use super::bricks::{BrickSet, Shape};
@@ -29,6 +32,11 @@ pub enum Phase {
     Marking,
     /// The marks are durable on a quorum; writes go on, connected or not.
     Dirty,
+    /// Writes wait while marks against peers that miss nothing are removed.
+    Unmarking {
+        /// The gate was open before.
+        was_dirty: bool,
+    },
     /// Writes wait: the marks cannot be stored on a quorum now.
     Stalled,
     /// Writes are refused: they waited for a quorum for too long.
@@ -77,8 +85,8 @@ pub enum Event {
     Rejoined {
         /// Which.
         brick: usize,
-        /// Whom its marks accuse now.
-        accuses: BrickSet,
+        /// It has this session's marks against every peer.
+        marks_stand: bool,
         /// A held brick, this one or another, that accuses the local copy now.
         local_accused_by: Option<usize>,
         /// The local file has not been written since this session opened it
@@ -89,6 +97,28 @@ pub enum Event {
     TakenByOther(usize),
     /// The time that writes may wait for a quorum is over.
     QuorumTimeout,
+    /// The marks against some peers are about to be removed: every held brick is
+    /// read and locked. Only if [`Machine::may_unmark`].
+    UnmarkBegun,
+    /// The removal is over.
+    UnmarkOver {
+        /// Some mark may have been removed on some brick.
+        changed: bool,
+    },
+}
+
+/// Why marks are not removed now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum CannotUnmark {
+    /// The session is marking, stalled or stopped.
+    #[error("the session is not in a state for it")]
+    Busy,
+    /// Our locks are on too few bricks.
+    #[error("fewer bricks than a quorum are reached")]
+    NoQuorum,
+    /// The local brick's process is away.
+    #[error("the process of the local brick is away")]
+    LocalAway,
 }
 
 /// What the guest's writes do at the gate.
@@ -188,6 +218,25 @@ impl Machine {
         local && self.shape.is_quorum(self.marked)
     }
 
+    /// May marks be removed now? The local brick's own must be reached too, and a
+    /// quorum says that no other session can be at work.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_unmark(&self) -> Result<(), CannotUnmark> {
+        match self.phase {
+            Phase::Unmarked | Phase::Dirty => {}
+            _ => return Err(CannotUnmark::Busy),
+        }
+        if !self.shape.is_quorum(self.held) {
+            Err(CannotUnmark::NoQuorum)
+        } else if !self.held.contains(self.shape.local) {
+            Err(CannotUnmark::LocalAway)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Takes an event in; what to do comes out.
     pub fn step(&mut self, event: Event) -> Vec<Action> {
         if matches!(self.phase, Phase::Stopped(_)) {
@@ -200,15 +249,17 @@ impl Machine {
             Event::Lost(brick) => self.lost(brick),
             Event::Rejoined {
                 brick,
-                accuses,
+                marks_stand,
                 local_accused_by,
                 local_untouched,
             } => match local_accused_by {
                 Some(by) => self.stop(StopReason::CopyAccused { by }),
-                None => self.rejoined(brick, accuses, local_untouched),
+                None => self.rejoined(brick, marks_stand, local_untouched),
             },
             Event::TakenByOther(brick) => self.taken_by_other(brick),
             Event::QuorumTimeout => self.quorum_timeout(),
+            Event::UnmarkBegun => self.unmark_begun(),
+            Event::UnmarkOver { changed } => self.unmark_over(changed),
         }
     }
 
@@ -253,7 +304,10 @@ impl Machine {
         self.held.remove(brick);
         // Before the gate is open, a mark counts only while the lock under which
         // it was stored is held: whoever had the lock since may have removed it.
-        if self.phase != Phase::Dirty {
+        if !matches!(
+            self.phase,
+            Phase::Dirty | Phase::Unmarking { was_dirty: true }
+        ) {
             self.marked.remove(brick);
         }
         if !self.shape.is_quorum(self.held) {
@@ -275,12 +329,12 @@ impl Machine {
         vec![Action::SetGate(GateState::Hold), Action::StartQuorumTimer]
     }
 
-    fn rejoined(&mut self, brick: usize, accuses: BrickSet, local_untouched: bool) -> Vec<Action> {
+    fn rejoined(&mut self, brick: usize, marks_stand: bool, local_untouched: bool) -> Vec<Action> {
         if self.quorum_was_lost && !self.wrote && !local_untouched {
             return self.stop(StopReason::ChangedUnderneath);
         }
         self.held.insert(brick);
-        if !accuses.covers(self.shape.peers()) {
+        if !marks_stand {
             self.marked.remove(brick);
         }
         let mut actions = vec![Action::Publish(brick)];
@@ -317,6 +371,39 @@ impl Machine {
             }
             _ => Vec::new(),
         }
+    }
+
+    fn unmark_begun(&mut self) -> Vec<Action> {
+        if self.may_unmark().is_err() {
+            return Vec::new();
+        }
+        let was_dirty = self.phase == Phase::Dirty;
+        self.phase = Phase::Unmarking { was_dirty };
+        vec![Action::SetGate(GateState::Hold)]
+    }
+
+    /// After a change nothing is known of the marks: the next write stores them anew.
+    /// It also is a new beginning for what may be found written behind our back.
+    fn unmark_over(&mut self, changed: bool) -> Vec<Action> {
+        let Phase::Unmarking { was_dirty } = self.phase else {
+            return Vec::new();
+        };
+        if was_dirty && !changed {
+            self.phase = Phase::Dirty;
+            return match self.held.is_empty() {
+                true => self.unguarded(),
+                false => vec![Action::SetGate(GateState::Open)],
+            };
+        }
+        self.phase = Phase::Unmarked;
+        if changed {
+            self.marked = BrickSet::EMPTY;
+            self.local_marked = false;
+            self.wrote = false;
+            self.quorum_was_lost = !self.shape.is_quorum(self.held);
+        }
+        // A write may have come to the held gate meanwhile.
+        vec![Action::SetGate(GateState::Hold)]
     }
 
     fn stop(&mut self, reason: StopReason) -> Vec<Action> {

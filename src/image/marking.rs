@@ -1,31 +1,26 @@
-//! One round of marking: every peer is accused, durably, on as many bricks as
-//! can be reached.
+//! One round of marking: every peer is accused, durably and with this session's
+//! stamp, on as many bricks as can be reached.
 //!
 //! Called by the session thread when the first write waits and when a brick
-//! comes back without marks. It holds AFR's data lock on those bricks for the
-//! round: no other client's write is then under way, and clients give up eager
-//! locks taken before the marks. It changes no state of the session.
+//! comes back without marks, under AFR's data lock ([`super::data_lock`]). It
+//! changes no state of the session.
 
-use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::bricks::{BrickSet, Shape};
-use super::port::{BrickPort, CopyState, Lock, PortError};
+use super::data_lock::{self, wait};
+use super::port::{BrickPort, CopyState, Counter, PortError};
 use super::worker::Worker;
 
 /// How long a round waits on one brick for other clients' data locks.
 const DATA_LOCK_LIMIT: Duration = Duration::from_secs(10);
-/// The pause between two attempts to get a data lock. Each attempt makes the
-/// brick tell the holders to give way (`inodelk_contention_notify`), so there is
-/// no need to queue, and nothing to take back on a time-out.
-const DATA_LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a round achieved.
 #[derive(Debug, Default)]
 pub struct Round {
     /// Bricks that now durably accuse every peer.
     pub marked: BrickSet,
-    /// Bricks that failed, and how. Their connections must be dropped: what
+    /// Bricks that were not marked, and why. Their connections must be dropped: what
     /// locks or half-done changes they hold is unknown.
     pub failed: Vec<(usize, PortError)>,
     /// A brick that accuses the local copy. If set, nothing was marked.
@@ -34,130 +29,75 @@ pub struct Round {
     pub copies: Vec<(usize, CopyState)>,
 }
 
-/// Runs a round on `bricks`. `workers[i]` is child `i`'s.
-pub fn mark(shape: &Shape, workers: &[Worker], bricks: BrickSet) -> Round {
+/// Runs a round on `bricks`. `workers[i]` is child `i`'s. `ready` is told what the
+/// bricks said before any counter is changed, and gives the stamp to store; `None`:
+/// nothing may be marked.
+pub fn mark(
+    shape: &Shape,
+    workers: &[Worker],
+    bricks: BrickSet,
+    ready: impl FnOnce(&[(usize, CopyState)]) -> Option<i32>,
+) -> Round {
+    let mut held = data_lock::Round::begin(workers, bricks, DATA_LOCK_LIMIT);
     let mut round = Round::default();
-    let locked = lock(workers, bricks, &mut round);
-    read(workers, locked, &mut round);
-    let accuser = round
-        .copies
-        .iter()
-        .find(|(_, copy)| copy.accuses().contains(shape.local));
-    round.local_accused_by = accuser.map(|&(brick, _)| brick);
-    if round.local_accused_by.is_none() {
-        store(shape, workers, &mut round);
+    let accuses_local = |(_, copy): &&(usize, CopyState)| copy.accuses().contains(shape.local);
+    round.local_accused_by = held.copies.iter().find(accuses_local).map(|(i, _)| *i);
+    if round.local_accused_by.is_none()
+        && let Some(stamp) = ready(&held.copies)
+    {
+        store(shape, workers, stamp, &mut held, &mut round.marked);
     }
-    unlock(workers, locked, &mut round);
+    held.end(workers);
+    round.copies = held.copies;
+    round.failed = held.failed;
+    round.failed.extend(held.busy);
     round
 }
 
-/// The data lock, brick after brick in child order, as AFR's own blocking locks:
-/// so two lockers cannot hold each other up for ever.
-fn lock(workers: &[Worker], bricks: BrickSet, round: &mut Round) -> BrickSet {
-    let mut locked = BrickSet::EMPTY;
-    for brick in bricks.iter() {
-        let Some(worker) = workers.get(brick) else {
-            continue;
-        };
-        match wait(worker.ask(lock_data)) {
-            Ok(()) => locked.insert(brick),
-            Err(error) => round.failed.push((brick, error)),
-        }
-    }
-    locked
-}
-
-fn lock_data(port: &mut dyn BrickPort) -> Result<(), PortError> {
-    let begin = Instant::now();
-    while !port.try_lock(Lock::Data)? {
-        if begin.elapsed() > DATA_LOCK_LIMIT {
-            let limit = DATA_LOCK_LIMIT.as_secs();
-            return Err(PortError::Refused(format!(
-                "another client kept AFR's data lock for more than {limit} s"
-            )));
-        }
-        std::thread::sleep(DATA_LOCK_PAUSE);
-    }
-    Ok(())
-}
-
-fn read(workers: &[Worker], bricks: BrickSet, round: &mut Round) {
-    let asked = ask_each(workers, bricks, |port: &mut dyn BrickPort| port.probe());
-    for (brick, answer) in asked {
-        match wait(answer) {
-            Ok(copy) => round.copies.push((brick, copy)),
-            Err(error) => round.failed.push((brick, error)),
-        }
-    }
-}
-
-fn store(shape: &Shape, workers: &[Worker], round: &mut Round) {
-    let peers = shape.peers();
-    let asked: Vec<_> = round
+fn store(
+    shape: &Shape,
+    workers: &[Worker],
+    stamp: i32,
+    held: &mut data_lock::Round,
+    marked: &mut BrickSet,
+) {
+    let asked: Vec<_> = held
         .copies
         .iter()
         .filter_map(|(brick, copy)| {
-            let missing = peers.without(copy.accuses());
+            let changes = changes(shape, copy, stamp);
             let worker = workers.get(*brick)?;
-            Some((
-                *brick,
-                worker.ask(move |port| store_on(port, missing, peers)),
-            ))
+            Some((*brick, worker.ask(move |port| store_on(port, &changes))))
         })
         .collect();
     for (brick, answer) in asked {
         match wait(answer) {
-            Ok(()) => round.marked.insert(brick),
-            Err(error) => round.failed.push((brick, error)),
+            Ok(()) => marked.insert(brick),
+            Err(error) => held.fail(brick, error),
         }
     }
-    for (brick, copy) in &mut round.copies {
-        if round.marked.contains(*brick) {
-            for peer in peers.without(copy.accuses()).iter() {
-                if let Some(counter) = copy.pending.get_mut(peer) {
-                    *counter = 1;
-                }
+    for (_, copy) in held.copies.iter_mut().filter(|(i, _)| marked.contains(*i)) {
+        for peer in shape.peers().iter() {
+            if let Some(counter) = copy.pending.get_mut(peer) {
+                *counter = stamp;
             }
         }
     }
 }
 
+/// What makes each counter the stamp. A counter that has it is named too, for the
+/// index.
+fn changes(shape: &Shape, copy: &CopyState, stamp: i32) -> Vec<(Counter, i32)> {
+    let change = |peer: usize| {
+        let counter = copy.pending.get(peer).copied().unwrap_or_default();
+        (Counter::Pending(peer), stamp.wrapping_sub(counter))
+    };
+    shape.peers().iter().map(change).collect()
+}
+
 /// XATTROP is not durable by itself, so the fsync is due even where nothing had
 /// to be added: an earlier round may have been cut short before it.
-fn store_on(port: &mut dyn BrickPort, missing: BrickSet, peers: BrickSet) -> Result<(), PortError> {
-    port.add_pending(missing, peers)?;
+fn store_on(port: &mut dyn BrickPort, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+    port.add_to_counters(changes)?;
     port.fsync()
-}
-
-fn unlock(workers: &[Worker], bricks: BrickSet, round: &mut Round) {
-    let asked = ask_each(workers, bricks, |port: &mut dyn BrickPort| {
-        port.unlock(Lock::Data)
-    });
-    for (brick, answer) in asked {
-        if let Err(error) = wait(answer)
-            && !round.failed.iter().any(|(failed, _)| *failed == brick)
-        {
-            round.failed.push((brick, error));
-        }
-    }
-}
-
-fn ask_each<T, J>(workers: &[Worker], bricks: BrickSet, job: J) -> Vec<(usize, Receiver<T>)>
-where
-    T: Send + 'static,
-    J: FnOnce(&mut dyn BrickPort) -> T + Clone + Send + 'static,
-{
-    let workers = bricks
-        .iter()
-        .filter_map(|brick| Some((brick, workers.get(brick)?)));
-    workers
-        .map(|(brick, worker)| (brick, worker.ask(job.clone())))
-        .collect()
-}
-
-/// Waits for a worker's answer. Every call of a port has its own time limit, so
-/// this ends.
-pub fn wait<T>(answer: Receiver<Result<T, PortError>>) -> Result<T, PortError> {
-    let gone = || Err(PortError::Away("the brick's worker ended".to_owned()));
-    answer.recv().unwrap_or_else(|_| gone())
 }

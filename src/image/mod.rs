@@ -1,13 +1,18 @@
 //! One image and its session: where its copies are, which one is fresh, who may
 //! write, what must be marked. Knows nothing of virtio.
 
+pub mod belief;
 pub mod bricks;
+pub mod copy_lock;
+pub mod data_lock;
+pub mod debt;
 pub mod decide;
 pub mod dirty;
 pub mod error;
 pub mod fencing;
 pub mod gate;
 pub mod gluster_port;
+pub mod handle;
 pub mod heal;
 pub mod holder;
 pub mod local;
@@ -20,4 +25,6 @@ pub mod port;
 pub mod runner;
 pub mod session;
 pub mod snapshot;
+pub mod state_dir;
+pub mod unmarking;
 pub mod worker;

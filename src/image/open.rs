@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::bricks::{BrickSet, Shape};
+use super::data_lock::{self, wait};
 use super::decide::{self, Opening, Seen};
 use super::error::{LocalError, Names, OpenError};
 use super::fencing;
 use super::locking::{Blocked, Claim, lock_background, lock_session};
-use super::marking::wait;
 use super::port::{BrickPort, CopyState, Fence, Lock, PortError};
 use super::worker::Worker;
 
+/// How long to wait on one brick for other clients to finish their writes.
+const DATA_LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// The pause between two attempts to get a lock that somebody holds. Two
 /// sessions that got in each other's way try again at different moments.
 const RETRY_PAUSE: std::ops::Range<u64> = 80..240;
@@ -84,7 +86,10 @@ pub fn open<L>(
         cancelled,
     };
     let locked = attempt.lock(connected, &patience)?;
-    let copies = attempt.probe(locked);
+    let mut copies = attempt.probe(locked);
+    if !terms.read_only {
+        attempt.end_writes_under_way(&mut copies);
+    }
     let held = (0..copies.len()).filter(|&i| copies[i].is_some()).collect();
     let opening = attempt.decide(&copies)?;
     let local = copies.get(shape.local).cloned().flatten();
@@ -262,6 +267,20 @@ impl Attempt<'_> {
             }
         }
         copies
+    }
+
+    /// A client that wrote a moment ago keeps AFR's counter of writes under way up until
+    /// its lock is wanted. What is left then is of a write that was cut short.
+    fn end_writes_under_way(&mut self, copies: &mut [Option<CopyState>]) {
+        if copies.iter().flatten().all(|copy| copy.dirty == 0) {
+            return;
+        }
+        let answered = (0..copies.len()).filter(|&i| copies[i].is_some()).collect();
+        let mut round = data_lock::Round::begin(self.workers, answered, DATA_LOCK_LIMIT);
+        round.end(self.workers);
+        for (brick, copy) in round.copies {
+            copies[brick] = Some(copy);
+        }
     }
 
     fn decide(&self, copies: &[Option<CopyState>]) -> Result<Opening, OpenError> {

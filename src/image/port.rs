@@ -26,6 +26,9 @@ pub enum Lock {
     Rebalance,
     /// AFR's data domain: stops every other client's writes. Only for moments.
     Data,
+    /// The healers' domain: one still copies on behalf of a session that is over.
+    /// Asked for through [`BrickPort::is_copied_to_for_others`] only.
+    Copy,
 }
 
 impl fmt::Display for Lock {
@@ -35,6 +38,7 @@ impl fmt::Display for Lock {
             Self::Heal => "heal",
             Self::Rebalance => "rebalance",
             Self::Data => "data",
+            Self::Copy => "copy",
         })
     }
 }
@@ -67,6 +71,9 @@ pub struct CopyState {
     /// The data counter of `trusted.afr.*` per child: non-zero says that this
     /// brick knows data which child `i` misses.
     pub pending: Vec<i32>,
+    /// The data counter of `trusted.afr.dirty`: non-zero, a client's write through
+    /// AFR is under way or was cut short, and the copies may differ by it.
+    pub dirty: i32,
     /// The attribute of a mandatory fence is set on this copy.
     pub fenced: bool,
 }
@@ -78,6 +85,15 @@ impl CopyState {
             .filter(|&child| self.pending[child] != 0)
             .collect()
     }
+}
+
+/// One of AFR's counters of a file on one brick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// Data that this child misses.
+    Pending(usize),
+    /// Writes under way.
+    Dirty,
 }
 
 /// The answer of [`BrickPort::publish`].
@@ -173,13 +189,20 @@ pub trait BrickPort: Send {
     /// As the connection fails.
     fn probe(&mut self) -> Result<CopyState, PortError>;
 
-    /// Adds one to the data counters against `new`, a part of `children`, and sees
-    /// to it that the file is in the brick's index of files to heal, whose marks
-    /// against `children` it looks at. Not yet durable.
+    /// Is a healer at work on this copy for another session than `ours`? See
+    /// [`super::copy_lock`].
     ///
     /// # Errors
     /// As the connection fails.
-    fn add_pending(&mut self, new: BrickSet, children: BrickSet) -> Result<(), PortError>;
+    fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError>;
+
+    /// Adds to the data counters. Afterwards the file is in the brick's index of
+    /// files to heal if one of those named is not zero, and out of it if all are,
+    /// so all that matter have to be named, if only with a zero. Not yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError>;
 
     /// Makes the file's data and marks on this brick durable.
     ///

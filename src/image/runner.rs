@@ -4,20 +4,30 @@
 //! machine's actions into work. Started by [`super::session`]; ends with it.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::bricks::Shape;
+use super::data_lock::wait;
+use super::debt::Debt;
+use super::dirty::Peer;
 use super::error::{Names, chain, stop_message};
 use super::fencing;
 use super::gate::WriteGate;
+use super::heal::Unmarked;
 use super::local::LocalWatch;
 use super::machine::{Action, Event, GateState, Machine, StopReason};
-use super::marking::{self, wait};
-use super::port::{CopyState, Fence, Publication};
+use super::marking;
+use super::port::{CopyState, Fence, PortError, Publication};
+use super::session::Ending;
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::worker::{Report, Worker};
+
+mod healing;
+
+use healing::stamp_for;
 
 /// What the thread is told.
 pub enum Input {
@@ -25,6 +35,17 @@ pub enum Input {
     Brick(usize, Report),
     /// By a queue: a write waits at the gate.
     WriteWanted,
+    /// By a healer: remove the marks against peers that miss nothing.
+    Unmark(Sender<Unmarked>),
+    /// By who compared the copies: these byte ranges of a peer's differ.
+    Repair {
+        /// The peer.
+        peer: Peer,
+        /// Where its copy differs, in bytes.
+        ranges: Vec<Range<u64>>,
+        /// What came of it: they are dirty and marked, or why not.
+        answer: Sender<Result<(), String>>,
+    },
     /// By the session's owner: end it.
     Close,
 }
@@ -47,6 +68,8 @@ pub struct Runner {
     pub read_only: bool,
     /// The local file.
     pub local: LocalWatch,
+    /// What the peers miss. Absent in a read-only session.
+    pub debt: Option<Debt>,
     /// How long a first write may wait for a quorum.
     pub quorum_timeout: Duration,
     /// When it has waited for that long.
@@ -59,7 +82,8 @@ pub struct Runner {
 
 impl Runner {
     /// Runs until the session is closed.
-    pub fn run(mut self, events: &Receiver<Input>) {
+    pub fn run(mut self, events: &Receiver<Input>) -> Ending {
+        self.mark_debt();
         loop {
             let input = match self.quorum_deadline {
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -68,6 +92,18 @@ impl Runner {
             match input {
                 Ok(Input::Brick(brick, report)) => self.heard(brick, report),
                 Ok(Input::WriteWanted) => self.take(Event::WriteWanted),
+                Ok(Input::Unmark(answer)) => {
+                    let unmarked = self.unmark();
+                    // Whoever asked may have given up waiting.
+                    let _ = answer.send(unmarked);
+                }
+                Ok(Input::Repair {
+                    peer,
+                    ranges,
+                    answer,
+                }) => {
+                    let _ = answer.send(self.repair(peer, &ranges));
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     self.quorum_deadline = None;
                     self.take(Event::QuorumTimeout);
@@ -76,8 +112,21 @@ impl Runner {
             }
             self.update_snapshot();
         }
-        self.local.sync();
+        self.close()
+    }
+
+    fn close(mut self) -> Ending {
+        let ending = self.settle();
+        if let Err(error) = self.local.sync() {
+            log::error!("{}", chain(&error));
+        }
+        if let Some(debt) = &self.debt
+            && let Err(error) = debt.map().close_clean()
+        {
+            log::error!("{}", chain(&error));
+        }
         self.let_go("the session is closed");
+        ending
     }
 
     fn heard(&mut self, brick: usize, report: Report) {
@@ -109,6 +158,8 @@ impl Runner {
     fn rejoined(&mut self, brick: usize, copy: CopyState) {
         log::info!("brick {} is back and locked", self.names.one(brick));
         let accuses = copy.accuses();
+        let marks_stand = self.debt.as_ref().is_none_or(|debt| debt.stands_on(&copy));
+        self.check_size(brick, &copy);
         self.note(brick, |known| {
             known.locked = true;
             known.why_away = None;
@@ -121,10 +172,11 @@ impl Runner {
         let local_untouched = self.local.is_untouched();
         self.take(Event::Rejoined {
             brick,
-            accuses,
+            marks_stand,
             local_accused_by,
             local_untouched,
         });
+        self.mark_debt();
     }
 
     /// Marks can change on a brick that never went away, while another one did.
@@ -153,7 +205,10 @@ impl Runner {
                 Action::SetGate(state) => self.set_gate(state),
                 Action::Publish(brick) => self.publish(brick),
                 Action::Mark(bricks) => {
-                    let round = marking::mark(&self.shape, &self.workers, bricks);
+                    let debt = &mut self.debt;
+                    let ready =
+                        |copies: &[_]| debt.as_mut().and_then(|debt| stamp_for(debt, copies));
+                    let round = marking::mark(&self.shape, &self.workers, bricks, ready);
                     actions.extend(self.conclude(round));
                 }
                 Action::StartQuorumTimer => {
@@ -177,7 +232,9 @@ impl Runner {
     fn set_gate(&self, state: GateState) {
         match state {
             GateState::Open => log::info!("marks are stored on a quorum: the guest's writes go on"),
-            GateState::Hold => log::info!("quorum is back: the next write will store the marks"),
+            GateState::Hold => {
+                log::debug!("the guest's writes wait; the next one stores the marks")
+            }
             GateState::FailWrites => {
                 log::error!("still no quorum: the guest's writes fail until it is back")
             }
@@ -208,18 +265,10 @@ impl Runner {
 
     fn conclude(&mut self, round: marking::Round) -> Vec<Action> {
         for (brick, error) in &round.failed {
-            log::warn!(
-                "marking failed on brick {}: {error}",
-                self.names.one(*brick)
-            );
             self.machine.step(Event::Lost(*brick));
-            if let Some(worker) = self.workers.get(*brick) {
-                worker.drop_connection(format!("marking failed: {error}"));
-            }
+            self.give_up(*brick, "marking", error);
         }
-        for (brick, copy) in round.copies {
-            self.note(brick, |known| known.pending = Some(copy.pending));
-        }
+        self.note_copies(round.copies);
         if let Some(by) = round.local_accused_by {
             return self.machine.step(Event::LocalAccused { by });
         }
@@ -239,6 +288,20 @@ impl Runner {
         match self.local.mark(self.shape.peers()) {
             Ok(()) => self.machine.local_marked(),
             Err(error) => log::error!("{}", chain(&error)),
+        }
+    }
+
+    /// A brick in a state that nobody knows: its connection goes, its locks with it.
+    fn give_up(&self, brick: usize, what: &str, error: &PortError) {
+        log::warn!("{what} failed on brick {}: {error}", self.names.one(brick));
+        if let Some(worker) = self.workers.get(brick) {
+            worker.drop_connection(format!("{what} failed: {error}"));
+        }
+    }
+
+    fn note_copies(&self, copies: Vec<(usize, CopyState)>) {
+        for (brick, copy) in copies {
+            self.note(brick, |known| known.pending = Some(copy.pending));
         }
     }
 

@@ -4,6 +4,7 @@
 //! session's thread itself is [`super::runner`]. It serves no I/O: the guest's
 //! requests meet only the [`WriteGate`].
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
@@ -11,8 +12,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::bricks::Shape;
+use super::debt::Debt;
+use super::dirty::{self, DirtyMap, ExtentSize, MapError, Trust};
 use super::error::{LocalError, Names, OpenError};
 use super::gate::WriteGate;
+use super::handle::SessionHandle;
 use super::holder::Holder;
 use super::local::{LocalFile, LocalWatch};
 use super::locking::Claim;
@@ -39,14 +43,34 @@ pub struct Setup {
     pub terms: Terms,
     /// How long a first write waits for a quorum before it fails.
     pub quorum_timeout: Duration,
+    /// Where the dirty map is. Not used by a read-only session.
+    pub map: MapPlace,
+}
+
+/// Where a dirty map is, and how fine.
+#[derive(Clone, Debug)]
+pub struct MapPlace {
+    /// Its file.
+    pub path: PathBuf,
+    /// How finely it counts.
+    pub extent_size: ExtentSize,
 }
 
 /// A running session.
 pub struct Session {
     inbox: Sender<Input>,
     gate: Arc<WriteGate>,
-    snapshot: Arc<Mutex<Snapshot>>,
-    thread: Option<JoinHandle<()>>,
+    handle: SessionHandle,
+    thread: Option<JoinHandle<Ending>>,
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All copies are equal and no mark stands.
+    AllEqual,
+    /// Some copy misses something, or is marked so, or nobody knows.
+    Behind,
 }
 
 impl Session {
@@ -70,6 +94,7 @@ impl Session {
             me,
             terms,
             quorum_timeout,
+            map: map_place,
         } = setup;
         let claim = Claim {
             session: me.session,
@@ -80,9 +105,13 @@ impl Session {
         let open_watched = |copy: &CopyState| {
             let local = open_local(copy)?;
             let watch = LocalWatch::begin(&local, pending_names)?;
-            Ok((local, watch))
+            let map = match terms.read_only {
+                true => None,
+                false => Some(open_map(&map_place, &shape, &names, copy.gfid, local.size)?),
+            };
+            Ok((local, watch, map))
         };
-        let (opened, (local, watch)) = open::open(
+        let (opened, (local, watch, map)) = open::open(
             &shape,
             &names,
             &workers,
@@ -91,8 +120,15 @@ impl Session {
             cancelled,
             open_watched,
         )?;
+        let (map, trust) = map.unzip();
+        let debt = map
+            .clone()
+            .zip(trust)
+            .map(|(map, trust)| Debt::adopt(shape, map, trust, &opened.copies))
+            .transpose()
+            .map_err(LocalError::Map)?;
         let wanted = inbox.clone();
-        let gate = Arc::new(WriteGate::new(move || {
+        let gate = Arc::new(WriteGate::new(map.clone(), move || {
             let _ = wanted.send(Input::WriteWanted);
         }));
         for (brick, worker) in workers.iter().enumerate() {
@@ -113,6 +149,7 @@ impl Session {
             fence: opened.fence,
             read_only: terms.read_only,
             local: watch,
+            debt,
             quorum_timeout,
             quorum_deadline: None,
             snapshot: snapshot.clone(),
@@ -127,9 +164,9 @@ impl Session {
             })?;
         Ok((
             Self {
+                handle: SessionHandle::new(shape, inbox.clone(), gate.clone(), snapshot, map),
                 inbox,
                 gate,
-                snapshot,
                 thread: Some(thread),
             },
             local,
@@ -141,27 +178,27 @@ impl Session {
         self.gate.clone()
     }
 
-    /// A way to see the session's state from another thread.
-    pub fn watch(&self) -> SessionWatch {
-        SessionWatch {
-            snapshot: self.snapshot.clone(),
-            gate: self.gate.clone(),
-        }
+    /// A way to see the session's state, and to ask things of it, from other threads.
+    pub fn handle(&self) -> SessionHandle {
+        self.handle.clone()
     }
 
-    /// Ends the session: lifts the fence and gives the locks back. The device
-    /// must be drained before.
-    pub fn close(mut self) {
-        self.end();
+    /// Ends the session: removes the marks against peers that miss nothing, lifts the
+    /// fence and gives the locks back. The device must be drained before.
+    pub fn close(mut self) -> Ending {
+        self.end()
     }
 
-    fn end(&mut self) {
+    fn end(&mut self) -> Ending {
+        // A thread that is gone has closed its inbox.
         let _ = self.inbox.send(Input::Close);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the session's thread panicked");
-        }
+        let ended = self.thread.take().map(JoinHandle::join);
+        ended.map_or(Ending::Behind, |ended| {
+            ended.unwrap_or_else(|_| {
+                log::error!("the session's thread panicked");
+                Ending::Behind
+            })
+        })
     }
 }
 
@@ -171,24 +208,33 @@ impl Drop for Session {
     }
 }
 
-/// See [`Session::watch`].
-#[derive(Clone)]
-pub struct SessionWatch {
-    snapshot: Arc<Mutex<Snapshot>>,
-    gate: Arc<WriteGate>,
-}
-
-impl SessionWatch {
-    /// The state as it is now.
-    pub fn snapshot(&self) -> Snapshot {
-        let mut snapshot = self
-            .snapshot
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .clone();
-        snapshot.write_waiting = self.gate.is_wanted();
-        snapshot
+/// Opens the dirty map, or makes it. What is not trusted counts as dirty.
+fn open_map(
+    place: &MapPlace,
+    shape: &Shape,
+    names: &Names,
+    gfid: uuid::Uuid,
+    size: u64,
+) -> Result<(Arc<DirtyMap>, Trust), MapError> {
+    let identity = dirty::Identity {
+        gfid,
+        size,
+        extent_size: place.extent_size,
+        local: names.one(shape.local),
+        peers: shape.peers().iter().map(|peer| names.one(peer)).collect(),
+    };
+    let (map, trust) = DirtyMap::open(&place.path, &identity)?;
+    match trust {
+        Trust::Fresh | Trust::CleanClose => {}
+        Trust::Kept { interrupted } => log::info!(
+            "the former daemon did not end properly; {interrupted} extents had writes in flight"
+        ),
+        Trust::Distrusted(why) => log::warn!(
+            "the dirty map {} is not trusted ({why}): copies that are marked are compared as a whole",
+            place.path.display()
+        ),
     }
+    Ok((Arc::new(map), trust))
 }
 
 fn start_workers(
@@ -236,5 +282,6 @@ fn first_snapshot(names: &Names, opened: &Opened, me: &Holder, read_only: bool) 
         holder: me.clone(),
         copies: names.bricks.iter().enumerate().map(copy).collect(),
         write_waiting: false,
+        healing: None,
     }
 }

@@ -63,6 +63,7 @@ impl Daemon {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let file = |end: &str| node.place().dir().join(format!("daemon{id}.{end}"));
         let (log, socket, run_dir) = (file("log"), file("sock"), file("run"));
+        let state_dir = node.place().dir().join("state");
         let mut command = node.command(BINARY);
         command
             .args(["serve", "--log-level", "debug", "--server", node.address()])
@@ -70,6 +71,8 @@ impl Daemon {
             .arg(&socket)
             .arg("--run-dir")
             .arg(&run_dir)
+            .arg("--state-dir")
+            .arg(&state_dir)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

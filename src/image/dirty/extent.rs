@@ -75,6 +75,31 @@ impl Peers {
         self.0 & Self::from(peer).0 != 0
     }
 
+    /// The peers whose bits are set in `bits`, the lowest being peer 0.
+    pub fn from_bits(bits: u8) -> Self {
+        Self(bits & ((1 << MAX_PEERS) - 1))
+    }
+
+    /// As bits; see [`Peers::from_bits`].
+    pub fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Is it empty?
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The peers in either set.
+    pub fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The peers that are not in `other`.
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// The peers in both sets.
     pub fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)

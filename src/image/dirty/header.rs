@@ -6,15 +6,16 @@
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{I32, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::extent::Peers;
 use super::geometry::{ExtentSize, Geometry};
 
 /// What the file begins with.
 const MAGIC: [u8; 8] = *b"bypassDM";
 /// The layout of header and words. A map of another version is not trusted.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Length of the header in bytes.
 pub const LEN: usize = size_of::<Raw>();
@@ -85,6 +86,26 @@ pub enum Distrust {
     HostRestarted,
 }
 
+/// What the map's session knows about the marks on the bricks, kept so that the next
+/// session can tell whether the map explains them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// The value of the counters that this session stores; 0: none yet.
+    pub stamp: i32,
+    /// The value that was stored before it, which a brick may still have.
+    pub previous: i32,
+    /// Peers that are dirty because nobody knows better: what they miss is found
+    /// by comparing.
+    pub suspect: Peers,
+}
+
+impl Record {
+    /// Was a counter of this value stored by a session that had this map?
+    pub fn explains(&self, counter: i32) -> bool {
+        counter != 0 && (counter == self.stamp || counter == self.previous)
+    }
+}
+
 /// The contents of a header that is well-formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -98,6 +119,8 @@ pub struct Header {
     pub boot_id: Uuid,
     /// Closed after the last open, all its words on the disk.
     pub clean: bool,
+    /// About the marks.
+    pub record: Record,
     local: [u8; 32],
     peers: [u8; 32],
 }
@@ -116,7 +139,10 @@ struct Raw {
     peers: [u8; 32],
     peer_count: u8,
     clean: u8,
-    reserved: [u8; 6],
+    suspect: u8,
+    reserved: [u8; 5],
+    stamp: I32,
+    previous: I32,
     checksum: [u8; 32],
 }
 
@@ -137,6 +163,7 @@ impl Header {
             epoch: 1,
             boot_id,
             clean: false,
+            record: Record::default(),
             local: digest([&identity.local]),
             peers: digest(&identity.peers),
         }
@@ -156,7 +183,10 @@ impl Header {
             peers: self.peers,
             peer_count: self.geometry.all_peers().iter().count() as u8,
             clean: self.clean.into(),
-            reserved: [0; 6],
+            suspect: self.record.suspect.bits(),
+            reserved: [0; 5],
+            stamp: self.record.stamp.into(),
+            previous: self.record.previous.into(),
             checksum: [0; 32],
         };
         raw.checksum = raw.sum();
@@ -192,6 +222,11 @@ impl Header {
             epoch: raw.epoch.get(),
             boot_id: Uuid::from_bytes(raw.boot_id),
             clean: raw.clean == 1,
+            record: Record {
+                stamp: raw.stamp.get(),
+                previous: raw.previous.get(),
+                suspect: Peers::from_bits(raw.suspect).and(geometry.all_peers()),
+            },
             local: raw.local,
             peers: raw.peers,
         })

@@ -6,11 +6,12 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use super::error::MapError;
 use super::extent::{Extent, LANES, Peer, Peers, State};
 use super::geometry::Geometry;
-use super::header::{Distrust, Header, Identity};
+use super::header::{Distrust, Header, Identity, Record};
 use super::mapping::{Mapping, RoleLock};
 use super::scan::Scan;
 use super::sync::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +26,8 @@ pub struct DirtyMap {
     session: Option<RoleLock>,
     /// A write was told [`Begun::Full`] and nobody [`Ended::RoomAgain`] since.
     wants_room: AtomicBool,
+    /// Changed by the session alone, and with it the header in the file.
+    record: Mutex<Record>,
 }
 
 /// The answer to a write that wants to begin.
@@ -57,6 +60,7 @@ impl DirtyMap {
         header: Header,
         session: Option<RoleLock>,
     ) -> Result<Self, MapError> {
+        let record = Mutex::new(header.record);
         let mapping = Mapping::of(&file, &header.geometry)
             .map_err(|e| MapError::of("map", path, header.geometry.file_len(), e))?;
         Ok(Self {
@@ -66,6 +70,7 @@ impl DirtyMap {
             header,
             session,
             wants_room: AtomicBool::new(false),
+            record,
         })
     }
 
@@ -227,6 +232,25 @@ impl DirtyMap {
     /// What differs.
     pub fn check(&self, identity: &Identity) -> Result<(), Distrust> {
         self.header.check_identity(identity)
+    }
+
+    /// What is known about the marks on the bricks.
+    pub fn record(&self) -> Record {
+        *self.record.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Keeps what is known about the marks; it is on the disk when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotOwner`] on an attached map, [`MapError::Io`].
+    pub fn set_record(&self, record: Record) -> Result<(), MapError> {
+        if self.record() == record {
+            return Ok(());
+        }
+        self.write_header(record, false)?;
+        *self.record.lock().unwrap_or_else(|e| e.into_inner()) = record;
+        Ok(())
     }
 
     /// The map's file.

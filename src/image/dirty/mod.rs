@@ -40,7 +40,7 @@ mod tests;
 pub use error::MapError;
 pub use extent::{Copied, Peer, Peers};
 pub use geometry::ExtentSize;
-pub use header::{Distrust, Identity};
+pub use header::{Distrust, Identity, Record};
 pub use healer::Healer;
 pub use map::{Begun, DirtyMap, Ended};
 pub use open::Trust;

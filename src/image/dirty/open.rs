@@ -18,14 +18,14 @@ use uuid::Uuid;
 
 use super::error::MapError;
 use super::geometry::{Geometry, WORDS_AT};
-use super::header::{self, Distrust, Header, Identity};
+use super::header::{self, Distrust, Header, Identity, Record};
 use super::map::DirtyMap;
 use super::mapping::{Role, RoleLock};
 use super::scan::spread;
 
 /// How long an open waits for a role: longer than a healer holds the session's
 /// while it settles what a dead one left ([`DirtyMap::settle_abandoned`]).
-const ROLE_WAIT: Duration = Duration::from_secs(1);
+const ROLE_WAIT: Duration = Duration::from_secs(5);
 /// How often it asks meanwhile.
 const ROLE_POLL: Duration = Duration::from_millis(10);
 /// How often an open begins anew because the file changed under it.
@@ -130,11 +130,7 @@ impl DirtyMap {
     /// [`MapError::NotOwner`] on an attached map, [`MapError::InFlight`],
     /// [`MapError::Io`].
     pub fn close_clean(&self) -> Result<(), MapError> {
-        if !self.is_session() {
-            return Err(MapError::NotOwner {
-                path: self.path().to_owned(),
-            });
-        }
+        self.check_owner()?;
         let extents = self.extents_in_flight();
         if extents > 0 {
             return Err(MapError::InFlight {
@@ -143,9 +139,23 @@ impl DirtyMap {
             });
         }
         self.sync()?;
+        self.write_header(self.record(), true)
+    }
+
+    pub(super) fn write_header(&self, record: Record, clean: bool) -> Result<(), MapError> {
+        self.check_owner()?;
         let mut header = self.header().clone();
-        header.clean = true;
+        (header.clean, header.record) = (clean, record);
         write_header(self.file(), self.path(), &header)
+    }
+
+    fn check_owner(&self) -> Result<(), MapError> {
+        if self.is_session() {
+            return Ok(());
+        }
+        Err(MapError::NotOwner {
+            path: self.path().to_owned(),
+        })
     }
 
     /// When no session has the map: counts the writes that a dead one left in

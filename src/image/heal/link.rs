@@ -102,6 +102,8 @@ pub enum HealState {
 pub struct Hint {
     /// Marks stand against some peer: there is, or was, something to heal.
     pub marked: bool,
+    /// Some mark could go now: against a peer that misses nothing.
+    pub removable: bool,
     /// Per peer: its extents are dirty because nobody knows better, so checksums
     /// are to be compared first.
     pub suspect: Vec<bool>,

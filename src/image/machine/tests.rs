@@ -26,7 +26,7 @@ fn dirty() -> Machine {
 fn rejoined(brick: usize, accuses: &[usize]) -> Event {
     Event::Rejoined {
         brick,
-        accuses: accuses.iter().copied().collect(),
+        marks_stand: [1, 2].iter().all(|peer| accuses.contains(peer)),
         local_accused_by: None,
         local_untouched: true,
     }
@@ -136,7 +136,7 @@ fn a_dirty_session_that_holds_no_brick_waits_until_its_marks_stand_again() {
     );
     let written = |brick| Event::Rejoined {
         brick,
-        accuses: BrickSet::EMPTY,
+        marks_stand: false,
         local_accused_by: None,
         local_untouched: false,
     };
@@ -196,7 +196,7 @@ fn a_returned_brick_that_lost_its_marks_is_marked_again() {
 fn an_accused_local_copy_stops_the_session_in_every_phase() {
     let accused = Event::Rejoined {
         brick: 1,
-        accuses: BrickSet::only(0),
+        marks_stand: false,
         local_accused_by: Some(1),
         local_untouched: true,
     };
@@ -232,7 +232,7 @@ fn only_the_session_without_quorum_gives_way_to_another() {
 fn a_clean_session_stops_if_its_file_changed_while_it_had_no_quorum() {
     let changed = |brick| Event::Rejoined {
         brick,
-        accuses: BrickSet::EMPTY,
+        marks_stand: false,
         local_accused_by: None,
         local_untouched: false,
     };
@@ -256,9 +256,87 @@ fn a_dirty_session_is_not_confused_by_its_own_writes() {
     machine.step(Event::Lost(2));
     machine.step(Event::Rejoined {
         brick: 1,
-        accuses: [1, 2].into_iter().collect(),
+        marks_stand: true,
         local_accused_by: None,
         local_untouched: false,
     });
     assert_eq!(machine.phase(), &Phase::Dirty);
+}
+
+/// A dirty session in the midst of removing marks.
+fn unmarking() -> Machine {
+    let mut machine = dirty();
+    assert_eq!(machine.may_unmark(), Ok(()));
+    assert_eq!(
+        machine.step(Event::UnmarkBegun),
+        [Action::SetGate(GateState::Hold)]
+    );
+    machine
+}
+
+#[test]
+fn after_marks_were_removed_the_next_write_stores_them_anew() {
+    let mut machine = unmarking();
+    let actions = machine.step(Event::UnmarkOver { changed: true });
+    assert!(!opens_gate(&actions));
+    assert_eq!(machine.phase(), &Phase::Unmarked);
+    assert_eq!(
+        machine.step(Event::WriteWanted),
+        [Action::Mark(BrickSet::first(3))]
+    );
+    assert!(!opens_gate(&machine.step(Event::MarkRoundOver)));
+}
+
+#[test]
+fn a_removal_that_changed_nothing_lets_the_writes_go_on() {
+    let mut machine = unmarking();
+    let actions = machine.step(Event::UnmarkOver { changed: false });
+    assert!(opens_gate(&actions));
+    assert_eq!(machine.phase(), &Phase::Dirty);
+}
+
+#[test]
+fn a_removal_that_lost_every_brick_does_not_open_the_gate() {
+    let mut machine = unmarking();
+    (0..3).for_each(|brick| drop(machine.step(Event::Lost(brick))));
+    let actions = machine.step(Event::UnmarkOver { changed: false });
+    assert!(!opens_gate(&actions));
+    assert_eq!(machine.phase(), &Phase::Stalled);
+}
+
+#[test]
+fn marks_are_not_removed_without_the_local_brick_or_a_quorum() {
+    let mut machine = dirty();
+    machine.step(Event::Lost(0));
+    assert_eq!(machine.may_unmark(), Err(CannotUnmark::LocalAway));
+    assert_eq!(machine.step(Event::UnmarkBegun), []);
+    let mut machine = dirty();
+    machine.step(Event::Lost(1));
+    machine.step(Event::Lost(2));
+    assert_eq!(machine.may_unmark(), Err(CannotUnmark::NoQuorum));
+    let mut machine = dirty();
+    machine.step(Event::TakenByOther(1));
+    machine.step(Event::LocalAccused { by: 1 });
+    assert_eq!(machine.may_unmark(), Err(CannotUnmark::Busy));
+}
+
+#[test]
+fn after_an_unmark_a_change_behind_our_back_is_noticed_again() {
+    let mut machine = unmarking();
+    machine.step(Event::UnmarkOver { changed: true });
+    machine.step(Event::Lost(1));
+    machine.step(Event::Lost(2));
+    let touched = Event::Rejoined {
+        brick: 1,
+        marks_stand: false,
+        local_accused_by: None,
+        local_untouched: false,
+    };
+    assert_eq!(
+        machine.step(touched),
+        [
+            Action::SetGate(GateState::FailAll),
+            Action::Stop(StopReason::ChangedUnderneath)
+        ]
+    );
 }

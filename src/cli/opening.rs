@@ -1,0 +1,207 @@
+//! Finding an image and opening a session on it: what `serve`, `heal` and `heald`
+//! have in common.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::gluster::Timeouts;
+use crate::image::dirty::{ExtentSize, MapError};
+use crate::image::error::chain;
+use crate::image::gluster_port::{GlusterPort, identity};
+use crate::image::heal::Job;
+use crate::image::holder::Holder;
+use crate::image::local::{self, LocalFile, LocalTerms};
+use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
+use crate::image::machine::StopReason;
+use crate::image::open::Terms;
+use crate::image::session::{Ending, MapPlace, Session, Setup};
+use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
+
+use super::brick_view::{host_name, lock_owner};
+use super::{Failure, Server};
+
+/// Where this host keeps what it knows of its images.
+#[derive(Args, Clone, Debug)]
+pub struct StateDirArgs {
+    /// The folder of the dirty maps: which parts of an image the other copies miss.
+    /// Best on a disk of its own speed; 2 bytes per extent
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+}
+
+/// `--extent-size`: bytes, or with K or M.
+pub fn extent_size(text: &str) -> Result<ExtentSize, String> {
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        _ => (text, 1),
+    };
+    let number: u32 = digits.parse().map_err(|_| "expected a size such as 64K")?;
+    let bytes = number.checked_mul(unit).ok_or("the size is too large")?;
+    ExtentSize::new(bytes).map_err(|error: MapError| error.to_string())
+}
+
+/// The image and the brick to open it from.
+pub struct Place {
+    /// Where it is.
+    pub located: Located,
+    /// Child index of the local brick.
+    pub local: usize,
+    /// The session to be.
+    pub me: Holder,
+    /// Whom the layout was asked of.
+    pub server: Server,
+}
+
+/// Finds an image that may be opened from a brick of this host.
+///
+/// # Errors
+/// Whatever forbids it.
+pub fn find(
+    server: &Server,
+    volume: &str,
+    image: &str,
+    brick: Option<&str>,
+    allow: &[Bypassable],
+    read_only: bool,
+) -> Result<Place, Failure> {
+    let timeouts = Timeouts::default();
+    let me = Holder::here(&host_name());
+    let catalog = Catalog::load(&server.host, server.port, volume, &timeouts)?;
+    let identity = identity(lock_owner(&me)?);
+    let located = catalog.find(image, &identity, &timeouts)?;
+    catalog.check_features(&located.set, allow, read_only)?;
+    let local = local_brick(&catalog, &located, brick, &identity, &timeouts)?;
+    Ok(Place {
+        located,
+        local,
+        me,
+        server: server.clone(),
+    })
+}
+
+/// How to open.
+pub struct Opening<'a> {
+    /// Locks and fence.
+    pub terms: Terms,
+    /// How long a first write waits for a quorum.
+    pub quorum_timeout: Duration,
+    /// Serve it raw whatever it looks like.
+    pub force_raw: bool,
+    /// Where the dirty map is kept.
+    pub state: &'a StateDir,
+    /// How fine a new one is.
+    pub extent_size: ExtentSize,
+}
+
+/// Opens a session; `cancelled` ends the wait for locks early.
+///
+/// # Errors
+/// Whatever forbids it.
+pub fn open(
+    place: &Place,
+    opening: &Opening<'_>,
+    cancelled: &AtomicBool,
+    on_stop: impl Fn(StopReason) + Send + 'static,
+) -> Result<(Session, LocalFile), Failure> {
+    let Place {
+        located, local, me, ..
+    } = place;
+    let read_only = opening.terms.read_only;
+    let map = place.map(opening.state);
+    if !read_only {
+        opening.state.create()?;
+        opening.state.store(&place.entry(opening.extent_size))?;
+    }
+    let setup = Setup {
+        shape: located.shape(*local),
+        names: located.names(),
+        ports: GlusterPort::for_set(located, &lock_owner(me)?, Timeouts::default()),
+        pending_names: located.set.pending_names.clone(),
+        me: me.clone(),
+        terms: opening.terms,
+        quorum_timeout: opening.quorum_timeout,
+        map: MapPlace {
+            path: map,
+            extent_size: opening.extent_size,
+        },
+    };
+    let terms = LocalTerms {
+        read_only,
+        force_raw: opening.force_raw,
+    };
+    let path = located.local_path(*local);
+    let opened = Session::open(
+        setup,
+        cancelled,
+        |copy| local::open(&path, copy.gfid, terms),
+        on_stop,
+    )?;
+    Ok(opened)
+}
+
+/// Ends a session whose device is drained, and keeps in mind if nothing is left to do.
+pub fn close(place: &Place, state: &StateDir, session: Session) {
+    if session.close() != Ending::AllEqual {
+        return;
+    }
+    let Located { volume, gfid, .. } = &place.located;
+    if let Err(error) = state.settle(volume, *gfid) {
+        log::warn!("{}", chain(&error));
+    }
+}
+
+impl Place {
+    /// The image's dirty map.
+    pub fn map(&self, state: &StateDir) -> PathBuf {
+        state.map(&self.located.volume, self.located.gfid)
+    }
+
+    /// What a healer of a session here needs to know.
+    pub fn job(&self, state: &StateDir, peers: Vec<usize>) -> Job {
+        Job {
+            volume: self.located.volume.clone(),
+            image: self.located.image.clone(),
+            gfid: self.located.gfid,
+            session: self.me.session,
+            server: self.server.host.clone(),
+            port: self.server.port,
+            local_path: self.located.local_path(self.local),
+            local: self.local,
+            map: self.map(state),
+            peers,
+        }
+    }
+
+    fn entry(&self, extent_size: ExtentSize) -> Entry {
+        Entry {
+            volume: self.located.volume.clone(),
+            image: self.located.image.clone(),
+            gfid: self.located.gfid,
+            server: self.server.host.clone(),
+            port: self.server.port,
+            brick: self.located.names().one(self.local),
+            extent_size: u32::try_from(extent_size.bytes()).unwrap_or(ExtentSize::MAX),
+            settled: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_size_is_a_power_of_two_in_range_with_or_without_a_unit() {
+        let bytes = |text: &str| extent_size(text).map(ExtentSize::bytes);
+        assert_eq!(bytes("4096"), Ok(4096));
+        assert_eq!(bytes("64K"), Ok(65536));
+        assert_eq!(bytes("1m"), Ok(1 << 20));
+        for bad in ["", "K", "3K", "2M", "2048", "5000", "9999999M", "4 K", "é"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The session thread's part in healing: marks for what peers turn out to miss, and
+//! their removal once they miss nothing.
+//!
+//! Copying is the healer's ([`super::super::heal`]).
+
+use std::ops::Range;
+
+use super::Runner;
+use crate::image::bricks::BrickSet;
+use crate::image::debt::Debt;
+use crate::image::dirty::{MapError, Peer, Peers};
+use crate::image::error::chain;
+use crate::image::heal::Unmarked;
+use crate::image::machine::{Event, Phase};
+use crate::image::port::CopyState;
+use crate::image::session::Ending;
+use crate::image::snapshot::CopySnapshot;
+use crate::image::{data_lock, unmarking};
+
+impl Runner {
+    /// What reachable peers miss must have this session's marks before it is healed.
+    /// Marks against those that are away stand already, and are enough.
+    pub(super) fn mark_debt(&mut self) {
+        let Some(debt) = &self.debt else { return };
+        let held = self.machine.held();
+        let reachable = debt.behind().iter().any(|peer| held.contains(peer));
+        if reachable && self.machine.phase() == &Phase::Unmarked {
+            self.take(Event::WriteWanted);
+        }
+    }
+
+    /// A peer whose file has another size came back as another one than it went, as
+    /// after a replaced disk.
+    pub(super) fn check_size(&mut self, brick: usize, copy: &CopyState) {
+        let Some(debt) = &mut self.debt else { return };
+        let size = debt.map().geometry().size();
+        let peer = self.shape.peers().iter().position(|peer| peer == brick);
+        let Some(peer) = peer.and_then(Peer::new).filter(|_| copy.size != size) else {
+            return;
+        };
+        log::warn!(
+            "the copy on {} has {} bytes instead of {size}: all of it is compared",
+            self.names.one(brick),
+            copy.size
+        );
+        if let Err(error) = debt.distrust(peer.into()) {
+            log::error!("{}", chain(&error));
+        }
+    }
+
+    /// Removes the marks against every peer that misses nothing.
+    pub(super) fn unmark(&mut self) -> Unmarked {
+        match self.try_unmark() {
+            Ok(unmarked) => unmarked,
+            Err(why) => Unmarked::NotYet { why },
+        }
+    }
+
+    fn try_unmark(&mut self) -> Result<Unmarked, String> {
+        self.machine.may_unmark().map_err(|why| why.to_string())?;
+        self.equal_peers()?;
+        // Most of the flushing while the guest still writes.
+        self.local.sync().map_err(|error| chain(&error))?;
+        let mut round = unmarking::begin(&self.workers, self.machine.held());
+        let equal = self.decide_unmark(&round);
+        if let Ok(equal) = equal {
+            unmarking::remove(&self.shape, &self.workers, equal, &mut round);
+        }
+        round.end(&self.workers);
+        let failed = !round.failed.is_empty();
+        for (brick, error) in &round.failed {
+            self.take(Event::Lost(*brick));
+            self.give_up(*brick, "removing marks", error);
+        }
+        self.note_copies(round.copies);
+        let changed = equal.is_ok();
+        self.take(Event::UnmarkOver { changed });
+        let equal = equal?;
+        self.rebase(equal)?;
+        if failed {
+            return Err("a brick failed while marks were removed".to_owned());
+        }
+        Ok(self.unmarked(equal))
+    }
+
+    /// The end of the session: marks that can go do.
+    pub(super) fn settle(&mut self) -> Ending {
+        let Some(debt) = &self.debt else {
+            return Ending::Behind;
+        };
+        if debt.behind().is_empty() && self.is_unmarked() {
+            return Ending::AllEqual;
+        }
+        match self.unmark() {
+            // A brick that was away may still have marks.
+            Unmarked::All if self.machine.held() == self.shape.all() => Ending::AllEqual,
+            Unmarked::All | Unmarked::Some { .. } => Ending::Behind,
+            Unmarked::NotYet { why } => {
+                log::info!("the marks stay: {why}");
+                Ending::Behind
+            }
+        }
+    }
+
+    /// No brick has a mark, all of them being known.
+    fn is_unmarked(&self) -> bool {
+        let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
+        let unmarked = |copy: &CopySnapshot| {
+            let marks = copy.pending.as_ref().filter(|_| copy.locked);
+            marks.is_some_and(|marks| marks.iter().all(|&count| count == 0))
+        };
+        self.machine.phase() == &Phase::Unmarked && snapshot.copies.iter().all(unmarked)
+    }
+
+    /// Closes the gate and names the children that miss nothing. The gate stays as
+    /// it is when marks cannot be removed for another reason.
+    fn decide_unmark(&mut self, round: &data_lock::Round) -> Result<BrickSet, String> {
+        let asked = round.busy.iter().chain(&round.failed);
+        if let Some((brick, error)) = asked.into_iter().next() {
+            return Err(format!("brick {}: {error}", self.names.one(*brick)));
+        }
+        let local = self.shape.local;
+        let accuses = |(_, copy): &&(usize, CopyState)| copy.accuses().contains(local);
+        if let Some(&(by, _)) = round.copies.iter().find(accuses) {
+            self.take(Event::LocalAccused { by });
+            return Err("a brick says that the local copy misses data".to_owned());
+        }
+        let debt = self.debt.as_mut().ok_or("the session is read-only")?;
+        let unknown = debt.note(&round.copies).map_err(|error| chain(&error))?;
+        if !unknown.is_empty() {
+            return Err("somebody else has marked a peer: all of it is compared".to_owned());
+        }
+        self.take(Event::UnmarkBegun);
+        let equal = self.equal_peers()?;
+        self.local.sync().map_err(|error| chain(&error))?;
+        Ok(equal)
+    }
+
+    /// The peers that miss nothing, if there are any.
+    fn equal_peers(&self) -> Result<BrickSet, String> {
+        let debt = self.debt.as_ref().ok_or("the session is read-only")?;
+        let equal = self.shape.peers().without(debt.behind());
+        if equal.is_empty() {
+            return Err("every peer misses something".to_owned());
+        }
+        Ok(equal)
+    }
+
+    /// A new beginning: what happens from now on is compared with now.
+    fn rebase(&mut self, equal: BrickSet) -> Result<(), String> {
+        if let Some(debt) = &mut self.debt {
+            debt.settled(equal)
+                .map_err(|error: MapError| chain(&error))?;
+        }
+        self.local.rebase().map_err(|error| chain(&error))
+    }
+
+    fn unmarked(&self, equal: BrickSet) -> Unmarked {
+        let peers = self.shape.peers();
+        if equal == peers {
+            log::info!("all copies are equal: the marks are removed");
+            return Unmarked::All;
+        }
+        log::info!("the marks against {} are removed", self.names.list(equal));
+        Unmarked::Some {
+            peers: peers.iter().map(|peer| equal.contains(peer)).collect(),
+        }
+    }
+
+    /// Somebody compared the copies, and a peer's differs: it is marked, and then
+    /// dirty.
+    pub(super) fn repair(&mut self, peer: Peer, ranges: &[Range<u64>]) -> Result<(), String> {
+        if self.machine.phase() == &Phase::Unmarked {
+            self.take(Event::WriteWanted);
+        }
+        if self.machine.phase() != &Phase::Dirty {
+            return Err("the marks cannot be stored now".to_owned());
+        }
+        let debt = self.debt.as_ref().ok_or("the session is read-only")?;
+        for range in ranges {
+            let length = range.end.saturating_sub(range.start);
+            debt.map()
+                .mark_dirty(Peers::from(peer), range.start, length);
+        }
+        Ok(())
+    }
+}
+
+/// The stamp to mark with, after what the bricks say was taken in.
+pub(super) fn stamp_for(debt: &mut Debt, copies: &[(usize, CopyState)]) -> Option<i32> {
+    let stamp = debt.note(copies).and_then(|_| debt.stamp());
+    stamp
+        .inspect_err(|error| log::error!("{}", chain(error)))
+        .ok()
+}
