@@ -3,21 +3,22 @@
 mod protocol;
 
 use protocol::properties::INVARIANTS;
-use protocol::setting::{Amendments, Clearing, Protection, Setting};
+use protocol::setting::{Protection, Setting};
 use stateright::{Checker, HasDiscoveries, Model};
 
 fn run(setting: Setting, any: bool, path: bool) {
     let start = std::time::Instant::now();
+    let n = |k: &str, d: usize| std::env::var(k).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
     let checker = setting
         .checker()
-        .threads(1)
+        .threads(n("T", 1))
         .finish_when(if any {
             HasDiscoveries::AnyFailures
         } else {
             HasDiscoveries::All
-        })
-        .spawn_bfs()
-        .join();
+        });
+    let checker = if n("MAX", 0) > 0 { checker.target_state_count(n("MAX", 0)) } else { checker };
+    let checker = checker.spawn_bfs().join();
     println!(
         "{setting:?}: {} unique, {} total, depth {}, done {}, {:?}",
         checker.unique_state_count(),
@@ -30,54 +31,11 @@ fn run(setting: Setting, any: bool, path: bool) {
         if INVARIANTS.contains(&name) {
             println!("   BROKEN: {name}");
             if path {
+                println!("   END {:?}", p.last_state());
                 println!("   {:?}", p.into_actions());
             }
         } else if !any {
             println!("   found {name}");
-        }
-    }
-}
-
-#[test]
-fn mutations() {
-    use Protection::*;
-    let n = |k: &str, d: u8| {
-        std::env::var(k)
-            .ok()
-            .and_then(|v| v.parse().ok())
-            .unwrap_or(d)
-    };
-    for m in [
-        MarksOnPeers,
-        MarksBeforeGate,
-        MarksDurable,
-        MarksStayOnLoss,
-        HealLock,
-        LocksOnPeers,
-        MarksReadOnRejoin,
-        MarksReadOnMarking,
-        SelfAccusersBelieved,
-        OpenQuorum,
-        FileWatched,
-        Stopping,
-    ] {
-        for bricks in [2, 3] {
-            run(
-                Setting {
-                    bricks,
-                    arbiter: false,
-                    locals: [0, 1],
-                    writes: n("W", 2),
-                    faults: n("F", 2),
-                    opens: n("O", 2),
-                    clearing: Clearing::Whole,
-                    late_notice: false,
-                    without: Some(m),
-                    with: Amendments::ALL,
-                },
-                true,
-                n("P", 0) == 1,
-            );
         }
     }
 }
@@ -90,26 +48,31 @@ fn explore() {
             .and_then(|v| v.parse().ok())
             .unwrap_or(d)
     };
-    let a = n("A", 0);
+    use Protection::*;
+    let all = [
+        MarksOnPeers, MarksBeforeGate, MarksDurable, MarksStayOnLoss, LocalMarkedLast, LocalFileCompletes,
+        RoundKeepsConnection, FileCompared, HealLock, LocksOnPeers, MarksReadAgain, SelfAccusersBelieved,
+        OpenQuorum, MapBeforeWrite, MapDistrusted, StampsCompared, ForeignMarksNoted, CopyingFlag, PeerFsynced,
+        GateHeld, LocalFsynced, RemovalDurable, RecordChecked, CopyLock, OldCopyAccused, PromotedLast,
+        PromotedWitness, PromotedOnly,
+    ];
+    let m = std::env::var("M").unwrap_or_default();
+    let without = all.into_iter().find(|p| format!("{p:?}") == m);
     run(
         Setting {
             bricks: n("N", 2) as usize,
             arbiter: n("ARB", 0) == 1,
             locals: [n("L0", 0) as usize, n("L1", 1) as usize],
             writes: n("W", 2),
+            extents: n("E", 1),
             faults: n("F", 2),
             opens: n("O", 2),
-            clearing: [Clearing::Whole, Clearing::BrickByBrick, Clearing::Volatile]
-                [n("C", 0) as usize],
-            late_notice: n("LATE", 0) == 1,
-            without: None,
-            with: Amendments {
-                local_last: a & 1 != 0,
-                loss_noted_first: a & 2 != 0,
-                file_compared: a & 4 != 0,
-            },
+            clients: n("C", 0),
+            promotes: n("P", 0),
+            healing: n("H", 0) == 1,
+            without,
         },
-        n("ANY", 0) == 1,
+        n("ANY", 1) == 1,
         true,
     );
 }

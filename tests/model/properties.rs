@@ -5,10 +5,10 @@ use bypass_blk::image::decide::Refusal;
 use bypass_blk::image::machine::{GateState, Phase, StopReason};
 use stateright::Property;
 
-use super::heal::directions;
 use super::rim::decision;
 use super::setting::Setting;
-use super::world::{BRICKS, Breach, Daemon, Healer, World, Writes};
+use super::stock::directions;
+use super::world::{BRICKS, Breach, Daemon, World, Writes};
 
 /// Invariant 1.
 pub const MARKED: &str = "no write without durable marks against every peer on a quorum";
@@ -18,12 +18,23 @@ pub const ONE_WRITER: &str = "never two open gates";
 pub const NO_STALE_OPEN: &str = "no session opens a copy without all acknowledged writes";
 /// Invariants 3 and 7.
 pub const NO_STALE_WRITE: &str = "no write to a copy without all acknowledged writes";
-/// Invariant 7.
+/// Invariants 5 and 7.
 pub const NOT_UNDERNEATH: &str = "no write to a file that changed under its guest";
-/// Invariant 4.
-pub const NO_FALSE_CLEAN: &str = "a copy without all acknowledged writes is durably accused";
-/// Invariants 8 and 9.
+/// Invariants 4 and 8.
+pub const NO_FALSE_CLEAN: &str = "copies that nobody durably accuses are equal and complete";
+/// Invariant 9.
 pub const ENDS_WELL: &str = "stock heal alone, everything back, makes all copies the fresh one";
+
+/// The names of the properties that must always hold.
+pub const INVARIANTS: [&str; 7] = [
+    MARKED,
+    ONE_WRITER,
+    NO_STALE_OPEN,
+    NO_STALE_WRITE,
+    NOT_UNDERNEATH,
+    NO_FALSE_CLEAN,
+    ENDS_WELL,
+];
 
 /// All properties.
 pub fn all() -> Vec<Property<Setting>> {
@@ -42,8 +53,8 @@ pub fn all() -> Vec<Property<Setting>> {
             |setting, w| (0..2).any(|slot| writes_cut_off(setting, w, slot)),
         ),
         sometimes("both sessions wrote, and all copies have it", |_, w| {
-            let by_both = w.by_second != 0 && w.by_second != w.acked;
-            by_both && w.healer == Healer::Idle && copies_equal(w)
+            let by_both = w.acked & w.by_second != 0 && w.acked & !w.by_second != 0;
+            by_both && copies_equal_and_clean(w)
         }),
         sometimes(
             "a second session is refused for its stale copy",
@@ -53,10 +64,7 @@ pub fn all() -> Vec<Property<Setting>> {
             w.daemons.iter().all(|d| matches!(d, Daemon::Open(_)))
         }),
         sometimes("a write waits for a quorum", |_, w| {
-            in_phase(w, &Phase::Stalled)
-        }),
-        sometimes("writes fail for want of a quorum", |_, w| {
-            in_phase(w, &Phase::Failed)
+            in_phase(w, |phase| phase == &Phase::Stalled)
         }),
         sometimes("a session stops: its copy is accused", |_, w| {
             stopped(w, |why| matches!(why, StopReason::CopyAccused { .. }))
@@ -65,12 +73,33 @@ pub fn all() -> Vec<Property<Setting>> {
             stopped(w, |why| matches!(why, StopReason::LockTaken { .. }))
         }),
         sometimes("a crash takes a mark that was not fsynced", |_, w| {
-            w.bricks
-                .iter()
-                .any(|brick| !brick.up && brick.stored.is_empty())
-                && w.bricks.iter().any(|brick| !brick.stored.is_empty())
+            let unmarked = |brick: &super::world::Brick| brick.stored == [0; BRICKS];
+            w.bricks.iter().any(|brick| !brick.up && unmarked(brick))
+                && !w.bricks.iter().all(unmarked)
+        }),
+        sometimes("our healer alone makes all copies equal, unmarked", |s, w| {
+            s.healing && w.acked != 0 && copies_equal_and_clean(w) && in_phase(w, is_unmarked)
+        }),
+        sometimes("one peer is unmarked, the other is not", |s, w| {
+            let marked = |copy| w.bricks.iter().any(|brick| brick.stored[copy] != 0);
+            let peers = s.shape(0).peers();
+            s.healing && in_phase(w, is_unmarked) && peers.iter().any(marked) && !peers.iter().all(marked)
+        }),
+        sometimes("a promoted copy wins, and all copies are equal", |_, w| {
+            w.given_up != 0 && copies_equal_and_clean(w)
         }),
     ]
+}
+
+/// The names of those that a setting without healing, promotion or a third brick
+/// cannot reach.
+pub fn is_reachable(setting: &Setting, name: &str) -> bool {
+    match name {
+        "our healer alone makes all copies equal, unmarked" => setting.healing,
+        "one peer is unmarked, the other is not" => setting.healing && setting.bricks > 2,
+        "a promoted copy wins, and all copies are equal" => setting.promotes > 0,
+        _ => setting.promotes == 0 && setting.clients == 0,
+    }
 }
 
 type Condition = fn(&Setting, &World) -> bool;
@@ -82,17 +111,6 @@ fn always(name: &'static str, holds: Condition) -> Property<Setting> {
 fn sometimes(name: &'static str, holds: Condition) -> Property<Setting> {
     Property::sometimes(name, holds)
 }
-
-/// The names of the properties that must always hold.
-pub const INVARIANTS: [&str; 7] = [
-    MARKED,
-    ONE_WRITER,
-    NO_STALE_OPEN,
-    NO_STALE_WRITE,
-    NOT_UNDERNEATH,
-    NO_FALSE_CLEAN,
-    ENDS_WELL,
-];
 
 fn open_gates(world: &World) -> usize {
     let open = |&slot: &usize| {
@@ -109,42 +127,52 @@ fn copies(setting: &Setting) -> impl Iterator<Item = usize> {
 }
 
 fn no_false_clean(setting: &Setting, world: &World) -> bool {
-    let accused = |copy: usize| {
-        let by = |brick: &super::world::Brick| {
-            brick.stored.contains(copy) && brick.durable.contains(copy)
-        };
-        world.bricks.iter().any(by)
+    let accused = |copy: &usize| world.bricks.iter().any(|by| by.surely_accuses(*copy));
+    let mut unaccused = copies(setting).filter(|copy| !accused(copy));
+    let data = |copy: usize| world.bricks[copy].data;
+    let Some(first) = unaccused.next() else {
+        return true;
     };
-    copies(setting).all(|i| world.acked & !world.bricks[i].data == 0 || accused(i))
+    is_fresh(world, data(first)) && unaccused.all(|copy| data(copy) == data(first))
 }
 
-/// If every session ended now and every brick came back: whatever way the stock
-/// heal goes, do all copies get every acknowledged write?
+/// Has a copy with these writes all that was acknowledged, and nothing given up?
+fn is_fresh(world: &World, data: Writes) -> bool {
+    world.acked & !data == 0 && world.given_up & data == 0
+}
+
+/// If every session and healer ended now and every brick came back: whatever way the
+/// stock heal goes, do all copies get every acknowledged write? After a promotion it
+/// may also see a split-brain, which a session on the promoted copy ends.
 fn ends_well(setting: &Setting, world: &World) -> bool {
-    let rows = world.rows();
-    let data = world.bricks.map(|brick| brick.data);
-    if rows.iter().all(|row| row.is_empty()) {
-        return all_fresh(setting, world.acked, &data);
+    let mut data = world.bricks.map(|brick| brick.data);
+    if world.bricks.iter().all(|brick| brick.stored == [0; BRICKS]) {
+        return all_fresh(setting, world, &data);
     }
-    let directions = directions(setting, &rows);
-    let good = |source: usize, sinks: BrickSet| {
-        let mut healed = data;
+    let ways = directions(setting, world);
+    if ways.is_empty() {
+        return world.given_up != 0;
+    }
+    let mut good = |source: usize, sinks: BrickSet| {
         for sink in sinks.iter() {
-            healed[sink] = data[source];
+            data[sink] = world.bricks[source].data;
         }
-        all_fresh(setting, world.acked, &healed)
+        let healed = all_fresh(setting, world, &data);
+        data = world.bricks.map(|brick| brick.data);
+        healed
     };
-    !directions.is_empty() && directions.iter().all(|way| good(way.source, way.sinks))
+    ways.iter().all(|way| good(way.source, way.sinks))
 }
 
-fn all_fresh(setting: &Setting, acked: Writes, data: &[Writes; BRICKS]) -> bool {
-    copies(setting).all(|i| data[i] == data[0] && acked & !data[i] == 0)
+fn all_fresh(setting: &Setting, world: &World, data: &[Writes; BRICKS]) -> bool {
+    copies(setting).all(|i| data[i] == data[0] && is_fresh(world, data[i]))
 }
 
-fn copies_equal(world: &World) -> bool {
+fn copies_equal_and_clean(world: &World) -> bool {
     // The modelled arbiter is the last brick and its data never changes.
-    let fresh = |i: usize| world.bricks[i].data == world.acked;
-    fresh(0) && fresh(1) && world.bricks.iter().all(|brick| brick.stored.is_empty())
+    let same = world.bricks[0].data == world.bricks[1].data;
+    let unmarked = |brick: &super::world::Brick| brick.stored == [0; BRICKS];
+    same && is_fresh(world, world.bricks[0].data) && world.bricks.iter().all(unmarked)
 }
 
 fn writes_cut_off(setting: &Setting, world: &World, slot: usize) -> bool {
@@ -161,13 +189,13 @@ fn refused_as_stale(setting: &Setting, world: &World, slot: usize) -> bool {
     closed && matches!(decision, Err(Refusal::Stale { .. }))
 }
 
-fn in_phase(world: &World, phase: &Phase) -> bool {
-    let is = |slot| {
-        world
-            .session(slot)
-            .is_some_and(|s| s.machine.phase() == phase)
-    };
-    is(0) || is(1)
+fn is_unmarked(phase: &Phase) -> bool {
+    phase == &Phase::Unmarked
+}
+
+fn in_phase(world: &World, is: fn(&Phase) -> bool) -> bool {
+    let in_phase = |slot| world.session(slot).is_some_and(|s| is(s.machine.phase()));
+    in_phase(0) || in_phase(1)
 }
 
 fn stopped(world: &World, why: impl Fn(StopReason) -> bool) -> bool {

@@ -1,5 +1,6 @@
-//! A session's rim, as `open.rs`, `session.rs`, `marking.rs` and `worker.rs` have
-//! it, around the real machine and the real decision.
+//! A session's rim, as `open.rs`, `session.rs`, `runner.rs` and `worker.rs` have it,
+//! around the real machine and the real decision. Rounds of marking and unmarking
+//! are in `round.rs`.
 //!
 //! What is one step here is either one step there, or several between which
 //! nothing that happens elsewhere matters: locks are taken together, since those
@@ -8,12 +9,14 @@
 
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::decide::{Opening, Refusal, Seen, decide};
-use bypass_blk::image::machine::{Action, Event, GateState, Machine, Phase};
+use bypass_blk::image::machine::{Action, Event, GateState, Machine};
 use uuid::Uuid;
 
+use super::debt;
 use super::setting::{Protection, Setting};
 use super::world::{
-    BRICKS, Breach, Brick, Conn, Daemon, Lease, Link, Report, Round, Session, World,
+    BRICKS, Breach, Brick, Conn, Daemon, Lease, Link, Report, Round, Row, Session, World,
+    accused_by,
 };
 
 /// The world, with a session in `slot` at work.
@@ -38,7 +41,7 @@ pub fn decision(
                 false => Seen::Away,
             };
         }
-        let row = world.bricks[brick].stored;
+        let row = accused_by(&unruled(world, slot, brick, &setting.shape(slot).local));
         let ignored = fools_ignored && row.contains(brick);
         said(setting, brick, if ignored { BrickSet::EMPTY } else { row })
     };
@@ -54,8 +57,19 @@ fn said(setting: &Setting, brick: usize, accuses: BrickSet) -> Seen {
     }
 }
 
+/// The brick's row without the accusation that a promotion of the local copy
+/// overruled.
+pub fn unruled(world: &World, slot: usize, brick: usize, local: &usize) -> Row {
+    let mut row = world.bricks[brick].stored;
+    if world.overruled[slot] == Some((brick, row[*local])) {
+        row[*local] = 0;
+    }
+    row
+}
+
 impl Rim<'_> {
-    fn local(&self) -> usize {
+    /// Child index of the session's own brick.
+    pub fn local(&self) -> usize {
         self.setting.locals[self.slot]
     }
 
@@ -70,7 +84,7 @@ impl Rim<'_> {
     }
 
     /// Takes the locks on `bricks`, which are free.
-    pub fn take_locks(&mut self, bricks: BrickSet) {
+    pub fn take_locks(&mut self, bricks: BrickSet) -> [Conn; BRICKS] {
         let mut conns = [Conn::Away; BRICKS];
         for brick in bricks.iter() {
             conns[brick] = Conn::Joined;
@@ -78,18 +92,22 @@ impl Rim<'_> {
                 self.world.bricks[brick].lease = Some(self.lease());
             }
         }
-        self.world.daemons[self.slot] = Daemon::Opening(conns);
+        conns
     }
 
     /// Does the session take locks there at all?
-    pub fn locks_on(&self, brick: usize) -> bool {
+    fn locks_on(&self, brick: usize) -> bool {
         brick == self.local() || !self.setting.lacks(Protection::LocksOnPeers)
     }
 
     /// Reads, decides, publishes; then the session is open, or gone.
     pub fn finish_open(&mut self, mut conns: [Conn; BRICKS]) {
         let held: BrickSet = (0..BRICKS).filter(|&i| conns[i] == Conn::Joined).collect();
-        if decision(self.setting, self.world, self.slot, held).is_err() {
+        let other_promoted =
+            |i: usize| i != self.local() && held.contains(i) && self.world.bricks[i].witness;
+        let forbidden =
+            !self.setting.lacks(Protection::PromotedOnly) && (0..BRICKS).any(other_promoted);
+        if forbidden || decision(self.setting, self.world, self.slot, held).is_err() {
             self.world.daemon_gone(self.slot);
             return;
         }
@@ -105,6 +123,7 @@ impl Rim<'_> {
         if self.world.acked & !view != 0 {
             self.world.breach = Some(Breach::StaleOpen);
         }
+        debt::adopt(self.setting, self.world, self.slot, held);
         self.world.daemons[self.slot] = Daemon::Open(Session {
             machine: Machine::new(self.setting.shape(self.slot), held),
             gate: GateState::Hold,
@@ -113,18 +132,20 @@ impl Rim<'_> {
             todo: Vec::new(),
             round: None,
             view,
+            in_flight: None,
         });
     }
 
     /// The session and its brick, both to be changed.
-    fn with(&mut self, brick: usize) -> Option<(&mut Session, &mut Brick)> {
+    pub fn with(&mut self, brick: usize) -> Option<(&mut Session, &mut Brick)> {
         match &mut self.world.daemons[self.slot] {
             Daemon::Open(session) => Some((session, &mut self.world.bricks[brick])),
             _ => None,
         }
     }
 
-    fn session(&mut self) -> Option<&mut Session> {
+    /// The session.
+    pub fn session(&mut self) -> Option<&mut Session> {
         match &mut self.world.daemons[self.slot] {
             Daemon::Open(session) => Some(session),
             _ => None,
@@ -150,10 +171,10 @@ impl Rim<'_> {
     /// A worker joins again: locks, then a look at the marks.
     pub fn rejoin(&mut self, brick: usize) {
         let lease = self.locks_on(brick).then(|| self.lease());
+        let row = unruled(self.world, self.slot, brick, &self.local());
         if let Some((session, at)) = self.with(brick) {
             session.conns[brick] = Conn::Joined;
-            let accuses = at.stored;
-            session.inbox.push(Report::Rejoined { brick, accuses });
+            session.inbox.push(Report::Rejoined { brick, row });
             at.lease = lease;
         }
     }
@@ -166,50 +187,53 @@ impl Rim<'_> {
         match report {
             Report::Lost(brick) => {
                 self.take(Event::Lost(brick));
-                if self.setting.without == Some(Protection::MarksStayOnLoss) {
+                if self.setting.lacks(Protection::MarksStayOnLoss) {
                     self.take_marks_off(brick);
                 }
             }
-            Report::Rejoined { brick, accuses } => self.heard_rejoined(brick, accuses),
+            Report::Rejoined { brick, row } => self.heard_rejoined(brick, row),
         }
     }
 
-    fn heard_rejoined(&mut self, brick: usize, accuses: BrickSet) {
+    fn heard_rejoined(&mut self, brick: usize, row: Row) {
         let local = self.local();
-        let accuser = match accuses.contains(local) {
+        let accuser = match row[local] != 0 {
             true => Some(brick),
             false => self.accuser_among_held(),
         };
         let now = self.world.bricks[local].data;
-        let unwatched = self.setting.lacks(Protection::FileWatched);
-        let unread = self.setting.lacks(Protection::MarksReadOnRejoin);
-        let peers = self.setting.shape(self.slot).peers();
+        let unread = self.setting.lacks(Protection::MarksReadAgain);
+        let shape = self.setting.shape(self.slot);
+        let map = self.world.maps[self.slot];
+        let stands = map.is_some_and(|map| map.stands_on(&shape, &row));
         let Some(session) = self.session() else {
             return;
         };
         let event = Event::Rejoined {
             brick,
-            accuses: if unread { peers } else { accuses },
+            marks_stand: stands || unread,
             local_accused_by: accuser.filter(|_| !unread),
-            local_untouched: now == session.view || unwatched,
+            local_untouched: now == session.view || unread,
         };
         self.take(event);
     }
 
     fn accuser_among_held(&mut self) -> Option<usize> {
-        let (local, rows) = (self.local(), self.world.rows());
+        let local = self.local();
+        let rows: [Row; BRICKS] =
+            std::array::from_fn(|brick| unruled(self.world, self.slot, brick, &local));
         let session = self.session()?;
         let held = session.machine.held();
         let mut asked = held.iter().filter(|&i| session.conns[i] == Conn::Joined);
-        asked.find(|&i| rows[i].contains(local))
+        asked.find(|&i| rows[i][local] != 0)
     }
 
     /// A mutation: whoever is lost is no longer accused.
     fn take_marks_off(&mut self, lost: usize) {
         let held = self.session().map(|session| session.machine.held());
         for brick in held.unwrap_or_default().iter() {
-            self.world.bricks[brick].stored.remove(lost);
-            self.world.bricks[brick].durable.remove(lost);
+            self.world.bricks[brick].stored[lost] = 0;
+            self.world.bricks[brick].durable[lost] = 0;
         }
     }
 
@@ -224,13 +248,11 @@ impl Rim<'_> {
 
     fn work(&mut self) {
         let early = self.setting.lacks(Protection::MarksBeforeGate);
-        let unstoppable = self.setting.lacks(Protection::Stopping);
         while let Some(session) = self.session()
             && session.round.is_none()
             && !session.todo.is_empty()
         {
             match session.todo.remove(0) {
-                Action::SetGate(GateState::FailAll) if unstoppable => {}
                 Action::SetGate(gate) => session.gate = gate,
                 Action::Publish(brick) => self.publish(brick),
                 Action::Mark(asked) => {
@@ -242,8 +264,8 @@ impl Rim<'_> {
                         ..Round::default()
                     });
                 }
-                Action::Stop(_) if !unstoppable => self.let_go(),
-                Action::StartQuorumTimer | Action::StopQuorumTimer | Action::Stop(_) => {}
+                Action::Stop(_) => self.let_go(),
+                Action::StartQuorumTimer | Action::StopQuorumTimer => {}
             }
         }
     }
@@ -271,166 +293,5 @@ impl Rim<'_> {
             }
             Conn::Broken | Conn::Away => self.lose(brick),
         }
-    }
-
-    /// The marking round's first half: the bricks are asked for their marks.
-    pub fn probe_for_round(&mut self) {
-        let shape = self.setting.shape(self.slot);
-        let rows = self.world.rows();
-        let data = self.world.bricks[shape.local].data;
-        let compared = self.setting.with.file_compared;
-        let blind = self.setting.lacks(Protection::MarksReadOnMarking);
-        let local_last = self.setting.with.local_last;
-        let only_local = self.setting.lacks(Protection::MarksOnPeers);
-        let Some(session) = self.session() else {
-            return;
-        };
-        let Some(round) = &mut session.round else {
-            return;
-        };
-        round.probed = true;
-        let mut accuser = None;
-        for brick in round.asked.iter() {
-            if session.conns[brick] != Conn::Joined {
-                round.failed.insert(brick);
-            } else if only_local && brick != shape.local {
-                round.marked.insert(brick);
-            } else {
-                round.missing[brick] = shape.peers().without(rows[brick]);
-                round.local_due |= local_last && brick == shape.local;
-                if !local_last || brick != shape.local {
-                    round.to_store.insert(brick);
-                }
-            }
-            if rows[brick].contains(shape.local) && !round.failed.contains(brick) {
-                accuser = Some(brick);
-            }
-        }
-        let first = session.machine.phase() == &Phase::Marking;
-        if compared && first && session.view != data {
-            // The machine has no event for it yet; this one stops it, too.
-            accuser = Some(shape.local);
-        }
-        match accuser.filter(|_| !blind) {
-            Some(by) => self.conclude(Some(by)),
-            None => self.local_turn(),
-        }
-    }
-
-    /// XATTROP on one brick.
-    pub fn store_mark(&mut self, brick: usize) {
-        let unsynced = self.setting.lacks(Protection::MarksDurable);
-        let Some((session, at)) = self.with(brick) else {
-            return;
-        };
-        let joined = session.conns[brick] == Conn::Joined;
-        if let Some(round) = &mut session.round {
-            round.to_store.remove(brick);
-            if !joined {
-                round.failed.insert(brick);
-            } else {
-                at.stored = at
-                    .stored
-                    .iter()
-                    .chain(round.missing[brick].iter())
-                    .collect();
-                let next = if unsynced {
-                    &mut round.marked
-                } else {
-                    &mut round.to_sync
-                };
-                next.insert(brick);
-            }
-        }
-        self.local_turn();
-    }
-
-    /// FSYNC on one brick.
-    pub fn sync_mark(&mut self, brick: usize) {
-        let Some((session, at)) = self.with(brick) else {
-            return;
-        };
-        let joined = session.conns[brick] == Conn::Joined;
-        if let Some(round) = &mut session.round {
-            round.to_sync.remove(brick);
-            if joined {
-                at.durable = at.stored;
-                round.marked.insert(brick);
-            } else {
-                round.failed.insert(brick);
-            }
-        }
-        self.local_turn();
-    }
-
-    /// An amendment: the local brick's turn, once the others are done with and
-    /// only if it completes a quorum.
-    fn local_turn(&mut self) {
-        let shape = self.setting.shape(self.slot);
-        let Some(session) = self.session() else {
-            return;
-        };
-        let late = session.machine.phase() == &Phase::Dirty;
-        let Some(round) = &mut session.round else {
-            return;
-        };
-        if round.local_due && round.to_store.is_empty() && round.to_sync.is_empty() {
-            round.local_due = false;
-            let with_local = round.marked.iter().chain([shape.local]).collect();
-            if late || shape.is_quorum(with_local) {
-                round.to_store.insert(shape.local);
-            }
-        }
-    }
-
-    /// The data locks are given back, which fails where one was lost.
-    pub fn end_round(&mut self) {
-        let unseen = self.setting.lacks(Protection::LocksSeenToTheEnd);
-        if let Some(round) = self.session().and_then(|session| session.round.as_mut())
-            && !unseen
-        {
-            round.failed = round.failed.iter().chain(round.unlocked.iter()).collect();
-        }
-        self.conclude(None);
-    }
-
-    /// `Runner::conclude`.
-    fn conclude(&mut self, accused_by: Option<usize>) {
-        let Some(round) = self.session().and_then(|session| session.round.take()) else {
-            return;
-        };
-        for brick in round.failed.iter() {
-            if let Some(session) = self.session() {
-                session.machine.step(Event::Lost(brick));
-            }
-            self.lose(brick);
-        }
-        if let Some(by) = accused_by {
-            return self.take(Event::LocalAccused { by });
-        }
-        if let Some(session) = self.session() {
-            for brick in round.marked.iter() {
-                session.machine.marked(brick);
-            }
-        }
-        self.mark_local_file(round.marked.without(round.failed));
-        self.take(Event::MarkRoundOver);
-    }
-
-    /// `Runner::mark_local_file`: past the brick's process, which is away.
-    fn mark_local_file(&mut self, marked: BrickSet) {
-        let shape = self.setting.shape(self.slot);
-        let local_last = self.setting.with.local_last;
-        let Some((session, at)) = self.with(shape.local) else {
-            return;
-        };
-        let late = session.machine.phase() == &Phase::Dirty;
-        let useless = local_last && !late && !shape.is_quorum(marked);
-        if session.machine.held().contains(shape.local) || useless {
-            return;
-        }
-        at.stored = at.stored.iter().chain(shape.peers().iter()).collect();
-        at.durable = at.stored;
-        session.machine.local_marked();
     }
 }

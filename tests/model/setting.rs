@@ -1,5 +1,5 @@
-//! What one check explores: the replica set, the bounds, and how the rim differs
-//! from the real one.
+//! What one check explores: the replica set, the bounds, and which protection of the
+//! protocol is switched off.
 
 use bypass_blk::image::bricks::Shape;
 
@@ -12,26 +12,49 @@ pub struct Setting {
     pub arbiter: bool,
     /// The local brick of each of the two would-be sessions.
     pub locals: [usize; 2],
-    /// How many writes guests do in all.
+    /// How many writes guests and clients do in all.
     pub writes: u8,
+    /// How many extents the image has; write `n` is to extent `n % extents`.
+    pub extents: u8,
     /// How many faults happen in all: a connection lost (either end first), a
-    /// brick killed, a host crashed, the stock healer killed. Killing or closing
-    /// a session is no fault: it is always possible.
+    /// brick killed, a host crashed, a healer of either kind killed. Killing or
+    /// closing a session is no fault: it is always possible.
     pub faults: u8,
     /// How often a session is opened in all.
     pub opens: u8,
-    /// How the stock healer takes marks off.
-    pub clearing: Clearing,
-    /// A session may learn of the loss of its last lock after a stock heal began;
-    /// else it is taken to know at once.
-    pub late_notice: bool,
-    /// A protection taken away.
+    /// How many of the writes may be a stock client's.
+    pub clients: u8,
+    /// How often a stale copy may be promoted.
+    pub promotes: u8,
+    /// Our own healers are at work, and sessions remove marks.
+    pub healing: bool,
+    /// The protection that is switched off.
     pub without: Option<Protection>,
-    /// Changes of the protocol that are proposed but not made yet.
-    pub with: Amendments,
 }
 
 impl Setting {
+    /// Two hosts, each with a brick and a would-be session, and nothing else.
+    pub const TWO_BRICKS: Self = Self {
+        bricks: 2,
+        arbiter: false,
+        locals: [0, 1],
+        writes: 2,
+        extents: 1,
+        faults: 2,
+        opens: 2,
+        clients: 0,
+        promotes: 0,
+        healing: false,
+        without: None,
+    };
+
+    /// The same with a third brick.
+    pub const THREE_BRICKS: Self = Self {
+        bricks: 3,
+        faults: 1,
+        ..Self::TWO_BRICKS
+    };
+
     /// The shape that the session in `slot` sees.
     pub fn shape(&self, slot: usize) -> Shape {
         Shape {
@@ -51,25 +74,29 @@ impl Setting {
         self.arbiter_brick() != Some(brick)
     }
 
-    /// Was this protection taken away?
+    /// Was this protection switched off?
     pub fn lacks(&self, protection: Protection) -> bool {
         self.without == Some(protection)
     }
+
+    /// The writes that are to this extent.
+    pub fn writes_to(&self, extent: u8) -> u8 {
+        let to = |write: &u8| write % self.extents == extent;
+        (0..self.writes).filter(to).map(|write| 1 << write).sum()
+    }
+
+    /// The extent of this write, as a set.
+    pub fn extent_of(&self, write: u8) -> u8 {
+        1 << (write % self.extents)
+    }
+
+    /// Every extent, as a set.
+    pub fn all_extents(&self) -> u8 {
+        (1 << self.extents) - 1
+    }
 }
 
-/// How the stock healer takes marks off when the copies are equal: an XATTROP to
-/// each brick in child order, without FSYNC (`afr_selfheal_undo_pending`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Clearing {
-    /// On all bricks and durably at once: what is assumed of it.
-    Whole,
-    /// Brick after brick; it can be cut short in between.
-    BrickByBrick,
-    /// At once, but a crash may bring a brick's marks back.
-    Volatile,
-}
-
-/// What a mutated rim leaves out.
+/// What can be switched off. Those that the sources do not have yet say so: *proposed*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
     /// Marks go to every held brick, not to the local one only.
@@ -80,45 +107,58 @@ pub enum Protection {
     MarksDurable,
     /// Marks stay when a brick is lost.
     MarksStayOnLoss,
+    /// *Proposed.* A round for a held gate marks the local copy last, and only if
+    /// that completes a quorum.
+    LocalMarkedLast,
+    /// *Proposed.* The local file is marked past its brick's process only if that
+    /// completes a quorum with bricks that are locked and marked.
+    LocalFileCompletes,
+    /// *Proposed.* What a round reads of a brick and what it stores there go through
+    /// one and the same connection.
+    RoundKeepsConnection,
+    /// *Proposed.* Under the data lock, before marks for a held gate are stored, the
+    /// local file is compared with what the session last knew of it.
+    FileCompared,
     /// The heal lock is taken with the session lock.
     HealLock,
     /// The session lock is taken on every brick, not on the local one only.
     LocksOnPeers,
-    /// A rejoined brick's marks are looked at.
-    MarksReadOnRejoin,
-    /// The marks are read again, under the data lock, before marking.
-    MarksReadOnMarking,
-    /// A brick counts as marked only if its data lock stood until the round's end.
-    LocksSeenToTheEnd,
+    /// The marks are read again before marking and when a brick is back.
+    MarksReadAgain,
     /// A brick that accuses itself is believed about the others, as it is not by
     /// AFR's heal.
     SelfAccusersBelieved,
     /// Fewer bricks than a quorum are no ground for opening.
     OpenQuorum,
-    /// A clean session that lost its quorum checks that the file is as it was.
-    FileWatched,
-    /// A session that is told to stop does.
-    Stopping,
-}
-
-/// Proposed changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Amendments {
-    /// A round marks the local copy last, and only if that completes a quorum.
-    pub local_last: bool,
-    /// A worker joins a lost brick again only when the session's thread has taken
-    /// note of the loss.
-    pub loss_noted_first: bool,
-    /// Under the data lock, before marks for a held gate are stored, the local
-    /// file is compared with what the session last knew of it.
-    pub file_compared: bool,
-}
-
-impl Amendments {
-    /// All of them.
-    pub const ALL: Self = Self {
-        local_last: true,
-        loss_noted_first: true,
-        file_compared: true,
-    };
+    /// A write is in the dirty map before it is submitted.
+    MapBeforeWrite,
+    /// After a crash of the host its map is not believed.
+    MapDistrusted,
+    /// An earlier map is believed only where the marks are those of its own session.
+    StampsCompared,
+    /// Somebody else's marks, found when marking or unmarking, make all dirty.
+    ForeignMarksNoted,
+    /// A copy during which a write came in does not clear its extent.
+    CopyingFlag,
+    /// An extent is cleared only after the peer's FSYNC.
+    PeerFsynced,
+    /// Marks are removed with the gate held.
+    GateHeld,
+    /// The local file is made durable before marks are removed.
+    LocalFsynced,
+    /// The removal of marks is made durable.
+    RemovalDurable,
+    /// A healer copies only where its session's record stands.
+    RecordChecked,
+    /// A session takes no brick on which another session's healer copies.
+    CopyLock,
+    /// A promotion accuses the copy that is away.
+    OldCopyAccused,
+    /// A promotion changes the promoted copy's own brick last.
+    PromotedLast,
+    /// *Proposed.* A promotion raises AFR's *dirty* counter on the promoted copy, which
+    /// makes it the source of every heal in which nobody else decides.
+    PromotedWitness,
+    /// *Proposed.* While that counter stands no other copy may be opened for writing.
+    PromotedOnly,
 }

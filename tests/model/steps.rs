@@ -1,14 +1,16 @@
-//! What can happen next, and what becomes of the world then.
+//! What can happen next.
 
 use bypass_blk::image::bricks::BrickSet;
-use bypass_blk::image::machine::{Event, GateState, Phase};
+use bypass_blk::image::machine::{GateState, Phase};
 use stateright::{Model, Property};
 
-use super::heal::{Direction, directions};
+use super::healing::healer_steps;
 use super::properties;
-use super::rim::Rim;
-use super::setting::{Clearing, Protection, Setting};
-use super::world::{BRICKS, Breach, Conn, Daemon, Healer, Link, Report, Session, World};
+use super::promoting::promotion_steps;
+use super::round::may_unmark;
+use super::setting::{Protection, Setting};
+use super::stock::{Direction, directions};
+use super::world::{BRICKS, Conn, Daemon, Link, Report, Session, StockHealer, World};
 
 /// Something that happens. Sessions are named by slot, bricks by child index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,19 +19,25 @@ pub enum Step {
     Open(usize, BrickSet),
     /// It reads, decides and publishes.
     FinishOpen(usize),
-    /// A daemon ends: closed or killed, in the middle of anything.
-    End(usize),
+    /// A daemon is killed, in the middle of anything. Its write in flight lands or not.
+    Kill { slot: usize, landed: bool },
+    /// A daemon closes its session properly.
+    Close(usize),
     /// The guest wants to write and the gate is held.
     WantWrite(usize),
+    /// The guest's write is admitted.
+    BeginWrite(usize),
     /// The guest's write is on the local copy, and acknowledged.
-    Write(usize),
-    /// The marking round reads the bricks' marks.
-    ProbeForRound(usize),
-    /// The marking round's XATTROP on a brick.
-    StoreMark(usize, usize),
-    /// The marking round's FSYNC on a brick.
-    SyncMark(usize, usize),
-    /// The marking round gives the data locks back and is over.
+    LandWrite(usize),
+    /// The session's healer asks for the removal of marks.
+    WantUnmark(usize),
+    /// A round reads the bricks' marks.
+    Probe(usize),
+    /// A round's XATTROP on a brick.
+    Store(usize, usize),
+    /// A round's FSYNC on a brick.
+    Sync(usize, usize),
+    /// A round gives the data locks back and is over.
     EndRound(usize),
     /// The session's thread takes a report.
     Hear(usize),
@@ -45,20 +53,45 @@ pub enum Step {
     BrickDrops(usize, usize),
     /// Fault: a connection breaks, and the session notices first.
     SessionDrops(usize, usize),
-    /// A brick notices that a connection is gone.
+    /// A brick notices that a session's connection is gone.
     GhostGone(usize),
     /// Fault: a brick's process is killed.
     KillBrick(usize),
-    /// Fault: a host crashes. Marks not fsynced are lost, or not.
-    CrashHost { host: usize, marks_kept: bool },
+    /// Fault: a host crashes. What was not fsynced is lost, or not.
+    CrashHost {
+        host: usize,
+        marks_kept: bool,
+        data_kept: bool,
+    },
     /// A brick's process starts again.
     Return(usize),
+    /// A healer takes copy lock and data lock, checks the record, reads an extent
+    /// and sends it.
+    SendCopy {
+        slot: usize,
+        peer: usize,
+        extent: u8,
+    },
+    /// The WRITE of a healer is carried out.
+    LandCopy(usize),
+    /// A healer's FSYNC is answered and the extent cleared, if no write came in.
+    EndCopy(usize),
+    /// Fault: a healer is killed, or loses its connection.
+    KillHealer(usize),
+    /// A brick notices that a healer's connection is gone; its WRITE never lands.
+    CopierGone(usize),
+    /// A stock client writes through AFR, reaching these bricks.
+    ClientWrite(BrickSet),
+    /// An operator promotes a stale copy, reaching these bricks.
+    Promote(usize, BrickSet),
+    /// The promotion changes a brick.
+    PromoteOn(usize, usize),
     /// The stock healer locks everything, reads the marks, copies and fsyncs.
     Heal(Direction),
     /// It takes the marks off the next brick, or ends.
     Undo,
     /// Fault: the stock healer is killed.
-    KillHealer,
+    KillStock,
 }
 
 impl Model for Setting {
@@ -75,22 +108,27 @@ impl Model for Setting {
         }
         for slot in 0..world.daemons.len() {
             match &world.daemons[slot] {
-                Daemon::Closed => self.openings(world, slot, steps),
+                Daemon::Closed => {
+                    self.openings(world, slot, steps);
+                    promotion_steps(self, world, slot, steps);
+                }
                 Daemon::Opening(conns) => {
-                    steps.extend([Step::FinishOpen(slot), Step::End(slot)]);
+                    let landed = false;
+                    steps.extend([Step::FinishOpen(slot), Step::Kill { slot, landed }]);
                     self.breaks(world, slot, conns, steps);
                 }
                 Daemon::Open(session) => {
-                    steps.push(Step::End(slot));
                     self.session_steps(world, slot, session, steps);
                     self.breaks(world, slot, &session.conns, steps);
                 }
+                Daemon::Promoting(_) => promotion_steps(self, world, slot, steps),
             }
+            healer_steps(self, world, slot, steps);
         }
         for brick in 0..self.bricks {
             self.brick_steps(world, brick, steps);
         }
-        self.healer_steps(world, steps);
+        self.stock_steps(world, steps);
     }
 
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
@@ -105,60 +143,83 @@ impl Model for Setting {
 }
 
 impl Setting {
-    fn rim<'a>(&'a self, world: &'a mut World, slot: usize) -> Rim<'a> {
-        Rim {
-            setting: self,
-            world,
-            slot,
-        }
-    }
-
     /// A daemon may reach any bricks that are up: the others are beyond a
     /// partition. Attempts that would be refused at once change nothing.
     fn openings(&self, world: &World, slot: usize, steps: &mut Vec<Step>) {
         if world.opens_left == 0 {
             return;
         }
+        let opens = self.reachable(world, slot, self.lacks(Protection::OpenQuorum));
+        steps.extend(opens.into_iter().map(|reached| Step::Open(slot, reached)));
+    }
+
+    /// The sets of bricks on which the locks may be had.
+    pub fn reachable(&self, world: &World, slot: usize, any_number: bool) -> Vec<BrickSet> {
         let shape = self.shape(slot);
         let free = |&brick: &usize| {
+            let at = &world.bricks[brick];
             let locked = !self.lacks(Protection::LocksOnPeers) || brick == shape.local;
-            world.bricks[brick].is_free() || (!locked && world.bricks[brick].up)
+            let copied_to = at.is_copied_to() && !self.lacks(Protection::CopyLock);
+            (at.is_free() && !copied_to) || (!locked && at.up)
         };
-        for chosen in 0..1u32 << self.bricks {
-            let reached: BrickSet = (0..self.bricks).filter(|i| chosen & 1 << i != 0).collect();
-            let enough = shape.is_quorum(reached) || self.lacks(Protection::OpenQuorum);
-            if enough && reached.contains(shape.local) && reached.iter().all(|i| free(&i)) {
-                steps.push(Step::Open(slot, reached));
-            }
-        }
+        let sets = (0..1u32 << self.bricks)
+            .map(|chosen| (0..self.bricks).filter(|i| chosen & 1 << i != 0).collect());
+        sets.filter(|reached: &BrickSet| any_number || shape.is_quorum(*reached))
+            .filter(|reached| reached.contains(shape.local) && reached.iter().all(|i| free(&i)))
+            .collect()
     }
 
     fn session_steps(&self, world: &World, slot: usize, s: &Session, steps: &mut Vec<Step>) {
-        let at_work = s.round.is_some();
-        if let Some(round) = &s.round {
-            if !round.probed {
-                steps.push(Step::ProbeForRound(slot));
-            } else if round.to_store.is_empty() && round.to_sync.is_empty() {
-                steps.push(Step::EndRound(slot));
-            }
-            steps.extend(round.to_store.iter().map(|b| Step::StoreMark(slot, b)));
-            steps.extend(round.to_sync.iter().map(|b| Step::SyncMark(slot, b)));
+        steps.push(Step::Kill { slot, landed: false });
+        if s.in_flight.is_some() {
+            steps.extend([Step::Kill { slot, landed: true }, Step::LandWrite(slot)]);
+        } else if s.gate == GateState::Open && world.writes_left > 0 {
+            steps.push(Step::BeginWrite(slot));
         }
-        if !at_work && !s.inbox.is_empty() {
-            steps.push(Step::Hear(slot));
-        }
-        if !at_work && s.gate == GateState::Hold && s.machine.phase() == &Phase::Unmarked {
-            steps.push(Step::WantWrite(slot));
-        }
-        if !at_work && s.machine.phase() == &Phase::Stalled {
-            steps.push(Step::QuorumTimeout(slot));
-        }
-        if s.gate == GateState::Open && world.writes_left > 0 {
-            steps.push(Step::Write(slot));
+        match &s.round {
+            Some(_) => self.round_steps(world, slot, s, steps),
+            None => self.thread_steps(world, slot, s, steps),
         }
         if !matches!(s.machine.phase(), Phase::Stopped(_)) {
             for brick in 0..self.bricks {
                 self.worker_steps(world, slot, s, brick, steps);
+            }
+        }
+    }
+
+    fn round_steps(&self, world: &World, slot: usize, s: &Session, steps: &mut Vec<Step>) {
+        let Some(round) = &s.round else { return };
+        if !round.probed {
+            // A healer's data lock is waited for.
+            if round.asked.iter().all(|i| !world.bricks[i].is_copied_to()) {
+                steps.push(Step::Probe(slot));
+            }
+        } else if round.to_store.is_empty() && round.to_sync.is_empty() {
+            steps.push(Step::EndRound(slot));
+        }
+        steps.extend(round.to_store.iter().map(|b| Step::Store(slot, b)));
+        steps.extend(round.to_sync.iter().map(|b| Step::Sync(slot, b)));
+    }
+
+    fn thread_steps(&self, world: &World, slot: usize, s: &Session, steps: &mut Vec<Step>) {
+        if !s.inbox.is_empty() {
+            steps.push(Step::Hear(slot));
+        }
+        match s.machine.phase() {
+            Phase::Unmarked if s.gate == GateState::Hold => steps.push(Step::WantWrite(slot)),
+            Phase::Stalled if !self.healing => steps.push(Step::QuorumTimeout(slot)),
+            _ => {}
+        }
+        if self.healing
+            && let Some(map) = &world.maps[slot]
+        {
+            let clean = (0..self.bricks).filter(|&i| map.is_clean(i)).collect();
+            let rows = world.rows();
+            if may_unmark(&s.machine, &self.shape(slot), clean, &rows) {
+                steps.push(Step::WantUnmark(slot));
+            }
+            if s.in_flight.is_none() {
+                steps.push(Step::Close(slot));
             }
         }
     }
@@ -186,8 +247,11 @@ impl Setting {
             Conn::Away => {
                 let unnoted = reports().any(|report| matches!(report, Report::Lost(_)));
                 let unlocked = self.lacks(Protection::LocksOnPeers) && brick != self.locals[slot];
-                let wait = self.with.loss_noted_first && unnoted;
-                if (at.is_free() || (unlocked && at.up)) && reports().count() < 2 && !wait {
+                let wait = unnoted && !self.lacks(Protection::RoundKeepsConnection);
+                let other_copies = at.copier.is_some_and(|c| c.slot != slot || c.orphan)
+                    && !self.lacks(Protection::CopyLock);
+                let free = at.is_free() && !other_copies;
+                if (free || (unlocked && at.up)) && reports().count() < 2 && !wait {
                     steps.push(Step::Rejoin(slot, brick));
                 }
                 let other = |lease: super::world::Lease| {
@@ -219,10 +283,17 @@ impl Setting {
             steps.push(Step::Return(brick));
         } else if world.faults_left > 0 {
             steps.push(Step::KillBrick(brick));
-            for marks_kept in [true, false] {
-                if marks_kept || at.stored != at.durable {
-                    let host = brick;
-                    steps.push(Step::CrashHost { host, marks_kept });
+        }
+        if world.faults_left > 0 {
+            for (marks_kept, data_kept) in [(true, true), (true, false), (false, true), (false, false)] {
+                let marks_differ = marks_kept || at.stored != at.durable;
+                let data_differ = data_kept || at.data != at.data_durable;
+                if marks_differ && data_differ {
+                    steps.push(Step::CrashHost {
+                        host: brick,
+                        marks_kept,
+                        data_kept,
+                    });
                 }
             }
         }
@@ -231,163 +302,43 @@ impl Setting {
         }
     }
 
-    fn healer_steps(&self, world: &World, steps: &mut Vec<Step>) {
-        match world.healer {
-            Healer::Idle => {
-                let free = world.bricks[..self.bricks]
-                    .iter()
-                    .all(|brick| brick.may_be_healed());
+    fn stock_steps(&self, world: &World, steps: &mut Vec<Step>) {
+        match world.stock {
+            StockHealer::Idle => {
+                let mut bricks = world.bricks[..self.bricks].iter();
+                let free = bricks.all(|brick| brick.may_be_healed());
                 let unaware = (0..world.daemons.len())
                     .any(|slot| world.session(slot).is_some_and(Session::is_unguarded));
-                if free && (self.late_notice || !unaware) {
-                    steps.extend(directions(self, &world.rows()).into_iter().map(Step::Heal));
+                if free && !unaware {
+                    steps.extend(directions(self, world).into_iter().map(Step::Heal));
                 }
             }
-            Healer::Undoing { .. } => {
+            StockHealer::Undoing { .. } => {
                 steps.push(Step::Undo);
                 if world.faults_left > 0 {
-                    steps.push(Step::KillHealer);
+                    steps.push(Step::KillStock);
                 }
             }
         }
-    }
-
-    fn apply(&self, world: &mut World, step: Step) {
-        match step {
-            Step::Open(slot, reached) => {
-                world.opens_left -= 1;
-                self.rim(world, slot).take_locks(reached);
-            }
-            Step::FinishOpen(slot) => {
-                if let Daemon::Opening(conns) = world.daemons[slot] {
-                    self.rim(world, slot).finish_open(conns);
-                }
-            }
-            Step::End(slot) => world.daemon_gone(slot),
-            Step::WantWrite(slot) => self.rim(world, slot).take(Event::WriteWanted),
-            Step::Write(slot) => self.write(world, slot),
-            Step::ProbeForRound(slot) => self.rim(world, slot).probe_for_round(),
-            Step::StoreMark(slot, brick) => self.rim(world, slot).store_mark(brick),
-            Step::SyncMark(slot, brick) => self.rim(world, slot).sync_mark(brick),
-            Step::EndRound(slot) => self.rim(world, slot).end_round(),
-            Step::Hear(slot) => self.rim(world, slot).hear(),
-            Step::QuorumTimeout(slot) => self.rim(world, slot).take(Event::QuorumTimeout),
-            Step::Notice(slot, brick) => self.rim(world, slot).lose(brick),
-            Step::Rejoin(slot, brick) => self.rim(world, slot).rejoin(brick),
-            Step::FindOther(slot, brick) => self.rim(world, slot).take(Event::TakenByOther(brick)),
-            Step::BrickDrops(slot, brick) => {
-                world.faults_left -= 1;
-                self.brick_drops(world, slot, brick);
-            }
-            Step::SessionDrops(slot, brick) => {
-                world.faults_left -= 1;
-                self.rim(world, slot).lose(brick);
-            }
-            Step::GhostGone(brick) => world.bricks[brick].lease = None,
-            Step::KillBrick(brick) => {
-                world.faults_left -= 1;
-                world.brick_down(brick);
-            }
-            Step::CrashHost { host, marks_kept } => {
-                world.faults_left -= 1;
-                self.crash(world, host, marks_kept);
-            }
-            Step::Return(brick) => world.bricks[brick].up = true,
-            Step::Heal(direction) => self.heal(world, direction),
-            Step::Undo => self.undo(world),
-            Step::KillHealer => {
-                world.faults_left -= 1;
-                world.heal_aborted();
-            }
+        if world.clients_left > 0 && world.writes_left > 0 {
+            self.client_steps(world, steps);
         }
     }
 
-    fn write(&self, world: &mut World, slot: usize) {
-        let shape = self.shape(slot);
-        let bricks = 0..self.bricks;
-        let accusing = |i: &usize| world.bricks[*i].durable.covers(shape.peers());
-        let marked = shape.is_quorum(bricks.filter(accusing).collect());
-        let data = world.bricks[shape.local].data;
-        let viewed = world.session(slot).map(|session| session.view);
-        if !marked {
-            world.breach = Some(Breach::UnmarkedWrite);
-        } else if world.acked & !data != 0 {
-            world.breach = Some(Breach::StaleWrite);
-        } else if viewed != Some(data) {
-            world.breach = Some(Breach::ChangedUnderneath);
-        }
-        world.writes_left -= 1;
-        let write = 1 << (self.writes - 1 - world.writes_left);
-        world.bricks[shape.local].data |= write;
-        world.acked |= write;
-        if slot == 1 {
-            world.by_second |= write;
-        }
-        if let Daemon::Open(session) = &mut world.daemons[slot] {
-            session.view |= write;
-        }
-    }
-
-    fn brick_drops(&self, world: &mut World, slot: usize, brick: usize) {
-        if world.bricks[brick]
-            .lease
-            .is_some_and(|lease| lease.slot == slot)
-        {
-            world.bricks[brick].lease = None;
-        }
-        world.connection_broken(slot, brick);
-    }
-
-    fn crash(&self, world: &mut World, host: usize, marks_kept: bool) {
-        for slot in 0..world.daemons.len() {
-            if self.locals[slot] == host {
-                world.daemon_gone(slot);
+    /// A client that respects the locks of sessions. It needs a quorum, and a copy
+    /// that nobody whom it reaches accuses.
+    fn client_steps(&self, world: &World, steps: &mut Vec<Step>) {
+        for chosen in 0..1u32 << self.bricks {
+            let reached: BrickSet = (0..self.bricks).filter(|i| chosen & 1 << i != 0).collect();
+            let free = |i: usize| world.bricks[i].is_free() && !world.bricks[i].is_copied_to();
+            let fresh = |copy: usize| reached.iter().all(|i| world.bricks[i].stored[copy] == 0);
+            let copies = |i: &usize| self.has_data(*i);
+            if self.shape(0).is_quorum(reached)
+                && reached.iter().all(free)
+                && reached.iter().filter(copies).any(fresh)
+            {
+                steps.push(Step::ClientWrite(reached));
             }
-        }
-        let brick = &mut world.bricks[host];
-        match marks_kept {
-            true => brick.durable = brick.stored,
-            false => brick.stored = brick.durable,
-        }
-        world.brick_down(host);
-    }
-
-    fn heal(&self, world: &mut World, direction: Direction) {
-        world.healer = Healer::Undoing {
-            rows: world.rows(),
-            next: 0,
-        };
-        let fresh = world.bricks[direction.source].data;
-        for brick in 0..self.bricks {
-            world.bricks[brick].healed = true;
-            if direction.sinks.contains(brick) && self.has_data(brick) {
-                world.bricks[brick].data = fresh;
-                world.bricks[brick].durable = world.bricks[brick].stored;
-            }
-        }
-    }
-
-    fn undo(&self, world: &mut World) {
-        let Healer::Undoing { rows, next } = world.healer else {
-            return;
-        };
-        let last = match self.clearing {
-            Clearing::BrickByBrick => next,
-            Clearing::Whole | Clearing::Volatile => self.bricks - 1,
-        };
-        for brick in next..=last {
-            let at = &mut world.bricks[brick];
-            at.stored = at.stored.without(rows[brick]);
-            if self.clearing != Clearing::Volatile {
-                at.durable = at.stored;
-            }
-        }
-        world.healer = Healer::Undoing {
-            rows,
-            next: last + 1,
-        };
-        if last + 1 == self.bricks {
-            world.heal_aborted();
         }
     }
 }

@@ -1,9 +1,8 @@
-//! The state of the modelled world: bricks, daemons and the stock healer, with
-//! the few transitions of a brick's own.
+//! The state of the modelled world: bricks, daemons, healers, with the few
+//! transitions of a brick's own.
 //!
-//! An image has one block per write, so a copy is the set of writes it contains:
-//! two copies with the same writes are equal, and a write done over a stale copy
-//! shows.
+//! A copy is the set of writes that it contains: two copies with the same writes are
+//! equal, and a write done over a stale copy shows.
 
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::machine::{Action, GateState, Machine};
@@ -15,20 +14,46 @@ pub const BRICKS: usize = 3;
 
 /// A set of writes, a bit each.
 pub type Writes = u8;
+/// A set of extents, a bit each.
+pub type Extents = u8;
+/// A data counter. Stamps are multiples of [`STAMP`]; stock clients add ones.
+pub type Counter = i16;
+/// A brick's counters against each brick.
+pub type Row = [Counter; BRICKS];
+
+/// The smallest stamp.
+pub const STAMP: Counter = 8;
+
+/// Whom a row accuses.
+pub fn accused_by(row: &Row) -> BrickSet {
+    (0..BRICKS).filter(|&brick| row[brick] != 0).collect()
+}
 
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
     pub bricks: [Brick; BRICKS],
     pub daemons: [Daemon; 2],
-    pub healer: Healer,
-    /// Writes that a guest was told are done.
+    /// Each host's dirty map.
+    pub maps: [Option<Map>; 2],
+    /// What each host's healer is copying.
+    pub healers: [Option<Copy>; 2],
+    pub stock: StockHealer,
+    /// Writes that a guest was told are done, and that no crash took with it before
+    /// they were durable.
     pub acked: Writes,
-    /// Those of them that the second session did.
+    /// Those of all writes that the second session did.
     pub by_second: Writes,
+    /// Writes given up by a promotion: nobody may find them in an unaccused copy.
+    pub given_up: Writes,
+    /// A promotion's record on each host: an accusation by this brick with this
+    /// counter is overruled.
+    pub overruled: [Option<(usize, Counter)>; 2],
     pub writes_left: u8,
+    pub clients_left: u8,
     pub faults_left: u8,
     pub opens_left: u8,
+    pub promotes_left: u8,
     pub breach: Option<Breach>,
 }
 
@@ -49,14 +74,20 @@ pub enum Breach {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Brick {
     pub up: bool,
-    /// The copy; every write is durable when it is acknowledged.
+    /// The copy.
     pub data: Writes,
-    /// Whom the marks on this brick accuse.
-    pub stored: BrickSet,
     /// The same, as a crash of the host may leave it.
-    pub durable: BrickSet,
+    pub data_durable: Writes,
+    /// The counters.
+    pub stored: Row,
+    /// The same, as a crash of the host may leave them.
+    pub durable: Row,
+    /// AFR's *dirty* counter, raised by a promotion. Durable at once.
+    pub witness: bool,
     /// Who holds the session lock.
     pub lease: Option<Lease>,
+    /// Who holds the copy lock.
+    pub copier: Option<Copier>,
     /// The stock healer holds the heal lock.
     pub healed: bool,
 }
@@ -65,24 +96,44 @@ impl Brick {
     const NEW: Self = Self {
         up: true,
         data: 0,
-        stored: BrickSet::EMPTY,
-        durable: BrickSet::EMPTY,
+        data_durable: 0,
+        stored: [0; BRICKS],
+        durable: [0; BRICKS],
+        witness: false,
         lease: None,
+        copier: None,
         healed: false,
     };
 
-    /// Neither a session's lock nor the healer's stands here.
+    /// Neither a session's lock nor the stock healer's stands here.
     pub fn is_free(&self) -> bool {
         self.up && self.lease.is_none() && !self.healed
     }
 
-    /// Is the heal lock free?
+    /// Is the heal lock free, and AFR's data lock?
     pub fn may_be_healed(&self) -> bool {
-        self.up && !self.healed && self.lease.is_none_or(|lease| !lease.heal)
+        let locked = self.lease.is_some_and(|lease| lease.heal);
+        self.up && !self.healed && !locked && !self.is_copied_to()
+    }
+
+    /// Is a healer's WRITE under way? Its data lock is held then.
+    pub fn is_copied_to(&self) -> bool {
+        self.copier.is_some()
+    }
+
+    /// FSYNC.
+    pub fn fsync(&mut self) {
+        self.durable = self.stored;
+        self.data_durable = self.data;
+    }
+
+    /// Whom the marks on this brick accuse, a crash or not.
+    pub fn surely_accuses(&self, copy: usize) -> bool {
+        self.stored[copy] != 0 && self.durable[copy] != 0
     }
 }
 
-/// The locks of one connection.
+/// The locks of one connection of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Lease {
     pub slot: usize,
@@ -103,6 +154,43 @@ pub enum Link {
     Dead,
 }
 
+/// A healer's copy lock and data lock, and its WRITE that is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Copier {
+    pub slot: usize,
+    /// The session that it copies for is over.
+    pub orphan: bool,
+    /// The healer is gone, not noticed by the brick.
+    pub gone: bool,
+    pub extent: u8,
+    /// What the extent will contain.
+    pub value: Writes,
+}
+
+/// A healer's copy of one extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Copy {
+    pub peer: usize,
+    pub extent: u8,
+    /// The WRITE was answered.
+    pub answered: bool,
+    /// No write to the extent began since the copy did: the *copying* flag.
+    pub intact: bool,
+}
+
+/// A dirty map, as `debt.rs` keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Map {
+    pub stamp: Counter,
+    pub previous: Counter,
+    /// What each peer misses.
+    pub dirty: [Extents; BRICKS],
+    /// Closed, all on the disk.
+    pub clean_close: bool,
+    /// A write was in flight when its daemon was killed.
+    pub interrupted: bool,
+}
+
 /// A worker's connection to its brick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Conn {
@@ -119,6 +207,22 @@ pub enum Daemon {
     /// The locks are taken, nothing was read yet.
     Opening([Conn; BRICKS]),
     Open(Session),
+    /// Promoting its copy under the locks of a quorum: these bricks are still to be
+    /// changed.
+    Promoting(Promotion),
+}
+
+/// A promotion on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Promotion {
+    /// The bricks that are still to be changed.
+    pub left: BrickSet,
+    /// The bricks that are not reached and hold newer data.
+    pub away: BrickSet,
+    /// The counter to accuse with.
+    pub stamp: Counter,
+    /// The writes that it gives up.
+    pub lost: Writes,
 }
 
 /// An open session: the real machine and the rim around it.
@@ -129,11 +233,13 @@ pub struct Session {
     pub conns: [Conn; BRICKS],
     /// What workers reported and the session's thread has not taken yet.
     pub inbox: Vec<Report>,
-    /// Actions that wait for the marking round before them.
+    /// Actions that wait for the round before them.
     pub todo: Vec<Action>,
     pub round: Option<Round>,
-    /// The local copy as the guest knows it.
+    /// The local copy as the session knows it.
     pub view: Writes,
+    /// A write that was admitted and is not done yet.
+    pub in_flight: Option<u8>,
 }
 
 impl Session {
@@ -145,9 +251,17 @@ impl Session {
         }
     }
 
-    /// Do the guest's writes go through while no brick has a lock of ours?
+    /// May the guest's writes go through while no brick has a lock of ours?
     pub fn is_unguarded(&self) -> bool {
-        self.gate == GateState::Open && !self.conns.contains(&Conn::Joined)
+        let writes = self.gate == GateState::Open || self.in_flight.is_some();
+        writes && !self.conns.contains(&Conn::Joined)
+    }
+
+    /// Is AFR's data lock of a round held on this brick?
+    pub fn has_data_lock(&self, brick: usize) -> bool {
+        self.round.is_some_and(|round| {
+            round.probed && round.asked.contains(brick) && !round.unlocked.contains(brick)
+        })
     }
 }
 
@@ -155,7 +269,7 @@ impl Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Report {
     Lost(usize),
-    Rejoined { brick: usize, accuses: BrickSet },
+    Rejoined { brick: usize, row: Row },
 }
 
 impl Report {
@@ -167,15 +281,17 @@ impl Report {
     }
 }
 
-/// A marking round on its way.
+/// A round under AFR's data lock on its way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Round {
-    /// Bricks to be marked, as the machine asked.
+    /// The bricks of the round.
     pub asked: BrickSet,
+    /// The peers whose marks are removed; `None`: peers are marked.
+    pub removed: Option<BrickSet>,
     pub probed: bool,
-    /// What the probe found missing on each brick.
-    pub missing: [BrickSet; BRICKS],
-    /// The local brick's turn comes after the others' (an amendment).
+    /// What the probe read on each brick.
+    pub read: [Row; BRICKS],
+    /// The local brick's turn comes after the others'.
     pub local_due: bool,
     /// Bricks whose XATTROP is due.
     pub to_store: BrickSet,
@@ -190,12 +306,12 @@ pub struct Round {
 
 /// The stock self-heal daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Healer {
+pub enum StockHealer {
     Idle,
     /// The sinks were copied to and fsynced; the marks read at the start are
     /// taken off brick after brick.
     Undoing {
-        rows: [BrickSet; BRICKS],
+        rows: [Row; BRICKS],
         next: usize,
     },
 }
@@ -206,12 +322,18 @@ impl World {
         Self {
             bricks: [Brick::NEW; BRICKS],
             daemons: [Daemon::Closed, Daemon::Closed],
-            healer: Healer::Idle,
+            maps: [None; 2],
+            healers: [None; 2],
+            stock: StockHealer::Idle,
             acked: 0,
             by_second: 0,
+            given_up: 0,
+            overruled: [None; 2],
             writes_left: setting.writes,
+            clients_left: setting.clients,
             faults_left: setting.faults,
             opens_left: setting.opens,
+            promotes_left: setting.promotes,
             breach: None,
         }
     }
@@ -224,39 +346,79 @@ impl World {
         }
     }
 
+    /// The counters of every brick.
+    pub fn rows(&self) -> [Row; BRICKS] {
+        self.bricks.map(|brick| brick.stored)
+    }
+
+    /// Some value that no counter and no map has.
+    pub fn fresh_stamp(&self) -> Counter {
+        let on_bricks = |stamp| {
+            let mut bricks = self.bricks.iter();
+            bricks.any(|b| b.stored.contains(&stamp) || b.durable.contains(&stamp))
+        };
+        let in_maps = |stamp| {
+            let mut maps = self.maps.iter().flatten();
+            maps.any(|map| map.stamp == stamp || map.previous == stamp)
+        };
+        let recorded = |stamp| self.overruled.iter().flatten().any(|&(_, s)| s == stamp);
+        let used = |stamp| on_bricks(stamp) || in_maps(stamp) || recorded(stamp);
+        let stamps = (1..).map(|number| number * STAMP);
+        stamps.into_iter().find(|&stamp| !used(stamp)).unwrap_or_default()
+    }
+
+    /// The next write begins; its number.
+    pub fn begin_write(&mut self, setting: &Setting) -> u8 {
+        self.writes_left -= 1;
+        setting.writes - 1 - self.writes_left
+    }
+
     /// The brick gave the connection up.
     pub fn connection_broken(&mut self, slot: usize, brick: usize) {
         match &mut self.daemons[slot] {
-            Daemon::Closed => {}
             Daemon::Opening(conns) if conns[brick] == Conn::Joined => conns[brick] = Conn::Broken,
-            Daemon::Opening(_) => {}
             Daemon::Open(session) if session.conns[brick] == Conn::Joined => {
                 session.leave(brick, Conn::Broken);
             }
-            Daemon::Open(_) => {}
+            // It gives up when a brick fails it.
+            Daemon::Promoting(promotion) if promotion.left.contains(brick) => {
+                self.daemon_gone(slot);
+            }
+            _ => {}
         }
-    }
-
-    /// The stored marks of every brick.
-    pub fn rows(&self) -> [BrickSet; BRICKS] {
-        self.bricks.map(|brick| brick.stored)
     }
 
     /// The brick's process is gone, and every lock and connection with it.
     pub fn brick_down(&mut self, brick: usize) {
         self.bricks[brick].up = false;
         self.bricks[brick].lease = None;
+        self.bricks[brick].copier = None;
         for slot in 0..self.daemons.len() {
             self.connection_broken(slot, brick);
+            if self.healers[slot].is_some_and(|copy| copy.peer == brick) {
+                self.healers[slot] = None;
+            }
         }
-        self.heal_aborted();
+        self.stock_heal_over();
     }
 
-    /// The daemon in `slot` is gone. The bricks notice in their own time.
+    /// The daemon in `slot` is gone. The bricks notice in their own time; so does
+    /// its healer.
     pub fn daemon_gone(&mut self, slot: usize) {
         self.daemons[slot] = Daemon::Closed;
         for lease in self.leases_of(slot) {
             lease.link = Link::Dead;
+        }
+        for copier in self.copiers_of(slot) {
+            copier.orphan = true;
+        }
+    }
+
+    /// The healer of `slot` is gone. The bricks notice in their own time.
+    pub fn healer_gone(&mut self, slot: usize) {
+        self.healers[slot] = None;
+        for copier in self.copiers_of(slot) {
+            copier.gone = true;
         }
     }
 
@@ -266,9 +428,14 @@ impl World {
         leases.filter(move |lease| lease.slot == slot)
     }
 
-    /// The healer gives up: the marks that it has not taken off yet stay.
-    pub fn heal_aborted(&mut self) {
-        self.healer = Healer::Idle;
+    fn copiers_of(&mut self, slot: usize) -> impl Iterator<Item = &mut Copier> {
+        let copiers = self.bricks.iter_mut().filter_map(|b| b.copier.as_mut());
+        copiers.filter(move |copier| copier.slot == slot)
+    }
+
+    /// The stock healer gives up: the marks that it has not taken off yet stay.
+    pub fn stock_heal_over(&mut self) {
+        self.stock = StockHealer::Idle;
         for brick in &mut self.bricks {
             brick.healed = false;
         }
