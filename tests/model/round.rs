@@ -91,7 +91,7 @@ impl Rim<'_> {
                 round.to_store.insert(brick);
             }
         }
-        self.local_turn();
+        self.next_turn();
     }
 
     /// The gate is closed, and who misses nothing is named. A write in flight is in
@@ -101,6 +101,7 @@ impl Rim<'_> {
         let map = self.world.maps[self.slot];
         let open = self.setting.lacks(Protection::GateHeld);
         let unsynced = self.setting.lacks(Protection::LocalFsynced);
+        let local_first = !self.setting.lacks(Protection::LocalUnmarkedFirst);
         let clean = |&peer: &usize| map.is_some_and(|map| map.is_clean(peer));
         let equal: BrickSet = shape.peers().iter().filter(clean).collect();
         let Some((session, at)) = self.with(shape.local) else {
@@ -116,7 +117,11 @@ impl Rim<'_> {
         if let Some(round) = &mut session.round {
             round.removed = Some(equal);
             if !equal.is_empty() {
-                round.to_store = answered;
+                round.others_due = local_first;
+                round.to_store = match local_first {
+                    true => BrickSet::only(shape.local),
+                    false => answered,
+                };
                 return;
             }
         }
@@ -139,7 +144,7 @@ impl Rim<'_> {
             let read = round.read[brick];
             if !joined {
                 round.failed.insert(brick);
-                return self.local_turn();
+                return self.next_turn();
             }
             for peer in shape.peers().iter() {
                 at.stored[peer] += match round.removed {
@@ -160,7 +165,7 @@ impl Rim<'_> {
                 false => round.to_sync.insert(brick),
             }
         }
-        self.local_turn();
+        self.next_turn();
     }
 
     /// FSYNC on one brick.
@@ -179,12 +184,13 @@ impl Rim<'_> {
                 false => round.failed.insert(brick),
             }
         }
-        self.local_turn();
+        self.next_turn();
     }
 
-    /// The local brick's turn, once the others are done with and, while the gate is
-    /// held, only if it completes a quorum.
-    fn local_turn(&mut self) {
+    /// When marking, the local brick's turn comes once the others are done with and, while
+    /// the gate is held, only if it completes a quorum. When unmarking, the others' turn
+    /// comes once the local brick is done with.
+    fn next_turn(&mut self) {
         let shape = self.setting.shape(self.slot);
         let Some(session) = self.session() else {
             return;
@@ -193,8 +199,13 @@ impl Rim<'_> {
         let Some(round) = &mut session.round else {
             return;
         };
-        if round.local_due && round.to_store.is_empty() && round.to_sync.is_empty() {
-            round.local_due = false;
+        if !round.to_store.is_empty() || !round.to_sync.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut round.others_due) && round.marked.contains(shape.local) {
+            round.to_store = round.asked.without(BrickSet::only(shape.local));
+        }
+        if std::mem::take(&mut round.local_due) {
             if late || completes(&shape, round.marked.without(round.unlocked)) {
                 round.to_store.insert(shape.local);
             }
@@ -239,12 +250,12 @@ impl Rim<'_> {
     /// `Runner::mark_local_file`: past the brick's process, which is taken to be away.
     fn mark_local_file(&mut self, marked: BrickSet) {
         let shape = self.setting.shape(self.slot);
-        let checked = !self.setting.lacks(Protection::LocalFileCompletes);
+        let checked = !self.setting.lacks(Protection::LocalFileGuarded);
         let Some((session, at)) = self.with(shape.local) else {
             return;
         };
         let late = session.machine.phase() == &Phase::Dirty;
-        let useless = checked && !late && !completes(&shape, marked);
+        let useless = checked && !late && !shape.is_quorum(marked);
         if session.machine.held().contains(shape.local) || useless {
             return;
         }

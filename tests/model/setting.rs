@@ -110,9 +110,9 @@ pub enum Protection {
     /// *Proposed.* A round for a held gate marks the local copy last, and only if
     /// that completes a quorum.
     LocalMarkedLast,
-    /// *Proposed.* The local file is marked past its brick's process only if that
-    /// completes a quorum with bricks that are locked and marked.
-    LocalFileCompletes,
+    /// *Proposed.* The local file is marked past its brick's process only if other bricks
+    /// that are locked and marked are a quorum.
+    LocalFileGuarded,
     /// *Proposed.* What a round reads of a brick and what it stores there go through
     /// one and the same connection.
     RoundKeepsConnection,
@@ -144,6 +144,8 @@ pub enum Protection {
     PeerFsynced,
     /// Marks are removed with the gate held.
     GateHeld,
+    /// *Proposed.* The local brick's own marks are removed, durably, before the others'.
+    LocalUnmarkedFirst,
     /// The local file is made durable before marks are removed.
     LocalFsynced,
     /// The removal of marks is made durable.

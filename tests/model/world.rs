@@ -293,6 +293,8 @@ pub struct Round {
     pub read: [Row; BRICKS],
     /// The local brick's turn comes after the others'.
     pub local_due: bool,
+    /// The others' turn comes after the local brick's.
+    pub others_due: bool,
     /// Bricks whose XATTROP is due.
     pub to_store: BrickSet,
     /// Bricks whose FSYNC is due.
