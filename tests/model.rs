@@ -50,10 +50,10 @@ fn explore() {
     };
     use Protection::*;
     let all = [
-        MarksOnPeers, MarksBeforeGate, MarksDurable, MarksStayOnLoss, LocalMarkedLast, LocalFileGuarded,
+        MarksOnPeers, MarksBeforeGate, MarksDurable, MarksStayOnLoss, LocalMarkedLast, LocalFileGuarded, LocalFileRead,
         RoundKeepsConnection, FileCompared, HealLock, LocksOnPeers, MarksReadAgain, SelfAccusersBelieved,
         OpenQuorum, MapBeforeWrite, MapDistrusted, StampsCompared, ForeignMarksNoted, CopyingFlag, PeerFsynced,
-        GateHeld, LocalUnmarkedFirst, LocalFsynced, RemovalDurable, RecordChecked, CopyLock, OldCopyAccused, PromotedLast,
+        GateHeld, LocalUnmarkedFirst, ReadIsDurable, BelievedUnmarkedFirst, RemovedWhereMarked, AbsentDisbelieved, LocalFsynced, RemovalDurable, RecordChecked, MarksStand, CopyLock, OldCopyAccused, PromotedLast,
         PromotedWitness, PromotedOnly,
     ];
     let m = std::env::var("M").unwrap_or_default();

@@ -6,9 +6,11 @@
 //! from before the read until the WRITE was carried out; in reality the copy lock is
 //! held longer, which keeps others away for longer.
 
+use bypass_blk::image::machine::Phase;
+
 use super::setting::{Protection, Setting};
 use super::steps::Step;
-use super::world::{Copier, Copy, Daemon, World};
+use super::world::{Copier, Copy, Lease, Session, World};
 
 /// What the healer of `slot`, and what it left at the bricks, can do.
 pub fn healer_steps(setting: &Setting, world: &World, slot: usize, steps: &mut Vec<Step>) {
@@ -53,19 +55,20 @@ fn copies_to_send(setting: &Setting, world: &World, slot: usize, steps: &mut Vec
     }
 }
 
-/// Are the locks to be had, and does the session's record stand?
+/// Are the locks to be had, does the session's record stand, and then: is the session
+/// still dirty?
 fn may_copy_to(setting: &Setting, world: &World, slot: usize, peer: usize) -> bool {
     let at = &world.bricks[peer];
     let data_locked = |s: usize| world.session(s).is_some_and(|s| s.has_data_lock(peer));
     if !at.up || at.is_copied_to() || at.healed || data_locked(0) || data_locked(1) {
         return false;
     }
-    match setting.lacks(Protection::RecordChecked) {
-        true => matches!(world.daemons[slot], Daemon::Open(_)),
-        false => at
-            .lease
-            .is_some_and(|lease| lease.slot == slot && lease.published),
-    }
+    let recorded = |lease: Lease| lease.slot == slot && lease.published;
+    let record = setting.lacks(Protection::RecordChecked) || at.lease.is_some_and(recorded);
+    let stands = |session: &Session| {
+        session.machine.phase() == &Phase::Dirty || setting.lacks(Protection::MarksStand)
+    };
+    record && world.session(slot).is_some_and(stands)
 }
 
 /// Locks, reads, and sends the WRITE.
@@ -73,7 +76,7 @@ pub fn send_copy(setting: &Setting, world: &mut World, slot: usize, peer: usize,
     let local = world.bricks[setting.locals[slot]].data;
     world.bricks[peer].copier = Some(Copier {
         slot,
-        orphan: matches!(world.daemons[slot], Daemon::Closed),
+        orphan: false,
         gone: false,
         extent,
         value: local & setting.writes_to(extent),

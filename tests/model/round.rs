@@ -6,7 +6,7 @@ use bypass_blk::image::machine::{Event, GateState, Machine, Phase};
 
 use super::debt;
 use super::rim::{Rim, unruled};
-use super::setting::Protection;
+use super::setting::{Protection, Setting};
 use super::world::{BRICKS, Conn, Round, Row};
 
 impl Rim<'_> {
@@ -71,6 +71,9 @@ impl Rim<'_> {
         let only_local = self.setting.lacks(Protection::MarksOnPeers);
         let compared = !self.setting.lacks(Protection::FileCompared);
         debt::stamp(self.world, self.slot);
+        if !self.setting.lacks(Protection::ReadIsDurable) {
+            self.world.bricks[shape.local].fsync();
+        }
         let local_last = !self.setting.lacks(Protection::LocalMarkedLast);
         let Some(session) = self.session() else {
             return;
@@ -85,47 +88,63 @@ impl Rim<'_> {
         for brick in answered.iter() {
             if only_local && brick != shape.local {
                 round.marked.insert(brick);
-            } else if local_last && brick == shape.local {
-                round.local_due = true;
             } else {
-                round.to_store.insert(brick);
+                let last = local_last && brick == shape.local;
+                round.stages[usize::from(last)].insert(brick);
             }
         }
         self.next_turn();
     }
 
-    /// The gate is closed, and who misses nothing is named. A write in flight is in
-    /// the map, so nobody misses nothing then.
+    /// The gate is closed, and the peers that miss nothing are named. A write in flight is
+    /// in the map, so there are none then.
     fn begin_removal(&mut self, answered: BrickSet) {
         let shape = self.setting.shape(self.slot);
-        let map = self.world.maps[self.slot];
-        let open = self.setting.lacks(Protection::GateHeld);
-        let unsynced = self.setting.lacks(Protection::LocalFsynced);
-        let local_first = !self.setting.lacks(Protection::LocalUnmarkedFirst);
-        let clean = |&peer: &usize| map.is_some_and(|map| map.is_clean(peer));
-        let equal: BrickSet = shape.peers().iter().filter(clean).collect();
+        let setting = *self.setting;
+        let equal = self.removable(answered);
         let Some((session, at)) = self.with(shape.local) else {
             return;
         };
         session.machine.step(Event::UnmarkBegun);
-        if !open {
+        if !setting.lacks(Protection::GateHeld) {
             session.gate = GateState::Hold;
         }
-        if !unsynced {
+        if !setting.lacks(Protection::LocalFsynced) {
             at.data_durable = at.data;
         }
         if let Some(round) = &mut session.round {
             round.removed = Some(equal);
             if !equal.is_empty() {
-                round.others_due = local_first;
-                round.to_store = match local_first {
-                    true => BrickSet::only(shape.local),
-                    false => answered,
-                };
-                return;
+                round.stages = removal_stages(&setting, &shape, answered, &round.read);
+                return self.next_turn();
             }
         }
         self.conclude_removal();
+    }
+
+    /// The peers against which marks may be removed.
+    fn removable(&self, answered: BrickSet) -> BrickSet {
+        let shape = self.setting.shape(self.slot);
+        let rows = self.world.rows();
+        let Some(map) = self.world.maps[self.slot] else {
+            return BrickSet::EMPTY;
+        };
+        let believed = |&brick: &usize| rows[brick][brick] == 0;
+        let mut absent = shape.all().without(answered).iter();
+        if absent.any(|i| believed(&i)) && !self.setting.lacks(Protection::AbsentDisbelieved) {
+            return BrickSet::EMPTY;
+        }
+        let clean: BrickSet = shape.peers().iter().filter(|&i| map.is_clean(i)).collect();
+        let behind = shape.peers().without(clean);
+        let accused =
+            |peer: usize| answered.iter().any(|by| believed(&by) && rows[by][peer] != 0);
+        let marked = |peer: usize| {
+            let itself = answered.contains(peer) && rows[peer][peer] != 0;
+            itself && behind.iter().all(|other| rows[peer][other] != 0)
+        };
+        let anyway = self.setting.lacks(Protection::RemovedWhereMarked);
+        let removable = |&peer: &usize| anyway || marked(peer) || !accused(peer);
+        clean.iter().filter(removable).collect()
     }
 
     /// XATTROP on one brick.
@@ -187,9 +206,9 @@ impl Rim<'_> {
         self.next_turn();
     }
 
-    /// When marking, the local brick's turn comes once the others are done with and, while
-    /// the gate is held, only if it completes a quorum. When unmarking, the others' turn
-    /// comes once the local brick is done with.
+    /// The bricks of the next stage have their turn when those before are done with. A
+    /// removal ends when one of them failed. Marking for a held gate goes on to the local
+    /// brick only if that completes a quorum.
     fn next_turn(&mut self) {
         let shape = self.setting.shape(self.slot);
         let Some(session) = self.session() else {
@@ -199,15 +218,19 @@ impl Rim<'_> {
         let Some(round) = &mut session.round else {
             return;
         };
-        if !round.to_store.is_empty() || !round.to_sync.is_empty() {
-            return;
-        }
-        if std::mem::take(&mut round.others_due) && round.marked.contains(shape.local) {
-            round.to_store = round.asked.without(BrickSet::only(shape.local));
-        }
-        if std::mem::take(&mut round.local_due) {
-            if late || completes(&shape, round.marked.without(round.unlocked)) {
-                round.to_store.insert(shape.local);
+        while round.to_store.is_empty() && round.to_sync.is_empty() {
+            let [next, rest @ ..] = round.stages;
+            let first = round.marked.is_empty() && round.failed.is_empty();
+            let goes_on = match round.removed {
+                Some(_) => round.failed.is_empty() && round.unlocked.is_empty(),
+                None => late || first || completes(&shape, round.marked.without(round.unlocked)),
+            };
+            if round.stages == [BrickSet::EMPTY; 3] {
+                return;
+            }
+            round.stages = [rest[0], rest[1], BrickSet::EMPTY];
+            if goes_on {
+                round.to_store = next;
             }
         }
     }
@@ -251,6 +274,7 @@ impl Rim<'_> {
     fn mark_local_file(&mut self, marked: BrickSet) {
         let shape = self.setting.shape(self.slot);
         let checked = !self.setting.lacks(Protection::LocalFileGuarded);
+        let read = !self.setting.lacks(Protection::LocalFileRead);
         let Some((session, at)) = self.with(shape.local) else {
             return;
         };
@@ -258,6 +282,10 @@ impl Rim<'_> {
         let useless = checked && !late && !shape.is_quorum(marked);
         if session.machine.held().contains(shape.local) || useless {
             return;
+        }
+        if read && at.stored[shape.local] != 0 {
+            let by = shape.local;
+            return self.take(Event::LocalAccused { by });
         }
         for peer in shape.peers().iter().filter(|&peer| at.stored[peer] == 0).collect::<BrickSet>().iter() {
             at.stored[peer] = 1;
@@ -283,6 +311,22 @@ impl Rim<'_> {
         }
         self.take(Event::UnmarkOver { changed });
     }
+}
+
+/// In which order marks are removed: what AFR believes goes before what it does not, so
+/// that no old accusation that it believes outlives the accused one's own.
+fn removal_stages(
+    setting: &Setting,
+    shape: &Shape,
+    answered: BrickSet,
+    rows: &[Row; BRICKS],
+) -> [BrickSet; 3] {
+    let stage = |brick: usize| match brick {
+        _ if brick == shape.local && !setting.lacks(Protection::LocalUnmarkedFirst) => 0,
+        _ if rows[brick][brick] == 0 && !setting.lacks(Protection::BelievedUnmarkedFirst) => 1,
+        _ => 2,
+    };
+    std::array::from_fn(|number| answered.iter().filter(|&i| stage(i) == number).collect())
 }
 
 /// Would the local brick make a quorum of these?

@@ -113,9 +113,14 @@ pub enum Protection {
     /// *Proposed.* The local file is marked past its brick's process only if other bricks
     /// that are locked and marked are a quorum.
     LocalFileGuarded,
+    /// *Proposed.* And only if the local file does not accuse its own copy.
+    LocalFileRead,
     /// *Proposed.* What a round reads of a brick and what it stores there go through
     /// one and the same connection.
     RoundKeepsConnection,
+    /// *Proposed.* The local file, its attributes included, is made durable before a round
+    /// marks others: what was read there would else not be what a crash leaves.
+    ReadIsDurable,
     /// *Proposed.* Under the data lock, before marks for a held gate are stored, the
     /// local file is compared with what the session last knew of it.
     FileCompared,
@@ -146,12 +151,22 @@ pub enum Protection {
     GateHeld,
     /// *Proposed.* The local brick's own marks are removed, durably, before the others'.
     LocalUnmarkedFirst,
+    /// *Proposed.* And then those of bricks that do not accuse themselves.
+    BelievedUnmarkedFirst,
+    /// *Proposed.* Marks against a peer are removed only where its own brick is reached and
+    /// accuses itself and those that still miss data.
+    RemovedWhereMarked,
+    /// *Proposed.* Marks are removed only if every brick that is away accuses itself.
+    AbsentDisbelieved,
     /// The local file is made durable before marks are removed.
     LocalFsynced,
     /// The removal of marks is made durable.
     RemovalDurable,
     /// A healer copies only where its session's record stands.
     RecordChecked,
+    /// *Proposed.* A healer copies only if its session, asked after the copy lock was
+    /// taken, is dirty: its marks are known to stand.
+    MarksStand,
     /// A session takes no brick on which another session's healer copies.
     CopyLock,
     /// A promotion accuses the copy that is away.

@@ -291,10 +291,8 @@ pub struct Round {
     pub probed: bool,
     /// What the probe read on each brick.
     pub read: [Row; BRICKS],
-    /// The local brick's turn comes after the others'.
-    pub local_due: bool,
-    /// The others' turn comes after the local brick's.
-    pub others_due: bool,
+    /// Bricks whose turn comes later, one set after the other.
+    pub stages: [BrickSet; 3],
     /// Bricks whose XATTROP is due.
     pub to_store: BrickSet,
     /// Bricks whose FSYNC is due.
