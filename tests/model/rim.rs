@@ -9,7 +9,7 @@
 
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::decide::{Opening, Refusal, Seen, decide};
-use bypass_blk::image::machine::{Action, Event, GateState, Machine};
+use bypass_blk::image::machine::{Action, Event, GateState, Machine, Phase};
 use uuid::Uuid;
 
 use super::debt;
@@ -134,6 +134,21 @@ impl Rim<'_> {
             view,
             in_flight: None,
         });
+        self.mark_debt();
+    }
+
+    /// `Runner::mark_debt`: what reachable peers miss is marked before it is healed.
+    fn mark_debt(&mut self) {
+        let Some(map) = self.world.maps[self.slot] else {
+            return;
+        };
+        let Some(session) = self.session() else {
+            return;
+        };
+        let reachable = session.machine.held().iter().any(|peer| !map.is_clean(peer));
+        if reachable && session.machine.phase() == &Phase::Unmarked {
+            self.take(Event::WriteWanted);
+        }
     }
 
     /// The session and its brick, both to be changed.
@@ -216,6 +231,7 @@ impl Rim<'_> {
             local_untouched: now == session.view || unread,
         };
         self.take(event);
+        self.mark_debt();
     }
 
     fn accuser_among_held(&mut self) -> Option<usize> {
