@@ -53,7 +53,7 @@ fn explore() {
         MarksOnPeers, MarksBeforeGate, MarksDurable, MarksStayOnLoss, LocalMarkedLast, LocalFileGuarded, LocalFileRead,
         RoundKeepsConnection, FileCompared, HealLock, LocksOnPeers, MarksReadAgain, SelfAccusersBelieved,
         OpenQuorum, MapBeforeWrite, MapDistrusted, StampsCompared, ForeignMarksNoted, CopyingFlag, PeerFsynced,
-        GateHeld, LocalUnmarkedFirst, ReadIsDurable, BelievedUnmarkedFirst, RemovedWhereMarked, AbsentDisbelieved, LocalFsynced, RemovalDurable, RecordChecked, MarksStand, CopyLock, OldCopyAccused, PromotedLast,
+        GateHeld, ReadIsDurable, BelievedUnmarkedFirst, RemovedWhereMarked, AbsentDisbelieved, RemovalDurable, RecordChecked, MarksStand, CopyLock, OldCopyAccused, PromotedLast,
         PromotedWitness, PromotedOnly,
     ];
     let m = std::env::var("M").unwrap_or_default();

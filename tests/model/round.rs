@@ -14,11 +14,8 @@ impl Rim<'_> {
     /// lock. Only if [`Rim::may_unmark`].
     pub fn want_unmark(&mut self) {
         let local = self.local();
-        let unsynced = self.setting.lacks(Protection::LocalFsynced);
         if let Some((session, at)) = self.with(local) {
-            if !unsynced {
-                at.data_durable = at.data;
-            }
+            at.data_durable = at.data;
             session.round = Some(Round {
                 asked: session.machine.held(),
                 removed: Some(BrickSet::EMPTY),
@@ -109,13 +106,11 @@ impl Rim<'_> {
         if !setting.lacks(Protection::GateHeld) {
             session.gate = GateState::Hold;
         }
-        if !setting.lacks(Protection::LocalFsynced) {
-            at.data_durable = at.data;
-        }
+        at.data_durable = at.data;
         if let Some(round) = &mut session.round {
             round.removed = Some(equal);
             if !equal.is_empty() {
-                round.stages = removal_stages(&setting, &shape, answered, &round.read);
+                round.stages = removal_stages(&setting, answered, &round.read);
                 return self.next_turn();
             }
         }
@@ -219,16 +214,16 @@ impl Rim<'_> {
             return;
         };
         while round.to_store.is_empty() && round.to_sync.is_empty() {
-            let [next, rest @ ..] = round.stages;
+            let [next, last] = round.stages;
             let first = round.marked.is_empty() && round.failed.is_empty();
             let goes_on = match round.removed {
                 Some(_) => round.failed.is_empty() && round.unlocked.is_empty(),
                 None => late || first || completes(&shape, round.marked.without(round.unlocked)),
             };
-            if round.stages == [BrickSet::EMPTY; 3] {
+            if round.stages == [BrickSet::EMPTY; 2] {
                 return;
             }
-            round.stages = [rest[0], rest[1], BrickSet::EMPTY];
+            round.stages = [last, BrickSet::EMPTY];
             if goes_on {
                 round.to_store = next;
             }
@@ -317,14 +312,13 @@ impl Rim<'_> {
 /// that no old accusation that it believes outlives the accused one's own.
 fn removal_stages(
     setting: &Setting,
-    shape: &Shape,
     answered: BrickSet,
     rows: &[Row; BRICKS],
-) -> [BrickSet; 3] {
+) -> [BrickSet; 2] {
     let stage = |brick: usize| match brick {
-        _ if brick == shape.local && !setting.lacks(Protection::LocalUnmarkedFirst) => 0,
-        _ if rows[brick][brick] == 0 && !setting.lacks(Protection::BelievedUnmarkedFirst) => 1,
-        _ => 2,
+        _ if setting.lacks(Protection::BelievedUnmarkedFirst) => 0,
+        _ if rows[brick][brick] == 0 => 0,
+        _ => 1,
     };
     std::array::from_fn(|number| answered.iter().filter(|&i| stage(i) == number).collect())
 }

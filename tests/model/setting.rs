@@ -149,17 +149,14 @@ pub enum Protection {
     PeerFsynced,
     /// Marks are removed with the gate held.
     GateHeld,
-    /// *Proposed.* The local brick's own marks are removed, durably, before the others'.
-    LocalUnmarkedFirst,
-    /// *Proposed.* And then those of bricks that do not accuse themselves.
+    /// *Proposed.* Marks are removed, durably, from the local brick and others that do not
+    /// accuse themselves before they are from those that do.
     BelievedUnmarkedFirst,
     /// *Proposed.* Marks against a peer are removed only where its own brick is reached and
     /// accuses itself and those that still miss data.
     RemovedWhereMarked,
     /// *Proposed.* Marks are removed only if every brick that is away accuses itself.
     AbsentDisbelieved,
-    /// The local file is made durable before marks are removed.
-    LocalFsynced,
     /// The removal of marks is made durable.
     RemovalDurable,
     /// A healer copies only where its session's record stands.

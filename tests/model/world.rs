@@ -292,7 +292,7 @@ pub struct Round {
     /// What the probe read on each brick.
     pub read: [Row; BRICKS],
     /// Bricks whose turn comes later, one set after the other.
-    pub stages: [BrickSet; 3],
+    pub stages: [BrickSet; 2],
     /// Bricks whose XATTROP is due.
     pub to_store: BrickSet,
     /// Bricks whose FSYNC is due.
