@@ -55,6 +55,8 @@ impl Setting {
                 data_kept,
             } => self.crash(world, host, marks_kept, data_kept),
             Step::Return(brick) => world.bricks[brick].up = true,
+            Step::Attach { slot, peer } => healing::attach(world, slot, peer),
+            Step::Detach(brick) => world.bricks[brick].copier = None,
             Step::SendCopy { slot, peer, extent } => {
                 healing::send_copy(self, world, slot, peer, extent);
             }

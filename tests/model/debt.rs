@@ -27,6 +27,11 @@ impl Map {
         self.dirty[child] == 0
     }
 
+    /// Is this a counter of the map's own sessions?
+    pub fn explains(&self, counter: Counter) -> bool {
+        self.record().explains(counter.into())
+    }
+
     fn record(&self) -> Record {
         Record {
             stamp: self.stamp.into(),

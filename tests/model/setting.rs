@@ -28,8 +28,8 @@ pub struct Setting {
     pub promotes: u8,
     /// Our own healers are at work, and sessions remove marks.
     pub healing: bool,
-    /// The protection that is switched off.
-    pub without: Option<Protection>,
+    /// The protections that are switched off.
+    pub without: &'static [Protection],
 }
 
 impl Setting {
@@ -45,7 +45,7 @@ impl Setting {
         clients: 0,
         promotes: 0,
         healing: false,
-        without: None,
+        without: &[],
     };
 
     /// The same with a third brick.
@@ -76,7 +76,7 @@ impl Setting {
 
     /// Was this protection switched off?
     pub fn lacks(&self, protection: Protection) -> bool {
-        self.without == Some(protection)
+        self.without.contains(&protection)
     }
 
     /// The writes that are to this extent.
@@ -159,11 +159,15 @@ pub enum Protection {
     AbsentDisbelieved,
     /// The removal of marks is made durable.
     RemovalDurable,
-    /// A healer copies only where its session's record stands.
+    /// A healer that took the copy lock copies only if its session's record stands there
+    /// (and its session is asked).
     RecordChecked,
-    /// *Proposed.* A healer copies only if its session, asked after the copy lock was
-    /// taken, is dirty: its marks are known to stand.
-    MarksStand,
+    /// *Proposed.* And only if its session, asked after that, is dirty: its marks are
+    /// known to stand.
+    SessionAsked,
+    /// *Proposed.* Under the data lock, a healer copies only if the peer still accuses
+    /// itself with a stamp of the map: else somebody has healed or written since.
+    StampUnderLock,
     /// A session takes no brick on which another session's healer copies.
     CopyLock,
     /// A promotion accuses the copy that is away.

@@ -65,8 +65,14 @@ pub enum Step {
     },
     /// A brick's process starts again.
     Return(usize),
-    /// A healer takes copy lock and data lock, checks the record, reads an extent
-    /// and sends it.
+    /// A healer takes the copy lock, checks the record, and asks its session.
+    Attach {
+        slot: usize,
+        peer: usize,
+    },
+    /// It gives the copy lock back.
+    Detach(usize),
+    /// It takes the data lock, reads an extent and sends it.
     SendCopy {
         slot: usize,
         peer: usize,
@@ -80,7 +86,7 @@ pub enum Step {
     KillHealer(usize),
     /// A brick notices that a healer's connection is gone; its WRITE never lands.
     CopierGone(usize),
-    /// A stock client writes through AFR, reaching these bricks.
+    /// A stock client writes through AFR, reaching these bricks, while no session is.
     ClientWrite(BrickSet),
     /// An operator promotes a stale copy, reaching these bricks.
     Promote(usize, BrickSet),
@@ -159,8 +165,8 @@ impl Setting {
         let free = |&brick: &usize| {
             let at = &world.bricks[brick];
             let locked = !self.lacks(Protection::LocksOnPeers) || brick == shape.local;
-            let copied_to = at.is_copied_to() && !self.lacks(Protection::CopyLock);
-            (at.is_free() && !copied_to) || (!locked && at.up)
+            let copies = at.copier.is_some() && !self.lacks(Protection::CopyLock);
+            (at.is_free() && !copies) || (!locked && at.up)
         };
         let sets = (0..1u32 << self.bricks)
             .map(|chosen| (0..self.bricks).filter(|i| chosen & 1 << i != 0).collect());
@@ -248,9 +254,8 @@ impl Setting {
                 let unnoted = reports().any(|report| matches!(report, Report::Lost(_)));
                 let unlocked = self.lacks(Protection::LocksOnPeers) && brick != self.locals[slot];
                 let wait = unnoted && !self.lacks(Protection::RoundKeepsConnection);
-                let other_copies = at.copier.is_some_and(|c| c.slot != slot || c.orphan)
-                    && !self.lacks(Protection::CopyLock);
-                let free = at.is_free() && !other_copies;
+                let free_of_others = at.is_free_of_others(slot) || self.lacks(Protection::CopyLock);
+                let free = at.is_free() && free_of_others;
                 if (free || (unlocked && at.up)) && reports().count() < 2 && !wait {
                     steps.push(Step::Rejoin(slot, brick));
                 }
@@ -320,12 +325,13 @@ impl Setting {
                 }
             }
         }
-        if world.clients_left > 0 && world.writes_left > 0 {
+        let nobody = world.daemons.iter().all(|daemon| daemon == &Daemon::Closed);
+        if world.clients_left > 0 && world.writes_left > 0 && nobody {
             self.client_steps(world, steps);
         }
     }
 
-    /// A client that respects the locks of sessions. It needs a quorum, and a copy
+    /// A client while no session is open. It needs a quorum, and a copy
     /// that nobody whom it reaches accuses.
     fn client_steps(&self, world: &World, steps: &mut Vec<Step>) {
         for chosen in 0..1u32 << self.bricks {

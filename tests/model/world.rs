@@ -118,7 +118,12 @@ impl Brick {
 
     /// Is a healer's WRITE under way? Its data lock is held then.
     pub fn is_copied_to(&self) -> bool {
-        self.copier.is_some()
+        self.copier.is_some_and(|copier| copier.write.is_some())
+    }
+
+    /// Is the copy lock free for the session in `slot`, its own healer aside?
+    pub fn is_free_of_others(&self, slot: usize) -> bool {
+        self.copier.is_none_or(|copier| copier.slot == slot && !copier.orphan)
     }
 
     /// FSYNC.
@@ -154,7 +159,7 @@ pub enum Link {
     Dead,
 }
 
-/// A healer's copy lock and data lock, and its WRITE that is on its way.
+/// A healer's copy lock, and its WRITE that is on its way under AFR's data lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Copier {
     pub slot: usize,
@@ -162,9 +167,8 @@ pub struct Copier {
     pub orphan: bool,
     /// The healer is gone, not noticed by the brick.
     pub gone: bool,
-    pub extent: u8,
-    /// What the extent will contain.
-    pub value: Writes,
+    /// The extent, and what it will contain.
+    pub write: Option<(u8, Writes)>,
 }
 
 /// A healer's copy of one extent.
