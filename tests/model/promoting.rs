@@ -1,24 +1,24 @@
 //! Promotion: a stale copy is made the fresh one, since the fresh one is gone for good.
 //!
-//! Under the locks of a quorum, on every brick that is reached: the copies that are away
-//! are accused; the other stale copies are accused on the promoted copy's brick only, so
-//! that they do not accuse themselves and are believed; the promoted copy is accused no
-//! more. XATTROP and FSYNC are one step; between bricks it can be killed.
+//! Under the locks of a quorum, in three stages, each durable before the next:
+//! 1. every brick that is reached accuses every copy, the one that is away and its own
+//!    included: nobody can open any, and AFR believes none of these bricks;
+//! 2. those of other copies accuse the one that is away only;
+//! 3. the promoted copy's own accuses all others.
+//!
+//! XATTROP and FSYNC are one step; between bricks it can be killed.
 
 use bypass_blk::image::bricks::BrickSet;
 
 use super::rim::decision;
 use super::setting::{Protection, Setting};
 use super::steps::Step;
-use super::world::{Daemon, Promotion, World};
+use super::world::{Daemon, Promotion, Stage, World};
 
 /// What can be promoted, or how a promotion goes on.
 pub fn promotion_steps(setting: &Setting, world: &World, slot: usize, steps: &mut Vec<Step>) {
     if let Daemon::Promoting(promotion) = &world.daemons[slot] {
-        let local = setting.locals[slot];
-        let others = promotion.left.without(BrickSet::only(local));
-        let last = others.is_empty() || setting.lacks(Protection::PromotedLast);
-        let due = promotion.left.iter().filter(|&i| i != local || last);
+        let due = promotion.left.iter();
         steps.extend(due.map(|brick| Step::PromoteOn(slot, brick)));
         steps.push(Step::Kill {
             slot,
@@ -57,12 +57,35 @@ pub fn begin(setting: &Setting, world: &mut World, slot: usize, reached: BrickSe
     let lost = world.acked & !data;
     world.acked &= data;
     let stamp = world.fresh_stamp();
+    let first = match setting.lacks(Protection::AllAccusedFirst) {
+        true => Stage::Others,
+        false => Stage::All,
+    };
     world.daemons[slot] = Daemon::Promoting(Promotion {
-        left: reached,
+        stage: first,
+        reached,
+        left: BrickSet::EMPTY,
         away,
         stamp,
         lost,
     });
+    begin_stage(setting, world, slot, first);
+}
+
+fn begin_stage(setting: &Setting, world: &mut World, slot: usize, stage: Stage) {
+    let Daemon::Promoting(promotion) = &mut world.daemons[slot] else {
+        return;
+    };
+    let local = BrickSet::only(setting.locals[slot]);
+    promotion.stage = stage;
+    promotion.left = match stage {
+        Stage::All => promotion.reached,
+        Stage::Others => promotion.reached.without(local),
+        Stage::Own => local,
+    };
+    if promotion.left.is_empty() {
+        begin_stage(setting, world, slot, Stage::Own);
+    }
 }
 
 /// Changes one brick. With the last one the promotion is done, and the locks go.
@@ -75,17 +98,25 @@ pub fn change(setting: &Setting, world: &mut World, slot: usize, brick: usize) {
     let shape = setting.shape(slot);
     let at = &mut world.bricks[brick];
     for copy in shape.copies().iter() {
-        let old = promotion.away.contains(copy) && !setting.lacks(Protection::OldCopyAccused);
-        let stale = brick == shape.local && copy != shape.local;
-        at.stored[copy] = match old || (stale && !promotion.away.contains(copy)) {
-            true => promotion.stamp,
-            false => 0,
+        let accused = match (promotion.away.contains(copy), promotion.stage) {
+            (true, _) => !setting.lacks(Protection::OldCopyAccused),
+            (false, Stage::All) => true,
+            (false, Stage::Others) => false,
+            (false, Stage::Own) => copy != shape.local,
         };
+        at.stored[copy] = if accused { promotion.stamp } else { 0 };
     }
     at.witness = brick == shape.local && !setting.lacks(Protection::PromotedWitness);
     at.fsync();
-    if promotion.left.is_empty() {
-        world.given_up |= promotion.lost;
-        world.daemon_gone(slot);
+    if !promotion.left.is_empty() {
+        return;
+    }
+    match promotion.stage {
+        Stage::All => begin_stage(setting, world, slot, Stage::Others),
+        Stage::Others => begin_stage(setting, world, slot, Stage::Own),
+        Stage::Own => {
+            world.given_up |= promotion.lost;
+            world.daemon_gone(slot);
+        }
     }
 }

@@ -142,8 +142,8 @@ fn is_fresh(world: &World, data: Writes) -> bool {
 }
 
 /// If every session and healer ended now and every brick came back: whatever way the
-/// stock heal goes, do all copies get every acknowledged write? After a promotion it
-/// may also see a split-brain, which a session on the promoted copy ends.
+/// stock heal goes, do all copies get every acknowledged write? Once a promotion began
+/// it may also see a split-brain: the promotion, or a session on that copy, ends it.
 fn ends_well(setting: &Setting, world: &World) -> bool {
     let mut data = world.bricks.map(|brick| brick.data);
     if world.bricks.iter().all(|brick| brick.stored == [0; BRICKS]) {
@@ -151,7 +151,7 @@ fn ends_well(setting: &Setting, world: &World) -> bool {
     }
     let ways = directions(setting, world);
     if ways.is_empty() {
-        return world.given_up != 0;
+        return world.promotes_left < setting.promotes;
     }
     let mut good = |source: usize, sinks: BrickSet| {
         for sink in sinks.iter() {

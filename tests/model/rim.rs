@@ -103,11 +103,7 @@ impl Rim<'_> {
     /// Reads, decides, publishes; then the session is open, or gone.
     pub fn finish_open(&mut self, mut conns: [Conn; BRICKS]) {
         let held: BrickSet = (0..BRICKS).filter(|&i| conns[i] == Conn::Joined).collect();
-        let other_promoted =
-            |i: usize| i != self.local() && held.contains(i) && self.world.bricks[i].witness;
-        let forbidden =
-            !self.setting.lacks(Protection::PromotedOnly) && (0..BRICKS).any(other_promoted);
-        if forbidden || decision(self.setting, self.world, self.slot, held).is_err() {
+        if decision(self.setting, self.world, self.slot, held).is_err() {
             self.world.daemon_gone(self.slot);
             return;
         }

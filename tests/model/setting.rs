@@ -172,11 +172,10 @@ pub enum Protection {
     CopyLock,
     /// A promotion accuses the copy that is away.
     OldCopyAccused,
-    /// A promotion changes the promoted copy's own brick last.
-    PromotedLast,
+    /// *Proposed.* A promotion lets every brick accuse every copy before it lets any be
+    /// believed.
+    AllAccusedFirst,
     /// *Proposed.* A promotion raises AFR's *dirty* counter on the promoted copy, which
     /// makes it the source of every heal in which nobody else decides.
     PromotedWitness,
-    /// *Proposed.* While that counter stands no other copy may be opened for writing.
-    PromotedOnly,
 }

@@ -219,7 +219,10 @@ pub enum Daemon {
 /// A promotion on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Promotion {
-    /// The bricks that are still to be changed.
+    pub stage: Stage,
+    /// The bricks on which its locks are.
+    pub reached: BrickSet,
+    /// Those that are still to be changed in this stage.
     pub left: BrickSet,
     /// The bricks that are not reached and hold newer data.
     pub away: BrickSet,
@@ -227,6 +230,14 @@ pub struct Promotion {
     pub stamp: Counter,
     /// The writes that it gives up.
     pub lost: Writes,
+}
+
+/// See `promoting.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    All,
+    Others,
+    Own,
 }
 
 /// An open session: the real machine and the rim around it.
@@ -385,7 +396,7 @@ impl World {
                 session.leave(brick, Conn::Broken);
             }
             // It gives up when a brick fails it.
-            Daemon::Promoting(promotion) if promotion.left.contains(brick) => {
+            Daemon::Promoting(promotion) if promotion.reached.contains(brick) => {
                 self.daemon_gone(slot);
             }
             _ => {}
