@@ -7,7 +7,7 @@
 //!   marked. It knows nothing of virtio.
 //! * [`device`] is the vhost-user-blk device over one local file. It knows
 //!   nothing of Gluster.
-//! * [`control`] is the control socket and the status report.
+//! * [`control`] is the control socket, the status report and the metrics.
 //! * [`cli`] puts them together, one file per command.
 
 pub mod cli;

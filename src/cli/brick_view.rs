@@ -30,7 +30,7 @@ impl BrickView {
         let owner = lock_owner(&me)?;
         let catalog = Catalog::load(&server.host, server.port, &target.volume, &timeouts)?;
         let located = catalog.find(&target.image.0, &identity(owner.clone()), &timeouts)?;
-        let mut ports = GlusterPort::for_set(&located, &owner, timeouts);
+        let mut ports = GlusterPort::for_set(&located, &owner, timeouts, None);
         let mut connected = BrickSet::EMPTY;
         let mut away = Vec::new();
         for (brick, port) in ports.iter_mut().enumerate() {
@@ -86,6 +86,7 @@ impl BrickView {
             size: self.located.size,
             local: None,
             arbiter: self.located.arbiter(),
+            last_verified: None,
         }
     }
 }
@@ -102,6 +103,7 @@ fn copy_status(brick: String, answer: Result<CopyState, PortError>) -> CopyStatu
         reachable: reason.is_none(),
         reason,
         stale: false,
+        behind: None,
         fenced: copy.as_ref().is_some_and(|copy| copy.fenced),
         marks: copy.map(|copy| copy.pending),
     }

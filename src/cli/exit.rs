@@ -3,15 +3,19 @@
 
 use thiserror::Error;
 
+use crate::control::metrics::MetricsError;
 use crate::control::socket::ControlError;
 use crate::device::DeviceError;
 use crate::gluster::GlusterdError;
 use crate::gluster::rpc::BadLkOwner;
 use crate::gluster::volume::VolfileError;
 use crate::image::error::{LocalError, OpenError, chain};
+use crate::image::heal::FollowError;
 use crate::image::locate::LocateError;
 use crate::image::port::Lock;
+use crate::image::promote;
 use crate::image::state_dir::StateError;
+use crate::image::verify::VerifyError;
 
 /// The codes, for `--help`.
 pub const TABLE: &str = "\
@@ -33,7 +37,9 @@ Exit codes:
   23  the image is empty                 50  socket path in use
   24  its size is not whole blocks       51  socket cannot be made or used
   25  it looks like an image format      52  the disk cannot be served by this device
-                                        60  the session stopped by itself while serving
+  60  the session stopped while serving  70  not everything could be healed
+  71  verify: the copies differ          72  verify: not everything could be compared
+  73  the copy may not be promoted
 What to do about each: docs/failures.md";
 
 /// Why a command failed.
@@ -57,6 +63,9 @@ pub enum Failure {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The metrics' socket or file.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The vhost-user socket's path belongs to somebody.
     #[error(
         "the socket path {path} is in use by a live process. Stop it, or choose another --socket-path"
@@ -74,6 +83,37 @@ pub enum Failure {
         #[source]
         source: std::io::Error,
     },
+    /// The image is not clean.
+    #[error("{image} is not clean: {why}")]
+    NotClean {
+        /// Which.
+        image: String,
+        /// Why.
+        why: String,
+    },
+    /// The image cannot be healed.
+    #[error(transparent)]
+    NotHealed(#[from] FollowError),
+    /// The image could not be verified at all.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// Copies differ.
+    #[error("the copies of {image} differ{}", what_now(.repaired))]
+    Differ {
+        /// Which image.
+        image: String,
+        /// The differences were given to the healer.
+        repaired: bool,
+    },
+    /// No difference was found, but not everything was compared.
+    #[error("{image}: not everything could be verified; see above")]
+    NotVerified {
+        /// Which image.
+        image: String,
+    },
+    /// The copy may not be promoted.
+    #[error("not promoted: {0}")]
+    NotPromoted(#[source] promote::Refusal),
     /// Our record does not fit a lock's owner.
     #[error(transparent)]
     LockOwner(#[from] BadLkOwner),
@@ -100,16 +140,41 @@ impl Failure {
             Self::Open(error) => open_code(error),
             Self::State(_) => 36,
             Self::Device(_) => 52,
-            Self::Control(_) | Self::Socket { .. } => 51,
+            Self::Control(_) | Self::Metrics(_) | Self::Socket { .. } => 51,
             Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
-            Self::LockOwner(_) | Self::System { .. } => 1,
+            Self::NotClean { .. } => 70,
+            Self::Differ { .. } => 71,
+            Self::NotVerified { .. } => 72,
+            Self::NotPromoted(_) => 73,
+            Self::Verify(error) => verify_code(error),
+            Self::LockOwner(_) | Self::System { .. } | Self::NotHealed(_) => 1,
         }
     }
 
     /// Prints the error with its causes to standard error.
     pub fn print(&self) {
         eprintln!("bypass-blk: {}", chain(self));
+    }
+}
+
+fn what_now(repaired: &bool) -> &'static str {
+    match repaired {
+        true => ". They are being healed from the local copy: verify again when it is clean",
+        false => ". See above where, and docs/failures.md for what to do",
+    }
+}
+
+fn verify_code(error: &VerifyError) -> u8 {
+    match error {
+        VerifyError::Held { .. } => 40,
+        VerifyError::Healing => 45,
+        VerifyError::NoCopy { .. } => 16,
+        VerifyError::NoReference { .. } | VerifyError::Size { .. } => 43,
+        VerifyError::ReferenceAway { .. } => 35,
+        VerifyError::Locked => 41,
+        VerifyError::Map(_) => 36,
+        VerifyError::Link(_) => 51,
     }
 }
 
@@ -144,7 +209,7 @@ fn open_code(error: &OpenError) -> u8 {
     match error {
         OpenError::Locked { .. } => 40,
         OpenError::InUse { .. } => 41,
-        OpenError::Stale { .. } => 42,
+        OpenError::Stale { .. } | OpenError::PromotedElsewhere { .. } => 42,
         OpenError::SplitBrain { .. }
         | OpenError::IdentitiesDiffer { .. }
         | OpenError::SizesDiffer { .. } => 43,

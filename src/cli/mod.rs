@@ -3,16 +3,26 @@
 //! Each command puts the other modules together; none decides anything about an
 //! image by itself.
 
+mod bandwidth;
 mod brick_view;
 mod exit;
+mod finish;
+mod heal;
+mod heal_verdict;
+mod heald;
 mod listen;
 mod logging;
 mod opening;
+mod own_session;
+mod promote;
 mod release;
 mod serve;
 mod service;
 mod status;
 mod stop;
+mod verify;
+mod verify_report;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -43,6 +53,18 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Show the images served on this host, or one image of a volume
     Status(status::StatusArgs),
+    /// Heal the images of this host: follow every session, finish what ended ones left.
+    /// One per host, always running
+    Heald(heald::HealdArgs),
+    /// Heal one image now, in the foreground
+    Heal(heal::HealArgs),
+    /// Compare all copies of an image, also while it is served
+    Verify(verify::VerifyArgs),
+    /// Change the bandwidth limit of this host's healer
+    Bandwidth(bandwidth::BandwidthArgs),
+    /// Make this host's stale copy the fresh one, when the host with the newer data is
+    /// gone for good
+    Promote(promote::PromoteArgs),
     /// Lift the fence that a killed daemon left on an image: needed when mounts get
     /// "Device or resource busy" though nobody serves it. Refused while somebody does
     Release(release::ReleaseArgs),
@@ -176,6 +198,11 @@ pub fn run() -> ExitCode {
         }
         Some(Command::Serve(args)) => serve::run(*args),
         Some(Command::Status(args)) => status::run(args),
+        Some(Command::Heald(args)) => heald::run(args),
+        Some(Command::Heal(args)) => heal::run(args),
+        Some(Command::Verify(args)) => verify::run(args),
+        Some(Command::Bandwidth(args)) => bandwidth::run(args),
+        Some(Command::Promote(args)) => promote::run(args),
         Some(Command::Release(args)) => release::run(args),
         None => Err(Failure::Usage(
             "a command is missing: see bypass-blk --help".to_owned(),

@@ -1,16 +1,17 @@
 //! Finding an image and opening a session on it: what `serve`, `heal` and `heald`
 //! have in common.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use crate::control::socket::{self, Request};
 use crate::gluster::Timeouts;
 use crate::image::dirty::{ExtentSize, MapError};
 use crate::image::error::chain;
-use crate::image::gluster_port::{GlusterPort, identity};
+use crate::image::gluster_port::{GlusterPort, Overruled, identity};
 use crate::image::heal::Job;
 use crate::image::holder::Holder;
 use crate::image::local::{self, LocalFile, LocalTerms};
@@ -22,6 +23,11 @@ use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
 
 use super::brick_view::{host_name, lock_owner};
 use super::{Failure, Server};
+
+/// How long a healer may take to give an image up: it waits for what it sent.
+const YIELD_LIMIT: Duration = Duration::from_secs(30);
+/// How often it is looked whether it did.
+const YIELD_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where this host keeps what it knows of its images.
 #[derive(Args, Clone, Debug)]
@@ -112,14 +118,24 @@ pub fn open(
     } = place;
     let read_only = opening.terms.read_only;
     let map = place.map(opening.state);
+    let entry = place.entry(opening.state, opening.extent_size);
+    let overruled = entry.promoted.clone().map(|promotion| Overruled {
+        promotion,
+        local: *local,
+    });
     if !read_only {
         opening.state.create()?;
-        opening.state.store(&place.entry(opening.extent_size))?;
+        opening.state.store(&entry)?;
     }
     let setup = Setup {
         shape: located.shape(*local),
         names: located.names(),
-        ports: GlusterPort::for_set(located, &lock_owner(me)?, Timeouts::default()),
+        ports: GlusterPort::for_set(
+            located,
+            &lock_owner(me)?,
+            Timeouts::default(),
+            overruled.as_ref().filter(|_| !read_only),
+        ),
         pending_names: located.set.pending_names.clone(),
         me: me.clone(),
         terms: opening.terms,
@@ -141,6 +157,21 @@ pub fn open(
         on_stop,
     )?;
     Ok(opened)
+}
+
+/// A healer of this host that has opened the image for itself gives it back.
+pub fn take_over(run_dir: &Path, gfid: uuid::Uuid) -> Result<(), Failure> {
+    for path in socket::list(run_dir)? {
+        if !socket::is_of(&path, gfid) || socket::ask(&path, &Request::Yield).is_err() {
+            continue;
+        }
+        log::info!("the healer of this host gives the image up");
+        let begin = Instant::now();
+        while !socket::is_gone(&path) && begin.elapsed() < YIELD_LIMIT {
+            std::thread::sleep(YIELD_PAUSE);
+        }
+    }
+    Ok(())
 }
 
 /// Ends a session whose device is drained, and keeps in mind if nothing is left to do.
@@ -176,7 +207,10 @@ impl Place {
         }
     }
 
-    fn entry(&self, extent_size: ExtentSize) -> Entry {
+    /// The image's document, with what was noted there before.
+    pub fn entry(&self, state: &StateDir, extent_size: ExtentSize) -> Entry {
+        let Located { volume, gfid, .. } = &self.located;
+        let before = state.entry(volume, *gfid);
         Entry {
             volume: self.located.volume.clone(),
             image: self.located.image.clone(),
@@ -186,6 +220,7 @@ impl Place {
             brick: self.located.names().one(self.local),
             extent_size: u32::try_from(extent_size.bytes()).unwrap_or(ExtentSize::MAX),
             settled: false,
+            promoted: before.and_then(|entry| entry.promoted),
         }
     }
 }

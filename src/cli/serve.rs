@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
+use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::socket::ControlSocket;
 use crate::control::status::Identity;
 use crate::device::{Config, Disk, Server};
@@ -118,6 +119,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = opening::extent_size)]
     extent_size: ExtentSize,
 
+    /// Give metrics of the image to Prometheus: unix:PATH answers HTTP on a unix
+    /// socket, textfile:PATH.prom is written every 15 s for node_exporter. They are
+    /// described in docs/status.md
+    #[arg(long, value_name = "unix:PATH|textfile:PATH")]
+    metrics: Option<Endpoint>,
+
     #[command(flatten)]
     state_dir: StateDirArgs,
 
@@ -176,6 +183,9 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let place = find(&args)?;
     let stopped = Arc::new(Mutex::new(None));
     let state = StateDir::new(&args.state_dir.state_dir);
+    if !args.read_only {
+        opening::take_over(&args.run_dir.run_dir, place.located.gfid)?;
+    }
     let (session, local) = open_session(&args, &place, &state, &stop, stopped.clone())?;
     let disk = Disk::new(local.file, &serial(&args, &place.located))?;
     let server = Server::new(disk, session.gate(), config)?;
@@ -193,7 +203,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let front_end = Arc::new(AtomicBool::new(false));
     let handle = session.handle();
-    let service = Service {
+    let service = Arc::new(Service {
         identity: identity(&place, local.size),
         job: place.job(&state, handle.peer_children()),
         session: handle,
@@ -204,7 +214,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             read_only: args.read_only,
         }),
         last_timed: Mutex::default(),
-    };
+    });
+    let _metrics = start_metrics(&args, &service)?;
     let control = ControlSocket::bind(
         &args.run_dir.run_dir,
         &place.located.volume,
@@ -235,6 +246,18 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         ))),
         None => Ok(()),
     }
+}
+
+/// They end when this is dropped.
+fn start_metrics(
+    args: &ServeArgs,
+    service: &Arc<Service>,
+) -> Result<Option<Metrics>, MetricsError> {
+    let start = |endpoint| {
+        let service = service.clone();
+        Metrics::start(endpoint, move || vec![service.status()])
+    };
+    args.metrics.as_ref().map(start).transpose()
 }
 
 type Stopped = Arc<Mutex<Option<StopReason>>>;
@@ -273,6 +296,7 @@ fn identity(place: &Place, size: u64) -> Identity {
         size,
         local: Some(place.local),
         arbiter: place.located.arbiter(),
+        last_verified: None,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::control::status::{Identity, QueueStatus, Serving, Status};
 use crate::device::Stats;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Job, LinkError};
+use crate::image::machine::Phase;
 
 /// A session, and the device in front of it if there is one.
 pub struct Service {
@@ -41,7 +42,7 @@ impl Service {
     pub fn answer(&self, request: Request) -> Answer {
         match request {
             Request::Status => Answer::Status(Box::new(self.status())),
-            Request::Job => Answer::Job(self.job.clone()),
+            Request::Job => self.job(),
             Request::Report(report) => self.hint(&report),
             Request::Unmark => Answer::or_failed(self.session.unmark().map(Answer::Unmarked)),
             Request::Repair { child, ranges } => {
@@ -70,6 +71,16 @@ impl Service {
                 .collect(),
         });
         Status::of_session(&self.identity, &session, serving)
+    }
+
+    /// What there is to heal, and to compare, as long as the session has the image.
+    fn job(&self) -> Answer {
+        match self.session.snapshot().phase {
+            Phase::Stopped(_) => Answer::Ended {
+                why: "it has stopped".to_owned(),
+            },
+            _ => Answer::Job(self.job.clone()),
+        }
     }
 
     fn hint(&self, report: &HealReport) -> Answer {

@@ -1,6 +1,6 @@
 //! `bypass-blk status`: the images served on this host, or one image anywhere.
 
-use std::io::Write;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -9,7 +9,7 @@ use crate::control::{render, socket};
 use crate::gluster::Timeouts;
 
 use super::brick_view::BrickView;
-use super::{Failure, LogArgs, RunDirArgs, ServerArgs, Target, logging};
+use super::{Failure, LogArgs, RunDirArgs, ServerArgs, Target, logging, watch};
 
 /// Arguments of `status`.
 #[derive(Args, Debug)]
@@ -23,6 +23,18 @@ pub struct StatusArgs {
     #[arg(long)]
     json: bool,
 
+    /// Show it again and again, every so many seconds (0.1 or more), until Ctrl-C: in
+    /// place on a terminal; into a pipe one after the other, with --json one a line
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = watch::period
+    )]
+    watch: Option<Duration>,
+
     #[command(flatten)]
     server: ServerArgs,
 
@@ -35,22 +47,37 @@ pub struct StatusArgs {
 
 pub(super) fn run(args: StatusArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
+    let next = |form| look(&args).and_then(|report| text(&report, form));
+    match (args.watch, args.json) {
+        (None, false) => watch::print(&next(Form::Screen)?),
+        (None, true) => watch::print(&next(Form::Json)?),
+        (Some(period), false) => watch::watch(period, true, "\n", || next(Form::Screen)),
+        (Some(period), true) => watch::watch(period, false, "", || next(Form::JsonLine)),
+    }
+}
+
+/// How a report is written.
+#[derive(Clone, Copy)]
+enum Form {
+    /// For people.
+    Screen,
+    /// The document.
+    Json,
+    /// The document in one line.
+    JsonLine,
+}
+
+fn look(args: &StatusArgs) -> Result<Vec<Status>, Failure> {
     let served = served_here(&args.run_dir.run_dir)?;
-    let report = match &args.target {
-        None => served,
-        Some(target) => {
-            let is_target =
-                |status: &Status| status.volume == target.volume && status.image == target.image.0;
-            match served.into_iter().find(is_target) {
-                Some(status) => vec![status],
-                None => vec![from_bricks(&args.server, target)?],
-            }
-        }
+    let Some(target) = &args.target else {
+        return Ok(served);
     };
-    print(&report, args.json).map_err(|source| Failure::System {
-        what: "print the status",
-        source,
-    })
+    let is_target =
+        |status: &Status| status.volume == target.volume && status.image == target.image.0;
+    match served.into_iter().find(is_target) {
+        Some(status) => Ok(vec![status]),
+        None => Ok(vec![from_bricks(&args.server, target)?]),
+    }
 }
 
 /// The daemons of this host; one that does not answer is told and left out.
@@ -75,17 +102,18 @@ fn from_bricks(server: &ServerArgs, target: &Target) -> Result<Status, Failure> 
     Ok(Status::of_bricks(&view.identity(), copies, holder.as_ref()))
 }
 
-fn print(report: &[Status], json: bool) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    if json {
-        serde_json::to_writer_pretty(&mut out, report)?;
-        return writeln!(out);
-    }
-    if report.is_empty() {
-        return writeln!(out, "no image is served on this host");
-    }
-    for status in report {
-        write!(out, "{}", render::status(status))?;
-    }
-    Ok(())
+fn text(report: &[Status], form: Form) -> Result<String, Failure> {
+    let document = match form {
+        Form::Screen if report.is_empty() => {
+            return Ok("no image is served on this host\n".to_owned());
+        }
+        Form::Screen => return Ok(report.iter().map(render::status).collect()),
+        Form::Json => serde_json::to_string_pretty(report),
+        Form::JsonLine => serde_json::to_string(report),
+    };
+    let document = document.map_err(|error| Failure::System {
+        what: "write the document",
+        source: error.into(),
+    })?;
+    Ok(document + "\n")
 }

@@ -3,8 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -78,6 +79,19 @@ impl Stop {
     /// The same, to look at while something else is done.
     pub fn flag(&self) -> &AtomicBool {
         &self.requested
+    }
+
+    /// Waits for the request, at most for `limit`.
+    pub fn wait(&self, limit: Duration) {
+        let timeout = rustix::time::Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        let mut wake = [PollFd::new(&self.wake, PollFlags::IN)];
+        if let Err(error) = poll(&mut wake, Some(&timeout)) {
+            // Interrupted by a signal: the caller looks what is wanted.
+            log::debug!("waiting: {error}");
+        }
     }
 
     /// Becomes readable at the request, and stays so.

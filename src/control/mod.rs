@@ -1,11 +1,16 @@
 //! The control socket of a running daemon, and the status report.
 //!
-//! [`status`] is the report's document, [`render`] its one screen for people,
+//! [`status`] is the report's document, with [`heal`] in it, [`render`] its one screen
+//! for people, [`metrics`] the same for Prometheus,
 //! [`socket`] carries it from a daemon to the `status` command, and a healer's words
 //! to the session that it heals for ([`remote`]). Nothing here decides anything about
 //! an image.
 
+pub mod heal;
+pub mod metrics;
 pub mod remote;
 pub mod render;
+#[cfg(test)]
+mod samples;
 pub mod socket;
 pub mod status;

@@ -1,9 +1,13 @@
-//! The status report as one screen for people.
+//! The status report as one screen for people; [`heal`] is the part on the debt.
+
+mod heal;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::status::{CopyStatus, QueueStatus, Serving, State, Status};
+use super::status::{CopyStatus, QueueStatus, Serving, State, Status, Verified};
 
 /// The report of one image, ending in a newline.
 pub fn status(status: &Status) -> String {
@@ -32,13 +36,8 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     match &status.holder {
         Some(holder) => {
-            let since = UNIX_EPOCH + Duration::from_secs(holder.since);
-            let since = humantime::format_rfc3339_seconds(since);
-            writeln!(
-                out,
-                "  held by  {} pid {} since {since}",
-                holder.host, holder.pid
-            )?;
+            let (host, pid, since) = (&holder.host, holder.pid, date(holder.since));
+            writeln!(out, "  held by  {host} pid {pid} since {since}")?;
         }
         None => writeln!(out, "  held by  nobody")?,
     }
@@ -51,8 +50,17 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
         )?,
         None => {}
     }
-    for copy in &status.copies {
+    for (child, copy) in status.copies.iter().enumerate() {
         write_copy(out, copy)?;
+        if let Some(heal) = &status.heal {
+            heal::write_peer(out, child, copy, heal)?;
+        }
+    }
+    if let Some(heal) = &status.heal {
+        heal::write_summary(out, &status.copies, heal)?;
+    }
+    if let Some(verified) = &status.last_verified {
+        write_verified(out, verified)?;
     }
     if let Some(serving) = &status.serving {
         write_serving(out, serving)?;
@@ -106,6 +114,16 @@ fn write_copy(out: &mut String, copy: &CopyStatus) -> std::fmt::Result {
     )
 }
 
+fn write_verified(out: &mut String, verified: &Verified) -> std::fmt::Result {
+    let found = match (verified.differing_bytes, verified.repaired) {
+        (0, _) => "equal".to_owned(),
+        (differing, true) => format!("{} differed and were repaired", bytes(differing)),
+        (differing, false) => format!("{} DIFFERED", bytes(differing)),
+    };
+    let part = if verified.complete { "" } else { ", in part" };
+    writeln!(out, "  verified {}{part}: {found}", date(verified.at))
+}
+
 fn write_serving(out: &mut String, serving: &Serving) -> std::fmt::Result {
     let front_end = if serving.front_end {
         "connected"
@@ -137,6 +155,13 @@ fn write_queue(out: &mut String, index: usize, queue: &QueueStatus) -> std::fmt:
         queue.errors,
         queue.in_flight,
     )
+}
+
+/// Seconds since the epoch as a date. Nobody's clock stands after the year 9999.
+fn date(seconds: u64) -> String {
+    const LAST: u64 = 253_402_300_799;
+    let at = UNIX_EPOCH + Duration::from_secs(seconds.min(LAST));
+    humantime::format_rfc3339_seconds(at).to_string()
 }
 
 /// A number of bytes with a binary unit.

@@ -167,16 +167,32 @@ impl ControlSocket {
     /// [`ControlError::Bind`].
     pub fn bind(run_dir: &Path, volume: &str, gfid: uuid::Uuid) -> Result<Self, ControlError> {
         let pid = std::process::id();
-        let path = run_dir.join(format!("{volume}-{gfid}-{pid}.control"));
-        let bind_error = |source| ControlError::Bind {
-            path: path.clone(),
-            source,
-        };
-        std::fs::create_dir_all(run_dir).map_err(bind_error)?;
         for dead in list(run_dir)?.iter().filter(|path| is_dead(path)) {
             // Another daemon may sweep at the same time.
             let _ = std::fs::remove_file(dead);
         }
+        Self::bind_new(&run_dir.join(format!("{volume}-{gfid}-{pid}.control")))
+    }
+
+    /// Makes the socket at `path`, in place of one that nobody listens on.
+    ///
+    /// # Errors
+    /// [`ControlError::Bind`], also when somebody does listen there.
+    pub fn bind_at(path: &Path) -> Result<Self, ControlError> {
+        if is_dead(path) {
+            // If it cannot be removed, it cannot be made either.
+            let _ = std::fs::remove_file(path);
+        }
+        Self::bind_new(path)
+    }
+
+    fn bind_new(path: &Path) -> Result<Self, ControlError> {
+        let path = path.to_owned();
+        let bind_error = |source| ControlError::Bind {
+            path: path.clone(),
+            source,
+        };
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).map_err(bind_error)?;
         let listener = UnixListener::bind(&path).map_err(bind_error)?;
         let private = std::fs::Permissions::from_mode(0o600);
         std::fs::set_permissions(&path, private).map_err(bind_error)?;
@@ -268,6 +284,18 @@ pub fn list(run_dir: &Path) -> Result<Vec<PathBuf>, ControlError> {
     }
     sockets.sort();
     Ok(sockets)
+}
+
+/// Is this the control socket of a session on the image with this gfid?
+pub fn is_of(path: &Path, gfid: uuid::Uuid) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy());
+    name.is_some_and(|name| name.contains(&gfid.to_string()))
+}
+
+/// The daemon is gone, whether or not it took its socket away.
+pub fn is_gone(path: &Path) -> bool {
+    let gone = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+    UnixStream::connect(path).is_err_and(|error| gone.contains(&error.kind()))
 }
 
 /// Nobody listens on this socket any more.

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::heal::{BehindStatus, HealStatus};
 use crate::image::bricks::BrickSet;
 use crate::image::error::{Names, stop_message};
 use crate::image::holder::Holder;
@@ -13,10 +14,10 @@ use crate::image::port::Fence;
 use crate::image::snapshot::Snapshot;
 
 /// The version of the document.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// [`VERSION`].
     pub version: u32,
@@ -39,6 +40,12 @@ pub struct Status {
     pub fence: Option<String>,
     /// The copies in the order of the volume's bricks.
     pub copies: Vec<CopyStatus>,
+    /// What the peers miss and how they are healed; absent when the report was read
+    /// from the bricks alone, or the disk is read-only.
+    pub heal: Option<HealStatus>,
+    /// When the copies were last compared; absent when they never were, or nobody
+    /// remembers.
+    pub last_verified: Option<Verified>,
     /// The daemon's part; absent when the report was read from the bricks alone.
     pub serving: Option<Serving>,
 }
@@ -63,6 +70,34 @@ pub enum State {
     SplitBrain,
     /// Too few bricks answered to know.
     Unknown,
+}
+
+impl State {
+    /// Every one.
+    pub const ALL: [Self; 8] = [
+        Self::Clean,
+        Self::Dirty,
+        Self::Marking,
+        Self::Stalled,
+        Self::Failed,
+        Self::Stopped,
+        Self::SplitBrain,
+        Self::Unknown,
+    ];
+
+    /// Its name in the document.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Dirty => "dirty",
+            Self::Marking => "marking",
+            Self::Stalled => "stalled",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+            Self::SplitBrain => "split-brain",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Who holds the lock.
@@ -104,9 +139,24 @@ pub struct CopyStatus {
     pub marks: Option<Vec<i32>>,
     /// Some brick says that this copy misses data.
     pub stale: bool,
+    /// What it misses; absent for the local copy, an arbiter, and when nobody knows.
+    pub behind: Option<BehindStatus>,
     /// The copy carries the attribute of a mandatory fence. With nobody holding
     /// the image it was left by a killed daemon.
     pub fenced: bool,
+}
+
+/// The last comparison of all copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// When it ended, as seconds since the epoch.
+    pub at: u64,
+    /// Every byte of every copy was compared, but for what was known to be behind.
+    pub complete: bool,
+    /// Bytes that differed, in whole extents.
+    pub differing_bytes: u64,
+    /// What differed was given to the healer.
+    pub repaired: bool,
 }
 
 /// The daemon that serves the image.
@@ -164,6 +214,8 @@ pub struct Identity {
     pub local: Option<usize>,
     /// Child index of the arbiter.
     pub arbiter: Option<usize>,
+    /// When the copies were last compared, if that is known.
+    pub last_verified: Option<Verified>,
 }
 
 impl Status {
@@ -185,9 +237,16 @@ impl Status {
             reason: copy.why_away.clone(),
             marks: copy.pending.clone(),
             stale: false,
+            behind: None,
             fenced: copy.locked && session.fence == Fence::Mandatory,
         });
-        let copies = judge(identity, seen.collect());
+        let mut copies = judge(identity, seen.collect());
+        let healing = session.healing.as_ref();
+        for behind in healing.iter().flat_map(|healing| &healing.behind) {
+            if let Some(copy) = copies.get_mut(behind.child) {
+                copy.behind = Some(behind.into());
+            }
+        }
         let any_stale = copies.iter().any(|copy| copy.stale);
         let (state, detail) = match session.phase {
             Phase::Unmarked if any_stale => (State::Dirty, None),
@@ -215,7 +274,9 @@ impl Status {
             detail,
             holder: Some(HolderStatus::from(&session.holder)),
             fence: Some(fence_name(session.fence)),
+            heal: healing.map(|healing| HealStatus::of(healing, &copies)),
             copies,
+            last_verified: identity.last_verified,
             serving,
         }
     }
@@ -251,6 +312,8 @@ impl Status {
             holder: holder.map(HolderStatus::from),
             fence: None,
             copies,
+            heal: None,
+            last_verified: identity.last_verified,
             serving: None,
         }
     }

@@ -108,6 +108,14 @@ pub enum OpenError {
         /// Where the fresh copies are.
         fresh: String,
     },
+    /// Another copy was promoted, and the lost one may still come back.
+    #[error(
+        "the copy on {brick} was promoted, and the one that was lost then is not healed or replaced yet. Serve the image there until `bypass-blk status` says that all copies are clean"
+    )]
+    PromotedElsewhere {
+        /// The promoted copy's brick.
+        brick: String,
+    },
     /// No copy is unaccused.
     #[error(
         "split-brain: every copy is accused of missing data ({local} by {accusers}). Choose the copy to keep with: gluster volume heal {volume} split-brain"

@@ -10,6 +10,7 @@ use super::error::chain;
 use super::holder::Holder;
 use super::locate::Located;
 use super::port::{BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication};
+use super::promote::Promotion;
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::{ForeignLock, domain};
 use crate::gluster::{
@@ -18,7 +19,7 @@ use crate::gluster::{
 };
 
 /// Our own inodelk domain: one writer per image.
-const SESSION_DOMAIN: &str = "bypass-blk.session";
+pub const SESSION_DOMAIN: &str = "bypass-blk.session";
 /// AFR's counter of writes under way (`AFR_DIRTY`, `xlators/cluster/afr/src/afr.h`).
 const DIRTY_XATTR: &str = "trusted.afr.dirty";
 /// The attribute by which a file is fenced where the volume allows it
@@ -26,7 +27,7 @@ const DIRTY_XATTR: &str = "trusted.afr.dirty";
 const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
 
 /// The byte that carries the holder's record, beyond any file's data.
-const RECORD: LockRange = LockRange {
+pub const RECORD: LockRange = LockRange {
     start: 1 << 62,
     len: 1,
 };
@@ -56,11 +57,23 @@ mod qemu {
 
 /// One brick's port.
 pub struct GlusterPort {
+    /// Its child index.
+    child: usize,
     spec: BrickSpec,
     located: Located,
     identity: Identity,
     timeouts: Timeouts,
+    overruled: Option<Overruled>,
     live: Option<Live>,
+}
+
+/// Accusations of the local copy that were given up when it was promoted.
+#[derive(Clone, Debug)]
+pub struct Overruled {
+    /// Which ones.
+    pub promotion: Promotion,
+    /// Child index of the promoted copy.
+    pub local: usize,
 }
 
 /// What exists only while connected.
@@ -68,26 +81,32 @@ struct Live {
     brick: Brick,
     gfid: Gfid,
     fd: Option<RemoteFd>,
+    /// AFR's data lock is held through this connection.
+    data_locked: bool,
 }
 
 impl GlusterPort {
     /// The ports of all bricks of the image's replica set, in child order, not
-    /// connected yet. `owner` goes with every lock.
+    /// connected yet. `owner` goes with every lock. What is `overruled` is taken off a
+    /// brick when it is read, so only with the locks of a writer.
     pub fn for_set(
         located: &Located,
         owner: &LkOwner,
         timeouts: Timeouts,
+        overruled: Option<&Overruled>,
     ) -> Vec<Box<dyn BrickPort>> {
-        let port = |spec: &BrickSpec| -> Box<dyn BrickPort> {
+        let port = |(child, spec): (usize, &BrickSpec)| -> Box<dyn BrickPort> {
             Box::new(Self {
+                child,
                 spec: spec.clone(),
                 located: located.clone(),
                 identity: identity(owner.clone()),
                 timeouts,
+                overruled: overruled.cloned(),
                 live: None,
             })
         };
-        located.set.bricks.iter().map(port).collect()
+        located.set.bricks.iter().enumerate().map(port).collect()
     }
 
     fn live(&self) -> Result<&Live, PortError> {
@@ -160,6 +179,27 @@ impl GlusterPort {
             dirty: data_counter(DIRTY_XATTR)?,
             fenced: entry.xattrs.contains_key(FENCE_XATTR),
         })
+    }
+
+    fn note_data_lock(&mut self, lock: Lock, held: bool) {
+        if let Some(live) = self.live.as_mut().filter(|_| lock == Lock::Data) {
+            live.data_locked = held;
+        }
+    }
+
+    fn xattrop(&self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        let live = self.live()?;
+        let names = &self.located.set.pending_names;
+        let named = changes.iter().filter_map(|(counter, change)| {
+            let name = match counter {
+                Counter::Pending(child) => names.get(*child)?.as_str(),
+                Counter::Dirty => DIRTY_XATTR,
+            };
+            Some((name, Pending::data(*change)))
+        });
+        let named: Vec<_> = named.collect();
+        live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
+        Ok(())
     }
 
     fn publish_advisory(&mut self, read_only: bool) -> Result<Publication, PortError> {
@@ -263,15 +303,19 @@ impl BrickPort for GlusterPort {
             brick,
             gfid: entry.gfid(),
             fd: None,
+            data_locked: false,
         });
         Ok(())
     }
 
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
-        Ok(self.inodelk(lock, LockOp::Try, LockRange::WHOLE)? == Locked::Granted)
+        let granted = self.inodelk(lock, LockOp::Try, LockRange::WHOLE)? == Locked::Granted;
+        self.note_data_lock(lock, granted);
+        Ok(granted)
     }
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
+        self.note_data_lock(lock, false);
         let _ = self.inodelk(lock, LockOp::Unlock, LockRange::WHOLE)?;
         Ok(())
     }
@@ -300,7 +344,28 @@ impl BrickPort for GlusterPort {
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
-        self.look_up()
+        let mut copy = self.look_up()?;
+        if let Some(Overruled { promotion, local }) = self.overruled.clone()
+            && let Some(counter) = copy.pending.get_mut(local)
+            && promotion.overrules(self.child, *counter)
+        {
+            log::warn!(
+                "{}: its accusation of the promoted copy is taken off",
+                self.spec
+            );
+            let accused = -*counter;
+            *counter = 0;
+            let change = |child| {
+                (
+                    Counter::Pending(child),
+                    if child == local { accused } else { 0 },
+                )
+            };
+            let changes: Vec<_> = (0..copy.pending.len()).map(change).collect();
+            self.xattrop(&changes)?;
+            self.fsync()?;
+        }
+        Ok(copy)
     }
 
     fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError> {
@@ -314,18 +379,12 @@ impl BrickPort for GlusterPort {
     }
 
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
-        let live = self.live()?;
-        let names = &self.located.set.pending_names;
-        let named = changes.iter().filter_map(|(counter, change)| {
-            let name = match counter {
-                Counter::Pending(child) => names.get(*child)?.as_str(),
-                Counter::Dirty => DIRTY_XATTR,
-            };
-            Some((name, Pending::data(*change)))
-        });
-        let named: Vec<_> = named.collect();
-        live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
-        Ok(())
+        // The changes follow from what was read under the lock. After a new connection
+        // it may be wrong.
+        match self.live()?.data_locked {
+            true => self.xattrop(changes),
+            false => Err(PortError::Away("its data lock was lost".to_owned())),
+        }
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {

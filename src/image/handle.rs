@@ -15,13 +15,17 @@ use super::gate::WriteGate;
 use super::heal::{HealReport, Hint, LinkError, Unmarked};
 use super::machine::Phase;
 use super::runner::Input;
-use super::snapshot::{Behind, Healing, Snapshot};
+use super::snapshot::{Behind, Healing, Lag, Snapshot};
 
 /// How long an answer of the session's thread is waited for: longer than it waits for
 /// other clients' locks.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A healer that has not reported for so long is gone.
 const HEALER_GONE: Duration = Duration::from_secs(5);
+/// How long the debt is not looked at again when a healer reports...
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+/// ...and how many times as long as the look took, for it reads the whole map.
+const LOOK_PAUSE_FACTOR: u32 = 100;
 
 /// See the module.
 #[derive(Clone)]
@@ -32,6 +36,15 @@ pub struct SessionHandle {
     snapshot: Arc<Mutex<Snapshot>>,
     map: Option<Arc<DirtyMap>>,
     healer: Arc<Mutex<Option<(Instant, HealReport)>>>,
+    watch: Arc<Mutex<Watch>>,
+}
+
+/// What was seen of the peers' debts.
+struct Watch {
+    /// One per peer of the map.
+    lags: Vec<Lag>,
+    /// A healer's report is no reason to look before.
+    next_look: Instant,
 }
 
 impl SessionHandle {
@@ -42,14 +55,24 @@ impl SessionHandle {
         snapshot: Arc<Mutex<Snapshot>>,
         map: Option<Arc<DirtyMap>>,
     ) -> Self {
-        Self {
+        let now = Instant::now();
+        let handle = Self {
             shape,
             inbox,
             gate,
             snapshot,
             map,
             healer: Arc::default(),
+            watch: Arc::new(Mutex::new(Watch {
+                lags: shape.peers().iter().map(|_| Lag::new(now)).collect(),
+                next_look: now,
+            })),
+        };
+        // Whether there is a debt of old is known only before the first write.
+        if let Some(map) = &handle.map {
+            handle.look(map);
         }
+        handle
     }
 
     /// The state as it is now.
@@ -61,22 +84,37 @@ impl SessionHandle {
     }
 
     fn healing(&self, map: &DirtyMap) -> Healing {
-        let suspect = map.record().suspect;
         let reported = locked(&self.healer).clone();
         let alive = reported.filter(|(at, _)| at.elapsed() < HEALER_GONE);
         Healing {
-            behind: self
-                .peers()
-                .map(|(peer, child)| Behind {
-                    child,
-                    extents: map.dirty_extents(peer),
-                    bytes: map.dirty_bytes(peer),
-                    suspect: suspect.contains(peer),
-                })
-                .collect(),
+            behind: self.look(map),
             extent_size: map.geometry().extent_size().bytes(),
-            healer: alive.map(|(_, report)| report),
+            healer: alive.map(|(at, report)| aged(report, at.elapsed())),
         }
+    }
+
+    /// What each peer misses now; it is noted.
+    fn look(&self, map: &DirtyMap) -> Vec<Behind> {
+        let suspect = map.record().suspect;
+        let begin = Instant::now();
+        let mut watch = locked(&self.watch);
+        let mut behind = Vec::new();
+        for ((peer, child), lag) in self.peers().zip(&mut watch.lags) {
+            // What is clean when the look comes by was so, or sent since, when it began.
+            let at = Instant::now();
+            let bytes = map.dirty_bytes(peer);
+            lag.note(at, bytes);
+            behind.push(Behind {
+                child,
+                extents: bytes.div_ceil(map.geometry().extent_size().bytes()),
+                bytes,
+                suspect: suspect.contains(peer),
+                lag: lag.at(at),
+            });
+        }
+        let end = Instant::now();
+        watch.next_look = end + LOOK_PAUSE.max((end - begin) * LOOK_PAUSE_FACTOR);
+        behind
     }
 
     /// Takes a healer's report; the answer is what it should know. The guest's latency
@@ -89,23 +127,31 @@ impl SessionHandle {
             return Err(LinkError::Ended("it is read-only".to_owned()));
         };
         *locked(&self.healer) = Some((Instant::now(), report.clone()));
+        let next_look = locked(&self.watch).next_look;
+        if Instant::now() >= next_look {
+            self.look(map);
+        }
         let snapshot = locked(&self.snapshot).clone();
         if matches!(snapshot.phase, Phase::Stopped(_)) {
             return Err(LinkError::Ended("it has stopped".to_owned()));
         }
-        let marked_in_session = snapshot.phase == Phase::Dirty;
+        let all_marked = snapshot.phase == Phase::Dirty;
         let held = |child: usize| snapshot.copies.get(child).is_some_and(|copy| copy.locked);
         let marked = |child: usize| {
             let copies = snapshot.copies.iter().filter(|copy| copy.locked);
             let counter = |marks: &Vec<i32>| marks.get(child).is_some_and(|&count| count != 0);
-            marked_in_session || copies.filter_map(|c| c.pending.as_ref()).any(counter)
+            all_marked || copies.filter_map(|c| c.pending.as_ref()).any(counter)
         };
         let suspect = map.record().suspect;
+        let clean = |peer: Peer| map.next_dirty(peer, 0).is_none();
         Ok(Hint {
-            marked: self.peers().any(|(_, child)| marked(child)),
+            marked: all_marked,
             removable: self
                 .peers()
-                .any(|(peer, child)| marked(child) && map.next_dirty(peer, 0).is_none()),
+                .all(|(peer, child)| clean(peer) || !held(child))
+                && self
+                    .peers()
+                    .any(|(peer, child)| marked(child) && clean(peer)),
             suspect: self
                 .peers()
                 .map(|(peer, _)| suspect.contains(peer))
@@ -162,6 +208,109 @@ impl SessionHandle {
     }
 }
 
+/// A report whose ages are as of so long after it was made.
+fn aged(mut report: HealReport, later: Duration) -> HealReport {
+    for peer in &mut report.peers {
+        peer.sent_before = peer.sent_before.map(|age| age.saturating_add(later));
+    }
+    report
+}
+
 fn locked<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::dirty::{ExtentSize, Identity, Peers};
+    use crate::image::heal::{Figures, HealState, PeerReport};
+    use crate::image::holder::Holder;
+    use crate::image::port::Fence;
+
+    /// A session of two copies over a clean map of two extents; nobody answers.
+    fn session(dirty: u64) -> (tempfile::TempDir, Arc<DirtyMap>, SessionHandle) {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Identity {
+            gfid: uuid::Uuid::from_u128(1),
+            size: 4096 + 512,
+            extent_size: ExtentSize::new(4096).unwrap(),
+            local: "a:/b".into(),
+            peers: vec!["b:/b".into()],
+        };
+        let (map, _) = DirtyMap::open(&directory.path().join("map"), &identity).unwrap();
+        let map = Arc::new(map);
+        map.declare_clean(Peers::first(1));
+        map.mark_dirty(Peers::first(1), 4096, dirty);
+        let shape = Shape {
+            bricks: 2,
+            local: 0,
+            arbiter: None,
+        };
+        let snapshot = Snapshot {
+            phase: Phase::Unmarked,
+            read_only: false,
+            fence: Fence::Advisory,
+            holder: Holder::here("a"),
+            copies: Vec::new(),
+            write_waiting: false,
+            healing: None,
+        };
+        let handle = SessionHandle::new(
+            shape,
+            mpsc::channel().0,
+            Arc::new(WriteGate::new(Some(map.clone()), || {})),
+            Arc::new(Mutex::new(snapshot)),
+            Some(map.clone()),
+        );
+        (directory, map, handle)
+    }
+
+    fn behind(handle: &SessionHandle) -> Behind {
+        handle.snapshot().healing.unwrap().behind[0]
+    }
+
+    #[test]
+    fn the_debt_is_in_bytes_of_the_image_and_in_extents() {
+        let (_directory, map, handle) = session(0);
+        assert_eq!((behind(&handle).bytes, behind(&handle).extents), (0, 0));
+        map.mark_dirty(Peers::first(1), 4096, 1);
+        assert_eq!((behind(&handle).bytes, behind(&handle).extents), (512, 1));
+        map.mark_dirty(Peers::first(1), 0, 1);
+        assert_eq!((behind(&handle).bytes, behind(&handle).extents), (4608, 2));
+    }
+
+    #[test]
+    fn only_a_debt_older_than_the_session_is_inherited() {
+        let (_directory, map, handle) = session(0);
+        map.mark_dirty(Peers::first(1), 0, 1);
+        assert!(!behind(&handle).lag.inherited);
+        let (_directory, map, handle) = session(1);
+        assert!(behind(&handle).lag.inherited);
+        map.declare_clean(Peers::first(1));
+        handle.snapshot();
+        map.mark_dirty(Peers::first(1), 0, 1);
+        assert!(!behind(&handle).lag.inherited, "it was clean in between");
+    }
+
+    #[test]
+    fn a_healer_s_figures_get_older_after_its_report() {
+        let (_directory, _map, handle) = session(1);
+        let told = Duration::from_secs(2);
+        let report = HealReport {
+            pid: 7,
+            bandwidth: 0,
+            peers: vec![PeerReport {
+                state: HealState::Copying,
+                rate: 1,
+                sent_before: Some(told),
+                figures: Figures::default(),
+            }],
+        };
+        handle.report(&report).unwrap();
+        let healer = handle.snapshot().healing.unwrap().healer.unwrap();
+        assert!(healer.peers[0].sent_before.unwrap() > told);
+        let later = aged(report, Duration::MAX);
+        assert_eq!(later.peers[0].sent_before, Some(Duration::MAX));
+    }
 }

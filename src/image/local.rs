@@ -126,6 +126,18 @@ impl LocalWatch {
         self.file.sync_all()
     }
 
+    /// Does the file itself say that this child misses data? Unknown counts as that.
+    pub fn accuses(&self, child: usize) -> bool {
+        let Some(name) = self.pending_names.get(child) else {
+            return true;
+        };
+        let counter = |value: Option<Vec<u8>>| match value {
+            None => false,
+            Some(value) => Pending::from_bytes(&value).map_or(true, |marks| marks.data != 0),
+        };
+        self.file.get_xattr(name).map_or(true, counter)
+    }
+
     /// Is the file as it was at the beginning? Unknown counts as touched.
     pub fn is_untouched(&self) -> bool {
         Fingerprint::of(&self.file).is_ok_and(|now| now == self.baseline)
@@ -144,13 +156,13 @@ impl LocalWatch {
         Ok(())
     }
 
-    /// Makes all its data durable. Once marks are cleared, what the other copies were
+    /// Makes its data and attributes durable. Once marks are cleared, what the other copies were
     /// healed from must survive a power cut.
     ///
     /// # Errors
     /// [`LocalError::Io`].
     pub fn sync(&self) -> Result<(), LocalError> {
-        self.file.sync_data().map_err(|source| LocalError::Io {
+        self.file.sync_all().map_err(|source| LocalError::Io {
             what: "flush",
             path: self.path.clone(),
             source,

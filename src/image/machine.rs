@@ -95,6 +95,8 @@ pub enum Event {
     },
     /// A brick is back, but another session's lock is established there.
     TakenByOther(usize),
+    /// The local file changed behind our back; see [`Machine::watches_local`].
+    LocalChanged,
     /// The time that writes may wait for a quorum is over.
     QuorumTimeout,
     /// The marks against some peers are about to be removed: every held brick is
@@ -144,6 +146,8 @@ pub enum Action {
     /// Store the missing marks on these bricks, durably; then report each
     /// success by [`Machine::marked`] and the end by [`Event::MarkRoundOver`].
     Mark(BrickSet),
+    /// From now on see whether the local file is written by somebody else.
+    WatchLocal,
     /// Start to count the time that writes wait.
     StartQuorumTimer,
     /// Stop counting it.
@@ -202,6 +206,11 @@ impl Machine {
         }
     }
 
+    /// The bricks whose marks are known to stand.
+    pub fn marked_bricks(&self) -> BrickSet {
+        self.marked
+    }
+
     /// Marks against every peer are now durable on the local copy, whose brick's
     /// process is away.
     pub fn local_marked(&mut self) {
@@ -216,6 +225,13 @@ impl Machine {
     fn marks_suffice(&self) -> bool {
         let local = self.local_marked || self.marked.contains(self.shape.local);
         local && self.shape.is_quorum(self.marked)
+    }
+
+    /// Must the local file be as it was? While our locks were on less than a quorum
+    /// another session may have written and healed our copy; what we write ourselves
+    /// hides that.
+    pub fn watches_local(&self) -> bool {
+        self.quorum_was_lost && !self.wrote
     }
 
     /// May marks be removed now? The local brick's own must be reached too, and a
@@ -257,6 +273,7 @@ impl Machine {
                 None => self.rejoined(brick, marks_stand, local_untouched),
             },
             Event::TakenByOther(brick) => self.taken_by_other(brick),
+            Event::LocalChanged => self.stop(StopReason::ChangedUnderneath),
             Event::QuorumTimeout => self.quorum_timeout(),
             Event::UnmarkBegun => self.unmark_begun(),
             Event::UnmarkOver { changed } => self.unmark_over(changed),
@@ -323,14 +340,23 @@ impl Machine {
     /// stock Gluster may heal underneath us and remove the marks (AFR heals under
     /// the locks of all bricks, so one that is ours prevents it). Writes wait
     /// until the marks are known to stand again.
+    ///
+    /// Another session may even write and heal our copy meanwhile: the file is watched
+    /// from now on, as before the first write.
     fn unguarded(&mut self) -> Vec<Action> {
         self.phase = Phase::Stalled;
         self.marked = BrickSet::EMPTY;
-        vec![Action::SetGate(GateState::Hold), Action::StartQuorumTimer]
+        self.local_marked = false;
+        self.wrote = false;
+        vec![
+            Action::SetGate(GateState::Hold),
+            Action::WatchLocal,
+            Action::StartQuorumTimer,
+        ]
     }
 
     fn rejoined(&mut self, brick: usize, marks_stand: bool, local_untouched: bool) -> Vec<Action> {
-        if self.quorum_was_lost && !self.wrote && !local_untouched {
+        if self.watches_local() && !local_untouched {
             return self.stop(StopReason::ChangedUnderneath);
         }
         self.held.insert(brick);

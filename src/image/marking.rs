@@ -32,10 +32,16 @@ pub struct Round {
 /// Runs a round on `bricks`. `workers[i]` is child `i`'s. `ready` is told what the
 /// bricks said before any counter is changed, and gives the stamp to store; `None`:
 /// nothing may be marked.
+///
+/// The local brick comes last, and only if a quorum is marked with it, counting
+/// `already`: a local copy that accuses all others though nothing was written stands
+/// against whoever writes to another copy while we are cut off, and stock Gluster
+/// cannot tell then which of the two is newer.
 pub fn mark(
     shape: &Shape,
     workers: &[Worker],
     bricks: BrickSet,
+    already: BrickSet,
     ready: impl FnOnce(&[(usize, CopyState)]) -> Option<i32>,
 ) -> Round {
     let mut held = data_lock::Round::begin(workers, bricks, DATA_LOCK_LIMIT);
@@ -45,7 +51,17 @@ pub fn mark(
     if round.local_accused_by.is_none()
         && let Some(stamp) = ready(&held.copies)
     {
-        store(shape, workers, stamp, &mut held, &mut round.marked);
+        let local = BrickSet::only(shape.local);
+        let others = bricks.without(local);
+        store(shape, workers, stamp, others, &mut held, &mut round.marked);
+        let with_local = round
+            .marked
+            .iter()
+            .chain(already.iter())
+            .chain(local.iter());
+        if shape.is_quorum(with_local.collect()) {
+            store(shape, workers, stamp, local, &mut held, &mut round.marked);
+        }
     }
     held.end(workers);
     round.copies = held.copies;
@@ -58,12 +74,14 @@ fn store(
     shape: &Shape,
     workers: &[Worker],
     stamp: i32,
+    bricks: BrickSet,
     held: &mut data_lock::Round,
     marked: &mut BrickSet,
 ) {
     let asked: Vec<_> = held
         .copies
         .iter()
+        .filter(|(brick, _)| bricks.contains(*brick))
         .filter_map(|(brick, copy)| {
             let changes = changes(shape, copy, stamp);
             let worker = workers.get(*brick)?;

@@ -15,6 +15,7 @@ use super::error::{LocalError, Names, OpenError};
 use super::fencing;
 use super::locking::{Blocked, Claim, lock_background, lock_session};
 use super::port::{BrickPort, CopyState, Fence, Lock, PortError};
+use super::promote;
 use super::worker::Worker;
 
 /// How long to wait on one brick for other clients to finish their writes.
@@ -284,8 +285,26 @@ impl Attempt<'_> {
     }
 
     fn decide(&self, copies: &[Option<CopyState>]) -> Result<Opening, OpenError> {
+        self.refuse_beside_a_promoted_copy(copies)?;
         let seen: Vec<_> = copies.iter().map(seen).collect();
         decide::decide(self.shape, &seen).map_err(|refusal| self.refusal(refusal))
+    }
+
+    /// When the lost copy comes back, stock Gluster heals everything from the promoted
+    /// one: what was written to another since would be gone.
+    fn refuse_beside_a_promoted_copy(&self, copies: &[Option<CopyState>]) -> Result<(), OpenError> {
+        let is_promoted = |brick: usize| {
+            let copy = copies.get(brick).and_then(Option::as_ref);
+            copy.is_some_and(|copy| promote::is_promoted(copy.dirty))
+        };
+        let other =
+            (0..copies.len()).find(|&brick| brick != self.shape.local && is_promoted(brick));
+        match other.filter(|_| !is_promoted(self.shape.local)) {
+            Some(brick) => Err(OpenError::PromotedElsewhere {
+                brick: self.names.one(brick),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn refusal(&self, refusal: decide::Refusal) -> OpenError {

@@ -201,7 +201,8 @@ pub trait BrickPort: Send {
     /// so all that matter have to be named, if only with a zero. Not yet durable.
     ///
     /// # Errors
-    /// As the connection fails.
+    /// As the connection fails, and without [`Lock::Data`] held through it: what to add
+    /// follows from what was read under that lock.
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError>;
 
     /// Makes the file's data and marks on this brick durable.

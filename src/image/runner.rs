@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::bricks::Shape;
+use super::bricks::{BrickSet, Shape};
 use super::data_lock::wait;
 use super::debt::Debt;
 use super::dirty::Peer;
@@ -120,10 +120,11 @@ impl Runner {
         if let Err(error) = self.local.sync() {
             log::error!("{}", chain(&error));
         }
-        if let Some(debt) = &self.debt
-            && let Err(error) = debt.map().close_clean()
-        {
-            log::error!("{}", chain(&error));
+        if let Some(debt) = &self.debt {
+            if let Err(error) = debt.map().close_clean() {
+                log::error!("{}", chain(&error));
+            }
+            debt.map().release();
         }
         self.let_go("the session is closed");
         ending
@@ -205,12 +206,9 @@ impl Runner {
                 Action::SetGate(state) => self.set_gate(state),
                 Action::Publish(brick) => self.publish(brick),
                 Action::Mark(bricks) => {
-                    let debt = &mut self.debt;
-                    let ready =
-                        |copies: &[_]| debt.as_mut().and_then(|debt| stamp_for(debt, copies));
-                    let round = marking::mark(&self.shape, &self.workers, bricks, ready);
-                    actions.extend(self.conclude(round));
+                    actions.extend(self.mark(bricks));
                 }
+                Action::WatchLocal => self.watch_local(),
                 Action::StartQuorumTimer => {
                     let timeout = self.quorum_timeout;
                     log::warn!(
@@ -263,6 +261,23 @@ impl Runner {
         }
     }
 
+    fn mark(&mut self, bricks: BrickSet) -> Vec<Action> {
+        let (debt, local) = (&mut self.debt, &self.local);
+        let watched = self.machine.watches_local();
+        let mut changed = false;
+        let ready = |copies: &[_]| {
+            changed = watched && !local.is_untouched();
+            let debt = debt.as_mut().filter(|_| !changed)?;
+            stamp_for(debt, local, copies)
+        };
+        let already = self.machine.marked_bricks();
+        let round = marking::mark(&self.shape, &self.workers, bricks, already, ready);
+        if changed {
+            return self.machine.step(Event::LocalChanged);
+        }
+        self.conclude(round)
+    }
+
     fn conclude(&mut self, round: marking::Round) -> Vec<Action> {
         for (brick, error) in &round.failed {
             self.machine.step(Event::Lost(*brick));
@@ -275,7 +290,13 @@ impl Runner {
         for brick in round.marked.iter() {
             self.machine.marked(brick);
         }
-        if !self.machine.held().contains(self.shape.local) {
+        let local_away = !self.machine.held().contains(self.shape.local);
+        // As for the brick: not before it is known to be of use.
+        if local_away && self.shape.is_quorum(self.machine.marked_bricks()) {
+            if self.local.accuses(self.shape.local) {
+                let by = self.shape.local;
+                return self.machine.step(Event::LocalAccused { by });
+            }
             self.mark_local_file();
         }
         self.machine.step(Event::MarkRoundOver)

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::promote::Promotion;
+
 /// Where it is unless said otherwise.
 pub const STATE_DIR: &str = "/var/lib/bypass-blk";
 
@@ -40,6 +42,9 @@ pub struct Entry {
     pub extent_size: u32,
     /// The last session left all copies equal and no mark behind.
     pub settled: bool,
+    /// This copy was made the fresh one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted: Option<Promotion>,
 }
 
 /// The state directory could not be used.
@@ -183,6 +188,7 @@ mod tests {
             brick: "a:/brick".to_owned(),
             extent_size: 65536,
             settled: false,
+            promoted: None,
         }
     }
 

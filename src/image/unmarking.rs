@@ -26,12 +26,43 @@ pub fn begin(workers: &[Worker], held: BrickSet) -> data_lock::Round {
 /// peers: AFR's own counter of writes under way goes too). Only with every brick of the
 /// session in the round, the gate closed, and nothing dirty for these peers.
 ///
+/// In this order, each step durable before the next, which is not begun if one failed:
+/// the local brick, then those that do not accuse themselves, then the others. Cut short
+/// in between, what is left accuses nobody who is believed: bricks that accuse
+/// themselves are not (`afr_selfheal_find_direction`). The other way round, a session on
+/// a peer that nobody accuses any more and an old mark here would accuse each other.
+///
 /// The removal is made durable: a mark that came back after a power cut, when the
 /// locks are long gone, could accuse a copy that was written to since.
 pub fn remove(shape: &Shape, workers: &[Worker], equal: BrickSet, locked: &mut data_lock::Round) {
+    let step = |(brick, copy): &(usize, CopyState)| match *brick == shape.local {
+        true => 0,
+        false if !copy.accuses().contains(*brick) => 1,
+        false => 2,
+    };
+    let steps = [0, 1, 2].map(|number| {
+        let at = locked.copies.iter().filter(|copy| step(copy) == number);
+        at.map(|(brick, _)| *brick).collect::<BrickSet>()
+    });
+    for bricks in steps {
+        remove_from(shape, workers, bricks, equal, locked);
+        if !locked.failed.is_empty() {
+            return;
+        }
+    }
+}
+
+fn remove_from(
+    shape: &Shape,
+    workers: &[Worker],
+    bricks: BrickSet,
+    equal: BrickSet,
+    locked: &mut data_lock::Round,
+) {
     let asked: Vec<_> = locked
         .copies
         .iter()
+        .filter(|(brick, _)| bricks.contains(*brick))
         .filter_map(|(brick, copy)| {
             let changes = changes(shape, copy, equal);
             let worker = workers.get(*brick)?;
@@ -44,6 +75,35 @@ pub fn remove(shape: &Shape, workers: &[Worker], equal: BrickSet, locked: &mut d
             Err(error) => locked.fail(brick, error),
         }
     }
+}
+
+/// Which of the peers that miss nothing may lose their marks. `copies` are the rows of
+/// the bricks in the round; `absent` the last known ones of those that are not.
+///
+/// * A peer's own brick must be in the round and accuse, besides itself, every peer that
+///   still misses something: it may be the one that others heal from next.
+/// * A brick that is away and is believed must not accuse it: that accusation would stay,
+///   and stand against what the peer writes later. Unknown counts as that.
+pub fn removable(
+    shape: &Shape,
+    equal: BrickSet,
+    copies: &[(usize, CopyState)],
+    absent: &[(usize, Option<BrickSet>)],
+) -> BrickSet {
+    let behind = shape.peers().without(equal);
+    let row = |peer: usize| copies.iter().find(|(brick, _)| *brick == peer);
+    let marked = |peer: &usize| {
+        let expected = behind.iter().chain([*peer]).collect();
+        row(*peer).is_some_and(|(_, copy)| copy.accuses().covers(expected))
+    };
+    let left_alone = |peer: &usize| {
+        absent.iter().all(|(brick, accuses)| match accuses {
+            Some(accuses) => accuses.contains(*brick) || !accuses.contains(*peer),
+            None => false,
+        })
+    };
+    let peers = equal.iter();
+    peers.filter(marked).filter(left_alone).collect()
 }
 
 /// What makes the counters against `equal` zero. The others are named too, for the
@@ -77,5 +137,52 @@ fn note_removal(copies: &mut [(usize, CopyState)], brick: usize, equal: BrickSet
         if equal.covers(shape.peers()) {
             copy.dirty = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape {
+        bricks: 3,
+        local: 0,
+        arbiter: None,
+    };
+
+    fn row(brick: usize, pending: [i32; 3]) -> (usize, CopyState) {
+        let copy = CopyState {
+            gfid: uuid::Uuid::nil(),
+            size: 0,
+            pending: pending.to_vec(),
+            dirty: 0,
+            fenced: false,
+        };
+        (brick, copy)
+    }
+
+    fn set(bricks: &[usize]) -> BrickSet {
+        bricks.iter().copied().collect()
+    }
+
+    #[test]
+    fn a_peer_whose_brick_does_not_accuse_those_still_behind_keeps_its_marks() {
+        let full = [0, 9, 9];
+        let rows = |second| [row(0, full), row(1, second), row(2, full)];
+        let equal = set(&[1]);
+        assert_eq!(removable(&SHAPE, equal, &rows(full), &[]), equal);
+        assert!(removable(&SHAPE, equal, &rows([0, 9, 0]), &[]).is_empty());
+        assert!(removable(&SHAPE, equal, &rows([0, 0, 9]), &[]).is_empty());
+        assert!(removable(&SHAPE, equal, &rows(full)[..1], &[]).is_empty());
+    }
+
+    #[test]
+    fn an_absent_brick_that_would_go_on_accusing_a_peer_keeps_that_peer_s_marks() {
+        let rows = [row(0, [0, 9, 9]), row(1, [0, 9, 9])];
+        let with = |absent| removable(&SHAPE, set(&[1]), &rows, &[(2, absent)]);
+        assert!(with(None).is_empty(), "nobody knows what it says");
+        assert!(with(Some(set(&[1]))).is_empty());
+        assert_eq!(with(Some(set(&[1, 2]))), set(&[1]), "it is not believed");
+        assert_eq!(with(Some(set(&[]))), set(&[1]));
     }
 }

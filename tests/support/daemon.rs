@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{IMAGE, PATIENCE};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_bypass-blk");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_bypass-blk");
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Killed when dropped.
@@ -20,7 +20,6 @@ pub struct Daemon {
     log: PathBuf,
     socket: PathBuf,
     node: Node,
-    run_dir: PathBuf,
 }
 
 /// A daemon that ended before it served.
@@ -62,8 +61,8 @@ impl Daemon {
     pub fn start_on(node: &Node, args: &[&str]) -> Daemon {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let file = |end: &str| node.place().dir().join(format!("daemon{id}.{end}"));
-        let (log, socket, run_dir) = (file("log"), file("sock"), file("run"));
-        let state_dir = node.place().dir().join("state");
+        let (log, socket) = (file("log"), file("sock"));
+        let (run_dir, state_dir) = (run_dir(node), state_dir(node));
         let mut command = node.command(BINARY);
         command
             .args(["serve", "--log-level", "debug", "--server", node.address()])
@@ -83,7 +82,6 @@ impl Daemon {
             log,
             socket,
             node: node.clone(),
-            run_dir,
         }
     }
 
@@ -135,10 +133,12 @@ impl Daemon {
         let mut command = self.node.command(BINARY);
         command
             .args(["status", "--json", "--run-dir"])
-            .arg(&self.run_dir);
+            .arg(run_dir(&self.node));
         let text = bypass_harness::run_command(&mut command, PATIENCE).unwrap();
         let images: Value = serde_json::from_str(&text).unwrap();
-        images[0].clone()
+        let ours = |image: &&Value| image["holder"]["pid"] == self.pid();
+        let image = images.as_array().unwrap().iter().find(ours);
+        image.cloned().unwrap_or_default()
     }
 
     /// Waits until the status says this state.
@@ -172,6 +172,16 @@ impl Daemon {
     }
 }
 
+/// Where the daemons of a node have their control sockets.
+pub fn run_dir(node: &Node) -> PathBuf {
+    node.place().dir().join("run")
+}
+
+/// Where the daemons of a node keep their dirty maps.
+pub fn state_dir(node: &Node) -> PathBuf {
+    node.place().dir().join("state")
+}
+
 /// Runs another command of the program on a node; its exit code and output, both
 /// streams.
 pub fn run_on(node: &Node, args: &[&str]) -> (Option<i32>, String) {
@@ -182,4 +192,27 @@ pub fn run_on(node: &Node, args: &[&str]) -> (Option<i32>, String) {
         output.status.code(),
         String::from_utf8_lossy(&text).into_owned(),
     )
+}
+
+/// `bypass-blk heal` of [`IMAGE`] on the node of a brick.
+pub fn heal(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, String) {
+    let node = volume.brick_node(brick);
+    let (target, name) = (
+        format!("{}{IMAGE}", volume.name()),
+        volume.brick_name(brick),
+    );
+    let (run_dir, state_dir) = (run_dir(node), state_dir(node));
+    let folder = |path: &Path| path.to_str().unwrap().to_owned();
+    let (run_dir, state_dir) = (folder(&run_dir), folder(&state_dir));
+    let mut args = vec!["heal", &target, "--server", node.address()];
+    args.extend([
+        "--run-dir",
+        &run_dir,
+        "--state-dir",
+        &state_dir,
+        "--brick",
+        &name,
+    ]);
+    args.extend(extra);
+    run_on(node, &args)
 }

@@ -6,6 +6,7 @@
 
 pub mod daemon;
 pub mod front_end;
+pub mod healer;
 pub mod locker;
 
 use std::time::Duration;

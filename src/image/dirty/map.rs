@@ -23,7 +23,7 @@ pub struct DirtyMap {
     mapping: Mapping,
     header: Header,
     /// Held by the session that opened the map.
-    session: Option<RoleLock>,
+    session: Mutex<Option<RoleLock>>,
     /// A write was told [`Begun::Full`] and nobody [`Ended::RoomAgain`] since.
     wants_room: AtomicBool,
     /// Changed by the session alone, and with it the header in the file.
@@ -68,7 +68,7 @@ impl DirtyMap {
             file,
             mapping,
             header,
-            session,
+            session: Mutex::new(session),
             wants_room: AtomicBool::new(false),
             record,
         })
@@ -253,6 +253,13 @@ impl DirtyMap {
         Ok(())
     }
 
+    /// Gives the session's role back, whoever else still looks at the map: another
+    /// session may open it from now on.
+    pub fn release(&self) {
+        let session = self.session.lock();
+        drop(session.unwrap_or_else(|e| e.into_inner()).take());
+    }
+
     /// The map's file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -263,7 +270,8 @@ impl DirtyMap {
     }
 
     pub(super) fn is_session(&self) -> bool {
-        self.session.is_some()
+        let session = self.session.lock();
+        session.unwrap_or_else(|e| e.into_inner()).is_some()
     }
 
     /// Counts every write in flight as ended; in how many extents there were any.

@@ -111,6 +111,16 @@ impl<'a> Copier<'a> {
     }
 }
 
+/// Also when something panicked in between: whoever ends the connection may rely on
+/// it that the peer is done with everything it was sent.
+impl Drop for Copier<'_> {
+    fn drop(&mut self) {
+        for sent in self.sent.drain(..) {
+            let _ = sent.answer.wait();
+        }
+    }
+}
+
 /// The local bytes of a run.
 struct View<'a> {
     bytes: &'a [u8],

@@ -24,7 +24,15 @@
 //!
 //! One stretch is locked at a time, and the next only after it was given back: a
 //! client that queues for the lock gets it in between.
+//!
+//! # Extents with a write in flight
+//!
+//! They cannot be cleared, so they are left for the end of the pass and tried again
+//! a few times. What has a write in flight even then (a journal of the guest, say)
+//! is sent as it is, without a claim to be clean: the peer then has every write
+//! that was over, and the extent stays dirty for the one that was not.
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,11 +41,10 @@ use std::time::Duration;
 use super::copy::Copier;
 use super::error::HealError;
 use super::local::LocalCopy;
-use super::pass::{Options, Pass, PassEnd, Settled};
+use super::pass::{Options, Pass, PassEnd};
 use super::peer::{HealPeer, PeerError};
 use super::plan::{self, Limits};
 use super::progress::Figures;
-use super::throttle::Throttle;
 use crate::gluster::MAX_IO;
 use crate::image::dirty::{Copied, Healer, Peer, Peers};
 
@@ -50,8 +57,24 @@ const LOCK_LIMIT: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes copied between two FSYNCs.
 const COMMIT_BYTES: u64 = 64 << 20;
+/// How often extents with a write in flight are tried again at the end of a pass.
+const RETRIES: usize = 3;
+/// The pause before each of these times.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
+/// The most extents that are remembered for that, more than a queue of writes
+/// touches; the others are left to the next pass.
+const MAX_MISSED: usize = 4096;
 /// The longest sleep before the rate and the stop flag are looked at again.
 const NAP: Duration = Duration::from_millis(50);
+
+/// What to do about an extent with a write in flight.
+#[derive(Clone, Copy)]
+enum InFlight {
+    /// Nothing now, but try again.
+    Later,
+    /// Send it as it is; it stays dirty.
+    Send,
+}
 
 /// Heals one peer through one connection.
 pub struct Engine {
@@ -60,9 +83,10 @@ pub struct Engine {
     peer: Box<dyn HealPeer>,
     local: LocalCopy,
     options: Options,
-    throttle: Throttle,
     /// The extents whose copy was begun and not ended yet.
     begun: Vec<u64>,
+    /// Extents that had a write in flight, to be tried again in this pass.
+    missed: Vec<u64>,
     /// Bytes sent, zeroed and compared since the last FSYNC.
     uncommitted: u64,
     /// Changes may have been made without an FSYNC after them: true at first, for
@@ -80,7 +104,7 @@ impl Engine {
     pub fn new(
         healer: Arc<Healer>,
         id: Peer,
-        file: std::fs::File,
+        file: Arc<File>,
         peer: Box<dyn HealPeer>,
         options: Options,
     ) -> Self {
@@ -89,9 +113,9 @@ impl Engine {
             id,
             peer,
             local: LocalCopy::new(file, MAX_IO),
-            throttle: Throttle::new(Arc::clone(&options.rate)),
             options,
             begun: Vec::new(),
+            missed: Vec::new(),
             uncommitted: 0,
             unsynced: true,
             ready: false,
@@ -104,13 +128,12 @@ impl Engine {
         self.peer.name()
     }
 
-    /// Changes [`Options::compare_first`] for the passes to come.
-    pub fn set_compare_first(&mut self, compare_first: bool) {
-        self.options.compare_first = compare_first;
+    /// Can it still copy, as far as known?
+    pub fn is_usable(&self) -> bool {
+        !self.broken && self.peer.is_connected()
     }
 
-    /// Goes once over the map, in ascending order, and copies what is dirty and
-    /// has no write in flight.
+    /// Goes once over the map, in ascending order, and copies what is dirty.
     ///
     /// # Errors
     /// See [`HealError`]. What was not durable at the peer by then stays dirty.
@@ -129,35 +152,21 @@ impl Engine {
         done
     }
 
-    /// Is the peer's copy equal to the local one, both durable? `None`: something
-    /// is dirty, or no pass was made yet. Flushes the local copy: what the peers
-    /// were healed from must survive a power cut once no mark tells of it.
-    ///
-    /// # Errors
-    /// [`HealError::Flush`].
-    pub fn settle(&mut self) -> Result<Option<Settled<'_>>, HealError> {
-        if !self.ready || self.unsynced || self.broken || self.next_dirty(0).is_some() {
-            return Ok(None);
-        }
-        self.local.sync().map_err(HealError::Flush)?;
-        // Only this engine clears, so what the scan finds clean has been clean
-        // since the scan began: all of it at that moment.
-        let clean = self.next_dirty(0).is_none() && self.peer.is_connected();
-        Ok(clean.then_some(Settled::new(self.id)))
-    }
-
     fn pass(&mut self) -> Result<Pass, HealError> {
         let mut pass = Pass::default();
         if self.broken {
             let peer = self.peer.name().to_owned();
             return Err(HealError::Broken { peer });
         }
-        pass.end = self.stretches(&mut pass)?;
+        self.missed.clear();
+        pass.covered = true;
+        pass.end = self.all_stretches(&mut pass)?;
+        pass.covered &= pass.end == PassEnd::Complete;
         self.commit(&mut pass)?;
         Ok(pass)
     }
 
-    fn stretches(&mut self, pass: &mut Pass) -> Result<PassEnd, HealError> {
+    fn all_stretches(&mut self, pass: &mut Pass) -> Result<PassEnd, HealError> {
         if !self.ready {
             match self.prepare()? {
                 PassEnd::Complete => self.ready = true,
@@ -165,24 +174,63 @@ impl Engine {
             }
         }
         let mut from = 0;
-        loop {
+        while let Some(extent) = self.next_dirty(from) {
             if !self.wait_for_tokens() {
                 return Ok(PassEnd::Stopped);
             }
-            let extents = self.next_stretch(from);
-            let (Some(first), Some(last)) = (extents.first(), extents.last()) else {
-                return Ok(PassEnd::Complete);
-            };
-            from = last + 1;
-            let span = self.bytes_of(&(*first..from));
-            match self.under_lock(span, |engine| engine.copy(&extents, pass))? {
+            let extents = self.stretch_of(self.dirty_from(extent));
+            from = extents.last().map_or(extent, |last| *last) + 1;
+            match self.stretch(&extents, InFlight::Later, pass)? {
                 PassEnd::Complete => {}
                 end => return Ok(end),
             }
-            if self.uncommitted >= COMMIT_BYTES {
-                self.commit(pass)?;
+        }
+        self.missed_stretches(pass)
+    }
+
+    /// What had a write in flight, again and again; in the end as it is.
+    fn missed_stretches(&mut self, pass: &mut Pass) -> Result<PassEnd, HealError> {
+        for retry in 1..=RETRIES {
+            let missed = std::mem::take(&mut self.missed);
+            let in_flight = match retry < RETRIES {
+                true => InFlight::Later,
+                false => InFlight::Send,
+            };
+            if !missed.is_empty() {
+                self.options.clock.sleep(RETRY_PAUSE);
+            }
+            let mut rest = missed.as_slice();
+            while !rest.is_empty() {
+                if !self.wait_for_tokens() {
+                    return Ok(PassEnd::Stopped);
+                }
+                let extents = self.stretch_of(rest.iter().copied());
+                rest = rest.get(extents.len()..).unwrap_or_default();
+                match self.stretch(&extents, in_flight, pass)? {
+                    PassEnd::Complete => {}
+                    end => return Ok(end),
+                }
             }
         }
+        Ok(PassEnd::Complete)
+    }
+
+    /// Copies a stretch under the lock, and makes it durable when there is enough.
+    fn stretch(
+        &mut self,
+        extents: &[u64],
+        in_flight: InFlight,
+        pass: &mut Pass,
+    ) -> Result<PassEnd, HealError> {
+        let (Some(first), Some(last)) = (extents.first(), extents.last()) else {
+            return Ok(PassEnd::Complete);
+        };
+        let span = self.bytes_of(&(*first..last + 1));
+        let end = self.under_lock(span, |engine| engine.copy(extents, in_flight, pass))?;
+        if self.uncommitted >= COMMIT_BYTES {
+            self.commit(pass)?;
+        }
+        Ok(end)
     }
 
     /// Before the first pass: see [`Options::quiet`], and the files must be of one
@@ -214,37 +262,56 @@ impl Engine {
         })
     }
 
-    fn next_stretch(&self, from: u64) -> Vec<u64> {
+    /// The first of these extents, as many as go under one lock.
+    fn stretch_of(&self, extents: impl Iterator<Item = u64>) -> Vec<u64> {
         let limits = Limits {
-            bytes: self.options.window.min(self.throttle.quantum()),
+            bytes: self.options.window.min(self.options.throttle.quantum()),
             span: LOCK_SPAN,
         };
-        let mut next = from;
-        let dirty = std::iter::from_fn(|| {
-            let extent = self.next_dirty(next)?;
-            next = extent + 1;
+        plan::stretch(extents, self.healer.map().geometry(), limits)
+    }
+
+    fn dirty_from(&self, mut from: u64) -> impl Iterator<Item = u64> {
+        std::iter::from_fn(move || {
+            let extent = self.next_dirty(from)?;
+            from = extent + 1;
             Some(extent)
-        });
-        plan::stretch(dirty, self.healer.map().geometry(), limits)
+        })
     }
 
     /// Copies extents whose bytes are locked, and waits for every answer.
-    fn copy(&mut self, extents: &[u64], pass: &mut Pass) -> Result<(), HealError> {
-        let mut begun = extents.to_vec();
-        begun.retain(|&extent| self.healer.begin_copy(self.id, extent));
-        pass.skipped += (extents.len() - begun.len()) as u64;
+    fn copy(
+        &mut self,
+        extents: &[u64],
+        in_flight: InFlight,
+        pass: &mut Pass,
+    ) -> Result<(), HealError> {
+        let begin = |extent: &u64| self.healer.begin_copy(self.id, *extent);
+        let (begun, busy): (Vec<u64>, Vec<u64>) = extents.iter().partition(|e| begin(e));
+        let extents = match in_flight {
+            InFlight::Send => {
+                pass.in_flight += busy.len() as u64;
+                extents
+            }
+            InFlight::Later => {
+                let room = MAX_MISSED.saturating_sub(self.missed.len());
+                pass.covered &= busy.len() <= room;
+                self.missed.extend(busy.iter().take(room));
+                &begun
+            }
+        };
         self.begun.extend(&begun);
-        self.unsynced |= !begun.is_empty();
+        self.unsynced |= !extents.is_empty();
         let geometry = *self.healer.map().geometry();
+        let runs = plan::runs(extents, &geometry, MAX_IO as u64);
+        let compare = self.options.compare_first.load(Ordering::Relaxed);
         let mut copier = Copier::new(&*self.peer, &mut self.local, &geometry);
-        let copied = copier.copy(
-            &plan::runs(&begun, &geometry, MAX_IO as u64),
-            self.options.compare_first,
-        );
+        let copied = copier.copy(&runs, compare);
         let figures = copier.figures();
+        drop(copier);
         self.options.progress.add(figures);
         let moved = figures.bytes_sent + figures.bytes_compared;
-        self.throttle.charge(moved);
+        self.options.throttle.charge(moved);
         self.uncommitted += moved + figures.bytes_zeroed;
         copied
     }
@@ -304,7 +371,7 @@ impl Engine {
     fn wait_for_tokens(&mut self) -> bool {
         loop {
             let now = self.options.clock.now();
-            let delay = self.throttle.delay(now);
+            let delay = self.options.throttle.delay(now);
             if self.is_stopped() || delay.is_zero() {
                 return !self.is_stopped();
             }

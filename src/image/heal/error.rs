@@ -30,9 +30,6 @@ pub enum HealError {
         #[source]
         source: io::Error,
     },
-    /// The local copy cannot be made durable.
-    #[error("cannot flush the local copy. Look at the disk of the local brick")]
-    Flush(#[source] io::Error),
     /// The file is not the one that the map is of.
     #[error(
         "the local copy has {found} bytes, but its dirty map is of {expected}. Open the image anew"

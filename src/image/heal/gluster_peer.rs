@@ -10,8 +10,11 @@ use crate::gluster::fops::InFlight;
 use crate::gluster::locks::domain;
 use crate::gluster::{
     Brick, BrickError, BrickSpec, Errno, FileType, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind,
-    LockOp, LockRange, Locked, StrongChecksum, Timeouts,
+    LockOp, LockRange, Locked, OpenMode, StrongChecksum, Timeouts,
 };
+use crate::image::copy_lock;
+use crate::image::gluster_port::RECORD;
+use crate::image::holder::Holder;
 use crate::image::locate::Located;
 
 /// The image's file on one brick.
@@ -23,42 +26,73 @@ pub struct GlusterPeer {
 }
 
 impl GlusterPeer {
-    /// Connects to `spec`, a brick of the image's replica set, and makes sure
-    /// that it has the image's own file there.
+    /// Connects to `spec`, a brick of the image's replica set, makes sure that it
+    /// has the image's own file there, and takes the copy lock of `session`.
     ///
     /// # Errors
-    /// [`PeerError::Away`], [`PeerError::NoImage`], [`PeerError::OtherFile`].
+    /// [`PeerError::Away`], [`PeerError::NoImage`], [`PeerError::OtherFile`],
+    /// [`PeerError::CopyLocked`], [`PeerError::NotHeld`].
     pub fn connect(
         located: &Located,
         spec: &BrickSpec,
+        session: Uuid,
         timeouts: &Timeouts,
     ) -> Result<Self, PeerError> {
-        let peer = spec.to_string();
-        let failed = |error| failed(&peer, error);
+        let name = spec.to_string();
         let brick = Brick::connect(spec, located.volume_id, &identity(), timeouts);
-        let brick = brick.map_err(failed)?;
-        let entry = match brick.resolve(&located.image, &[]) {
+        // From here on the connection ends with this, whatever happens.
+        let peer = Self {
+            brick: brick.map_err(|error| failed(&name, error))?,
+            gfid: Gfid(located.gfid),
+            data_domain: domain::data(&located.set),
+        };
+        peer.check_file(&located.image)?;
+        peer.lock_copies(session)?;
+        Ok(peer)
+    }
+
+    /// Is the image's name that of the image's file here?
+    fn check_file(&self, image: &str) -> Result<(), PeerError> {
+        let peer = self.brick.name().to_owned();
+        let entry = match self.brick.resolve(image, &[]) {
             Err(error) if error.errno() == Some(Errno::NOENT) => {
                 return Err(PeerError::NoImage { peer });
             }
-            found => found.map_err(failed)?,
+            found => found.map_err(|error| self.failed(error))?,
         };
         let found = match entry.iatt.file_type() {
-            FileType::Regular if entry.gfid().0 == located.gfid => None,
-            FileType::Regular => Some(entry.gfid().to_string()),
-            kind => Some(format!("{kind:?}")),
+            FileType::Regular if entry.gfid() == self.gfid => return Ok(()),
+            FileType::Regular => entry.gfid().to_string(),
+            kind => format!("{kind:?}"),
         };
-        match found {
-            None => Ok(Self {
-                brick,
-                gfid: entry.gfid(),
-                data_domain: domain::data(&located.set),
-            }),
-            Some(found) => Err(PeerError::OtherFile {
-                peer,
-                found,
-                expected: located.gfid.to_string(),
-            }),
+        Err(PeerError::OtherFile {
+            peer,
+            found,
+            expected: self.gfid.to_string(),
+        })
+    }
+
+    /// First the lock, then the look at the record. The other way round, a session
+    /// could take this brick in between, find nobody copying, and be written over.
+    fn lock_copies(&self, session: Uuid) -> Result<(), PeerError> {
+        let peer = self.brick.name().to_owned();
+        let range = copy_lock::own(session);
+        let domain = copy_lock::DOMAIN;
+        let taken = self
+            .brick
+            .inodelk(self.gfid, domain, LockOp::Try, LockKind::Write, range);
+        if taken.map_err(|error| self.failed(error))? == Locked::WouldBlock {
+            return Err(PeerError::CopyLocked { peer });
+        }
+        let fd = self.brick.open(self.gfid, OpenMode::Read);
+        let fd = fd.map_err(|error| self.failed(error))?;
+        let record = self.brick.lk_conflict(fd, LockKind::Write, RECORD);
+        let record = record.map_err(|error| self.failed(error))?;
+        self.brick.release(fd).map_err(|error| self.failed(error))?;
+        let holder = record.and_then(|lock| Holder::decode(&lock.lk_owner));
+        match holder {
+            Some(holder) if holder.session == session => Ok(()),
+            holder => Err(PeerError::NotHeld { peer, holder }),
         }
     }
 
@@ -159,7 +193,7 @@ impl Drop for GlusterPeer {
 
 /// A lock owner of this healer alone, so that its locks are never taken for the
 /// session's.
-fn identity() -> Identity {
+pub(super) fn identity() -> Identity {
     let mut owner = b"bypass-blk.heal:".to_vec();
     owner.extend(Uuid::new_v4().into_bytes());
     Identity {

@@ -100,9 +100,11 @@ pub enum HealState {
 /// What the session tells its healer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hint {
-    /// Marks stand against some peer: there is, or was, something to heal.
+    /// Marks stand against every peer: whatever is copied meanwhile, no brick takes
+    /// what it gets for a whole copy.
     pub marked: bool,
-    /// Some mark could go now: against a peer that misses nothing.
+    /// Some mark could go now: against a peer that misses nothing, while no other that
+    /// is held misses anything.
     pub removable: bool,
     /// Per peer: its extents are dirty because nobody knows better, so checksums
     /// are to be compared first.

@@ -1,4 +1,4 @@
-//! The local copy: read for the healer, summed as bricks do it, made durable.
+//! The local copy: read for the healer, summed as bricks do it.
 //!
 //! Never written.
 
@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use md5::Md5;
 use sha2::{Digest, Sha256};
@@ -23,14 +24,14 @@ struct Page([u8; PAGE]);
 
 /// The file and a buffer for its bytes.
 pub struct LocalCopy {
-    file: File,
+    file: Arc<File>,
     buffer: Vec<Page>,
 }
 
 impl LocalCopy {
     /// Reads `file`, which may be open for direct I/O, in pieces of at most `max`
     /// bytes.
-    pub fn new(file: File, max: usize) -> Self {
+    pub fn new(file: Arc<File>, max: usize) -> Self {
         let page = Page::new_zeroed();
         Self {
             file,
@@ -73,14 +74,6 @@ impl LocalCopy {
             .get(..length)
             .ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
-
-    /// Makes its data durable.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
 }
 
 /// Are all bytes zero?
@@ -110,7 +103,7 @@ mod tests {
         file.as_file().write_all_at(bytes, 0).unwrap();
         let mut direct = File::options();
         direct.read(true).custom_flags(libc::O_DIRECT);
-        LocalCopy::new(direct.open(file.path()).unwrap(), max)
+        LocalCopy::new(Arc::new(direct.open(file.path()).unwrap()), max)
     }
 
     #[test]

@@ -1,23 +1,28 @@
 //! Healing one peer's copy of an image: the extents that the dirty map says it
 //! misses are copied from the local file.
 //!
-//! The healer ([`Engine`]) is called by whoever claimed [`super::dirty::Healer`],
-//! one engine a peer, each on a thread of its own, so that a peer that is away or
-//! slow holds up no other. It follows the protocol of [`super::dirty`] and AFR's
-//! locking. It removes no marks, opens no image and reconnects to nobody: after a
-//! lost connection the caller makes a new peer and a new engine.
+//! A [`Follower`] heals one image for as long as its session lasts: one [`Engine`] a
+//! peer, each on a thread of its own, so that a peer that is away or slow holds up
+//! no other. The engine follows the protocol of [`super::dirty`] and AFR's locking.
+//! Nothing here removes marks or opens images; that is the session's, which is only
+//! spoken to ([`link`]).
 //!
+//! * [`follow`]: healing as long as a session lasts. [`copies`]: where the copies are.
+//! * [`link`]: what a healer and its session tell each other.
 //! * [`peer`]: what is asked of a peer. [`gluster_peer`]: a brick as such a peer.
 //! * [`engine`]: passes over the map; [`pass`]: what one is told and tells.
 //! * [`plan`]: which bytes go together; `copy`: one stretch of them.
 //! * [`local`]: reading and summing the local copy.
-//! * [`link`]: what a healer and its session tell each other.
-//! * [`throttle`]: the bandwidth limit. [`progress`]: what a status shows.
+//! * [`throttle`]: the bandwidth limit. [`backoff`]: a lower one for the guest's sake.
+//! * [`progress`]: what a status shows.
 
+pub mod backoff;
 pub mod clock;
+pub mod copies;
 mod copy;
 pub mod engine;
 pub mod error;
+pub mod follow;
 pub mod gluster_peer;
 pub mod link;
 pub mod local;
@@ -31,11 +36,13 @@ pub mod throttle;
 mod tests;
 
 pub use clock::{Clock, SystemClock};
+pub use copies::{Copies, GlusterCopies};
 pub use engine::Engine;
 pub use error::HealError;
+pub use follow::{FollowEnd, FollowError, FollowOptions, Follower, Snapshot};
 pub use gluster_peer::GlusterPeer;
 pub use link::{HealReport, HealState, Hint, Job, LinkError, PeerReport, SessionLink, Unmarked};
-pub use pass::{Options, Pass, PassEnd, Settled};
+pub use pass::{Options, Pass, PassEnd};
 pub use peer::{Answer, HealPeer, PeerError};
 pub use progress::{Figures, Progress};
 pub use throttle::Throttle;

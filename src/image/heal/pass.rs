@@ -1,13 +1,12 @@
 //! What a pass is told and what it tells.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::clock::{Clock, SystemClock};
 use super::progress::Progress;
-use crate::image::dirty::Peer;
+use super::throttle::Throttle;
 
 /// How an engine works.
 #[derive(Clone)]
@@ -15,11 +14,10 @@ pub struct Options {
     /// The most bytes on their way to the peer at one time.
     pub window: u64,
     /// Compare checksums first and send only what differs: for extents that are
-    /// dirty because nobody knows better.
-    pub compare_first: bool,
-    /// The bandwidth limit in bytes per second, of what is sent or compared; 0 is
-    /// none. May change at any time.
-    pub rate: Arc<AtomicU64>,
+    /// dirty because nobody knows better. May change at any time.
+    pub compare_first: Arc<AtomicBool>,
+    /// The bandwidth limit of what is sent or compared, shared with other engines.
+    pub throttle: Arc<Throttle>,
     /// Ends a pass early when set.
     pub stop: Arc<AtomicBool>,
     /// How long to leave the peer alone before the first pass. A connection that
@@ -36,8 +34,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             window: 8 << 20,
-            compare_first: false,
-            rate: Arc::default(),
+            compare_first: Arc::default(),
+            throttle: Arc::default(),
             stop: Arc::default(),
             quiet: Duration::from_secs(1),
             clock: Arc::new(SystemClock::default()),
@@ -67,34 +65,11 @@ pub struct Pass {
     pub cleared: u64,
     /// Extents that were written to while they were copied, and stay dirty.
     pub again: u64,
-    /// Extents not tried since a write was in flight there; they stay dirty.
-    pub skipped: u64,
-}
-
-/// The proof that at one moment (when [`super::Engine::settle`] was called) the peer's
-/// copy was equal to the local one, both of them durable, no write in flight.
-///
-/// The engine can do nothing while this exists. So if the map still has nothing
-/// dirty for the peer, behind a closed gate, no write began since that moment, and
-/// the proof holds: then, and only then, may the marks against the peer go.
-#[must_use]
-#[derive(Debug)]
-pub struct Settled<'a> {
-    peer: Peer,
-    engine: PhantomData<&'a mut ()>,
-}
-
-impl Settled<'_> {
-    /// For the engine alone.
-    pub(super) fn new(peer: Peer) -> Self {
-        Self {
-            peer,
-            engine: PhantomData,
-        }
-    }
-
-    /// The peer.
-    pub fn peer(&self) -> Peer {
-        self.peer
-    }
+    /// Extents that had a write in flight whenever they were looked at: sent as
+    /// they were, they stay dirty.
+    pub in_flight: u64,
+    /// Every extent that was dirty when the pass began was read since and is
+    /// durable at the peer as it was read: no write that was over by then is
+    /// missing there, whether or not its extent is dirty again.
+    pub covered: bool,
 }

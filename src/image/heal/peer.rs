@@ -5,13 +5,21 @@
 
 use std::error::Error;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use crate::gluster::StrongChecksum;
+use crate::image::dirty::Distrust;
+use crate::image::holder::Holder;
 
 /// One connection to one peer, for one image. Every call has a time limit of its
 /// own. It is never renewed: once it broke, every call fails. So an answer to
 /// [`HealPeer::fsync`] covers every write that was answered before, by the same
 /// life of the brick's process.
+///
+/// With it comes the copy lock ([`crate::image::copy_lock`]): taken before the first
+/// call, given back by [`HealPeer::close`] or a drop at the latest. Whoever ends the
+/// connection sees to it that every change was answered before, or that the
+/// connection was broken anyway.
 pub trait HealPeer: Send {
     /// `host:path`, for messages.
     fn name(&self) -> &str;
@@ -114,6 +122,38 @@ pub enum PeerError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Where the peers are could not be learned.
+    #[error("the layout of the volume {volume} could not be learned")]
+    Layout {
+        /// The volume's name.
+        volume: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The bricks are not those that the session counts for.
+    #[error("the volume's layout is not that of the dirty map {}: {reason}. Open the image anew", .map.display())]
+    OtherMap {
+        /// The map's file.
+        map: PathBuf,
+        /// What differs.
+        reason: Distrust,
+    },
+    /// The session does not hold this peer now: what it may copy there, others may.
+    #[error("{peer} is not held by this session now, but by {}. Copying begins when the session is back there", holder_name(.holder))]
+    NotHeld {
+        /// `host:path`.
+        peer: String,
+        /// Whose record is there, if a session's is.
+        holder: Option<Holder>,
+    },
+    /// The copy lock is not free: the brick has not given up an earlier connection
+    /// of the healer yet, or another session tries whether it may begin.
+    #[error("{peer} still keeps the copy lock for an earlier connection. It goes with that")]
+    CopyLocked {
+        /// `host:path`.
+        peer: String,
+    },
     /// It has no such file, as after a replaced brick.
     #[error("{peer} has no file for the image. Let `gluster volume heal VOLUME` make it")]
     NoImage {
@@ -132,4 +172,11 @@ pub enum PeerError {
         /// The image's gfid.
         expected: String,
     },
+}
+
+fn holder_name(holder: &Option<Holder>) -> String {
+    match holder {
+        Some(holder) => format!("another one ({holder})"),
+        None => "nobody".to_owned(),
+    }
 }

@@ -132,16 +132,23 @@ fn a_dirty_session_that_holds_no_brick_waits_until_its_marks_stand_again() {
     machine.step(Event::Lost(1));
     assert_eq!(
         machine.step(Event::Lost(2)),
-        [Action::SetGate(GateState::Hold), Action::StartQuorumTimer]
+        [
+            Action::SetGate(GateState::Hold),
+            Action::WatchLocal,
+            Action::StartQuorumTimer
+        ]
     );
-    let written = |brick| Event::Rejoined {
+    // What the guest wrote before is no change behind our back, what comes now is.
+    let back = |brick, local_untouched| Event::Rejoined {
         brick,
         marks_stand: false,
         local_accused_by: None,
-        local_untouched: false,
+        local_untouched,
     };
-    assert_eq!(machine.step(written(0)), [Action::Publish(0)]);
-    let actions = machine.step(written(1));
+    let stop = Action::Stop(StopReason::ChangedUnderneath);
+    assert!(machine.clone().step(back(0, false)).contains(&stop));
+    assert_eq!(machine.step(back(0, true)), [Action::Publish(0)]);
+    let actions = machine.step(back(1, true));
     assert_eq!(
         actions,
         [Action::Publish(1), Action::Mark(BrickSet::first(2))]

@@ -4,6 +4,7 @@
 //! Copying is the healer's ([`super::super::heal`]).
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use super::Runner;
 use crate::image::bricks::BrickSet;
@@ -11,11 +12,17 @@ use crate::image::debt::Debt;
 use crate::image::dirty::{MapError, Peer, Peers};
 use crate::image::error::chain;
 use crate::image::heal::Unmarked;
+use crate::image::local::LocalWatch;
 use crate::image::machine::{Event, Phase};
 use crate::image::port::CopyState;
 use crate::image::session::Ending;
 use crate::image::snapshot::CopySnapshot;
 use crate::image::{data_lock, unmarking};
+
+/// How long the guest's writes may take to land when every brick is lost.
+const LANDING_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether they did.
+const LANDING_PAUSE: Duration = Duration::from_millis(5);
 
 impl Runner {
     /// What reachable peers miss must have this session's marks before it is healed.
@@ -59,6 +66,12 @@ impl Runner {
     fn try_unmark(&mut self) -> Result<Unmarked, String> {
         self.machine.may_unmark().map_err(|why| why.to_string())?;
         self.equal_peers()?;
+        if self.machine.phase() == &Phase::Unmarked {
+            // Marks that an earlier removal left behind: they go from all bricks in the
+            // right order, so they must stand on all of them first.
+            self.take(Event::WriteWanted);
+            self.machine.may_unmark().map_err(|why| why.to_string())?;
+        }
         // Most of the flushing while the guest still writes.
         self.local.sync().map_err(|error| chain(&error))?;
         let mut round = unmarking::begin(&self.workers, self.machine.held());
@@ -133,17 +146,54 @@ impl Runner {
         self.take(Event::UnmarkBegun);
         let equal = self.equal_peers()?;
         self.local.sync().map_err(|error| chain(&error))?;
-        Ok(equal)
+        let absent = self.absent_rows();
+        let removable = unmarking::removable(&self.shape, equal, &round.copies, &absent);
+        if removable.is_empty() {
+            return Err("a brick that is away may still accuse the peers".to_owned());
+        }
+        Ok(removable)
     }
 
-    /// The peers that miss nothing, if there are any.
+    /// Whom the bricks that are away accused when they were last read.
+    fn absent_rows(&self) -> Vec<(usize, Option<BrickSet>)> {
+        let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
+        let absent = self.shape.all().without(self.machine.held());
+        let row = |brick: usize| {
+            let marks = snapshot.copies.get(brick)?.pending.as_ref()?;
+            Some(
+                (0..marks.len())
+                    .filter(|&child| marks[child] != 0)
+                    .collect(),
+            )
+        };
+        absent.iter().map(|brick| (brick, row(brick))).collect()
+    }
+
+    /// The peers that miss nothing, if there are any and the healer has nothing to do
+    /// for the others: they are away.
     fn equal_peers(&self) -> Result<BrickSet, String> {
         let debt = self.debt.as_ref().ok_or("the session is read-only")?;
+        let held = self.machine.held();
+        if let Some(peer) = debt.behind().iter().find(|&peer| held.contains(peer)) {
+            return Err(format!("{} is being healed", self.names.one(peer)));
+        }
         let equal = self.shape.peers().without(debt.behind());
         if equal.is_empty() {
             return Err("every peer misses something".to_owned());
         }
         Ok(equal)
+    }
+
+    /// What was admitted before the gate was closed has to land first.
+    pub(super) fn watch_local(&mut self) {
+        let begin = Instant::now();
+        let in_flight = |debt: &Debt| debt.map().extents_in_flight() > 0;
+        while self.debt.as_ref().is_some_and(in_flight) && begin.elapsed() < LANDING_LIMIT {
+            std::thread::sleep(LANDING_PAUSE);
+        }
+        if let Err(error) = self.local.rebase() {
+            log::error!("{}", chain(&error));
+        }
     }
 
     /// A new beginning: what happens from now on is compared with now.
@@ -186,8 +236,17 @@ impl Runner {
     }
 }
 
-/// The stamp to mark with, after what the bricks say was taken in.
-pub(super) fn stamp_for(debt: &mut Debt, copies: &[(usize, CopyState)]) -> Option<i32> {
+/// The stamp to mark with, after what the bricks say was taken in. What was read of the
+/// local copy must also be what a power cut leaves of it: others are marked because of it.
+pub(super) fn stamp_for(
+    debt: &mut Debt,
+    local: &LocalWatch,
+    copies: &[(usize, CopyState)],
+) -> Option<i32> {
+    if let Err(error) = local.sync() {
+        log::error!("{}", chain(&error));
+        return None;
+    }
     let stamp = debt.note(copies).and_then(|_| debt.stamp());
     stamp
         .inspect_err(|error| log::error!("{}", chain(error)))

@@ -1,10 +1,12 @@
 //! A simulated brick: a cache that a power cut empties, writes that are carried
-//! out late and in any order, locks, and faults at a chosen call.
+//! out late and in any order, locks, and faults at a chosen call. It notes what no
+//! healer may do: write without the copy lock, or give that up too soon.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::super::peer::{Answer, HealPeer, PeerError};
 use super::Rng;
@@ -43,6 +45,16 @@ pub struct State {
     pub written: Vec<Range<u64>>,
     pub zeroed: Vec<Range<u64>>,
     pub compared: u64,
+    pub fsyncs: u64,
+    /// Calls of any kind, and connections.
+    pub calls: u64,
+    /// Nobody gets through to it.
+    pub away: bool,
+    /// The session whose record is there.
+    pub record: Option<Uuid>,
+    /// The connection that has the copy lock.
+    pub copy_lock: Option<u64>,
+    pub violations: Vec<String>,
     /// The most bytes that were on their way at one time.
     pub most_unanswered: u64,
     unanswered: u64,
@@ -72,6 +84,7 @@ impl State {
             self.carry_out(0);
         }
         self.connection += 1;
+        self.copy_lock = None;
         self.locks.retain(|(owner, _)| *owner == super::CLIENT);
         self.unanswered = 0;
     }
@@ -79,6 +92,13 @@ impl State {
     pub fn power_cut(&mut self) {
         self.break_off();
         self.cache = self.disk.clone();
+    }
+
+    fn check_copy_lock(&mut self, call: &str) {
+        if self.copy_lock != Some(self.connection) {
+            self.violations
+                .push(format!("{call} without the copy lock"));
+        }
     }
 
     /// Nothing is left that was sent and not carried out.
@@ -117,12 +137,52 @@ impl Brick {
         *self.hook.lock().unwrap() = Some(Box::new(hook));
     }
 
+    /// A connection with the copy lock, whoever holds the brick.
     pub fn connect(&self) -> Box<SimPeer> {
-        let connection = self.state().connection;
-        Box::new(SimPeer {
+        let mut state = self.state();
+        state.calls += 1;
+        state.connection += 1;
+        state.copy_lock = Some(state.connection);
+        Box::new(SimPeer(Link {
             brick: self.clone(),
-            connection,
-        })
+            connection: state.connection,
+        }))
+    }
+
+    /// As a healer of `session` connects.
+    pub fn connect_for(&self, session: Uuid) -> Result<Box<SimPeer>, PeerError> {
+        let peer = "b:/brick".to_owned();
+        let mut state = self.state();
+        state.calls += 1;
+        if state.away {
+            return Err(away());
+        }
+        if state.copy_lock.is_some() {
+            return Err(PeerError::CopyLocked { peer });
+        }
+        if state.record != Some(session) {
+            return Err(PeerError::NotHeld { peer, holder: None });
+        }
+        drop(state);
+        Ok(self.connect())
+    }
+
+    /// Its host is cut off, its process goes on.
+    pub fn cut_off(&self) {
+        let mut state = self.state();
+        state.away = true;
+        state.break_off();
+    }
+
+    /// Another session takes the brick; `false`: a healer still copies.
+    pub fn take_over(&self, session: Uuid) -> bool {
+        let mut state = self.state();
+        state.record = None;
+        let free = state.copy_lock.is_none();
+        if free {
+            state.record = Some(session);
+        }
+        free
     }
 
     /// Takes a lock for a client; false if it is held by another.
@@ -156,9 +216,19 @@ impl Brick {
 /// The owner of a healer's locks.
 const HEALER: u64 = 1;
 
-pub struct SimPeer {
+pub struct SimPeer(Link);
+
+/// What a connection and the answers it waits for have in common.
+#[derive(Clone)]
+struct Link {
     brick: Brick,
     connection: u64,
+}
+
+impl Drop for SimPeer {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 fn away() -> PeerError {
@@ -175,7 +245,7 @@ fn refused() -> PeerError {
     }
 }
 
-impl SimPeer {
+impl Link {
     /// Lets others act, then begins a call, unless a fault comes in between.
     fn call(&self, kind: Call) -> Result<MutexGuard<'_, State>, PeerError> {
         let hook = self.brick.hook.lock().unwrap().take();
@@ -184,6 +254,7 @@ impl SimPeer {
             *self.brick.hook.lock().unwrap() = Some(hook);
         }
         let mut state = self.brick.state();
+        state.calls += 1;
         state.carry_out_some();
         if let Some((wanted, left, fault)) = state.fault
             && (wanted == Call::Any || wanted == kind)
@@ -209,32 +280,58 @@ impl SimPeer {
     }
 }
 
+impl Link {
+    /// An answer about that many bytes; also one that says no answers them.
+    fn answer(&self, length: u64) -> Result<MutexGuard<'_, State>, PeerError> {
+        let refused = match self.call(Call::Any) {
+            Ok(mut state) => {
+                state.unanswered -= length;
+                return Ok(state);
+            }
+            Err(error) => error,
+        };
+        let mut state = self.brick.state();
+        if state.connection == self.connection {
+            state.unanswered -= length;
+        }
+        Err(refused)
+    }
+}
+
 impl HealPeer for SimPeer {
     fn name(&self) -> &str {
         "b:/brick"
     }
 
     fn is_connected(&self) -> bool {
-        self.brick.state().connection == self.connection
+        self.0.brick.state().connection == self.0.connection
     }
 
     fn close(&self) {
-        if self.is_connected() {
-            self.brick.state().break_off();
+        let mut state = self.0.brick.state();
+        if state.connection == self.0.connection {
+            if state.unanswered > 0 {
+                let left = format!("closed with {} bytes unanswered", state.unanswered);
+                state.violations.push(left);
+            }
+            state.break_off();
         }
     }
 
     fn size(&self) -> Result<u64, PeerError> {
-        Ok(self.call(Call::Any)?.cache.len() as u64)
+        Ok(self.0.call(Call::Any)?.cache.len() as u64)
     }
 
     fn truncate(&self, size: u64) -> Result<(), PeerError> {
-        self.call(Call::Any)?.cache.resize(size as usize, 0);
+        let mut state = self.0.call(Call::Any)?;
+        state.check_copy_lock("truncate");
+        state.cache.resize(size as usize, 0);
         Ok(())
     }
 
     fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
-        let mut state = self.call(Call::Write)?;
+        let mut state = self.0.call(Call::Write)?;
+        state.check_copy_lock("write");
         let number = state.next_write;
         let length = data.len() as u64;
         state.next_write += 1;
@@ -242,27 +339,26 @@ impl HealPeer for SimPeer {
         state.most_unanswered = state.most_unanswered.max(state.unanswered);
         state.late.push((number, offset, data.to_vec()));
         state.written.push(offset..offset + length);
-        let (brick, connection) = (self.brick.clone(), self.connection);
+        let link = self.0.clone();
         Ok(Answer::new(move || {
-            let peer = SimPeer { brick, connection };
-            let mut state = peer.call(Call::Any)?;
+            let mut state = link.answer(length)?;
             if let Some(index) = state.late.iter().position(|late| late.0 == number) {
                 state.carry_out(index);
             }
-            state.unanswered -= length;
             Ok(())
         }))
     }
 
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
-        let mut state = self.call(Call::Write)?;
+        let mut state = self.0.call(Call::Write)?;
+        state.check_copy_lock("zero");
         state.cache[range.start as usize..range.end as usize].fill(0);
         state.zeroed.push(range);
         Ok(Answer::new(|| Ok(())))
     }
 
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
-        let mut state = self.call(Call::Any)?;
+        let mut state = self.0.call(Call::Any)?;
         state.compared += range.end - range.start;
         let bytes = &state.cache[range.start as usize..range.end as usize];
         let sum = StrongChecksum::Sha256(Sha256::digest(bytes).into());
@@ -270,19 +366,20 @@ impl HealPeer for SimPeer {
     }
 
     fn fsync(&self) -> Result<(), PeerError> {
-        let mut state = self.call(Call::Fsync)?;
+        let mut state = self.0.call(Call::Fsync)?;
+        state.fsyncs += 1;
         state.disk = state.cache.clone();
         Ok(())
     }
 
     fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
-        drop(self.call(Call::Any)?);
-        Ok(self.brick.lock(HEALER, &range))
+        drop(self.0.call(Call::Any)?);
+        Ok(self.0.brick.lock(HEALER, &range))
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
-        drop(self.call(Call::Any)?);
-        self.brick.unlock(HEALER, &range);
+        drop(self.0.call(Call::Any)?);
+        self.0.brick.unlock(HEALER, &range);
         Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! The healer against a simulated brick.
 
 mod brick;
+mod follow;
 mod race;
+mod session;
 mod single;
 mod world;
 

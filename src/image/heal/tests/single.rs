@@ -1,14 +1,15 @@
 //! One behaviour of the healer at a time.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::{Clock, Figures, HealError, PassEnd};
 use super::CLIENT;
 use super::brick::{Call, Fault};
-use super::world::{EXTENT, SIZE, World, the_peer};
-use crate::image::dirty::Peers;
+use super::world::{EXTENT, SIZE, World};
+use crate::image::dirty::{Begun, Peers};
 
 /// No zero extent among them.
 fn full_of(byte: u8) -> Vec<u8> {
@@ -66,7 +67,7 @@ fn comparing_first_sends_only_what_differs() {
     let mut world = World::healed(3);
     world.map.mark_all_dirty(Peers::first(1));
     world.write(7 * EXTENT, &[7; 512]);
-    world.options.compare_first = true;
+    world.options.compare_first = Arc::new(true.into());
     let mut engine = world.engine();
     engine.run_pass().unwrap();
     let figures = world.options.progress.figures();
@@ -77,6 +78,53 @@ fn comparing_first_sends_only_what_differs() {
 }
 
 #[test]
+fn an_extent_with_a_write_in_flight_is_tried_again_before_the_pass_ends() {
+    let world = World::healed(15);
+    world.write(9 * EXTENT, &[1; 512]);
+    assert_eq!(world.map.begin_write(3 * EXTENT, 512), Begun::Yes);
+    let mut engine = world.engine();
+    let map = world.map.clone();
+    let (brick, mut ended) = (world.brick.clone(), false);
+    world.brick.meanwhile(move || {
+        // The other extent is on its way: the map was looked through once.
+        if !ended && !brick.state().written.is_empty() {
+            let _ = map.end_write(3 * EXTENT, 512);
+            ended = true;
+        }
+    });
+    let pass = engine.run_pass().unwrap();
+    assert_eq!((pass.cleared, pass.in_flight), (2, 0));
+    assert!(pass.covered);
+    world.finish(engine);
+}
+
+#[test]
+fn what_has_writes_in_flight_all_the_time_is_sent_and_stays_dirty() {
+    let world = World::healed(16);
+    world.write(3 * EXTENT, &[7; 1024]);
+    assert_eq!(world.map.begin_write(3 * EXTENT, 512), Begun::Yes);
+    let mut engine = world.engine();
+    let pass = engine.run_pass().unwrap();
+    assert_eq!((pass.cleared, pass.in_flight), (0, 1));
+    assert!(pass.covered);
+    assert_eq!(world.debt(), 1);
+    let at = 3 * EXTENT as usize;
+    assert_eq!(world.brick.state().disk[at..at + 1024], [7; 1024]);
+    let _ = world.map.end_write(3 * EXTENT, 512);
+    world.finish(engine);
+}
+
+#[test]
+fn a_pass_that_ends_early_covers_nothing() {
+    let world = World::new(17);
+    assert!(world.brick.lock(CLIENT, &(0..512)));
+    assert!(!world.engine().run_pass().unwrap().covered);
+    world.brick.unlock(CLIENT, &(0..512));
+    world.options.stop.store(true, Ordering::Relaxed);
+    assert!(!world.engine().run_pass().unwrap().covered);
+}
+
+#[test]
 fn a_window_limits_what_is_on_its_way() {
     let world = World::new(4);
     let mut engine = world.engine();
@@ -84,18 +132,6 @@ fn a_window_limits_what_is_on_its_way() {
     let most = world.brick.state().most_unanswered;
     assert!(most <= world.options.window, "{most}");
     assert!(most > EXTENT, "no pipelining");
-}
-
-#[test]
-fn a_settled_copy_needs_a_pass_and_nothing_dirty() {
-    let world = World::healed(5);
-    let mut engine = world.engine();
-    assert!(engine.settle().unwrap().is_none(), "no pass was made");
-    engine.run_pass().unwrap();
-    assert_eq!(engine.settle().unwrap().map(|s| s.peer()), Some(the_peer()));
-    world.write(0, &[1; 512]);
-    assert!(engine.settle().unwrap().is_none(), "a write came in");
-    world.finish(engine);
 }
 
 #[test]
@@ -119,7 +155,7 @@ fn a_connection_that_broke_is_not_used_again() {
     assert!(engine.run_pass().unwrap_err().lost_peer());
     assert_eq!(world.debt(), 40);
     assert!(matches!(engine.run_pass(), Err(HealError::Broken { .. })));
-    assert!(engine.settle().unwrap().is_none());
+    assert!(!engine.is_usable());
     drop(engine);
     world.finish(world.engine());
 }
@@ -211,7 +247,7 @@ fn the_bandwidth_limit_holds_and_no_lock_is_held_while_waiting() {
     let world = World::healed(14);
     world.write(0, &full_of(1));
     let rate = 8 * EXTENT;
-    world.options.rate.store(rate, Ordering::Relaxed);
+    world.options.throttle.set_rate(rate);
     let mut engine = world.engine();
     engine.run_pass().unwrap();
     let took = world.clock.now().as_secs_f64();

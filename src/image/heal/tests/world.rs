@@ -1,5 +1,6 @@
 //! An image under test: its local file, dirty map, peer, and who else writes to it.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -40,6 +41,32 @@ impl Clock for SimClock {
     }
 }
 
+/// A local copy and a session's map of it with this many peers, all dirty.
+pub fn image(seed: u64, peers: usize) -> (tempfile::TempDir, PathBuf, DirtyMap) {
+    let mut rng = Rng(seed);
+    let directory = tempfile::Builder::new().prefix("bypass-heal-").tempdir();
+    let directory = directory.unwrap();
+    let path = directory.path().join("image");
+    let mut bytes = rng.bytes(SIZE);
+    for extent in bytes.chunks_mut(EXTENT as usize) {
+        if rng.chance(3) {
+            extent.fill(0);
+        }
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let identity = Identity {
+        gfid: Uuid::from_u128(7),
+        size: SIZE,
+        extent_size: ExtentSize::new(EXTENT as u32).unwrap(),
+        local: "a:/brick".into(),
+        peers: (0..peers)
+            .map(|peer| format!("peer-{peer}:/brick"))
+            .collect(),
+    };
+    let map = DirtyMap::open(&directory.path().join("map"), &identity);
+    (directory, path, map.unwrap().0)
+}
+
 pub struct World {
     _directory: tempfile::TempDir,
     path: PathBuf,
@@ -53,28 +80,8 @@ impl World {
     /// Everything dirty, local and peer's bytes at random, a third of the local
     /// extents zero.
     pub fn new(seed: u64) -> Self {
-        let mut rng = Rng(seed);
-        let directory = tempfile::Builder::new()
-            .prefix("bypass-heal-")
-            .tempdir()
-            .unwrap();
-        let path = directory.path().join("image");
-        let mut bytes = rng.bytes(SIZE);
-        for extent in bytes.chunks_mut(EXTENT as usize) {
-            if rng.chance(3) {
-                extent.fill(0);
-            }
-        }
-        std::fs::write(&path, bytes).unwrap();
-        let identity = Identity {
-            gfid: Uuid::from_u128(7),
-            size: SIZE,
-            extent_size: ExtentSize::new(EXTENT as u32).unwrap(),
-            local: "a:/brick".into(),
-            peers: vec!["b:/brick".into()],
-        };
-        let map = DirtyMap::open(&directory.path().join("map"), &identity);
-        let brick = Brick::new(rng.bytes(SIZE), seed);
+        let (directory, path, map) = image(seed, 1);
+        let brick = Brick::new(Rng(!seed).bytes(SIZE), seed);
         let clock = Arc::new(SimClock {
             now: Mutex::default(),
             brick: brick.clone(),
@@ -82,7 +89,7 @@ impl World {
         Self {
             _directory: directory,
             path,
-            map: Arc::new(map.unwrap().0),
+            map: Arc::new(map),
             brick,
             options: Options {
                 window: 8 * EXTENT,
@@ -122,7 +129,13 @@ impl World {
         let healer = Healer::claim(self.map.clone()).unwrap();
         let peer = self.brick.connect();
         let options = self.options.clone();
-        Engine::new(Arc::new(healer), the_peer(), self.file(), peer, options)
+        Engine::new(
+            Arc::new(healer),
+            the_peer(),
+            Arc::new(self.file()),
+            peer,
+            options,
+        )
     }
 
     /// A write as the session does it, all at once.
@@ -149,12 +162,14 @@ impl World {
         })
     }
 
-    /// Passes until the copies are settled; they must then be equal.
+    /// Passes until nothing is dirty; the copies must then be equal.
     pub fn finish(&self, mut engine: Engine) {
         for _ in 0..20 {
             let _ = engine.run_pass();
-            if engine.settle().unwrap().is_some() {
-                assert!(self.local() == self.brick.state().disk, "copies differ");
+            if self.debt() == 0 {
+                let brick = self.brick.state();
+                assert!(self.local() == brick.disk, "copies differ");
+                assert_eq!(brick.violations, [""; 0]);
                 return;
             }
         }
@@ -169,12 +184,21 @@ pub struct Guest {
     in_flight: Vec<Write>,
     /// Where it writes to ends here.
     end: u64,
+    /// The sectors of the writes in flight and of those begun since
+    /// [`Guest::remember`].
+    unsure: HashSet<u64>,
 }
 
 struct Write {
     offset: u64,
     data: Vec<u8>,
     landed: bool,
+}
+
+impl Write {
+    fn sectors(&self) -> std::ops::Range<u64> {
+        self.offset / 512..(self.offset + self.data.len() as u64) / 512
+    }
 }
 
 impl Guest {
@@ -184,7 +208,25 @@ impl Guest {
             file: world.file(),
             in_flight: Vec::new(),
             end,
+            unsure: HashSet::new(),
         }
+    }
+
+    /// From now on, sectors that nothing is written to keep what they have.
+    pub fn remember(&mut self) {
+        self.unsure = self.in_flight.iter().flat_map(Write::sectors).collect();
+    }
+
+    /// Has the brick on its disk every byte that was written, and no more written
+    /// to, when [`Guest::remember`] was called?
+    pub fn is_all_at(&self, brick: &Brick) -> bool {
+        let mut local = vec![0; SIZE as usize];
+        self.file.read_exact_at(&mut local, 0).unwrap();
+        let brick = &brick.state().disk;
+        let sectors = local.chunks(512).zip(brick.chunks(512));
+        (0..)
+            .zip(sectors)
+            .all(|(sector, (ours, theirs))| self.unsure.contains(&sector) || ours == theirs)
     }
 
     pub fn step(&mut self, rng: &mut Rng) {
@@ -192,11 +234,13 @@ impl Guest {
             let length = 512 * (1 + rng.below(12));
             let offset = 512 * rng.below((self.end - length) / 512 + 1);
             if self.map.begin_write(offset, length) == Begun::Yes {
-                self.in_flight.push(Write {
+                let write = Write {
                     offset,
                     data: rng.bytes(length),
                     landed: false,
-                });
+                };
+                self.unsure.extend(write.sectors());
+                self.in_flight.push(write);
             }
         } else if !self.in_flight.is_empty() {
             let index = rng.below(self.in_flight.len() as u64) as usize;

@@ -1,0 +1,134 @@
+//! Finishing an image whose session has ended, for `heald`: a session of its own, for
+//! as long as something can be healed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::image::error::chain;
+use crate::image::heal::{FollowOptions, Follower};
+use crate::image::machine::Phase;
+use crate::image::snapshot::{CopySnapshot, Snapshot};
+use crate::image::state_dir::{Entry, StateDir};
+
+use super::Server;
+use super::own_session::{OwnSession, Wanted};
+
+/// How often it looks how far it is.
+const ROUND: Duration = Duration::from_millis(100);
+/// An image is given back after nothing could be healed for so long: its peers are
+/// away.
+const HOPELESS: Duration = Duration::from_secs(5);
+
+/// What to finish.
+pub struct Finishing {
+    /// The image.
+    pub entry: Entry,
+    /// Its state directory.
+    pub state: StateDir,
+    /// Where the control socket goes.
+    pub run_dir: PathBuf,
+    /// How to copy.
+    pub options: FollowOptions,
+    /// Set to end early.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Heals until nothing is left, nothing can be done, or somebody wants the image.
+pub fn run(finishing: &Finishing) {
+    let Entry { volume, image, .. } = &finishing.entry;
+    let server = Server {
+        host: finishing.entry.server.clone(),
+        port: finishing.entry.port,
+    };
+    let wanted = Wanted {
+        server: &server,
+        volume,
+        image,
+        brick: Some(&finishing.entry.brick),
+        state: &finishing.state,
+        lock_timeout: Duration::ZERO,
+    };
+    let own = match OwnSession::open(&wanted, &finishing.stop) {
+        Ok(own) => own,
+        Err(why) => {
+            log::info!("{volume}{image} is not finished yet: {}", chain(&why));
+            return;
+        }
+    };
+    let give_way = Arc::new(AtomicBool::new(false));
+    let socket = match own.listen(&finishing.run_dir, give_way.clone()) {
+        Ok(socket) => socket,
+        Err(why) => {
+            log::warn!("{volume}{image} is not finished: {}", chain(&why));
+            return own.close();
+        }
+    };
+    log::info!("finishing {volume}{image}, whose session has ended");
+    let follower = match Follower::start(own.link(), &finishing.options) {
+        Ok(follower) => follower,
+        Err(why) => {
+            log::warn!("{volume}{image} is not finished: {}", chain(&why));
+            return own.close();
+        }
+    };
+    let mut useful = Instant::now();
+    while !finishing.stop.load(Ordering::SeqCst)
+        && !give_way.load(Ordering::SeqCst)
+        && !own.is_stopped()
+    {
+        let now = own.snapshot();
+        if is_finished(&now) {
+            break;
+        }
+        if can_heal(&now) {
+            useful = Instant::now();
+        }
+        if useful.elapsed() > HOPELESS {
+            log::info!("{volume}{image}: the copies that are left to heal are away");
+            break;
+        }
+        std::thread::sleep(ROUND);
+    }
+    if let Err(error) = follower.stop() {
+        log::warn!("{volume}{image}: {}", chain(&error));
+    }
+    own.close();
+    drop(socket);
+}
+
+/// Nothing is marked, nothing is behind, and every brick says so.
+fn is_finished(now: &Snapshot) -> bool {
+    now.phase == Phase::Unmarked
+        && now
+            .copies
+            .iter()
+            .all(|copy| copy.locked && !is_marking(copy))
+        && behind(now).next().is_none()
+}
+
+/// Some copy that is reached misses something, or some mark could go.
+fn can_heal(now: &Snapshot) -> bool {
+    let reached = |child: usize| now.copies.get(child).is_some_and(|copy| copy.locked);
+    let misses: Vec<_> = behind(now).collect();
+    if misses.iter().any(|&child| reached(child)) {
+        return true;
+    }
+    let mut marked = now.copies.iter().filter_map(|copy| copy.pending.as_ref());
+    let unjust = |(child, &count): (usize, &i32)| count != 0 && !misses.contains(&child);
+    marked.any(|marks| marks.iter().enumerate().any(unjust))
+}
+
+fn is_marking(copy: &CopySnapshot) -> bool {
+    let marks = copy.pending.iter().flatten();
+    marks.copied().any(|count| count != 0)
+}
+
+/// The children that miss something.
+fn behind(now: &Snapshot) -> impl Iterator<Item = usize> {
+    let behind = now.healing.iter().flat_map(|healing| &healing.behind);
+    behind
+        .filter(|peer| peer.extents > 0)
+        .map(|peer| peer.child)
+}

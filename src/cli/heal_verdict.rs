@@ -1,0 +1,157 @@
+//! Is an image healed, can it be, or is there no use in waiting? What `heal` decides, one
+//! status after the other.
+
+use std::time::Duration;
+
+use crate::control::heal::PeerHeal;
+use crate::control::status::{CopyStatus, State, Status};
+use crate::image::heal::Figures;
+
+/// How long something must have been so before it is believed to stay so.
+const STEADY: Duration = Duration::from_secs(3);
+/// Without any progress for so long, something is in the way.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Look again soon.
+    GoOn,
+    /// All copies are equal, no mark is left.
+    Clean,
+    /// It will not be clean by waiting, for this reason.
+    NotClean(String),
+}
+
+/// Watches one heal.
+pub struct Watch {
+    /// Whatever the obstacle, it may go.
+    patient: bool,
+    /// Why it would end, and since when it would.
+    doubt: Option<(Doubt, Duration)>,
+    /// What had been moved when something was moved last, and when that was.
+    progress: (Figures, u64, Duration),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    /// The copies that are left to heal are away.
+    Away,
+    /// All that was missing at the beginning was sent, but the guest goes on.
+    GuestWrites,
+}
+
+impl Watch {
+    /// One that begins now; a patient one ends only when the image is clean.
+    pub fn new(patient: bool) -> Self {
+        Self {
+            patient,
+            doubt: None,
+            progress: (Figures::default(), 0, Duration::ZERO),
+        }
+    }
+
+    /// Takes the status in, `now` being the time since the beginning.
+    pub fn look(&mut self, status: &Status, now: Duration) -> Verdict {
+        match status.state {
+            State::Clean if !status.copies.iter().any(is_behind) => return Verdict::Clean,
+            State::Stopped | State::SplitBrain | State::Failed => {
+                let why = status.detail.clone();
+                return Verdict::NotClean(why.unwrap_or_else(|| "the session has stopped".into()));
+            }
+            _ if self.patient => return Verdict::GoOn,
+            _ => {}
+        }
+        let doubt = doubt(status, now);
+        if self.doubt.map(|(doubt, _)| doubt) != doubt {
+            self.doubt = doubt.map(|doubt| (doubt, now));
+        }
+        if let Some((doubt, since)) = self.doubt
+            && now.saturating_sub(since) >= STEADY
+        {
+            return Verdict::NotClean(reason(doubt, status));
+        }
+        let moved = (moved(status), status.copies.iter().filter_map(bytes).sum());
+        if (self.progress.0, self.progress.1) != moved {
+            self.progress = (moved.0, moved.1, now);
+        }
+        match now.saturating_sub(self.progress.2) >= STUCK {
+            true => Verdict::NotClean(obstacle(status)),
+            false => Verdict::GoOn,
+        }
+    }
+}
+
+/// What the healer did for all peers together.
+pub fn moved(status: &Status) -> Figures {
+    let peers = status.heal.iter().flat_map(|heal| &heal.peers);
+    let mut sum = Figures::default();
+    peers
+        .filter_map(|peer| peer.figures)
+        .for_each(|figures| sum += figures);
+    sum
+}
+
+fn is_behind(copy: &CopyStatus) -> bool {
+    bytes(copy).is_some_and(|bytes| bytes > 0)
+}
+
+fn bytes(copy: &CopyStatus) -> Option<u64> {
+    copy.behind.map(|behind| behind.bytes)
+}
+
+fn doubt(status: &Status, now: Duration) -> Option<Doubt> {
+    let open = |copy: &&CopyStatus| is_behind(copy) || (copy.stale && !copy.local);
+    let reached = status.copies.iter().filter(open).any(|copy| copy.reachable);
+    if !reached {
+        return Some(Doubt::Away);
+    }
+    let peers = status.heal.iter().flat_map(|heal| &heal.peers);
+    let sent = |peer: &PeerHeal| {
+        let away = status
+            .copies
+            .get(peer.copy)
+            .is_some_and(|copy| !copy.reachable);
+        let age = Duration::try_from_secs_f64(peer.oldest_unsent_seconds).unwrap_or(Duration::MAX);
+        away || (!peer.oldest_unsent_at_least && age < now)
+    };
+    let still_behind = status
+        .copies
+        .iter()
+        .any(|copy| copy.reachable && is_behind(copy));
+    (still_behind && peers.into_iter().all(sent)).then_some(Doubt::GuestWrites)
+}
+
+fn reason(doubt: Doubt, status: &Status) -> String {
+    match doubt {
+        Doubt::Away => {
+            let away = status.copies.iter().filter(|copy| !copy.reachable);
+            let names: Vec<_> = away
+                .map(|copy| match &copy.reason {
+                    Some(why) => format!("{} ({why})", copy.brick),
+                    None => copy.brick.clone(),
+                })
+                .collect();
+            format!(
+                "these bricks are away: {}. Every other copy is up to date; --wait waits for them",
+                names.join(", ")
+            )
+        }
+        Doubt::GuestWrites => {
+            "all that was missing at the beginning was sent, but the guest goes on \
+             writing; --wait waits until it pauses"
+                .to_owned()
+        }
+    }
+}
+
+fn obstacle(status: &Status) -> String {
+    let peers = status.heal.iter().flat_map(|heal| &heal.peers);
+    let told: Vec<_> = peers
+        .filter_map(|peer| Some(format!("{}: {}", peer.brick, peer.why.as_ref()?)))
+        .collect();
+    match told.is_empty() {
+        true => "nothing was healed for 30 s; the healer's log says why".to_owned(),
+        false => format!("nothing was healed for 30 s. {}", told.join("; ")),
+    }
+}

@@ -1,0 +1,184 @@
+//! A session that a healer opens itself, when nobody serves the image: it writes
+//! nothing, it only keeps everybody else away while the other copies are healed.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::control::socket::{Answer, ControlSocket, Request};
+use crate::control::status::{Identity, Status};
+use crate::image::dirty::ExtentSize;
+use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
+use crate::image::locate::Bypassable;
+use crate::image::machine::StopReason;
+use crate::image::open::{FenceWish, Terms};
+use crate::image::port::Fence;
+use crate::image::session::Session;
+use crate::image::snapshot::Snapshot;
+use crate::image::state_dir::StateDir;
+
+use super::opening::{self, Opening, Place};
+use super::service::Service;
+use super::{Failure, Server};
+
+/// How long the marks may take to be stored. Nothing waits for them but the healing.
+const QUORUM_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Which image, and how to open it.
+pub struct Wanted<'a> {
+    /// The glusterd to ask.
+    pub server: &'a Server,
+    /// The volume.
+    pub volume: &'a str,
+    /// The image's path in it.
+    pub image: &'a str,
+    /// The local brick, if it is not to be found.
+    pub brick: Option<&'a str>,
+    /// The state directory.
+    pub state: &'a StateDir,
+    /// How long to wait for locks.
+    pub lock_timeout: Duration,
+}
+
+/// See the module.
+pub struct OwnSession {
+    place: Place,
+    state: StateDir,
+    session: Session,
+    service: Arc<Service>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl OwnSession {
+    /// Opens the image; `cancelled` ends the wait for locks.
+    ///
+    /// # Errors
+    /// As `serve` does.
+    pub fn open(wanted: &Wanted<'_>, cancelled: &AtomicBool) -> Result<Self, Failure> {
+        let place = opening::find(
+            wanted.server,
+            wanted.volume,
+            wanted.image,
+            wanted.brick,
+            // They would not see the guest's writes, of which there are none.
+            Bypassable::value_variants(),
+            false,
+        )?;
+        let known = wanted.state.entry(wanted.volume, place.located.gfid);
+        let extent_size = known.and_then(|entry| ExtentSize::new(entry.extent_size).ok());
+        let opening = Opening {
+            terms: Terms {
+                read_only: false,
+                // Ordinary clients go on: the healer minds their locks.
+                fence: FenceWish::Exactly(Fence::Advisory),
+                lock_timeout: wanted.lock_timeout,
+            },
+            quorum_timeout: QUORUM_TIMEOUT,
+            force_raw: true,
+            state: wanted.state,
+            extent_size: extent_size.unwrap_or_default(),
+        };
+        let stopped = Arc::new(AtomicBool::new(false));
+        let stop = stopped.clone();
+        let on_stop = move |_: StopReason| stop.store(true, Ordering::SeqCst);
+        let (session, local) = opening::open(&place, &opening, cancelled, on_stop)?;
+        let handle = session.handle();
+        let service = Service {
+            identity: Identity {
+                volume: place.located.volume.clone(),
+                image: place.located.image.clone(),
+                gfid: place.located.gfid,
+                size: local.size,
+                local: Some(place.local),
+                arbiter: place.located.arbiter(),
+                last_verified: None,
+            },
+            job: place.job(wanted.state, handle.peer_children()),
+            session: handle,
+            serving: None,
+            last_timed: Mutex::default(),
+        };
+        Ok(Self {
+            place,
+            state: wanted.state.clone(),
+            session,
+            service: Arc::new(service),
+            stopped,
+        })
+    }
+
+    /// The session, for a healer in this process.
+    pub fn link(&self) -> Arc<dyn SessionLink> {
+        Arc::new(InProcess(self.service.clone()))
+    }
+
+    /// The state of the session.
+    pub fn snapshot(&self) -> Snapshot {
+        self.service.session.snapshot()
+    }
+
+    /// The state of the image.
+    pub fn status(&self) -> Status {
+        self.service.status()
+    }
+
+    /// The session ended by itself.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Answers status requests, and notes in `give_way` when somebody wants to serve
+    /// the image.
+    ///
+    /// # Errors
+    /// When there can be no control socket.
+    pub fn listen(
+        &self,
+        run_dir: &std::path::Path,
+        give_way: Arc<AtomicBool>,
+    ) -> Result<ControlSocket, Failure> {
+        let located = &self.place.located;
+        let socket = ControlSocket::bind(run_dir, &located.volume, located.gfid)?;
+        let service = self.service.clone();
+        let answer = move |request| match request {
+            Request::Status | Request::Repair { .. } => service.answer(request),
+            Request::Yield => {
+                give_way.store(true, Ordering::SeqCst);
+                Answer::Done
+            }
+            // The healer is in this process.
+            _ => Answer::Ended {
+                why: "this process heals the image itself".to_owned(),
+            },
+        };
+        socket.answer(answer).map_err(|source| Failure::System {
+            what: "start the control thread",
+            source,
+        })?;
+        Ok(socket)
+    }
+
+    /// Gives the image back.
+    pub fn close(self) {
+        opening::close(&self.place, &self.state, self.session);
+    }
+}
+
+/// The link to a session of this process.
+struct InProcess(Arc<Service>);
+
+impl SessionLink for InProcess {
+    fn job(&self) -> Result<Job, LinkError> {
+        Ok(self.0.job.clone())
+    }
+
+    fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
+        self.0.session.report(report)
+    }
+
+    fn unmark(&self) -> Result<Unmarked, LinkError> {
+        self.0.session.unmark()
+    }
+}

@@ -1,0 +1,147 @@
+//! Sessions in every situation, for the tests of the document, the screen and the
+//! metrics.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::status::{Identity, QueueStatus, Serving, Status};
+use crate::image::heal::{Figures, HealReport, HealState, PeerReport};
+use crate::image::holder::Holder;
+use crate::image::machine::Phase;
+use crate::image::port::Fence;
+use crate::image::snapshot::{Behind, CopySnapshot, Healing, Lagging, Snapshot};
+
+pub const MIB: u64 = 1 << 20;
+
+/// `vms/vm1.img` of 1 GiB, served on `node1`.
+pub fn identity() -> Identity {
+    Identity {
+        volume: "vms".to_owned(),
+        image: "/vm1.img".to_owned(),
+        gfid: uuid::Uuid::from_u128(1),
+        size: 1024 * MIB,
+        local: Some(0),
+        arbiter: None,
+        last_verified: None,
+    }
+}
+
+/// Three copies, all reached, nothing marked, nothing behind, no healer.
+pub fn clean() -> Snapshot {
+    let copy = |node| CopySnapshot {
+        brick: format!("node{node}:/bricks/vms"),
+        locked: true,
+        why_away: None,
+        pending: Some(vec![0, 0, 0]),
+    };
+    Snapshot {
+        phase: Phase::Unmarked,
+        read_only: false,
+        fence: Fence::Advisory,
+        holder: Holder {
+            host: "node1".to_owned(),
+            pid: 1805,
+            since: UNIX_EPOCH + Duration::from_secs(1_795_425_664),
+            session: uuid::Uuid::from_u128(2),
+        },
+        copies: (1..=3).map(copy).collect(),
+        write_waiting: false,
+        healing: Some(Healing {
+            behind: vec![behind(1, 0), behind(2, 0)],
+            extent_size: 65536,
+            healer: None,
+        }),
+    }
+}
+
+/// Both peers are marked and miss so many bytes.
+pub fn dirty(first: u64, second: u64) -> Snapshot {
+    let mut snapshot = clean();
+    snapshot.phase = Phase::Dirty;
+    for copy in &mut snapshot.copies {
+        copy.pending = Some(vec![0, 71, 71]);
+    }
+    healing(&mut snapshot).behind = vec![behind(1, first), behind(2, second)];
+    snapshot
+}
+
+/// A peer that misses so many bytes of at most 128 MiB since 12 seconds.
+pub fn behind(child: usize, bytes: u64) -> Behind {
+    Behind {
+        child,
+        extents: bytes / 65536,
+        bytes,
+        suspect: false,
+        lag: Lagging {
+            since: Duration::from_secs(12),
+            inherited: false,
+            most: if bytes == 0 { 0 } else { 128 * MIB },
+            growing: false,
+        },
+    }
+}
+
+/// A healer that does this for each peer.
+pub fn healer(peers: [PeerReport; 2]) -> HealReport {
+    HealReport {
+        pid: 4711,
+        bandwidth: 0,
+        peers: peers.into(),
+    }
+}
+
+/// It copies so many bytes per second; what is older than 400 ms is sent.
+pub fn copying(rate: u64) -> PeerReport {
+    PeerReport {
+        state: HealState::Copying,
+        rate,
+        sent_before: Some(Duration::from_millis(400)),
+        figures: Figures {
+            bytes_read: 90 * MIB,
+            bytes_sent: 64 * MIB,
+            bytes_zeroed: 16 * MIB,
+            bytes_compared: 10 * MIB,
+            extents_cleared: 1440,
+            extents_again: 3,
+        },
+    }
+}
+
+/// It cannot copy.
+pub fn waiting(why: &str) -> PeerReport {
+    PeerReport {
+        state: HealState::Waiting(why.to_owned()),
+        rate: 0,
+        sent_before: None,
+        figures: Figures::default(),
+    }
+}
+
+pub fn healing(snapshot: &mut Snapshot) -> &mut Healing {
+    snapshot.healing.as_mut().unwrap()
+}
+
+/// The report of a session with a device of one queue.
+pub fn report(snapshot: &Snapshot) -> Status {
+    let serving = Serving {
+        socket: "/run/vm1.sock".to_owned(),
+        front_end: true,
+        read_only: false,
+        write_waiting: snapshot.write_waiting,
+        queues: vec![
+            QueueStatus {
+                reads: 10,
+                read_bytes: 4 * MIB,
+                writes: 20,
+                written_bytes: 8 * MIB,
+                flushes: 3,
+                discards: 2,
+                write_zeroes: 1,
+                errors: 5,
+                in_flight: 4,
+                parked: 1,
+            };
+            2
+        ],
+    };
+    Status::of_session(&identity(), snapshot, Some(serving))
+}

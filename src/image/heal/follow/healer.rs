@@ -1,0 +1,179 @@
+//! The thread that heals one peer: connects, runs passes, waits.
+//!
+//! It copies only while the session holds the peer and has marks against it, and
+//! only what is dirty: with nothing dirty it looks at the map and at nothing else.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::board::{Board, Orders};
+use super::retry::Retry;
+use crate::image::dirty::{Healer, Peer};
+use crate::image::error::chain;
+use crate::image::heal::copies::Copies;
+use crate::image::heal::engine::Engine;
+use crate::image::heal::link::HealState;
+use crate::image::heal::pass::{Options, PassEnd};
+
+/// How often a peer that has marks is looked at for dirty extents. Passes begin no
+/// more often either: each costs the peer an FSYNC, and takes what gathered.
+const PERIOD_MARKED: Duration = Duration::from_millis(50);
+/// How often one without marks is.
+const PERIOD_UNMARKED: Duration = Duration::from_millis(500);
+/// Looking takes this part of the time at most: a large map takes a while.
+const LOOK_SHARE: u32 = 20;
+
+/// Heals one peer until it is told to stop.
+pub struct PeerHealer {
+    pub id: Peer,
+    pub board: Arc<Board>,
+    pub healer: Arc<Healer>,
+    pub copies: Arc<dyn Copies>,
+    /// The local copy.
+    pub file: Arc<File>,
+    /// For its engines, the board's switches among them.
+    pub options: Options,
+    pub state: Connection,
+}
+
+/// What changes from turn to turn.
+#[derive(Default)]
+pub struct Connection {
+    engine: Option<Engine>,
+    retry: Retry,
+    /// No attempt before then.
+    not_before: Duration,
+    /// See [`Orders::returns`].
+    returns: u64,
+}
+
+impl PeerHealer {
+    /// Until the board says stop. What was sent has been answered then, or the
+    /// connection is lost.
+    pub fn run(mut self) {
+        loop {
+            let orders = self.board.orders(self.id);
+            if orders.stop {
+                return;
+            }
+            let until = self.turn(&orders);
+            self.board.wait_for_orders(&orders, until);
+        }
+    }
+
+    /// Does what there is to do now; when to look again.
+    fn turn(&mut self, orders: &Orders) -> Duration {
+        if orders.returns != self.state.returns {
+            self.state = Connection {
+                engine: self.state.engine.take(),
+                returns: orders.returns,
+                ..Connection::default()
+            };
+        }
+        if !orders.held {
+            // The copy lock goes with it.
+            self.state.engine = None;
+        }
+        let begin = self.now();
+        if self.healer.map().next_dirty(self.id, 0).is_none() {
+            self.board.tell_clean(self.id, begin);
+            let took = self.now().saturating_sub(begin);
+            let period = match orders.marked {
+                true => PERIOD_MARKED,
+                false => PERIOD_UNMARKED,
+            };
+            return begin + period.max(took * LOOK_SHARE);
+        }
+        self.board.tell_dirty(self.id, begin);
+        if let Some(why) = hindrance(orders) {
+            self.wait_for(why);
+            return begin + PERIOD_UNMARKED;
+        }
+        if begin < self.state.not_before {
+            return self.state.not_before;
+        }
+        match self.heal(begin) {
+            Ok(()) => {
+                self.state.retry.reset();
+                begin + PERIOD_MARKED
+            }
+            Err(why) => {
+                log::info!("{}: {why}", self.name());
+                self.wait_for(why);
+                self.state.not_before = self.now() + self.state.retry.pause();
+                self.state.not_before
+            }
+        }
+    }
+
+    /// One pass, over a new connection if need be.
+    fn heal(&mut self, begin: Duration) -> Result<(), String> {
+        let engine = match self.state.engine.take().filter(Engine::is_usable) {
+            Some(engine) => engine,
+            None => self.connect()?,
+        };
+        let engine = self.state.engine.insert(engine);
+        self.board.tell(self.id, HealState::Copying);
+        match engine.run_pass() {
+            Ok(pass) => {
+                if pass.covered {
+                    self.board.tell_covered(self.id, begin);
+                }
+                match pass.end {
+                    PassEnd::Complete | PassEnd::Stopped => Ok(()),
+                    PassEnd::Locked => Err(
+                        "another client keeps its lock on a part of the image. Look for a mount that hangs"
+                            .to_owned(),
+                    ),
+                }
+            }
+            Err(error) => {
+                if error.lost_peer() {
+                    self.state.engine = None;
+                }
+                Err(chain(&error))
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<Engine, String> {
+        let peer = self.copies.connect(self.healer.map(), self.id);
+        let peer = peer.map_err(|error| chain(&error))?;
+        let (healer, file) = (Arc::clone(&self.healer), Arc::clone(&self.file));
+        Ok(Engine::new(
+            healer,
+            self.id,
+            file,
+            peer,
+            self.options.clone(),
+        ))
+    }
+
+    fn wait_for(&self, why: String) {
+        self.board.tell(self.id, HealState::Waiting(why));
+    }
+
+    fn name(&self) -> String {
+        match &self.state.engine {
+            Some(engine) => engine.peer_name().to_owned(),
+            None => format!("peer {}", self.id.index()),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.options.clock.now()
+    }
+}
+
+/// Why nothing may be copied now.
+fn hindrance(orders: &Orders) -> Option<String> {
+    let why = if !orders.held {
+        "the session does not hold the peer"
+    } else if !orders.marked {
+        "the session has not said yet that the peer is marked"
+    } else {
+        return None;
+    };
+    Some(why.to_owned())
+}

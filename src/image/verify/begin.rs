@@ -1,0 +1,174 @@
+//! The beginning: which copy is the reference, which are compared with it, how long
+//! each is.
+
+use std::collections::BTreeMap;
+
+use super::brick::WHOLE;
+use super::engine::Engine;
+use super::error::VerifyError;
+use super::report::CopyState;
+use super::situation::Situation;
+use super::tally::Outcome;
+use crate::image::bricks::BrickSet;
+use crate::image::port;
+
+/// What the bricks said, by child index.
+type States = BTreeMap<usize, port::CopyState>;
+
+impl Engine<'_> {
+    /// Chooses the reference and the copies to compare with it.
+    pub(super) fn begin(&mut self) -> Result<(), VerifyError> {
+        let mut states = self.look();
+        if matches!(self.situation, Situation::Unserved) && self.sizes_differ(&states) {
+            // Perhaps a client is just changing the size.
+            let all = self.bricks.keys().copied().collect();
+            let locked = self.lock(&WHOLE, all, self.options.lock_wait.all);
+            let locked = locked.ok_or(VerifyError::Locked)?;
+            states = self.look();
+            self.unlock(&WHOLE, locked);
+        }
+        let stale = match &self.situation {
+            Situation::Served(served) => {
+                self.reference = served.job().local;
+                self.size = served.map().geometry().size();
+                BrickSet::EMPTY
+            }
+            Situation::Unserved => {
+                let stale = accused(&states);
+                self.reference = self.fresh(&stale, &states)?;
+                self.size = states.get(&self.reference).map_or(0, |copy| copy.size);
+                stale
+            }
+        };
+        self.options.progress.begin(self.size);
+        self.check_reference(&states)?;
+        self.tally.change(self.reference, CopyState::Reference);
+        for child in self.tally.in_state(CopyState::Away) {
+            self.tally.settle(child, 0..self.size, Outcome::NotVerified);
+        }
+        for child in self.tally.in_state(CopyState::Compared) {
+            if stale.contains(child) {
+                self.tally.change(child, CopyState::Stale);
+                self.tally.settle(child, 0..self.size, Outcome::Behind);
+            } else {
+                self.peers.insert(child);
+                self.compared.insert(child);
+                self.note_size(child, &states);
+            }
+        }
+        self.cut_off();
+        Ok(())
+    }
+
+    /// The first copy that was reached and is not accused.
+    fn fresh(&self, stale: &BrickSet, states: &States) -> Result<usize, VerifyError> {
+        let reached = self.tally.in_state(CopyState::Compared);
+        if reached.is_empty() {
+            let away = self.tally.in_state(CopyState::Away);
+            let away = away.iter().map(|&child| self.tally.why_not(child));
+            return Err(VerifyError::NoCopy {
+                why: away.collect::<Vec<_>>().join("; "),
+            });
+        }
+        let fresh = reached.iter().find(|child| !stale.contains(**child));
+        fresh.copied().ok_or_else(|| {
+            let accuses = |(child, copy): (&usize, &port::CopyState)| {
+                (!copy.accuses().is_empty()).then(|| self.tally.name(*child))
+            };
+            VerifyError::NoReference {
+                accusers: states
+                    .iter()
+                    .filter_map(accuses)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }
+        })
+    }
+
+    /// Do copies that nobody accuses differ in size?
+    fn sizes_differ(&self, states: &States) -> bool {
+        let stale = accused(states);
+        let reached = self.tally.in_state(CopyState::Compared);
+        let fresh = reached.iter().filter(|child| !stale.contains(**child));
+        let mut sizes = fresh.filter_map(|child| Some(states.get(child)?.size));
+        let first = sizes.next();
+        sizes.any(|size| Some(size) != first)
+    }
+
+    fn check_reference(&self, states: &States) -> Result<(), VerifyError> {
+        let brick = self.tally.name(self.reference);
+        match states.get(&self.reference) {
+            Some(state) if state.size == self.size => Ok(()),
+            Some(state) => Err(VerifyError::Size {
+                brick,
+                expected: self.size,
+                found: state.size,
+            }),
+            None => Err(VerifyError::ReferenceAway {
+                brick,
+                why: self.tally.why_not(self.reference),
+            }),
+        }
+    }
+
+    /// A copy of another size differs where only one of the two has bytes. Of a served
+    /// image only the healer changes a peer's size, and the map tells where that is due.
+    fn note_size(&mut self, child: usize, states: &States) {
+        let Some(found) = states.get(&child).map(|copy| copy.size) else {
+            return;
+        };
+        match &self.situation {
+            Situation::Served(served) if served.is_behind(child) => {}
+            _ if found > self.size => {
+                self.tally.settle(child, self.size..found, Outcome::Differs);
+                // Nothing of it is in the image: no extent can be made dirty for it.
+                self.unrepaired = true;
+            }
+            Situation::Unserved if found < self.size => {
+                self.short.insert(child, found);
+            }
+            _ => {}
+        }
+    }
+
+    /// Bytes of the image that no other copy reaches are different in all of them,
+    /// however many the reference says it has.
+    fn cut_off(&mut self) {
+        let size_of = |child| self.short.get(&child).copied().unwrap_or(self.size);
+        let Some(longest) = self.compared.iter().map(size_of).max() else {
+            return;
+        };
+        let whole = longest.checked_next_multiple_of(self.extent_size);
+        self.reach = whole.unwrap_or(self.size).min(self.size);
+        for child in self.compared.iter() {
+            let beyond = self.reach..self.size;
+            self.tally.settle(child, beyond, Outcome::Differs);
+        }
+    }
+
+    /// What every brick says now; those that do not answer are lost.
+    fn look(&mut self) -> States {
+        let mut states = States::new();
+        let mut lost = Vec::new();
+        for (&child, brick) in &self.bricks {
+            match brick.state() {
+                Ok(state) => drop(states.insert(child, state)),
+                Err(error) => lost.push((child, error)),
+            }
+        }
+        for (child, error) in lost {
+            self.lose(child, &error);
+        }
+        states
+    }
+
+    pub(super) fn accused_now(&mut self) -> BrickSet {
+        accused(&self.look())
+    }
+}
+
+/// The copies that somebody says miss data.
+fn accused(states: &States) -> BrickSet {
+    let accused = states.values().flat_map(|copy| copy.accuses().iter());
+    accused.collect()
+}

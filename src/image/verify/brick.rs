@@ -1,0 +1,47 @@
+//! What verifying asks of one brick.
+//!
+//! The seam to Gluster: [`super::gluster_brick`] implements it over the brick
+//! protocol, tests put simulated bricks here. It decides nothing.
+
+use std::ops::Range;
+
+use crate::gluster::StrongChecksum;
+use crate::image::heal::{Answer, PeerError};
+use crate::image::port::CopyState;
+
+/// Every byte that a file can have, for a lock.
+pub const WHOLE: Range<u64> = 0..u64::MAX;
+
+/// One connection to one brick, for one image. Every call has a time limit of its
+/// own. It is never renewed: once it broke, every call fails.
+pub trait VerifyBrick: Send {
+    /// Size and marks, as the brick tells them now.
+    ///
+    /// # Errors
+    /// See [`PeerError`], here and below.
+    fn state(&self) -> Result<CopyState, PeerError>;
+
+    /// The strong checksum of a range of at most [`crate::gluster::MAX_IO`] bytes: of
+    /// the part of it that is in the file.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError>;
+
+    /// Tries to take AFR's data lock on a range (or on [`WHOLE`]), shared with other
+    /// readers, without waiting. `false`: a writer has it; the brick has then asked it
+    /// to give way.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError>;
+
+    /// Gives the lock on exactly that range back.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn unlock(&self, range: Range<u64>) -> Result<(), PeerError>;
+
+    /// Ends the connection; locks held through it go.
+    fn close(&self);
+}
