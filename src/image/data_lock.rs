@@ -5,12 +5,12 @@
 //! is held no other client's write is under way, and clients give up eager locks
 //! that they took before. It makes other clients wait, so it is for moments.
 
-use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::bricks::BrickSet;
 use super::port::{BrickPort, CopyState, Lock, PortError};
-use super::worker::Worker;
+use super::threads::Threads;
+use super::worker::{Answer, Worker};
 
 /// The pause between two attempts to get the lock. Each attempt makes the
 /// brick tell the holders to give way (`inodelk_contention_notify`), so there is
@@ -43,7 +43,8 @@ impl Round {
             let Some(worker) = workers.get(brick) else {
                 continue;
             };
-            match wait(worker.ask(move |port| take(port, limit))) {
+            let threads = worker.threads().clone();
+            match wait(worker.ask(move |port| take(port, limit, &threads))) {
                 Ok(()) => round.locked.insert(brick),
                 Err(error @ PortError::Refused(_)) => round.busy.push((brick, error)),
                 Err(error) => round.failed.push((brick, error)),
@@ -81,21 +82,21 @@ impl Round {
     }
 }
 
-fn take(port: &mut dyn BrickPort, limit: Duration) -> Result<(), PortError> {
-    let begin = Instant::now();
+fn take(port: &mut dyn BrickPort, limit: Duration, threads: &Threads) -> Result<(), PortError> {
+    let begin = threads.now();
     while !port.try_lock(Lock::Data)? {
-        if begin.elapsed() > limit {
+        if threads.now().saturating_sub(begin) > limit {
             return Err(PortError::Refused(format!(
                 "another client kept AFR's data lock for more than {} s",
                 limit.as_secs()
             )));
         }
-        std::thread::sleep(PAUSE);
+        threads.sleep(PAUSE);
     }
     Ok(())
 }
 
-fn ask_each<T, J>(workers: &[Worker], bricks: BrickSet, job: J) -> Vec<(usize, Receiver<T>)>
+fn ask_each<T, J>(workers: &[Worker], bricks: BrickSet, job: J) -> Vec<(usize, Answer<T>)>
 where
     T: Send + 'static,
     J: FnOnce(&mut dyn BrickPort) -> T + Clone + Send + 'static,
@@ -108,9 +109,8 @@ where
         .collect()
 }
 
-/// Waits for a worker's answer. Every call of a port has its own time limit, so
-/// this ends.
-pub fn wait<T>(answer: Receiver<Result<T, PortError>>) -> Result<T, PortError> {
+/// Waits for a worker's answer.
+pub fn wait<T>(answer: Answer<Result<T, PortError>>) -> Result<T, PortError> {
     let gone = || Err(PortError::Away("the brick's worker ended".to_owned()));
-    answer.recv().unwrap_or_else(|_| gone())
+    answer.wait().unwrap_or_else(gone)
 }

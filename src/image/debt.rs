@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::belief;
 use super::bricks::{BrickSet, Shape};
 use super::dirty::{DirtyMap, MapError, Peer, Peers, Record, Trust};
@@ -19,13 +21,15 @@ const MAX_STAMP: u32 = 1 << 30;
 pub struct Debt {
     shape: Shape,
     map: Arc<DirtyMap>,
+    session: Uuid,
     /// AFR's counters of writes cut short, per brick, for which everything was
     /// made dirty already.
     accounted: Vec<i32>,
 }
 
 impl Debt {
-    /// Takes a map over that was just opened, in the light of what the bricks said.
+    /// Takes a map over that `session` just opened, in the light of what the bricks
+    /// said.
     ///
     /// # Errors
     /// [`MapError::Io`] and the like when its record cannot be kept.
@@ -34,6 +38,7 @@ impl Debt {
         map: Arc<DirtyMap>,
         trust: Trust,
         copies: &[Option<CopyState>],
+        session: Uuid,
     ) -> Result<Self, MapError> {
         let old = match trust {
             Trust::Kept { .. } | Trust::CleanClose => Some(map.record()),
@@ -57,6 +62,7 @@ impl Debt {
         Ok(Self {
             shape,
             map,
+            session,
             accounted: copies.iter().map(cut_short).collect(),
         })
     }
@@ -139,7 +145,7 @@ impl Debt {
         if record.stamp != 0 {
             return Ok(record.stamp);
         }
-        let stamp = random_stamp(record.previous);
+        let stamp = stamp_of(self.session, record.previous);
         self.map.set_record(Record { stamp, ..record })?;
         Ok(stamp)
     }
@@ -165,13 +171,9 @@ impl Debt {
     }
 }
 
-/// Not zero, and not the one before.
-fn random_stamp(previous: i32) -> i32 {
-    loop {
-        let random = uuid::Uuid::new_v4().as_u128() as u32 % MAX_STAMP;
-        let stamp = i32::try_from(random).unwrap_or_default();
-        if stamp != 0 && stamp != previous {
-            return stamp;
-        }
-    }
+/// Bits of the session's name, which are random. Not zero, and not the one before.
+fn stamp_of(session: Uuid, previous: i32) -> i32 {
+    let bits = session.as_u128() as u32 % (MAX_STAMP - 2);
+    let stamp = i32::try_from(bits).unwrap_or_default() + 1;
+    if stamp == previous { stamp + 1 } else { stamp }
 }

@@ -16,6 +16,7 @@ use super::heal::{HealReport, Hint, LinkError, Unmarked};
 use super::machine::Phase;
 use super::runner::Input;
 use super::snapshot::{Behind, Healing, Lag, Snapshot};
+use super::threads::Threads;
 
 /// How long an answer of the session's thread is waited for: longer than it waits for
 /// other clients' locks.
@@ -35,6 +36,7 @@ pub struct SessionHandle {
     gate: Arc<WriteGate>,
     snapshot: Arc<Mutex<Snapshot>>,
     map: Option<Arc<DirtyMap>>,
+    threads: Threads,
     healer: Arc<Mutex<Option<(Instant, HealReport)>>>,
     watch: Arc<Mutex<Watch>>,
 }
@@ -54,6 +56,7 @@ impl SessionHandle {
         gate: Arc<WriteGate>,
         snapshot: Arc<Mutex<Snapshot>>,
         map: Option<Arc<DirtyMap>>,
+        threads: Threads,
     ) -> Self {
         let now = Instant::now();
         let handle = Self {
@@ -62,6 +65,7 @@ impl SessionHandle {
             gate,
             snapshot,
             map,
+            threads,
             healer: Arc::default(),
             watch: Arc::new(Mutex::new(Watch {
                 lags: shape.peers().iter().map(|_| Lag::new(now)).collect(),
@@ -197,8 +201,8 @@ impl SessionHandle {
         let ended = || LinkError::Ended("its thread is gone".to_owned());
         let (answer, receiver) = mpsc::channel();
         self.inbox.send(input(answer)).map_err(|_| ended())?;
-        receiver
-            .recv_timeout(ANSWER_TIMEOUT)
+        self.threads
+            .receive(&receiver, Some(ANSWER_TIMEOUT))
             .map_err(|why| match why {
                 mpsc::RecvTimeoutError::Disconnected => ended(),
                 mpsc::RecvTimeoutError::Timeout => {
@@ -262,6 +266,7 @@ mod tests {
             Arc::new(WriteGate::new(Some(map.clone()), || {})),
             Arc::new(Mutex::new(snapshot)),
             Some(map.clone()),
+            Threads::default(),
         );
         (directory, map, handle)
     }

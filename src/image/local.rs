@@ -68,6 +68,58 @@ impl Fingerprint {
     }
 }
 
+/// A local copy that was opened.
+pub trait Local {
+    /// Its size in bytes, a multiple of [`SECTOR`].
+    fn size(&self) -> u64;
+
+    /// What the session does with it. `pending_names` are the names of the pending
+    /// attributes per child.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError>;
+}
+
+impl Local for LocalFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError> {
+        Ok(Box::new(LocalWatch::begin(self, pending_names)?))
+    }
+}
+
+/// What a session does with the local copy; the guest's requests go past it.
+pub trait Watch: Send {
+    /// Stores marks against these children on the copy itself, durably, where
+    /// there are none. Only for when its brick's process is away.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    fn mark(&self, children: BrickSet) -> Result<(), LocalError>;
+
+    /// Does it say itself that this child misses data? Unknown counts as that.
+    fn accuses(&self, child: usize) -> bool;
+
+    /// Is it as it was at the beginning? Unknown counts as touched.
+    fn is_untouched(&self) -> bool;
+
+    /// From now on, remembers it as it is now.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`]; it then counts as touched.
+    fn rebase(&mut self) -> Result<(), LocalError>;
+
+    /// Makes its data and attributes durable. Once marks are cleared, what the other copies were
+    /// healed from must survive a power cut.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    fn sync(&self) -> Result<(), LocalError>;
+}
+
 /// Sees whether somebody else writes to the local file, marks it when its brick's
 /// process cannot, and makes it durable at the end.
 #[derive(Debug)]
@@ -100,19 +152,6 @@ impl LocalWatch {
         })
     }
 
-    /// Stores marks against these children on the file itself, durably, where
-    /// there are none. Only for when its brick's process is away.
-    ///
-    /// # Errors
-    /// [`LocalError::Io`].
-    pub fn mark(&self, children: BrickSet) -> Result<(), LocalError> {
-        self.store_marks(children).map_err(|source| LocalError::Io {
-            what: "store marks on",
-            path: self.path.clone(),
-            source,
-        })
-    }
-
     fn store_marks(&self, children: BrickSet) -> io::Result<()> {
         let names = self.pending_names.iter().enumerate();
         for (_, name) in names.filter(|(child, _)| children.contains(*child)) {
@@ -125,9 +164,18 @@ impl LocalWatch {
         }
         self.file.sync_all()
     }
+}
 
-    /// Does the file itself say that this child misses data? Unknown counts as that.
-    pub fn accuses(&self, child: usize) -> bool {
+impl Watch for LocalWatch {
+    fn mark(&self, children: BrickSet) -> Result<(), LocalError> {
+        self.store_marks(children).map_err(|source| LocalError::Io {
+            what: "store marks on",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn accuses(&self, child: usize) -> bool {
         let Some(name) = self.pending_names.get(child) else {
             return true;
         };
@@ -138,16 +186,11 @@ impl LocalWatch {
         self.file.get_xattr(name).map_or(true, counter)
     }
 
-    /// Is the file as it was at the beginning? Unknown counts as touched.
-    pub fn is_untouched(&self) -> bool {
+    fn is_untouched(&self) -> bool {
         Fingerprint::of(&self.file).is_ok_and(|now| now == self.baseline)
     }
 
-    /// From now on, remembers the file as it is now.
-    ///
-    /// # Errors
-    /// [`LocalError::Io`]; it then counts as touched.
-    pub fn rebase(&mut self) -> Result<(), LocalError> {
+    fn rebase(&mut self) -> Result<(), LocalError> {
         self.baseline = Fingerprint::of(&self.file).map_err(|source| LocalError::Io {
             what: "watch",
             path: self.path.clone(),
@@ -156,12 +199,7 @@ impl LocalWatch {
         Ok(())
     }
 
-    /// Makes its data and attributes durable. Once marks are cleared, what the other copies were
-    /// healed from must survive a power cut.
-    ///
-    /// # Errors
-    /// [`LocalError::Io`].
-    pub fn sync(&self) -> Result<(), LocalError> {
+    fn sync(&self) -> Result<(), LocalError> {
         self.file.sync_all().map_err(|source| LocalError::Io {
             what: "flush",
             path: self.path.clone(),

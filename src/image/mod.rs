@@ -27,6 +27,7 @@ pub mod runner;
 pub mod session;
 pub mod snapshot;
 pub mod state_dir;
+pub mod threads;
 pub mod unmarking;
 pub mod verify;
 pub mod worker;

@@ -6,7 +6,7 @@
 //! connections with them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::bricks::{BrickSet, Shape};
 use super::data_lock::{self, wait};
@@ -16,6 +16,7 @@ use super::fencing;
 use super::locking::{Blocked, Claim, lock_background, lock_session};
 use super::port::{BrickPort, CopyState, Fence, Lock, PortError};
 use super::promote;
+use super::threads::Threads;
 use super::worker::Worker;
 
 /// How long to wait on one brick for other clients to finish their writes.
@@ -59,8 +60,8 @@ pub struct Opened {
     pub away: Vec<(usize, String)>,
 }
 
-/// Opens the image. `workers[i]` is child `i`'s; `cancelled` ends the wait for
-/// locks early; `open_local` opens the local copy once it is known to be fresh.
+/// Opens the image. `workers[i]` is child `i`'s; `open_local` opens the local copy once
+/// it is known to be fresh.
 ///
 /// # Errors
 /// Whatever forbids it; see [`OpenError`].
@@ -70,7 +71,7 @@ pub fn open<L>(
     workers: &[Worker],
     claim: Claim,
     terms: &Terms,
-    cancelled: &AtomicBool,
+    patience: &Patience<'_>,
     open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
 ) -> Result<(Opened, L), OpenError> {
     let mut attempt = Attempt {
@@ -82,11 +83,7 @@ pub fn open<L>(
     };
     let connected = attempt.connect();
     attempt.refuse_without_quorum(connected)?;
-    let patience = Patience {
-        end: Instant::now() + terms.lock_timeout,
-        cancelled,
-    };
-    let locked = attempt.lock(connected, &patience)?;
+    let locked = attempt.lock(connected, patience)?;
     let mut copies = attempt.probe(locked);
     if !terms.read_only {
         attempt.end_writes_under_way(&mut copies);
@@ -117,21 +114,31 @@ struct Attempt<'a> {
 }
 
 /// How long others' locks are waited for.
-struct Patience<'a> {
-    end: Instant,
+pub struct Patience<'a> {
+    end: Duration,
     cancelled: &'a AtomicBool,
+    threads: &'a Threads,
 }
 
-impl Patience<'_> {
+impl<'a> Patience<'a> {
+    /// For so long from now on, on `threads`; `cancelled` ends it early.
+    pub fn new(limit: Duration, cancelled: &'a AtomicBool, threads: &'a Threads) -> Self {
+        Self {
+            end: threads.now() + limit,
+            cancelled,
+            threads,
+        }
+    }
+
     /// Waits a little; `false` when it is time to give up.
     fn pause(&self) -> bool {
-        if self.cancelled.load(Ordering::Relaxed) || Instant::now() >= self.end {
+        if self.cancelled.load(Ordering::Relaxed) || self.threads.now() >= self.end {
             return false;
         }
         // The low bits of a fresh UUID are random: no random generator needed.
         let random = uuid::Uuid::new_v4().as_u128() as u64;
         let spread = RETRY_PAUSE.start + random % (RETRY_PAUSE.end - RETRY_PAUSE.start);
-        std::thread::sleep(Duration::from_millis(spread));
+        self.threads.sleep(Duration::from_millis(spread));
         true
     }
 }
@@ -222,14 +229,14 @@ impl Attempt<'_> {
             let Some(worker) = self.workers.get(brick) else {
                 continue;
             };
-            let answer = worker.ask(move |port| lock(port, &claim)).recv();
+            let answer = worker.ask(move |port| lock(port, &claim)).wait();
             let gone = || {
                 Err(Blocked::Port(PortError::Away(
                     "the brick's worker ended".to_owned(),
                 )))
             };
             answer
-                .unwrap_or_else(|_| gone())
+                .unwrap_or_else(gone)
                 .map_err(|blocked| (brick, blocked))?;
         }
         Ok(())
@@ -251,7 +258,7 @@ impl Attempt<'_> {
             .collect();
         for answer in asked {
             // Only the waiting matters: what cannot be unlocked is gone with its connection.
-            let _ = answer.recv();
+            let _ = answer.wait();
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::bricks::{BrickSet, Shape};
 use super::data_lock::wait;
@@ -17,12 +17,13 @@ use super::error::{Names, chain, stop_message};
 use super::fencing;
 use super::gate::WriteGate;
 use super::heal::Unmarked;
-use super::local::LocalWatch;
+use super::local::Watch;
 use super::machine::{Action, Event, GateState, Machine, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
 use super::session::Ending;
 use super::snapshot::{CopySnapshot, Snapshot};
+use super::threads::Threads;
 use super::worker::{Report, Worker};
 
 mod healing;
@@ -67,13 +68,15 @@ pub struct Runner {
     /// The session never writes.
     pub read_only: bool,
     /// The local file.
-    pub local: LocalWatch,
+    pub local: Box<dyn Watch>,
     /// What the peers miss. Absent in a read-only session.
     pub debt: Option<Debt>,
     /// How long a first write may wait for a quorum.
     pub quorum_timeout: Duration,
-    /// When it has waited for that long.
-    pub quorum_deadline: Option<Instant>,
+    /// When it has waited for that long, by the clock of `threads`.
+    pub quorum_deadline: Option<Duration>,
+    /// For waiting.
+    pub threads: Threads,
     /// For the status.
     pub snapshot: Arc<Mutex<Snapshot>>,
     /// Told when the session ends by itself.
@@ -85,11 +88,9 @@ impl Runner {
     pub fn run(mut self, events: &Receiver<Input>) -> Ending {
         self.mark_debt();
         loop {
-            let input = match self.quorum_deadline {
-                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(end) => events.recv_timeout(end.saturating_duration_since(Instant::now())),
-            };
-            match input {
+            let now = self.threads.now();
+            let limit = self.quorum_deadline.map(|end| end.saturating_sub(now));
+            match self.threads.receive(events, limit) {
                 Ok(Input::Brick(brick, report)) => self.heard(brick, report),
                 Ok(Input::WriteWanted) => self.take(Event::WriteWanted),
                 Ok(Input::Unmark(answer)) => {
@@ -200,7 +201,12 @@ impl Runner {
     }
 
     fn take(&mut self, event: Event) {
-        let mut actions: VecDeque<Action> = self.machine.step(event).into();
+        let actions = self.machine.step(event);
+        self.carry_out(actions);
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut actions = VecDeque::from(actions);
         while let Some(action) = actions.pop_front() {
             match action {
                 Action::SetGate(state) => self.set_gate(state),
@@ -215,7 +221,8 @@ impl Runner {
                         "no quorum to store the marks: the guest's writes wait, and fail after {}",
                         humantime::format_duration(timeout)
                     );
-                    self.quorum_deadline.get_or_insert(Instant::now() + timeout);
+                    self.quorum_deadline
+                        .get_or_insert(self.threads.now() + timeout);
                 }
                 Action::StopQuorumTimer => self.quorum_deadline = None,
                 Action::Stop(reason) => {
@@ -262,7 +269,7 @@ impl Runner {
     }
 
     fn mark(&mut self, bricks: BrickSet) -> Vec<Action> {
-        let (debt, local) = (&mut self.debt, &self.local);
+        let (debt, local) = (&mut self.debt, &*self.local);
         let watched = self.machine.watches_local();
         let mut changed = false;
         let ready = |copies: &[_]| {
@@ -352,7 +359,7 @@ impl Runner {
             });
             if self.machine.held().contains(brick) {
                 // Only the waiting matters; a worker that is gone holds nothing.
-                let _ = answer.recv();
+                let _ = answer.wait();
             }
         }
     }

@@ -6,9 +6,8 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::bricks::Shape;
@@ -18,13 +17,14 @@ use super::error::{LocalError, Names, OpenError};
 use super::gate::WriteGate;
 use super::handle::SessionHandle;
 use super::holder::Holder;
-use super::local::{LocalFile, LocalWatch};
+use super::local::Local;
 use super::locking::Claim;
 use super::machine::{Machine, Phase, StopReason};
-use super::open::{self, Opened, Terms};
+use super::open::{self, Opened, Patience, Terms};
 use super::port::{BrickPort, CopyState};
 use super::runner::{Input, Runner};
 use super::snapshot::{CopySnapshot, Snapshot};
+use super::threads::Threads;
 use super::worker::Worker;
 
 /// What a session needs to begin.
@@ -61,7 +61,9 @@ pub struct Session {
     inbox: Sender<Input>,
     gate: Arc<WriteGate>,
     handle: SessionHandle,
-    thread: Option<JoinHandle<Ending>>,
+    threads: Threads,
+    /// Taken when it is over.
+    ended: Option<Receiver<Ending>>,
 }
 
 /// How a session ended.
@@ -80,12 +82,26 @@ impl Session {
     ///
     /// # Errors
     /// Whatever forbids it; every lock is then given back.
-    pub fn open(
+    pub fn open<L: Local>(
         setup: Setup,
         cancelled: &AtomicBool,
-        open_local: impl FnOnce(&CopyState) -> Result<LocalFile, LocalError>,
+        open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
         on_stop: impl Fn(StopReason) + Send + 'static,
-    ) -> Result<(Self, LocalFile), OpenError> {
+    ) -> Result<(Self, L), OpenError> {
+        Self::open_on(Threads::default(), setup, cancelled, open_local, on_stop)
+    }
+
+    /// [`Session::open`] with threads of a simulator's.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open_on<L: Local>(
+        threads: Threads,
+        setup: Setup,
+        cancelled: &AtomicBool,
+        open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
+        on_stop: impl Fn(StopReason) + Send + 'static,
+    ) -> Result<(Self, L), OpenError> {
         let Setup {
             shape,
             names,
@@ -101,13 +117,19 @@ impl Session {
             read_only: terms.read_only,
         };
         let (inbox, events) = mpsc::channel();
-        let workers = start_workers(&names, ports, claim, &inbox)?;
+        let workers = start_workers(&names, ports, claim, &threads, &inbox)?;
         let open_watched = |copy: &CopyState| {
             let local = open_local(copy)?;
-            let watch = LocalWatch::begin(&local, pending_names)?;
+            let watch = local.watch(pending_names)?;
             let map = match terms.read_only {
                 true => None,
-                false => Some(open_map(&map_place, &shape, &names, copy.gfid, local.size)?),
+                false => Some(open_map(
+                    &map_place,
+                    &shape,
+                    &names,
+                    copy.gfid,
+                    local.size(),
+                )?),
             };
             Ok((local, watch, map))
         };
@@ -117,14 +139,14 @@ impl Session {
             &workers,
             claim,
             &terms,
-            cancelled,
+            &Patience::new(terms.lock_timeout, cancelled, &threads),
             open_watched,
         )?;
         let (map, trust) = map.unzip();
         let debt = map
             .clone()
             .zip(trust)
-            .map(|(map, trust)| Debt::adopt(shape, map, trust, &opened.copies))
+            .map(|(map, trust)| Debt::adopt(shape, map, trust, &opened.copies, me.session))
             .transpose()
             .map_err(LocalError::Map)?;
         let wanted = inbox.clone();
@@ -152,22 +174,35 @@ impl Session {
             debt,
             quorum_timeout,
             quorum_deadline: None,
+            threads: threads.clone(),
             snapshot: snapshot.clone(),
             on_stop: Box::new(on_stop),
         };
-        let thread = std::thread::Builder::new()
-            .name("session".to_owned())
-            .spawn(move || runner.run(&events))
+        let (end, ended) = mpsc::channel();
+        let run = move || {
+            // An owner that is gone does not ask how it ended.
+            let _ = end.send(runner.run(&events));
+        };
+        threads
+            .spawn("session", run)
             .map_err(|source| OpenError::Thread {
                 brick: "session".to_owned(),
                 source,
             })?;
         Ok((
             Self {
-                handle: SessionHandle::new(shape, inbox.clone(), gate.clone(), snapshot, map),
+                handle: SessionHandle::new(
+                    shape,
+                    inbox.clone(),
+                    gate.clone(),
+                    snapshot,
+                    map,
+                    threads.clone(),
+                ),
                 inbox,
                 gate,
-                thread: Some(thread),
+                threads,
+                ended: Some(ended),
             },
             local,
         ))
@@ -190,14 +225,14 @@ impl Session {
     }
 
     fn end(&mut self) -> Ending {
+        let Some(ended) = self.ended.take() else {
+            return Ending::Behind;
+        };
         // A thread that is gone has closed its inbox.
         let _ = self.inbox.send(Input::Close);
-        let ended = self.thread.take().map(JoinHandle::join);
-        ended.map_or(Ending::Behind, |ended| {
-            ended.unwrap_or_else(|_| {
-                log::error!("the session's thread panicked");
-                Ending::Behind
-            })
+        self.threads.receive(&ended, None).unwrap_or_else(|_| {
+            log::error!("the session's thread panicked");
+            Ending::Behind
         })
     }
 }
@@ -241,6 +276,7 @@ fn start_workers(
     names: &Names,
     ports: Vec<Box<dyn BrickPort>>,
     claim: Claim,
+    threads: &Threads,
     inbox: &Sender<Input>,
 ) -> Result<Vec<Worker>, OpenError> {
     let start = |(brick, port)| {
@@ -249,7 +285,7 @@ fn start_workers(
             // A session that is over wants no reports.
             let _ = inbox.send(Input::Brick(brick, report));
         };
-        Worker::start(&format!("brick-{brick}"), port, claim, report).map_err(|source| {
+        Worker::start(&format!("brick-{brick}"), port, claim, threads, report).map_err(|source| {
             OpenError::Thread {
                 brick: names.one(brick),
                 source,

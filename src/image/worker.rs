@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::holder::Holder;
 use super::locking::{Blocked, Claim, lock_background, lock_session};
 use super::port::{BrickPort, CopyState, PortError};
+use super::threads::Threads;
 
 /// The pause before the first attempt to join a lost brick again; doubled after
 /// each failure up to [`LONGEST_PAUSE`].
@@ -51,6 +52,22 @@ enum Command {
 /// The handle of one worker; dropping it disconnects the brick soon.
 pub struct Worker {
     commands: Sender<Command>,
+    threads: Threads,
+}
+
+/// What a worker will have to say to something that it was asked.
+#[must_use]
+pub struct Answer<T> {
+    receiver: Receiver<T>,
+    threads: Threads,
+}
+
+impl<T> Answer<T> {
+    /// Waits for it; `None` from a worker that is gone. Every call of a port has its
+    /// own time limit, so this ends.
+    pub fn wait(self) -> Option<T> {
+        self.threads.receive(&self.receiver, None).ok()
+    }
 }
 
 impl Worker {
@@ -62,6 +79,7 @@ impl Worker {
         name: &str,
         port: Box<dyn BrickPort>,
         claim: Claim,
+        threads: &Threads,
         report: impl Fn(Report) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
@@ -76,31 +94,38 @@ impl Worker {
             told: None,
             report: Box::new(report),
         };
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || state.run())?;
-        Ok(Self { commands })
+        let own = threads.clone();
+        threads.spawn(name, move || state.run(&own))?;
+        Ok(Self {
+            commands,
+            threads: threads.clone(),
+        })
     }
 
-    /// Connects the brick to the image. The answer comes through the receiver.
-    pub fn connect(&self) -> Receiver<Result<(), PortError>> {
+    /// Where the worker's thread is from.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
+    /// Connects the brick to the image.
+    pub fn connect(&self) -> Answer<Result<(), PortError>> {
         let (answer, receiver) = mpsc::channel();
         self.send(Command::Connect(answer));
-        receiver
+        self.answer(receiver)
     }
 
     /// Runs `job` on the worker's thread with the brick's port, after everything
-    /// asked before. A worker that is gone closes the receiver.
+    /// asked before.
     pub fn ask<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut dyn BrickPort) -> T + Send + 'static,
-    ) -> Receiver<T> {
+    ) -> Answer<T> {
         let (answer, receiver) = mpsc::channel();
         self.send(Command::Do(Box::new(move |port| {
             // The asker may have given up waiting: then nobody wants the answer.
             let _ = answer.send(job(port));
         })));
-        receiver
+        self.answer(receiver)
     }
 
     /// From now on the worker keeps the brick joined and reports. `joined` says
@@ -114,11 +139,16 @@ impl Worker {
         self.send(Command::Drop(why));
     }
 
-    /// Gives the connection up for good; the receiver tells when that is done.
-    pub fn retire(&self) -> Receiver<()> {
+    /// Gives the connection up for good; the answer says that this is done.
+    pub fn retire(&self) -> Answer<()> {
         let (answer, receiver) = mpsc::channel();
         self.send(Command::Retire(answer));
-        receiver
+        self.answer(receiver)
+    }
+
+    fn answer<T>(&self, receiver: Receiver<T>) -> Answer<T> {
+        let threads = self.threads.clone();
+        Answer { receiver, threads }
     }
 
     fn send(&self, command: Command) {
@@ -162,16 +192,13 @@ struct State {
 }
 
 impl State {
-    fn run(mut self) {
+    fn run(mut self, threads: &Threads) {
         loop {
-            let command = match self.keep {
-                Keep::Off | Keep::Joined => self
-                    .inbox
-                    .recv()
-                    .map_err(|_| RecvTimeoutError::Disconnected),
-                Keep::Away { pause } => self.inbox.recv_timeout(pause),
+            let limit = match self.keep {
+                Keep::Off | Keep::Joined => None,
+                Keep::Away { pause } => Some(pause),
             };
-            match command {
+            match threads.receive(&self.inbox, limit) {
                 Ok(Command::Do(job)) => job(&mut *self.port),
                 Ok(Command::Connect(answer)) => {
                     let _ = answer.send(self.connect());

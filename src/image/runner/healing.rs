@@ -4,7 +4,7 @@
 //! Copying is the healer's ([`super::super::heal`]).
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Runner;
 use crate::image::bricks::BrickSet;
@@ -12,8 +12,8 @@ use crate::image::debt::Debt;
 use crate::image::dirty::{MapError, Peer, Peers};
 use crate::image::error::chain;
 use crate::image::heal::Unmarked;
-use crate::image::local::LocalWatch;
-use crate::image::machine::{Event, Phase};
+use crate::image::local::Watch;
+use crate::image::machine::{Action, Event, Phase};
 use crate::image::port::CopyState;
 use crate::image::session::Ending;
 use crate::image::snapshot::CopySnapshot;
@@ -75,7 +75,12 @@ impl Runner {
         // Most of the flushing while the guest still writes.
         self.local.sync().map_err(|error| chain(&error))?;
         let mut round = unmarking::begin(&self.workers, self.machine.held());
-        let equal = self.decide_unmark(&round);
+        let foreign = self.note_marks(&round);
+        let equal = match foreign {
+            Ok(false) => self.decide_unmark(&round),
+            Ok(true) => Err("somebody else has marked a peer: all of it is compared".to_owned()),
+            Err(ref why) => Err(why.clone()),
+        };
         if let Ok(equal) = equal {
             unmarking::remove(&self.shape, &self.workers, equal, &mut round);
         }
@@ -88,6 +93,9 @@ impl Runner {
         self.note_copies(round.copies);
         let changed = equal.is_ok();
         self.take(Event::UnmarkOver { changed });
+        if foreign == Ok(true) {
+            self.restamp();
+        }
         let equal = equal?;
         self.rebase(equal)?;
         if failed {
@@ -125,9 +133,8 @@ impl Runner {
         self.machine.phase() == &Phase::Unmarked && snapshot.copies.iter().all(unmarked)
     }
 
-    /// Closes the gate and names the children that miss nothing. The gate stays as
-    /// it is when marks cannot be removed for another reason.
-    fn decide_unmark(&mut self, round: &data_lock::Round) -> Result<BrickSet, String> {
+    /// Takes in what the bricks say. Has somebody else marked a peer?
+    fn note_marks(&mut self, round: &data_lock::Round) -> Result<bool, String> {
         let asked = round.busy.iter().chain(&round.failed);
         if let Some((brick, error)) = asked.into_iter().next() {
             return Err(format!("brick {}: {error}", self.names.one(*brick)));
@@ -140,9 +147,22 @@ impl Runner {
         }
         let debt = self.debt.as_mut().ok_or("the session is read-only")?;
         let unknown = debt.note(&round.copies).map_err(|error| chain(&error))?;
-        if !unknown.is_empty() {
-            return Err("somebody else has marked a peer: all of it is compared".to_owned());
+        Ok(!unknown.is_empty())
+    }
+
+    /// What somebody else marked is dirty now, and gets this session's marks: so they
+    /// can go once it is healed.
+    fn restamp(&mut self) {
+        match self.machine.phase() {
+            Phase::Dirty => self.carry_out(vec![Action::Mark(self.machine.held())]),
+            Phase::Unmarked => self.take(Event::WriteWanted),
+            _ => {}
         }
+    }
+
+    /// Closes the gate and names the children that miss nothing. The gate stays as
+    /// it is when marks cannot be removed for another reason.
+    fn decide_unmark(&mut self, round: &data_lock::Round) -> Result<BrickSet, String> {
         self.take(Event::UnmarkBegun);
         let equal = self.equal_peers()?;
         self.local.sync().map_err(|error| chain(&error))?;
@@ -186,10 +206,10 @@ impl Runner {
 
     /// What was admitted before the gate was closed has to land first.
     pub(super) fn watch_local(&mut self) {
-        let begin = Instant::now();
+        let end = self.threads.now() + LANDING_LIMIT;
         let in_flight = |debt: &Debt| debt.map().extents_in_flight() > 0;
-        while self.debt.as_ref().is_some_and(in_flight) && begin.elapsed() < LANDING_LIMIT {
-            std::thread::sleep(LANDING_PAUSE);
+        while self.debt.as_ref().is_some_and(in_flight) && self.threads.now() < end {
+            self.threads.sleep(LANDING_PAUSE);
         }
         if let Err(error) = self.local.rebase() {
             log::error!("{}", chain(&error));
@@ -240,7 +260,7 @@ impl Runner {
 /// local copy must also be what a power cut leaves of it: others are marked because of it.
 pub(super) fn stamp_for(
     debt: &mut Debt,
-    local: &LocalWatch,
+    local: &dyn Watch,
     copies: &[(usize, CopyState)],
 ) -> Option<i32> {
     if let Err(error) = local.sync() {

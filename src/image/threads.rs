@@ -1,0 +1,103 @@
+//! Threads and waiting, as the session sees them: the system's, or those of a
+//! simulator that lets one go on at a time and decides which.
+//!
+//! Used by the session and its workers for everything that blocks, but calls of a
+//! brick's port. It knows nothing of what they do.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+use super::heal::{Clock, SystemClock};
+
+/// Somebody who decides when each thread goes on, and what time it is.
+pub trait Scheduler: Clock {
+    /// Starts a thread.
+    ///
+    /// # Errors
+    /// When there is none to give.
+    fn spawn(&self, name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<()>;
+
+    /// Comes back when `ready` has said yes, or after about this long. `ready` may be
+    /// asked on another thread, while this one waits here.
+    fn until(&self, ready: &mut dyn FnMut() -> bool, limit: Option<Duration>);
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub struct Threads {
+    clock: Arc<dyn Clock>,
+    scheduler: Option<Arc<dyn Scheduler>>,
+}
+
+impl Default for Threads {
+    /// The system's.
+    fn default() -> Self {
+        Self {
+            clock: Arc::new(SystemClock::default()),
+            scheduler: None,
+        }
+    }
+}
+
+impl Threads {
+    /// Those of a simulator.
+    pub fn simulated(scheduler: Arc<dyn Scheduler>) -> Self {
+        Self {
+            clock: scheduler.clone(),
+            scheduler: Some(scheduler),
+        }
+    }
+
+    /// The time since some fixed moment.
+    pub fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// Comes back after about this long.
+    pub fn sleep(&self, time: Duration) {
+        self.clock.sleep(time);
+    }
+
+    /// Starts a thread.
+    ///
+    /// # Errors
+    /// When the system has none to give.
+    pub fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        if let Some(scheduler) = &self.scheduler {
+            return scheduler.spawn(name, Box::new(body));
+        }
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        thread.spawn(body).map(drop)
+    }
+
+    /// Waits for the next message, for at most `limit`.
+    ///
+    /// # Errors
+    /// As the standard library's.
+    pub fn receive<T>(
+        &self,
+        from: &Receiver<T>,
+        limit: Option<Duration>,
+    ) -> Result<T, RecvTimeoutError> {
+        if let Some(scheduler) = &self.scheduler {
+            let mut next = Err(RecvTimeoutError::Timeout);
+            scheduler.until(
+                &mut || {
+                    next = from.try_recv().map_err(|error| match error {
+                        TryRecvError::Empty => RecvTimeoutError::Timeout,
+                        TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+                    });
+                    !matches!(next, Err(RecvTimeoutError::Timeout))
+                },
+                limit,
+            );
+            return next;
+        }
+        match limit {
+            None => from.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(limit) => from.recv_timeout(limit),
+        }
+    }
+}

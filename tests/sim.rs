@@ -1,0 +1,143 @@
+//! A seeded simulator: the real session and heal engine against simulated bricks, with
+//! everything that can go wrong at the worst moment.
+//!
+//! `BYPASS_SIM_SEED=n` replays one schedule of each kind and tells what happens in it;
+//! `BYPASS_SIM_COUNT=n` runs so many of each kind. See `tests/sim/run.rs` for what a
+//! schedule is and `tests/sim/world.rs` for what must hold all the time.
+
+#[path = "sim/act.rs"]
+mod act;
+#[path = "sim/brick.rs"]
+mod brick;
+#[path = "sim/client.rs"]
+mod client;
+#[path = "sim/daemon.rs"]
+mod daemon;
+#[path = "sim/fault.rs"]
+mod fault;
+#[path = "sim/guest.rs"]
+mod guest;
+#[path = "sim/healer.rs"]
+mod healer;
+#[path = "sim/local.rs"]
+mod local;
+#[path = "sim/net.rs"]
+mod net;
+#[path = "sim/oracle.rs"]
+mod oracle;
+#[path = "sim/peer.rs"]
+mod peer;
+#[path = "sim/port.rs"]
+mod port;
+#[path = "sim/rng.rs"]
+mod rng;
+#[path = "sim/run.rs"]
+mod run;
+#[path = "sim/sched.rs"]
+mod sched;
+#[path = "sim/sim.rs"]
+mod sim;
+#[path = "sim/stock.rs"]
+mod stock;
+#[path = "sim/world.rs"]
+mod world;
+
+use act::Plan;
+
+/// Schedules of each kind, unless `BYPASS_SIM_COUNT` says otherwise.
+const COUNT: u64 = 500;
+
+const NOTHING: Plan = Plan {
+    faults: 0,
+    home: 0,
+    rivals: false,
+    clients: false,
+    clients_fail: false,
+    stock: false,
+    calm: false,
+};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn schedules(kind: &str, plan: Plan) {
+    let seeds = match number("BYPASS_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("BYPASS_SIM_COUNT").unwrap_or(COUNT),
+    };
+    // A panic inside is reported with its seed.
+    std::panic::set_hook(Box::new(|_| {}));
+    let told = number("BYPASS_SIM_SEED").is_some();
+    let mut failed = Vec::new();
+    let mut total = run::Figures::default();
+    for seed in seeds.clone() {
+        match run::run(seed, plan, told) {
+            Ok(figures) => {
+                total.steps += figures.steps;
+                total.opened += figures.opened;
+                total.unmarked += figures.unmarked;
+                total.excused += figures.excused;
+            }
+            Err(why) => failed.push(format!("seed {seed}: {why}")),
+        }
+        if failed.len() >= 5 {
+            break;
+        }
+    }
+    let _ = std::panic::take_hook();
+    println!("{kind}: {seeds:?}: {total:?}");
+    assert!(
+        failed.is_empty(),
+        "replay with BYPASS_SIM_SEED=… and the name of the test:\n{}",
+        failed.join("\n")
+    );
+}
+
+#[test]
+fn a_session_without_trouble() {
+    schedules("no trouble", Plan { ..NOTHING });
+}
+
+#[test]
+fn one_host_with_faults() {
+    let plan = Plan {
+        faults: 6,
+        ..NOTHING
+    };
+    schedules("faults", plan);
+}
+
+#[test]
+fn rivals_with_faults_and_stock_heal() {
+    let plan = Plan {
+        faults: 8,
+        rivals: true,
+        stock: true,
+        ..NOTHING
+    };
+    schedules("rivals", plan);
+}
+
+#[test]
+fn ordinary_clients_write_too() {
+    let plan = Plan {
+        faults: 3,
+        clients: true,
+        stock: true,
+        ..NOTHING
+    };
+    schedules("clients", plan);
+}
+
+#[test]
+fn ordinary_clients_miss_bricks() {
+    let plan = Plan {
+        faults: 6,
+        clients: true,
+        clients_fail: true,
+        stock: true,
+        ..NOTHING
+    };
+    schedules("clients that fail", plan);
+}

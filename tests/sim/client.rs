@@ -1,0 +1,190 @@
+//! An ordinary client: writes through AFR, as its transactions do it (`afr-transaction.c`):
+//! lock, count the write on every brick, write, fsync, count it away (and mark the
+//! bricks that failed), unlock.
+
+use super::brick::{BRICKS, Domain, Held, Owner, SECTOR, SECTORS, Version};
+use super::oracle::is_guests;
+use super::world::World;
+
+const CLIENT: Owner = 1;
+
+pub struct Client {
+    write: Option<Write>,
+    /// It cannot reach these bricks.
+    pub cut: [bool; BRICKS],
+    /// The sectors where its last write failed somewhere.
+    pub cut_short: [bool; SECTORS],
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self {
+            write: None,
+            cut: [false; BRICKS],
+            cut_short: [false; SECTORS],
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Count,
+    Write,
+    Sync,
+    CountAway,
+}
+
+struct Write {
+    sectors: Vec<usize>,
+    version: Version,
+    lives: [u64; BRICKS],
+    failed: [bool; BRICKS],
+    /// Nobody accused these copies when it began.
+    good: [bool; BRICKS],
+    /// Those that had failed when the write was counted away.
+    accused: [bool; BRICKS],
+    phase: Phase,
+    left: Vec<usize>,
+}
+
+impl Write {
+    /// Which bricks are still there?
+    fn look_at(&mut self, world: &mut World) {
+        let lives = world.lives();
+        for (brick, life) in lives.into_iter().enumerate() {
+            self.failed[brick] |= life != self.lives[brick] || !world.bricks[brick].up;
+        }
+        let unmarked = |brick: &usize| self.failed[*brick];
+        let accuses = self.phase == Phase::CountAway && self.accused.contains(&true);
+        world.client_lost_marks |= accuses && self.left.iter().any(unmarked);
+    }
+}
+
+impl Client {
+    pub fn is_idle(&self) -> bool {
+        self.write.is_none()
+    }
+
+    /// A brick is out of its reach, or back.
+    pub fn toggle(&mut self, brick: usize, world: &mut World) {
+        self.cut[brick] ^= true;
+        world.bricks[brick].release(CLIENT);
+        if let Some(write) = &mut self.write {
+            write.failed[brick] = true;
+        }
+    }
+
+    pub fn step(&mut self, world: &mut World) {
+        self.write = match self.write.take() {
+            None => self.begin(world),
+            Some(mut write) => {
+                write.look_at(world);
+                for sector in &write.sectors {
+                    self.cut_short[*sector] = write.failed.contains(&true);
+                }
+                go_on(write, world)
+            }
+        };
+    }
+
+    fn begin(&self, world: &mut World) -> Option<Write> {
+        let up: Vec<_> = (0..BRICKS)
+            .filter(|&b| world.bricks[b].up && !self.cut[b])
+            .collect();
+        let first = world.rng.below(SECTORS);
+        let sectors = (first..(first + 4).min(SECTORS)).filter(|s| !is_guests(*s));
+        let sectors: Vec<_> = sectors.collect();
+        if 2 * up.len() <= BRICKS || sectors.is_empty() {
+            return None;
+        }
+        let locked = up
+            .iter()
+            .all(|&b| world.bricks[b].try_lock(lock_of(&sectors)));
+        // What it read before is as good: a brick that went makes it read again.
+        let accused = |copy: usize| up.iter().any(|&b| world.bricks[b].row.pending[copy] != 0);
+        if !locked || up.iter().all(|&copy| accused(copy)) {
+            up.iter().for_each(|&b| world.bricks[b].release(CLIENT));
+            return None;
+        }
+        world.next_version += 1;
+        let version = world.next_version;
+        world.tell(|| format!("client: begins {version} {sectors:?} on {up:?}"));
+        let mut failed = [true; BRICKS];
+        up.iter().for_each(|&b| failed[b] = false);
+        Some(Write {
+            sectors,
+            version,
+            lives: world.lives(),
+            failed,
+            good: [0, 1, 2].map(|copy| !accused(copy)),
+            accused: [false; BRICKS],
+            phase: Phase::Count,
+            left: up,
+        })
+    }
+}
+
+fn lock_of(sectors: &[usize]) -> Held {
+    Held {
+        first: sectors[0] as u64 * SECTOR,
+        last: (sectors[sectors.len() - 1] as u64 + 1) * SECTOR - 1,
+        ..Held::whole(CLIENT, Domain::Data)
+    }
+}
+
+fn go_on(mut write: Write, world: &mut World) -> Option<Write> {
+    if !write.left.is_empty() {
+        let index = world.rng.below(write.left.len());
+        let brick = write.left.swap_remove(index);
+        if !write.failed[brick] {
+            step_on(&write, brick, world);
+        }
+        return Some(write);
+    }
+    let well: Vec<_> = (0..BRICKS).filter(|&b| !write.failed[b]).collect();
+    // On stale copies alone it has failed (`in_flight_sb`).
+    let enough = 2 * well.len() > BRICKS && well.iter().any(|&b| write.good[b]);
+    write.phase = match write.phase {
+        Phase::Count if enough => Phase::Write,
+        Phase::Write if enough => Phase::Sync,
+        Phase::Sync if enough => Phase::CountAway,
+        // Cut short: the count stays.
+        _ => {
+            (0..BRICKS).for_each(|b| world.bricks[b].release(CLIENT));
+            return None;
+        }
+    };
+    write.left = well;
+    write.accused = write.failed;
+    Some(write)
+}
+
+fn step_on(write: &Write, on: usize, world: &mut World) {
+    let brick = &mut world.bricks[on];
+    match write.phase {
+        Phase::Count => brick.change_row(|row| row.dirty += 1),
+        Phase::Write => {
+            for sector in &write.sectors {
+                brick.write(*sector, write.version);
+            }
+        }
+        Phase::Sync => brick.fsync(),
+        Phase::CountAway => {
+            brick.change_row(|row| {
+                row.dirty -= 1;
+                for (counter, failed) in row.pending.iter_mut().zip(write.accused) {
+                    *counter += i32::from(failed);
+                }
+            });
+            // As after stock heal.
+            brick.fsync();
+            let failed = write.accused;
+            world.tell(|| {
+                format!(
+                    "client: {} is over on {on}, failed {failed:?}",
+                    write.version
+                )
+            });
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! A daemon's process: the real session, opened over simulated bricks.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bypass_blk::image::dirty::ExtentSize;
+use bypass_blk::image::error::Names;
+use bypass_blk::image::holder::Holder;
+use bypass_blk::image::open::{FenceWish, Terms};
+use bypass_blk::image::port::{BrickPort, Fence};
+use bypass_blk::image::session::{Ending, MapPlace, Session, Setup};
+use bypass_blk::image::threads::Threads;
+
+use super::brick::{BRICKS, EXTENT};
+use super::guest::Guest;
+use super::local::SimLocal;
+use super::port::SimPort;
+use super::sched::{self, Process};
+use super::sim::Sim;
+use super::world::{Serving, shape};
+
+/// How long a write waits for a quorum: about as long as a short partition.
+const QUORUM_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long an open waits for locks.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Starts one on `host`.
+pub fn start(sim: &Sim, host: usize) {
+    let own = sim.clone();
+    let process = sim.start(&format!("daemon-{host}"), move |process| {
+        serve(&own, host, process);
+        let mut world = own.world();
+        world.hosts[host].daemon = None;
+        world.hosts[host].close = false;
+    });
+    let mut world = sim.world();
+    world.tell(|| format!("host {host}: a daemon starts"));
+    world.hosts[host].daemon = Some(process);
+    world.hosts[host].close = false;
+}
+
+fn serve(sim: &Sim, host: usize, process: Process) {
+    let me = Holder {
+        host: format!("host{host}"),
+        pid: process as u32,
+        since: UNIX_EPOCH,
+        session: sim.world().rng.uuid(),
+    };
+    let threads = Threads::simulated(Arc::new(sched::Threads {
+        sched: sim.sched.clone(),
+        process,
+    }));
+    let local = SimLocal {
+        sim: sim.clone(),
+        host,
+    };
+    let stopping = sim.clone();
+    let opened = Session::open_on(
+        threads,
+        setup(sim, host, process, &me),
+        &AtomicBool::new(false),
+        |_| Ok(local),
+        move |why| {
+            let mut world = stopping.world();
+            world.tell(|| format!("host {host}: stopped: {why:?}"));
+            world.hosts[host].close = true;
+        },
+    );
+    let session = match opened {
+        Ok((session, _)) => session,
+        Err(error) => {
+            sim.world()
+                .tell(|| format!("host {host}: not opened: {error}"));
+            return;
+        }
+    };
+    {
+        let mut world = sim.world();
+        world.opened += 1;
+        world.tell(|| format!("host {host}: open"));
+        let copy = world.bricks[host].cache.clone();
+        let lost = world.oracle.missing(&copy);
+        assert!(
+            lost.is_none(),
+            "host {host} serves a stale copy: {}",
+            lost.unwrap_or_default()
+        );
+        world.oracle.opened(host, &copy);
+        world.hosts[host].serving = Some(Serving {
+            process,
+            session: me.session,
+            handle: session.handle(),
+            guest: Guest::new(session.gate()),
+        });
+    }
+    // The guest ends what it began; then the daemon lets go of the disk.
+    let mut drained = || {
+        let mut world = sim.world();
+        let close = world.hosts[host].close;
+        let Some(serving) = &mut world.hosts[host].serving else {
+            return true;
+        };
+        serving.guest.quiet |= close;
+        close && serving.guest.is_idle()
+    };
+    sim.sched.wait(&mut drained, None);
+    sim.world().hosts[host].serving = None;
+    let ending = session.close();
+    sim.world()
+        .tell(|| format!("host {host}: closed: {ending:?}"));
+    if ending == Ending::AllEqual {
+        // As the state directory does then.
+        let _ = std::fs::remove_file(sim.map(host));
+    }
+}
+
+fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
+    let port = |brick| -> Box<dyn BrickPort> {
+        Box::new(SimPort {
+            sim: sim.clone(),
+            process,
+            host,
+            brick,
+            me: me.clone(),
+            conn: None,
+        })
+    };
+    Setup {
+        shape: shape(host),
+        names: Names {
+            volume: "gv0".to_owned(),
+            bricks: (0..BRICKS)
+                .map(|brick| format!("host{brick}:/brick"))
+                .collect(),
+        },
+        ports: (0..BRICKS).map(port).collect(),
+        pending_names: vec![String::new(); BRICKS],
+        me: me.clone(),
+        terms: Terms {
+            read_only: false,
+            fence: FenceWish::Exactly(Fence::Advisory),
+            lock_timeout: LOCK_TIMEOUT,
+        },
+        quorum_timeout: QUORUM_TIMEOUT,
+        map: MapPlace {
+            path: sim.map(host),
+            extent_size: ExtentSize::new(EXTENT as u32).unwrap(),
+        },
+    }
+}

@@ -1,0 +1,162 @@
+//! What fails: processes, hosts and connections, most of all while marks change or a
+//! copy is not on the disk yet.
+
+use bypass_blk::image::dirty::geometry::WORDS_AT;
+use bypass_blk::image::dirty::header::{Header, LEN};
+
+use super::act::Plan;
+use super::brick::{BRICKS, Domain, Held};
+use super::rng::Rng;
+use super::sim::Sim;
+use super::world::World;
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Daemon(usize),
+    Healer(usize),
+    Brick(usize),
+    Host(usize),
+    Connection,
+    Parting(usize),
+    Client(usize),
+}
+
+/// The host whose failure would do the most harm now, if there is one.
+fn target(world: &mut World) -> Option<usize> {
+    let whole = |held: &Held| held.domain == Domain::Data && held.last == u64::MAX;
+    let bricks = world.bricks.iter().enumerate();
+    let delicate = bricks.filter(|(_, brick)| brick.locks.iter().any(whole));
+    let delicate: Vec<_> = delicate.map(|(number, _)| number).collect();
+    let heals = world.conns.values().filter(|conn| conn.heals);
+    let healed = heals.map(|conn| conn.brick);
+    let unsynced = healed.filter(|brick| world.bricks[*brick].is_unsynced());
+    let targets: Vec<_> = delicate.into_iter().chain(unsynced).collect();
+    world.rng.pick(&targets)
+}
+
+fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
+    let target = target(world);
+    let rarely = if target.is_some() { 20 } else { 60 };
+    if plan.faults == 0 || !world.rng.chance(rarely) {
+        return None;
+    }
+    plan.faults -= 1;
+    let anywhere = match world.rng.chance(2) {
+        true => plan.home,
+        false => world.rng.below(BRICKS),
+    };
+    let host = target.filter(|_| world.rng.chance(2)).unwrap_or(anywhere);
+    let mut faults = vec![
+        Fault::Daemon(host),
+        Fault::Healer(host),
+        Fault::Brick(host),
+        Fault::Host(host),
+        Fault::Connection,
+        Fault::Connection,
+        Fault::Parting(host),
+    ];
+    if plan.rivals {
+        faults.extend([Fault::Parting(host); 3]);
+    }
+    if plan.clients_fail {
+        faults.push(Fault::Client(host));
+    }
+    let fault = world.rng.pick(&faults);
+    world.tell(|| format!("FAULT {fault:?}"));
+    fault
+}
+
+/// Something fails, now and then.
+pub fn break_something(sim: &Sim, plan: &mut Plan) {
+    let Some(fault) = choose(&mut sim.world(), plan) else {
+        return;
+    };
+    match fault {
+        Fault::Daemon(host) => kill_daemon(sim, host),
+        Fault::Healer(host) => kill_healer(sim, host),
+        Fault::Brick(host) => stop_brick(&mut sim.world(), host),
+        Fault::Host(host) => crash(sim, host),
+        Fault::Connection => {
+            let mut world = sim.world();
+            let conns: Vec<_> = world.conns.keys().copied().collect();
+            if let Some(id) = world.rng.pick(&conns)
+                && let Some(conn) = world.conns.get_mut(&id)
+            {
+                conn.cut = true;
+            }
+        }
+        Fault::Parting(host) => {
+            let mut world = sim.world();
+            world.hosts[host].parted = true;
+            for conn in world.conns.values_mut() {
+                conn.cut |= conn.host != conn.brick && (conn.host == host || conn.brick == host);
+            }
+        }
+        Fault::Client(brick) => {
+            let mut world = sim.world();
+            let mut client = std::mem::take(&mut world.client);
+            client.toggle(brick, &mut world);
+            world.client = client;
+        }
+    }
+}
+
+pub fn kill_daemon(sim: &Sim, host: usize) {
+    let mut world = sim.world();
+    let Some(process) = world.hosts[host].daemon.take() else {
+        return;
+    };
+    if let Some(serving) = world.hosts[host].serving.take() {
+        serving.guest.killed(host, &mut world);
+    }
+    drop(world);
+    sim.kill(process);
+}
+
+pub fn kill_healer(sim: &Sim, host: usize) {
+    let healer = sim.world().hosts[host].healer.take();
+    if let Some(process) = healer {
+        sim.kill(process);
+    }
+}
+
+fn stop_brick(world: &mut World, host: usize) {
+    world.bricks[host].stop();
+    world.server_dies(host);
+}
+
+/// The host loses power.
+pub fn crash(sim: &Sim, host: usize) {
+    kill_daemon(sim, host);
+    kill_healer(sim, host);
+    let mut world = sim.world();
+    stop_brick(&mut world, host);
+    world.hosts[host].up = false;
+    let mut rng = world.rng.clone();
+    world.bricks[host].crash(&mut rng);
+    lose_map(&sim.map(host), &mut rng);
+    world.rng = rng;
+    world.oracle.crashed(host);
+}
+
+/// The next boot finds the map's header as it was last synced, which every change of it
+/// is, and of its words what happened to be written back.
+fn lose_map(path: &std::path::Path, rng: &mut Rng) {
+    let Ok(mut bytes) = std::fs::read(path) else {
+        return;
+    };
+    let Ok(mut header) = Header::decode(&bytes, bytes.len() as u64) else {
+        return;
+    };
+    header.boot_id = rng.uuid();
+    bytes[..LEN].copy_from_slice(&header.encode());
+    if !header.clean {
+        let (_, words) = bytes.split_at_mut(WORDS_AT as usize);
+        for word in words.chunks_mut(8) {
+            if rng.chance(2) {
+                word.fill(0);
+            }
+        }
+    }
+    std::fs::write(path, bytes).unwrap();
+}

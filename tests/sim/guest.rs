@@ -1,0 +1,150 @@
+//! The guest of a session: writes that begin at the gate, land and end, many at a
+//! time, and flushes.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bypass_blk::device::gate::{Admission, Gate};
+use bypass_blk::image::gate::WriteGate;
+
+use super::brick::{SECTOR, SECTORS, Version};
+use super::oracle::is_guests;
+use super::world::World;
+
+/// Writes in flight at one time, at most.
+const DEPTH: usize = 3;
+
+pub struct Guest {
+    pub gate: Arc<WriteGate>,
+    in_flight: Vec<Write>,
+    /// Waits at the gate.
+    waiting: Option<Write>,
+    /// It writes no more.
+    pub quiet: bool,
+}
+
+#[derive(Clone)]
+struct Write {
+    sectors: Range<usize>,
+    version: Version,
+    landed: bool,
+}
+
+impl Write {
+    fn bytes(&self) -> (u64, u64) {
+        let len = self.sectors.len() as u64 * SECTOR;
+        (self.sectors.start as u64 * SECTOR, len)
+    }
+
+    fn guests(&self) -> impl Iterator<Item = usize> {
+        self.sectors.clone().filter(|sector| is_guests(*sector))
+    }
+}
+
+impl Guest {
+    pub fn new(gate: Arc<WriteGate>) -> Self {
+        Self {
+            gate,
+            in_flight: Vec::new(),
+            waiting: None,
+            quiet: false,
+        }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    pub fn step(&mut self, host: usize, world: &mut World) {
+        if self.quiet {
+            self.waiting = None;
+        }
+        if let Some(write) = self.waiting.take() {
+            return self.submit(host, world, write);
+        }
+        let begins = !self.quiet && self.in_flight.len() < DEPTH && world.rng.chance(3);
+        if begins {
+            let write = new_write(world);
+            let overlaps = |w: &Write| {
+                w.sectors.start < write.sectors.end && write.sectors.start < w.sectors.end
+            };
+            if !self.in_flight.iter().any(overlaps) {
+                self.submit(host, world, write);
+            }
+        } else if !self.in_flight.is_empty() {
+            let index = world.rng.below(self.in_flight.len());
+            self.advance(host, world, index);
+        } else if world.rng.chance(6) {
+            world.bricks[host].fsync();
+            world.oracle.flushed();
+            world.tell(|| format!("guest on {host}: flush"));
+        }
+    }
+
+    fn submit(&mut self, host: usize, world: &mut World, write: Write) {
+        let (offset, len) = write.bytes();
+        match self.gate.begin_write(offset, len) {
+            Admission::Go => {
+                world.tell(|| {
+                    format!(
+                        "guest on {host}: begins {} {:?}",
+                        write.version, write.sectors
+                    )
+                });
+                for sector in write.guests() {
+                    world.oracle.submitted(sector, write.version);
+                }
+                self.in_flight.push(write);
+            }
+            Admission::Wait => self.waiting = Some(write),
+            Admission::Refuse => {}
+        }
+    }
+
+    fn advance(&mut self, host: usize, world: &mut World, index: usize) {
+        if !self.in_flight[index].landed {
+            self.in_flight[index].landed = true;
+            return self.land(host, world, index);
+        }
+        let write = self.in_flight.swap_remove(index);
+        let (offset, len) = write.bytes();
+        self.gate.end_write(offset, len);
+        for sector in write.guests() {
+            world.oracle.acknowledged(sector, write.version);
+        }
+        world.tell(|| format!("guest on {host}: {} is done", write.version));
+    }
+
+    fn land(&self, host: usize, world: &mut World, index: usize) {
+        let write = &self.in_flight[index];
+        world.tell(|| format!("guest on {host}: {} lands", write.version));
+        for sector in write.guests() {
+            world.bricks[host].write(sector, write.version);
+        }
+        world.check_marked(host);
+    }
+
+    /// Its daemon is killed: what was in flight comes through or not.
+    pub fn killed(self, host: usize, world: &mut World) {
+        for index in 0..self.in_flight.len() {
+            if !self.in_flight[index].landed && world.rng.chance(2) {
+                self.land(host, world, index);
+            }
+        }
+    }
+}
+
+fn new_write(world: &mut World) -> Write {
+    let length = 1 + world.rng.below(6);
+    let start = world.rng.below(SECTORS - length + 1);
+    world.next_version += 1;
+    let version = match world.rng.chance(12) {
+        true => 0,
+        false => world.next_version,
+    };
+    Write {
+        sectors: start..start + length,
+        version,
+        landed: false,
+    }
+}

@@ -1,0 +1,75 @@
+//! The local copy, as a session sees it past its brick's process.
+
+use bypass_blk::image::bricks::BrickSet;
+use bypass_blk::image::error::LocalError;
+use bypass_blk::image::local::{Local, Watch};
+
+use super::brick::SIZE;
+use super::sim::Sim;
+
+pub struct SimLocal {
+    pub sim: Sim,
+    pub host: usize,
+}
+
+struct SimWatch {
+    sim: Sim,
+    host: usize,
+    baseline: u64,
+}
+
+impl Local for SimLocal {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+
+    fn watch(&self, _pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError> {
+        Ok(Box::new(SimWatch {
+            sim: self.sim.clone(),
+            host: self.host,
+            baseline: self.sim.world().bricks[self.host].changes,
+        }))
+    }
+}
+
+impl Watch for SimWatch {
+    fn mark(&self, children: BrickSet) -> Result<(), LocalError> {
+        self.sim.sched.step();
+        let mut world = self.sim.world();
+        world.tell(|| format!("host {} marks {children:?} on its file", self.host));
+        world.bricks[self.host].change_row(|row| {
+            for child in children
+                .iter()
+                .filter(|child| row.pending[*child] == 0)
+                .collect::<Vec<_>>()
+            {
+                row.pending[child] = 1;
+            }
+        });
+        world.bricks[self.host].fsync();
+        Ok(())
+    }
+
+    fn accuses(&self, child: usize) -> bool {
+        self.sim.world().bricks[self.host].row.pending[child] != 0
+    }
+
+    fn is_untouched(&self) -> bool {
+        self.sim.world().bricks[self.host].changes == self.baseline
+    }
+
+    fn rebase(&mut self) -> Result<(), LocalError> {
+        self.baseline = self.sim.world().bricks[self.host].changes;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), LocalError> {
+        self.sim.sched.step();
+        let mut world = self.sim.world();
+        world.tell(|| format!("host {} flushes its file", self.host));
+        world.bricks[self.host].fsync();
+        drop(world);
+        self.sim.sched.step();
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! The healer's side of a brick: [`HealPeer`] over the simulated network. Writes are
+//! carried out late, in any order.
+
+use std::ops::Range;
+
+use bypass_blk::gluster::StrongChecksum;
+use bypass_blk::image::heal::{Answer, HealPeer, PeerError};
+use sha2::{Digest, Sha256};
+
+use super::brick::{Domain, Held, Owner, SECTOR, SIZE, bytes_of, version_of};
+use super::net::Late;
+use super::sim::Sim;
+use super::world::World;
+
+#[derive(Clone)]
+pub struct SimPeer {
+    pub sim: Sim,
+    pub brick: usize,
+    pub conn: Owner,
+}
+
+fn away() -> PeerError {
+    PeerError::Away {
+        peer: "peer".into(),
+        source: "gone".into(),
+    }
+}
+
+fn sectors(range: &Range<u64>) -> Range<usize> {
+    (range.start / SECTOR) as usize..(range.end / SECTOR) as usize
+}
+
+impl SimPeer {
+    fn call<T>(&self, what: &str, work: impl FnOnce(&mut World) -> T) -> Result<T, PeerError> {
+        self.sim.sched.step();
+        let mut world = self.sim.world();
+        if !world.gets_through(self.conn) {
+            return Err(away());
+        }
+        let done = work(&mut world);
+        world.tell(|| format!("healer {} at brick {}: {what}", self.conn, self.brick));
+        drop(world);
+        self.sim.sched.step();
+        let known = self.sim.world().gets_through(self.conn);
+        if known { Ok(done) } else { Err(away()) }
+    }
+
+    fn lock_of(&self, range: &Range<u64>) -> Held {
+        Held {
+            first: range.start,
+            last: range.end - 1,
+            ..Held::whole(self.conn, Domain::Data)
+        }
+    }
+
+    /// Takes any lock, of the copy domain say.
+    pub fn take(&self, lock: Held) -> Result<bool, PeerError> {
+        self.call("lock copy", |world| world.bricks[self.brick].try_lock(lock))
+    }
+
+    /// The session whose record is there.
+    pub fn holder(&self) -> Result<Option<uuid::Uuid>, PeerError> {
+        self.call("holder", |world| {
+            let record = world.bricks[self.brick].record.as_ref();
+            record.map(|(_, holder)| holder.session)
+        })
+    }
+
+    fn send(&self, offset: u64, versions: Vec<u64>) -> Result<Answer<()>, PeerError> {
+        let number = self.call("write", |world| {
+            world.next_version += 1;
+            let late = Late {
+                number: world.next_version,
+                sector: (offset / SECTOR) as usize,
+                versions,
+            };
+            let conn = world.conns.get_mut(&self.conn);
+            conn.into_iter()
+                .for_each(|conn| conn.late.push(late.clone()));
+            late.number
+        })?;
+        let peer = self.clone();
+        Ok(Answer::new(move || {
+            peer.call("written", |world| {
+                let Some(conn) = world.conns.get_mut(&peer.conn) else {
+                    return;
+                };
+                let index = conn.late.iter().position(|late| late.number == number);
+                if let Some(late) = index.map(|index| conn.late.swap_remove(index)) {
+                    world.carry_out(peer.brick, &late);
+                }
+            })
+        }))
+    }
+}
+
+impl HealPeer for SimPeer {
+    fn name(&self) -> &str {
+        "peer"
+    }
+
+    fn is_connected(&self) -> bool {
+        let world = self.sim.world();
+        world.conns.get(&self.conn).is_some_and(|conn| conn.client)
+    }
+
+    fn close(&self) {
+        self.sim.world().hang_up(self.conn);
+    }
+
+    fn size(&self) -> Result<u64, PeerError> {
+        self.call("size", |_| SIZE)
+    }
+
+    fn truncate(&self, size: u64) -> Result<(), PeerError> {
+        self.call("truncate", |_| assert_eq!(size, SIZE))
+    }
+
+    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
+        let versions = data.chunks(SECTOR as usize).map(version_of);
+        self.send(offset, versions.collect())
+    }
+
+    fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
+        self.send(range.start, vec![0; sectors(&range).len()])
+    }
+
+    fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
+        let sum = self.call("checksum", |world| {
+            let versions = &world.bricks[self.brick].cache[sectors(&range)];
+            let mut sum = Sha256::new();
+            versions.iter().for_each(|v| sum.update(bytes_of(*v)));
+            StrongChecksum::Sha256(sum.finalize().into())
+        })?;
+        Ok(Answer::new(|| Ok(sum)))
+    }
+
+    fn fsync(&self) -> Result<(), PeerError> {
+        self.call("fsync", |world| world.bricks[self.brick].fsync())
+    }
+
+    fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
+        let lock = self.lock_of(&range);
+        self.call("lock data", |world| world.bricks[self.brick].try_lock(lock))
+    }
+
+    fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
+        let lock = self.lock_of(&range);
+        self.call("unlock data", |world| {
+            world.bricks[self.brick].unlock(&lock)
+        })
+    }
+}

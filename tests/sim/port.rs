@@ -1,0 +1,183 @@
+//! The session's side of a brick: [`BrickPort`] over the simulated network. Others
+//! act while a request is on its way, and while its answer is.
+
+use bypass_blk::image::copy_lock;
+use bypass_blk::image::holder::Holder;
+use bypass_blk::image::port::{
+    BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication,
+};
+use uuid::Uuid;
+
+use super::brick::{Domain, Held, Owner, SIZE};
+use super::sched::Process;
+use super::sim::Sim;
+use super::world::{GFID, World};
+
+pub struct SimPort {
+    pub sim: Sim,
+    pub process: Process,
+    pub host: usize,
+    pub brick: usize,
+    pub me: Holder,
+    pub conn: Option<Owner>,
+}
+
+fn away() -> PortError {
+    PortError::Away("no connection".to_owned())
+}
+
+impl SimPort {
+    fn call<T>(
+        &mut self,
+        what: &str,
+        work: impl FnOnce(&mut World, Owner) -> T,
+    ) -> Result<T, PortError> {
+        let conn = self.conn.ok_or_else(away)?;
+        self.sim.sched.step();
+        let mut world = self.sim.world();
+        if !world.gets_through(conn) {
+            return Err(away());
+        }
+        let done = work(&mut world, conn);
+        world.tell(|| format!("host {} at brick {}: {what}", self.host, self.brick));
+        drop(world);
+        self.sim.sched.step();
+        // An answer that is lost leaves what was done.
+        let known = self.sim.world().gets_through(conn);
+        if known { Ok(done) } else { Err(away()) }
+    }
+
+    fn lock_of(owner: Owner, lock: Lock) -> Held {
+        let domain = match lock {
+            Lock::Session { .. } => Domain::Session,
+            Lock::Heal => Domain::Heal,
+            Lock::Rebalance => Domain::Rebalance,
+            Lock::Data => Domain::Data,
+            Lock::Copy => Domain::Copy,
+        };
+        Held {
+            shared: lock == Lock::Session { shared: true },
+            ..Held::whole(owner, domain)
+        }
+    }
+}
+
+impl BrickPort for SimPort {
+    fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
+        self.disconnect();
+        self.sim.sched.step();
+        let mut world = self.sim.world();
+        let conn = world.connect(self.process, self.host, self.brick);
+        let conn = conn.ok_or_else(away)?;
+        if let Some(conn) = world.conns.get_mut(&conn) {
+            conn.lost = Some(lost);
+        }
+        self.conn = Some(conn);
+        Ok(())
+    }
+
+    fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
+        let brick = self.brick;
+        self.call(&format!("lock {lock}"), |world, conn| {
+            world.bricks[brick].try_lock(Self::lock_of(conn, lock))
+        })
+    }
+
+    fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
+        let brick = self.brick;
+        self.call(&format!("unlock {lock}"), |world, conn| {
+            world.bricks[brick].unlock(&Self::lock_of(conn, lock));
+        })
+    }
+
+    fn holder(&mut self) -> Result<Option<Holder>, PortError> {
+        let brick = self.brick;
+        self.call("holder", |world, conn| {
+            let record = world.bricks[brick].record.as_ref();
+            let other = record.filter(|(owner, _)| *owner != conn);
+            other.map(|(_, holder)| holder.clone())
+        })
+    }
+
+    fn publish(&mut self, _fence: Fence, _read_only: bool) -> Result<Publication, PortError> {
+        let (brick, me) = (self.brick, self.me.clone());
+        self.call("publish", |world, conn| {
+            let record = &mut world.bricks[brick].record;
+            match record {
+                Some((owner, holder)) if *owner != conn => Publication::InUse(Conflict {
+                    holder: Some(holder.clone()),
+                    pid: 0,
+                }),
+                _ => {
+                    *record = Some((conn, me));
+                    Publication::Done
+                }
+            }
+        })
+    }
+
+    fn lift_fence(&mut self) -> Result<(), PortError> {
+        self.call("lift fence", |_, _| ())
+    }
+
+    fn probe(&mut self) -> Result<CopyState, PortError> {
+        let brick = self.brick;
+        self.call("probe", |world, _| {
+            let row = world.bricks[brick].row;
+            CopyState {
+                gfid: GFID,
+                size: SIZE,
+                pending: row.pending.to_vec(),
+                dirty: row.dirty,
+                fenced: false,
+            }
+        })
+    }
+
+    fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError> {
+        let brick = self.brick;
+        self.call("copied to?", |world, conn| {
+            copy_lock::others(ours).into_iter().any(|range| {
+                let lock = Held {
+                    first: range.start,
+                    last: match range.len {
+                        0 => u64::MAX,
+                        len => range.start + len - 1,
+                    },
+                    ..Held::whole(conn, Domain::Copy)
+                };
+                let free = world.bricks[brick].try_lock(lock.clone());
+                if free {
+                    world.bricks[brick].unlock(&lock);
+                }
+                !free
+            })
+        })
+    }
+
+    fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        let brick = self.brick;
+        self.call(&format!("add {changes:?}"), |world, _| {
+            world.bricks[brick].change_row(|row| {
+                for (counter, change) in changes {
+                    let counter = match counter {
+                        Counter::Pending(child) => &mut row.pending[*child],
+                        Counter::Dirty => &mut row.dirty,
+                    };
+                    *counter = counter.wrapping_add(*change);
+                }
+            });
+        })
+    }
+
+    fn fsync(&mut self) -> Result<(), PortError> {
+        let brick = self.brick;
+        self.call("fsync", |world, _| world.bricks[brick].fsync())
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.sim.world().hang_up(conn);
+        }
+    }
+}

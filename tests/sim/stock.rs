@@ -1,0 +1,206 @@
+//! Gluster's own self-heal of the image's data, as AFR does it once every brick is
+//! there (`afr-self-heal-data.c`, `afr_selfheal_find_direction`).
+
+use super::brick::{BRICKS, Brick, Domain, EXTENT, Held, Owner, Row, SECTOR, SECTORS};
+use super::world::World;
+
+const STOCK: Owner = 2;
+
+#[derive(Default)]
+pub struct Stock {
+    heal: Option<Heal>,
+    /// It found every copy accused.
+    pub split_brain: bool,
+}
+
+struct Heal {
+    lives: [u64; BRICKS],
+    phase: Phase,
+    direction: Direction,
+}
+
+#[derive(Clone, Copy)]
+enum Phase {
+    Inspect,
+    Lock(u64),
+    Copy(u64),
+    Sync,
+    LockAgain,
+    Undo(usize),
+}
+
+#[derive(Clone, Default)]
+struct Direction {
+    source: usize,
+    sinks: [bool; BRICKS],
+    rows: [Row; BRICKS],
+}
+
+/// Which copies it reads, by the rows of all bricks.
+pub fn sources(rows: &[Row; BRICKS]) -> ([bool; BRICKS], [u64; BRICKS]) {
+    let size = |counter: i32| u64::from(counter.unsigned_abs());
+    let all = 0..BRICKS;
+    let fool = |i: usize| rows[i].pending[i] != 0;
+    let accusers = |j: usize| {
+        let accuses = |&i: &usize| !fool(i) && rows[i].pending[j] != 0;
+        all.clone().filter(accuses).count()
+    };
+    let mut sources = [0, 1, 2].map(|j| accusers(j) == 0);
+    if !sources.contains(&true) {
+        sources = [0, 1, 2].map(|j| accusers(j) < BRICKS / 2 + 1);
+    }
+    let others = |i: usize| all.clone().filter(move |j| *j != i);
+    let pends = |i: usize| others(i).any(|j| rows[i].pending[j] != 0);
+    let any_pends = all.clone().any(pends);
+    let witness = [0, 1, 2].map(|i| {
+        let mut witness = size(rows[i].dirty);
+        if fool(i) {
+            witness += others(i).map(|j| size(rows[i].pending[j])).sum::<u64>();
+            if !any_pends || pends(i) {
+                witness += size(rows[i].pending[i]);
+            }
+        }
+        witness
+    });
+    (sources, witness)
+}
+
+impl Stock {
+    pub fn is_idle(&self) -> bool {
+        self.heal.is_none()
+    }
+
+    pub fn step(&mut self, world: &mut World) {
+        let all_up = world.bricks.iter().all(|b| b.up) && !world.hosts.iter().any(|h| h.parted);
+        match self.heal.take() {
+            None if all_up && world.lock_all(&Held::whole(STOCK, Domain::Heal)) => {
+                self.heal = Some(Heal {
+                    lives: world.lives(),
+                    phase: Phase::Inspect,
+                    direction: Direction::default(),
+                });
+            }
+            Some(heal) if all_up && heal.lives == world.lives() => self.go_on(heal, world),
+            _ => release(world),
+        }
+    }
+
+    fn go_on(&mut self, mut heal: Heal, world: &mut World) {
+        let whole = Held::whole(STOCK, Domain::Data);
+        let next = match heal.phase {
+            Phase::Inspect if !world.lock_all(&whole) => Some(Phase::Inspect),
+            Phase::Inspect => {
+                let found = self.inspect(world);
+                world.unlock_all(&whole);
+                heal.direction = found.clone().unwrap_or_default();
+                found.map(|_| Phase::Lock(0))
+            }
+            Phase::Lock(extent) if !world.lock_all(&block(extent)) => Some(Phase::Lock(extent)),
+            Phase::Lock(extent) => Some(Phase::Copy(extent)),
+            Phase::Copy(extent) => {
+                copy(&heal.direction, extent, world);
+                world.unlock_all(&block(extent));
+                let last = (extent + 1) * EXTENT >= SECTORS as u64 * SECTOR;
+                Some(if last {
+                    Phase::Sync
+                } else {
+                    Phase::Lock(extent + 1)
+                })
+            }
+            Phase::Sync => {
+                // AFR syncs the sinks; what a killed daemon left on the way to the
+                // source's disk has come there since.
+                world.bricks.iter_mut().for_each(Brick::fsync);
+                Some(Phase::LockAgain)
+            }
+            Phase::LockAgain if !world.lock_all(&whole) => Some(Phase::LockAgain),
+            Phase::LockAgain => Some(Phase::Undo(0)),
+            Phase::Undo(BRICKS) => {
+                world.unlock_all(&whole);
+                None
+            }
+            Phase::Undo(brick) => {
+                undo(&heal.direction, brick, world);
+                Some(Phase::Undo(brick + 1))
+            }
+        };
+        match next {
+            Some(phase) => self.heal = Some(Heal { phase, ..heal }),
+            None => release(world),
+        }
+    }
+
+    /// `None`: there is nothing to do, or nothing that can be done.
+    fn inspect(&mut self, world: &mut World) -> Option<Direction> {
+        let rows = [0, 1, 2].map(|brick: usize| world.bricks[brick].row);
+        let (mut sources, witness) = sources(&rows);
+        self.split_brain = !sources.contains(&true);
+        if self.split_brain {
+            world.tell(|| format!("stock heal: split brain {rows:?}"));
+            return None;
+        }
+        let best = (0..BRICKS)
+            .filter(|&i| sources[i])
+            .map(|i| witness[i])
+            .max();
+        if best != Some(0) {
+            // Then the newest of them, which may be any.
+            let best: Vec<_> = (0..BRICKS)
+                .filter(|&i| sources[i] && Some(witness[i]) == best)
+                .collect();
+            let one = world.rng.pick(&best);
+            sources = [0, 1, 2].map(|i| Some(i) == one);
+        }
+        let sinks = sources.map(|source| !source);
+        let source = sources.iter().position(|source| *source)?;
+        if !sinks.contains(&true) {
+            return None;
+        }
+        world.tell(|| format!("stock heal: from {source} to {sinks:?} by {rows:?}"));
+        let direction = Direction {
+            source,
+            sinks,
+            rows,
+        };
+        Some(direction)
+    }
+}
+
+fn release(world: &mut World) {
+    world.bricks.iter_mut().for_each(|b| b.release(STOCK));
+}
+
+fn block(extent: u64) -> Held {
+    Held {
+        first: extent * EXTENT,
+        last: (extent + 1) * EXTENT - 1,
+        ..Held::whole(STOCK, Domain::Data)
+    }
+}
+
+fn copy(direction: &Direction, extent: u64, world: &mut World) {
+    let sectors = (EXTENT / SECTOR) as usize;
+    let first = extent as usize * sectors;
+    for sector in first..(first + sectors).min(SECTORS) {
+        let version = world.bricks[direction.source].cache[sector];
+        for (brick, sink) in world.bricks.iter_mut().zip(direction.sinks) {
+            if sink && brick.cache[sector] != version {
+                brick.write(sector, version);
+            }
+        }
+    }
+}
+
+fn undo(direction: &Direction, brick: usize, world: &mut World) {
+    let seen = direction.rows[brick];
+    world.tell(|| format!("stock heal: takes the marks on {brick} back"));
+    world.bricks[brick].change_row(|row| {
+        row.dirty -= seen.dirty;
+        for (counter, seen) in row.pending.iter_mut().zip(seen.pending) {
+            *counter = counter.wrapping_sub(seen);
+        }
+    });
+    // AFR does not sync this; the file system does within seconds. A power cut within
+    // them brings old marks back, with or without us.
+    world.bricks[brick].fsync();
+}

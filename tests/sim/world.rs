@@ -1,0 +1,169 @@
+//! Everything that is not a thread: bricks, hosts, connections, who else writes, and
+//! what must hold.
+
+use std::collections::BTreeMap;
+
+use bypass_blk::image::bricks::Shape;
+use bypass_blk::image::handle::SessionHandle;
+use uuid::Uuid;
+
+use super::brick::{BRICKS, Brick, Held, Owner, Row};
+use super::client::Client;
+use super::guest::Guest;
+use super::net::Conn;
+use super::oracle::{Oracle, is_guests};
+use super::rng::Rng;
+use super::sched::Process;
+use super::stock::Stock;
+
+pub const GFID: Uuid = Uuid::from_u128(7);
+
+/// A host with a brick on it.
+#[derive(Default)]
+pub struct Host {
+    /// It is cut off from the others.
+    pub parted: bool,
+    /// It has power.
+    pub up: bool,
+    pub daemon: Option<Process>,
+    pub serving: Option<Serving>,
+    pub healer: Option<Process>,
+    /// Its daemon is to end as it should.
+    pub close: bool,
+    /// Calls of a handle of its daemon's that are under way.
+    pub asking: usize,
+}
+
+/// A session that is open.
+pub struct Serving {
+    pub process: Process,
+    pub session: Uuid,
+    pub handle: SessionHandle,
+    pub guest: Guest,
+}
+
+pub struct World {
+    pub rng: Rng,
+    pub bricks: Vec<Brick>,
+    pub hosts: Vec<Host>,
+    pub conns: BTreeMap<Owner, Conn>,
+    pub next_conn: Owner,
+    pub next_version: u64,
+    pub next_process: Process,
+    pub oracle: Oracle,
+    pub client: Client,
+    pub stock: Stock,
+    pub steps: u64,
+    pub told: bool,
+    /// A client's write failed on a brick, and another brick that was to say so failed
+    /// just then: AFR itself does not always come out of that with the right copy.
+    pub client_lost_marks: bool,
+    /// Sessions opened, for the figures.
+    pub opened: u64,
+    pub unmarked: u64,
+}
+
+impl World {
+    pub fn new(rng: Rng, told: bool) -> Self {
+        let host = || Host {
+            up: true,
+            ..Host::default()
+        };
+        Self {
+            rng,
+            bricks: (0..BRICKS).map(|_| Brick::new()).collect(),
+            hosts: (0..BRICKS).map(|_| host()).collect(),
+            conns: BTreeMap::new(),
+            next_conn: 10,
+            next_version: 0,
+            next_process: 0,
+            oracle: Oracle::new(),
+            client: Client::default(),
+            stock: Stock::default(),
+            steps: 0,
+            told,
+            client_lost_marks: false,
+            opened: 0,
+            unmarked: 0,
+        }
+    }
+
+    /// One line of the schedule, for who replays it.
+    pub fn tell(&self, line: impl FnOnce() -> String) {
+        if self.told {
+            eprintln!("{:6} {}", self.steps, line());
+        }
+    }
+
+    pub fn lives(&self) -> [u64; BRICKS] {
+        [0, 1, 2].map(|brick: usize| self.bricks[brick].life)
+    }
+
+    /// A lock on all bricks or on none.
+    pub fn lock_all(&mut self, lock: &Held) -> bool {
+        for brick in 0..BRICKS {
+            if !self.bricks[brick].try_lock(lock.clone()) {
+                self.bricks[..brick].iter_mut().for_each(|b| b.unlock(lock));
+                return false;
+            }
+        }
+        true
+    }
+
+    pub fn unlock_all(&mut self, lock: &Held) {
+        self.bricks.iter_mut().for_each(|b| b.unlock(lock));
+    }
+
+    pub fn rows(&self) -> [Row; BRICKS] {
+        [0, 1, 2].map(|brick: usize| self.bricks[brick].row)
+    }
+
+    /// Invariants 1 and 2, when a guest's write has just landed on its local copy.
+    pub fn check_marked(&self, host: usize) {
+        let shape = shape(host);
+        let marks = |brick: &usize| {
+            let marked = |row: &Row| shape.peers().iter().all(|peer| row.pending[peer] != 0);
+            self.bricks[*brick].durable_rows().iter().all(marked)
+        };
+        let marked = (0..BRICKS).filter(marks).collect();
+        let quorum = shape.is_quorum(marked) && marked.contains(host);
+        assert!(
+            quorum,
+            "host {host} writes with marks on {marked:?} alone, of {:?}",
+            self.rows()
+        );
+        let lost = self.oracle.missing(&self.bricks[host].cache);
+        assert!(
+            lost.is_none(),
+            "host {host} writes to a stale copy: {}",
+            lost.unwrap_or_default()
+        );
+    }
+
+    /// Invariant 4: copies that nobody accuses are equal.
+    pub fn check_unaccused(&self) {
+        let accused = |copy: usize| self.bricks.iter().any(|b| b.row.pending[copy] != 0);
+        let clean: Vec<_> = (0..BRICKS).filter(|&copy| !accused(copy)).collect();
+        let Some((first, others)) = clean.split_first() else {
+            return;
+        };
+        for other in others {
+            let (one, two) = (&self.bricks[*first].cache, &self.bricks[*other].cache);
+            let differs = |(number, (a, b)): &(usize, (&u64, &u64))| is_guests(*number) && a != b;
+            let place = one.iter().zip(two).enumerate().find(differs);
+            assert!(
+                place.is_none(),
+                "copies {first} and {other} differ, and nobody says so: {place:?}"
+            );
+        }
+    }
+}
+
+/// The replica set, seen from a host.
+pub fn shape(local: usize) -> Shape {
+    Shape {
+        bricks: BRICKS,
+        local,
+        arbiter: None,
+    }
+}
