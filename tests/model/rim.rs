@@ -41,7 +41,7 @@ pub fn decision(
                 false => Seen::Away,
             };
         }
-        let row = accused_by(&unruled(world, slot, brick, &setting.shape(slot).local));
+        let row = accused_by(&world.bricks[brick].stored);
         let ignored = fools_ignored && row.contains(brick);
         said(setting, brick, if ignored { BrickSet::EMPTY } else { row })
     };
@@ -55,16 +55,6 @@ fn said(setting: &Setting, brick: usize, accuses: BrickSet) -> Seen {
         size: if setting.has_data(brick) { 512 } else { 0 },
         accuses,
     }
-}
-
-/// The brick's row without the accusation that a promotion of the local copy
-/// overruled.
-pub fn unruled(world: &World, slot: usize, brick: usize, local: &usize) -> Row {
-    let mut row = world.bricks[brick].stored;
-    if world.overruled[slot] == Some((brick, row[*local])) {
-        row[*local] = 0;
-    }
-    row
 }
 
 impl Rim<'_> {
@@ -100,10 +90,27 @@ impl Rim<'_> {
         brick == self.local() || !self.setting.lacks(Protection::LocksOnPeers)
     }
 
+    /// `BrickPort::probe`: an accusation that a promotion of the local copy overruled
+    /// is taken off.
+    pub fn take_overruled_off(&mut self, brick: usize) {
+        let local = self.local();
+        let at = &mut self.world.bricks[brick];
+        let overruled = self.world.overruled[self.slot];
+        if at.stored[local] != 0 && overruled == Some((brick, at.stored[local])) {
+            at.stored[local] = 0;
+            at.fsync();
+        }
+    }
+
     /// Reads, decides, publishes; then the session is open, or gone.
     pub fn finish_open(&mut self, mut conns: [Conn; BRICKS]) {
         let held: BrickSet = (0..BRICKS).filter(|&i| conns[i] == Conn::Joined).collect();
-        if decision(self.setting, self.world, self.slot, held).is_err() {
+        for brick in held.iter() {
+            self.take_overruled_off(brick);
+        }
+        let promoted = |i: usize| self.world.bricks[i].witness;
+        let elsewhere = held.iter().any(promoted) && !promoted(self.local());
+        if elsewhere || decision(self.setting, self.world, self.slot, held).is_err() {
             self.world.daemon_gone(self.slot);
             return;
         }
@@ -115,6 +122,9 @@ impl Rim<'_> {
         for lease in self.world.leases_of(self.slot) {
             lease.published |= lease.link == Link::Live;
         }
+        let rows = self.world.rows();
+        let known = |brick| held.contains(brick).then(|| accused_by(&rows[brick]));
+        let known = std::array::from_fn(known);
         let view = self.world.bricks[self.local()].data;
         if self.world.acked & !view != 0 {
             self.world.breach = Some(Breach::StaleOpen);
@@ -128,6 +138,7 @@ impl Rim<'_> {
             todo: Vec::new(),
             round: None,
             view,
+            known,
             in_flight: None,
         });
         self.mark_debt();
@@ -182,8 +193,9 @@ impl Rim<'_> {
     /// A worker joins again: locks, then a look at the marks.
     pub fn rejoin(&mut self, brick: usize) {
         let lease = self.locks_on(brick).then(|| self.lease());
-        let row = unruled(self.world, self.slot, brick, &self.local());
+        self.take_overruled_off(brick);
         if let Some((session, at)) = self.with(brick) {
+            let row = at.stored;
             session.conns[brick] = Conn::Joined;
             session.inbox.push(Report::Rejoined { brick, row });
             at.lease = lease;
@@ -220,6 +232,7 @@ impl Rim<'_> {
         let Some(session) = self.session() else {
             return;
         };
+        session.known[brick] = Some(accused_by(&row));
         let event = Event::Rejoined {
             brick,
             marks_stand: stands || unread,
@@ -232,8 +245,7 @@ impl Rim<'_> {
 
     fn accuser_among_held(&mut self) -> Option<usize> {
         let local = self.local();
-        let rows: [Row; BRICKS] =
-            std::array::from_fn(|brick| unruled(self.world, self.slot, brick, &local));
+        let rows = self.world.rows();
         let session = self.session()?;
         let held = session.machine.held();
         let mut asked = held.iter().filter(|&i| session.conns[i] == Conn::Joined);
@@ -277,7 +289,8 @@ impl Rim<'_> {
                     });
                 }
                 Action::Stop(_) => self.let_go(),
-                Action::StartQuorumTimer | Action::StopQuorumTimer => {}
+                // The view of the local file is always up to date here.
+                Action::StartQuorumTimer | Action::StopQuorumTimer | Action::WatchLocal => {}
             }
         }
     }

@@ -2,12 +2,13 @@
 //! and the removal of marks (`unmarking.rs`, `runner/healing.rs`).
 
 use bypass_blk::image::bricks::{BrickSet, Shape};
-use bypass_blk::image::machine::{Event, GateState, Machine, Phase};
+use bypass_blk::image::machine::{Event, GateState, Phase};
+use bypass_blk::image::unmarking::removable;
 
-use super::debt;
-use super::rim::{Rim, unruled};
+use super::debt::{self, copy_state};
+use super::rim::Rim;
 use super::setting::{Protection, Setting};
-use super::world::{BRICKS, Conn, Round, Row};
+use super::world::{BRICKS, Conn, Round, Row, Session, accused_by};
 
 impl Rim<'_> {
     /// A healer asks for the removal of marks: `Runner::try_unmark`, up to its data
@@ -28,9 +29,11 @@ impl Rim<'_> {
     /// to be done is decided.
     pub fn probe_for_round(&mut self) {
         let local = self.local();
-        let rows: [Row; BRICKS] =
-            std::array::from_fn(|brick| unruled(self.world, self.slot, brick, &local));
-        let stored = self.world.rows();
+        let asked = self.session().and_then(|session| session.round);
+        for brick in asked.map(|round| round.asked).unwrap_or_default().iter() {
+            self.take_overruled_off(brick);
+        }
+        let rows = self.world.rows();
         let blind = self.setting.lacks(Protection::MarksReadAgain);
         let Some(session) = self.session() else {
             return;
@@ -43,7 +46,8 @@ impl Rim<'_> {
         let answered: BrickSet = round.asked.iter().filter(joined).collect();
         round.failed = round.asked.without(answered);
         for brick in answered.iter() {
-            round.read[brick] = stored[brick];
+            round.read[brick] = rows[brick];
+            session.known[brick] = Some(accused_by(&rows[brick]));
         }
         let (failed, removal) = (round.failed, round.removed.is_some());
         let accuser = answered.iter().find(|&i| rows[i][local] != 0);
@@ -75,9 +79,9 @@ impl Rim<'_> {
         let Some(session) = self.session() else {
             return;
         };
-        if compared && session.machine.phase() == &Phase::Marking && session.view != data {
-            // The machine has no event for it yet; this one stops it, too.
-            return self.conclude(Some(shape.local));
+        if compared && session.machine.watches_local() && session.view != data {
+            session.round = None;
+            return self.take(Event::LocalChanged);
         }
         let Some(round) = &mut session.round else {
             return;
@@ -98,7 +102,11 @@ impl Rim<'_> {
     fn begin_removal(&mut self, answered: BrickSet) {
         let shape = self.setting.shape(self.slot);
         let setting = *self.setting;
-        let equal = self.removable(answered);
+        let rows = self.world.rows();
+        let Some(map) = self.world.maps[self.slot] else {
+            return;
+        };
+        let clean: BrickSet = shape.peers().iter().filter(|&i| map.is_clean(i)).collect();
         let Some((session, at)) = self.with(shape.local) else {
             return;
         };
@@ -107,39 +115,24 @@ impl Rim<'_> {
             session.gate = GateState::Hold;
         }
         at.data_durable = at.data;
+        let copy = |brick: usize| (brick, copy_state(&setting, &rows[brick]));
+        let copies: Vec<_> = answered.iter().map(copy).collect();
+        let absent = shape.all().without(answered);
+        let absent: Vec<_> = absent.iter().map(|i| (i, session.known[i])).collect();
+        let behind_is_held = shape.peers().without(clean).iter().any(|i| answered.contains(i));
+        let equal = match setting.lacks(Protection::RemovableOnly) {
+            _ if behind_is_held => BrickSet::EMPTY,
+            true => clean,
+            false => removable(&shape, clean, &copies, &absent),
+        };
         if let Some(round) = &mut session.round {
             round.removed = Some(equal);
             if !equal.is_empty() {
-                round.stages = removal_stages(&setting, answered, &round.read);
+                round.stages = removal_stages(&setting, shape.local, answered, &round.read);
                 return self.next_turn();
             }
         }
         self.conclude_removal();
-    }
-
-    /// The peers against which marks may be removed.
-    fn removable(&self, answered: BrickSet) -> BrickSet {
-        let shape = self.setting.shape(self.slot);
-        let rows = self.world.rows();
-        let Some(map) = self.world.maps[self.slot] else {
-            return BrickSet::EMPTY;
-        };
-        let believed = |&brick: &usize| rows[brick][brick] == 0;
-        let mut absent = shape.all().without(answered).iter();
-        if absent.any(|i| believed(&i)) && !self.setting.lacks(Protection::AbsentDisbelieved) {
-            return BrickSet::EMPTY;
-        }
-        let clean: BrickSet = shape.peers().iter().filter(|&i| map.is_clean(i)).collect();
-        let behind = shape.peers().without(clean);
-        let accused =
-            |peer: usize| answered.iter().any(|by| believed(&by) && rows[by][peer] != 0);
-        let marked = |peer: usize| {
-            let itself = answered.contains(peer) && rows[peer][peer] != 0;
-            itself && behind.iter().all(|other| rows[peer][other] != 0)
-        };
-        let anyway = self.setting.lacks(Protection::RemovedWhereMarked);
-        let removable = |&peer: &usize| anyway || marked(peer) || !accused(peer);
-        clean.iter().filter(removable).collect()
     }
 
     /// XATTROP on one brick.
@@ -148,7 +141,6 @@ impl Rim<'_> {
         let volatile = self.setting.lacks(Protection::RemovalDurable);
         let shape = self.setting.shape(self.slot);
         let stamp = self.world.maps[self.slot].map_or(0, |map| map.stamp);
-        let overruled = self.world.overruled[self.slot];
         let Some((session, at)) = self.with(brick) else {
             return;
         };
@@ -166,9 +158,6 @@ impl Rim<'_> {
                     Some(equal) if equal.contains(peer) => -read[peer],
                     Some(_) => 0,
                 };
-            }
-            if overruled == Some((brick, read[shape.local])) {
-                at.stored[shape.local] -= read[shape.local];
             }
             if round.removed == Some(shape.peers()) && brick == shape.local {
                 at.witness = false;
@@ -194,6 +183,7 @@ impl Rim<'_> {
                 true => {
                     at.fsync();
                     round.marked.insert(brick);
+                    session.known[brick] = Some(accused_by(&at.stored));
                 }
                 false => round.failed.insert(brick),
             }
@@ -205,26 +195,27 @@ impl Rim<'_> {
     /// removal ends when one of them failed. Marking for a held gate goes on to the local
     /// brick only if that completes a quorum.
     fn next_turn(&mut self) {
+        let unordered = self.setting.lacks(Protection::LocalMarkedLast);
         let shape = self.setting.shape(self.slot);
         let Some(session) = self.session() else {
             return;
         };
-        let late = session.machine.phase() == &Phase::Dirty;
+        let already = session.machine.marked_bricks();
         let Some(round) = &mut session.round else {
             return;
         };
         while round.to_store.is_empty() && round.to_sync.is_empty() {
-            let [next, last] = round.stages;
-            let first = round.marked.is_empty() && round.failed.is_empty();
-            let goes_on = match round.removed {
-                Some(_) => round.failed.is_empty() && round.unlocked.is_empty(),
-                None => late || first || completes(&shape, round.marked.without(round.unlocked)),
-            };
-            if round.stages == [BrickSet::EMPTY; 2] {
+            let [next, last, after] = round.stages;
+            if round.stages == [BrickSet::EMPTY; 3] {
                 return;
             }
-            round.stages = [last, BrickSet::EMPTY];
-            if goes_on {
+            round.stages = [last, after, BrickSet::EMPTY];
+            let marked = round.marked.iter().chain(already.iter()).chain([shape.local]);
+            let goes_on = match round.removed {
+                Some(_) => round.failed.is_empty(),
+                None => !next.contains(shape.local) || shape.is_quorum(marked.collect()),
+            };
+            if goes_on || unordered {
                 round.to_store = next;
             }
         }
@@ -261,32 +252,38 @@ impl Rim<'_> {
                 session.machine.marked(brick);
             }
         }
-        self.mark_local_file(round.marked.without(round.failed));
+        if self.mark_local_file() {
+            return;
+        }
         self.take(Event::MarkRoundOver);
     }
 
     /// `Runner::mark_local_file`: past the brick's process, which is taken to be away.
-    fn mark_local_file(&mut self, marked: BrickSet) {
+    /// Has the session stopped?
+    fn mark_local_file(&mut self) -> bool {
         let shape = self.setting.shape(self.slot);
-        let checked = !self.setting.lacks(Protection::LocalFileGuarded);
-        let read = !self.setting.lacks(Protection::LocalFileRead);
+        let anyway = self.setting.lacks(Protection::LocalFileGuarded);
+        let unread = self.setting.lacks(Protection::LocalFileRead);
         let Some((session, at)) = self.with(shape.local) else {
-            return;
+            return true;
         };
-        let late = session.machine.phase() == &Phase::Dirty;
-        let useless = checked && !late && !shape.is_quorum(marked);
-        if session.machine.held().contains(shape.local) || useless {
-            return;
+        let useful = anyway || shape.is_quorum(session.machine.marked_bricks());
+        if session.machine.held().contains(shape.local) || !useful {
+            return false;
         }
-        if read && at.stored[shape.local] != 0 {
+        if at.stored[shape.local] != 0 && !unread {
             let by = shape.local;
-            return self.take(Event::LocalAccused { by });
+            self.take(Event::LocalAccused { by });
+            return true;
         }
-        for peer in shape.peers().iter().filter(|&peer| at.stored[peer] == 0).collect::<BrickSet>().iter() {
-            at.stored[peer] = 1;
+        for peer in shape.peers().iter() {
+            if at.stored[peer] == 0 {
+                at.stored[peer] = 1;
+            }
         }
         at.fsync();
         session.machine.local_marked();
+        false
     }
 
     /// The second half of `Runner::try_unmark`.
@@ -308,29 +305,32 @@ impl Rim<'_> {
     }
 }
 
-/// In which order marks are removed: what AFR believes goes before what it does not, so
-/// that no old accusation that it believes outlives the accused one's own.
+/// `unmarking::remove`'s steps.
 fn removal_stages(
     setting: &Setting,
+    local: usize,
     answered: BrickSet,
     rows: &[Row; BRICKS],
-) -> [BrickSet; 2] {
-    let stage = |brick: usize| match brick {
+) -> [BrickSet; 3] {
+    let step = |brick: usize| match brick == local {
         _ if setting.lacks(Protection::BelievedUnmarkedFirst) => 0,
-        _ if rows[brick][brick] == 0 => 0,
-        _ => 1,
+        true => 0,
+        false if rows[brick][brick] == 0 => 1,
+        false => 2,
     };
-    std::array::from_fn(|number| answered.iter().filter(|&i| stage(i) == number).collect())
+    std::array::from_fn(|number| answered.iter().filter(|&i| step(i) == number).collect())
 }
 
-/// Would the local brick make a quorum of these?
-fn completes(shape: &Shape, marked: BrickSet) -> bool {
-    shape.is_quorum(marked.iter().chain([shape.local]).collect())
-}
-
-/// May the removal of marks be asked for, and is there anything to remove?
-pub fn may_unmark(machine: &Machine, shape: &Shape, clean: BrickSet, rows: &[Row]) -> bool {
-    let standing = |peer: usize| machine.held().iter().any(|brick| rows[brick][peer] != 0);
-    let removable = shape.peers().iter().any(|peer| clean.contains(peer) && standing(peer));
-    machine.may_unmark().is_ok() && removable
+/// May the removal of marks be asked for? As `SessionHandle::report` hints and
+/// `Runner::equal_peers` asks; and some mark must be there to remove.
+pub fn may_unmark(session: &Session, shape: &Shape, clean: BrickSet, rows: &[Row]) -> bool {
+    let machine = &session.machine;
+    let held = machine.held();
+    let standing = |peer: usize| held.iter().any(|brick| rows[brick][peer] != 0);
+    let removable = |peer| clean.contains(peer) && standing(peer);
+    let behind_is_held = shape.peers().without(clean).iter().any(|i| held.contains(i));
+    machine.phase() == &Phase::Dirty
+        && machine.may_unmark().is_ok()
+        && !behind_is_held
+        && shape.peers().iter().any(removable)
 }

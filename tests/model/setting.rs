@@ -107,21 +107,21 @@ pub enum Protection {
     MarksDurable,
     /// Marks stay when a brick is lost.
     MarksStayOnLoss,
-    /// *Proposed.* A round for a held gate marks the local copy last, and only if
+    /// A round for a held gate marks the local copy last, and only if
     /// that completes a quorum.
     LocalMarkedLast,
-    /// *Proposed.* The local file is marked past its brick's process only if other bricks
+    /// The local file is marked past its brick's process only if other bricks
     /// that are locked and marked are a quorum.
     LocalFileGuarded,
-    /// *Proposed.* And only if the local file does not accuse its own copy.
+    /// And only if the local file does not accuse its own copy.
     LocalFileRead,
     /// *Proposed.* What a round reads of a brick and what it stores there go through
     /// one and the same connection.
     RoundKeepsConnection,
-    /// *Proposed.* The local file, its attributes included, is made durable before a round
+    /// The local file, its attributes included, is made durable before a round
     /// marks others: what was read there would else not be what a crash leaves.
     ReadIsDurable,
-    /// *Proposed.* Under the data lock, before marks for a held gate are stored, the
+    /// Under the data lock, before marks for a held gate are stored, the
     /// local file is compared with what the session last knew of it.
     FileCompared,
     /// The heal lock is taken with the session lock.
@@ -149,14 +149,11 @@ pub enum Protection {
     PeerFsynced,
     /// Marks are removed with the gate held.
     GateHeld,
-    /// *Proposed.* Marks are removed, durably, from the local brick and others that do not
+    /// Marks are removed, durably, from the local brick and others that do not
     /// accuse themselves before they are from those that do.
     BelievedUnmarkedFirst,
-    /// *Proposed.* Marks against a peer are removed only where its own brick is reached and
-    /// accuses itself and those that still miss data.
-    RemovedWhereMarked,
-    /// *Proposed.* Marks are removed only if every brick that is away accuses itself.
-    AbsentDisbelieved,
+    /// Marks are removed only against those that `unmarking::removable` names.
+    RemovableOnly,
     /// The removal of marks is made durable.
     RemovalDurable,
     /// A healer that took the copy lock copies only if its session's record stands there
@@ -175,7 +172,7 @@ pub enum Protection {
     /// *Proposed.* A promotion lets every brick accuse every copy before it lets any be
     /// believed.
     AllAccusedFirst,
-    /// *Proposed.* A promotion raises AFR's *dirty* counter on the promoted copy, which
+    /// A promotion raises AFR's *dirty* counter on the promoted copy, which
     /// makes it the source of every heal in which nobody else decides.
     PromotedWitness,
 }

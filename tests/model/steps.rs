@@ -221,7 +221,7 @@ impl Setting {
         {
             let clean = (0..self.bricks).filter(|&i| map.is_clean(i)).collect();
             let rows = world.rows();
-            if may_unmark(&s.machine, &self.shape(slot), clean, &rows) {
+            if may_unmark(s, &self.shape(slot), clean, &rows) {
                 steps.push(Step::WantUnmark(slot));
             }
             if s.in_flight.is_none() {

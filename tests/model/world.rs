@@ -253,6 +253,8 @@ pub struct Session {
     pub round: Option<Round>,
     /// The local copy as the session knows it.
     pub view: Writes,
+    /// Whom each brick accused when it was last read.
+    pub known: [Option<BrickSet>; BRICKS],
     /// A write that was admitted and is not done yet.
     pub in_flight: Option<u8>,
 }
@@ -307,7 +309,7 @@ pub struct Round {
     /// What the probe read on each brick.
     pub read: [Row; BRICKS],
     /// Bricks whose turn comes later, one set after the other.
-    pub stages: [BrickSet; 2],
+    pub stages: [BrickSet; 3],
     /// Bricks whose XATTROP is due.
     pub to_store: BrickSet,
     /// Bricks whose FSYNC is due.
