@@ -53,7 +53,7 @@ fn explore() {
         MarksOnPeers, MarksBeforeGate, MarksDurable, MarksStayOnLoss, LocalMarkedLast, LocalFileGuarded, LocalFileRead,
         RoundKeepsConnection, FileCompared, HealLock, LocksOnPeers, MarksReadAgain, SelfAccusersBelieved,
         OpenQuorum, MapBeforeWrite, MapDistrusted, StampsCompared, ForeignMarksNoted, CopyingFlag, PeerFsynced,
-        GateHeld, ReadIsDurable, BelievedUnmarkedFirst, RemovableOnly, RemovalDurable, RecordChecked, SessionAsked, StampUnderLock, CopyLock, OldCopyAccused, AllAccusedFirst,
+        GateHeld, ReadIsDurable, BelievedUnmarkedFirst, RemovableOnly, RemovalDurable, RecordChecked, SessionAsked, StampUnderLock, CopyLock, OldCopyAccused, AllAccusedFirst, RecordedLate,
         PromotedWitness,
     ];
     let m = std::env::var("M").unwrap_or_default();

@@ -1,122 +1,133 @@
 //! Promotion: a stale copy is made the fresh one, since the fresh one is gone for good.
+//! The plan and the changes of each brick are the real ones (`promote.rs`).
 //!
-//! Under the locks of a quorum, in three stages, each durable before the next:
-//! 1. every brick that is reached accuses every copy, the one that is away and its own
-//!    included: nobody can open any, and AFR believes none of these bricks;
-//! 2. those of other copies accuse the one that is away only;
-//! 3. the promoted copy's own accuses all others.
-//!
-//! XATTROP and FSYNC are one step; between bricks it can be killed.
+//! Under the locks of a quorum: first every brick that is reached accuses, then the
+//! promoted copy is acquitted. XATTROP and FSYNC are one step; between bricks, in any
+//! order, it can be killed. The holder of the copy that is away is gone, as the operator
+//! says; it may come back later.
 
 use bypass_blk::image::bricks::BrickSet;
+use bypass_blk::image::port::Counter as Named;
+use bypass_blk::image::promote::{Changes, Plan, changes, plan};
 
-use super::rim::decision;
+use super::debt::copy_state;
 use super::setting::{Protection, Setting};
 use super::steps::Step;
-use super::world::{Daemon, Promotion, Stage, World};
+use super::world::{BRICKS, Counter, Daemon, Promotion, World};
 
 /// What can be promoted, or how a promotion goes on.
 pub fn promotion_steps(setting: &Setting, world: &World, slot: usize, steps: &mut Vec<Step>) {
     if let Daemon::Promoting(promotion) = &world.daemons[slot] {
         let due = promotion.left.iter();
         steps.extend(due.map(|brick| Step::PromoteOn(slot, brick)));
-        steps.push(Step::Kill {
-            slot,
-            landed: false,
-        });
+        let landed = false;
+        steps.push(Step::Kill { slot, landed });
     } else if world.promotes_left > 0 {
-        let sets = setting.reachable(world, slot, false).into_iter();
-        let sets = sets.filter(|&reached| away(setting, world, slot, reached).is_some());
-        steps.extend(sets.map(|reached| Step::Promote(slot, reached)));
+        for reached in setting.reachable(world, slot, false) {
+            let Some(plan) = plan_of(setting, world, slot, reached) else {
+                continue;
+            };
+            let lives = |s: &usize| {
+                plan.lost.contains(setting.locals[*s]) && world.daemons[*s] != Daemon::Closed
+            };
+            if !(0..2).any(|s| lives(&s)) {
+                steps.push(Step::Promote(slot, reached));
+            }
+        }
     }
 }
 
-/// The copies with newer data, if none of them is reached and the local one is stale.
-fn away(setting: &Setting, world: &World, slot: usize, reached: BrickSet) -> Option<BrickSet> {
-    decision(setting, world, slot, reached).err()?;
-    let accused = |&copy: &usize| reached.iter().any(|i| world.bricks[i].stored[copy] != 0);
-    let copies = setting.shape(slot).copies();
-    let stale: BrickSet = copies.iter().filter(accused).collect();
-    let fresh = copies.without(stale);
-    let reached_fresh = reached.iter().any(|i| fresh.contains(i));
-    (stale.contains(setting.locals[slot]) && !fresh.is_empty() && !reached_fresh).then_some(fresh)
+fn plan_of(setting: &Setting, world: &World, slot: usize, reached: BrickSet) -> Option<Plan> {
+    let rows = world.rows();
+    let read = |i| reached.contains(i).then(|| copy_state(setting, &rows[i]));
+    let copies: Vec<_> = (0..setting.bricks).map(read).collect();
+    plan(&setting.shape(slot), &copies).ok()
 }
 
-/// Locks, and records what is overruled.
+/// Locks, plans and begins.
 pub fn begin(setting: &Setting, world: &mut World, slot: usize, reached: BrickSet) {
-    let Some(away) = away(setting, world, slot, reached) else {
+    let Some(plan) = plan_of(setting, world, slot, reached) else {
         return;
     };
     world.promotes_left -= 1;
     setting.rim(world, slot).take_locks(reached);
-    let local = setting.locals[slot];
-    let accusations = reached.iter().map(|i| world.bricks[i].stored[local]);
-    let accusation = accusations.max().unwrap_or_default();
-    world.overruled[slot] = away.iter().next().map(|brick| (brick, accusation));
-    let data = world.bricks[local].data;
+    let data = world.bricks[setting.locals[slot]].data;
     let lost = world.acked & !data;
     world.acked &= data;
     let stamp = world.fresh_stamp();
-    let first = match setting.lacks(Protection::AllAccusedFirst) {
-        true => Stage::Others,
-        false => Stage::All,
-    };
     world.daemons[slot] = Daemon::Promoting(Promotion {
-        stage: first,
+        acquits: false,
         reached,
-        left: BrickSet::EMPTY,
-        away,
+        left: reached,
+        read: world.rows(),
         stamp,
         lost,
     });
-    begin_stage(setting, world, slot, first);
+    if setting.lacks(Protection::RecordedLate) {
+        record(world, slot, &plan);
+    }
 }
 
-fn begin_stage(setting: &Setting, world: &mut World, slot: usize, stage: Stage) {
-    let Daemon::Promoting(promotion) = &mut world.daemons[slot] else {
-        return;
-    };
-    let local = BrickSet::only(setting.locals[slot]);
-    promotion.stage = stage;
-    promotion.left = match stage {
-        Stage::All => promotion.reached,
-        Stage::Others => promotion.reached.without(local),
-        Stage::Own => local,
-    };
-    if promotion.left.is_empty() {
-        begin_stage(setting, world, slot, Stage::Own);
-    }
+/// The accusations of the lost copy, there is one of them here, are overruled.
+fn record(world: &mut World, slot: usize, plan: &Plan) {
+    let stamp = plan.stamps.last().and_then(|&stamp| Counter::try_from(stamp).ok());
+    world.overruled[slot] = plan.lost.iter().next().zip(stamp);
 }
 
 /// Changes one brick. With the last one the promotion is done, and the locks go.
 pub fn change(setting: &Setting, world: &mut World, slot: usize, brick: usize) {
-    let Daemon::Promoting(promotion) = &mut world.daemons[slot] else {
+    let Daemon::Promoting(promotion) = world.daemons[slot] else {
         return;
     };
-    promotion.left.remove(brick);
-    let promotion = *promotion;
+    let left = promotion.left.without(BrickSet::only(brick));
     let shape = setting.shape(slot);
-    let at = &mut world.bricks[brick];
-    for copy in shape.copies().iter() {
-        let accused = match (promotion.away.contains(copy), promotion.stage) {
-            (true, _) => !setting.lacks(Protection::OldCopyAccused),
-            (false, Stage::All) => true,
-            (false, Stage::Others) => false,
-            (false, Stage::Own) => copy != shape.local,
-        };
-        at.stored[copy] = if accused { promotion.stamp } else { 0 };
-    }
-    at.witness = brick == shape.local && !setting.lacks(Protection::PromotedWitness);
-    at.fsync();
-    if !promotion.left.is_empty() {
+    let read = |i: usize| promotion.reached.contains(i).then(|| copy_state(setting, &promotion.read[i]));
+    let copies: Vec<_> = (0..setting.bricks).map(read).collect();
+    let (Ok(plan), Some(Some(copy))) = (plan(&shape, &copies), copies.get(brick)) else {
         return;
+    };
+    let stamp = promotion.stamp.into();
+    let Changes { accuse, acquit } = changes(&shape, &plan, stamp, brick, copy);
+    add(setting, world, brick, if promotion.acquits { &acquit } else { &accuse });
+    let at = &mut world.bricks[brick];
+    if !setting.lacks(Protection::AllAccusedFirst) {
+        let own = setting.has_data(brick) && promotion.read[brick][brick] == 0;
+        at.stored[brick] = match (own, promotion.acquits) {
+            (false, _) => at.stored[brick],
+            (true, false) => promotion.stamp,
+            (true, true) => 0,
+        };
     }
-    match promotion.stage {
-        Stage::All => begin_stage(setting, world, slot, Stage::Others),
-        Stage::Others => begin_stage(setting, world, slot, Stage::Own),
-        Stage::Own => {
-            world.given_up |= promotion.lost;
-            world.daemon_gone(slot);
+    if setting.lacks(Protection::OldCopyAccused) {
+        for lost in plan.lost.iter() {
+            at.stored[lost] = 0;
+        }
+    }
+    at.fsync();
+    let (acquits, left) = match left.is_empty() && !promotion.acquits {
+        true => (true, promotion.reached),
+        false => (promotion.acquits, left),
+    };
+    if acquits && !promotion.acquits {
+        record(world, slot, &plan);
+    }
+    world.daemons[slot] = Daemon::Promoting(Promotion { acquits, left, ..promotion });
+    if left.is_empty() {
+        world.given_up |= promotion.lost;
+        world.daemon_gone(slot);
+    }
+}
+
+fn add(setting: &Setting, world: &mut World, brick: usize, changes: &[(Named, i32)]) {
+    let at = &mut world.bricks[brick];
+    for &(counter, change) in changes {
+        let change = Counter::try_from(change);
+        match counter {
+            Named::Dirty => at.witness = !setting.lacks(Protection::PromotedWitness),
+            Named::Pending(child) if child < BRICKS => {
+                at.stored[child] += change.unwrap_or_default();
+            }
+            Named::Pending(_) => {}
         }
     }
 }

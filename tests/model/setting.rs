@@ -169,9 +169,11 @@ pub enum Protection {
     CopyLock,
     /// A promotion accuses the copy that is away.
     OldCopyAccused,
-    /// *Proposed.* A promotion lets every brick accuse every copy before it lets any be
-    /// believed.
+    /// *Proposed.* When a promotion accuses, every brick accuses itself, too: AFR believes
+    /// none of them until all have.
     AllAccusedFirst,
+    /// *Proposed.* What a promotion overrules is recorded once all bricks have accused.
+    RecordedLate,
     /// A promotion raises AFR's *dirty* counter on the promoted copy, which
     /// makes it the source of every heal in which nobody else decides.
     PromotedWitness,

@@ -219,25 +219,18 @@ pub enum Daemon {
 /// A promotion on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Promotion {
-    pub stage: Stage,
+    /// All have accused; now the promoted copy is acquitted.
+    pub acquits: bool,
     /// The bricks on which its locks are.
     pub reached: BrickSet,
-    /// Those that are still to be changed in this stage.
+    /// Those that are still to be changed.
     pub left: BrickSet,
-    /// The bricks that are not reached and hold newer data.
-    pub away: BrickSet,
+    /// What they said at the beginning.
+    pub read: [Row; BRICKS],
     /// The counter to accuse with.
     pub stamp: Counter,
     /// The writes that it gives up.
     pub lost: Writes,
-}
-
-/// See `promoting.rs`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
-    All,
-    Others,
-    Own,
 }
 
 /// An open session: the real machine and the rim around it.
