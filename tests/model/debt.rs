@@ -50,7 +50,10 @@ impl Map {
 pub fn adopt(setting: &Setting, world: &mut World, slot: usize, held: BrickSet) {
     let shape = setting.shape(slot);
     let rows = world.rows();
-    let read = |brick| held.contains(brick).then(|| copy_state(setting, &rows[brick]));
+    let read = |brick| {
+        held.contains(brick)
+            .then(|| copy_state(setting, &rows[brick]))
+    };
     let copies: Vec<_> = (0..setting.bricks).map(read).collect();
     let old = world.maps[slot];
     let judged = belief::judge(&shape, old.map(|map| map.record()), &copies);

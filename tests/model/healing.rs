@@ -54,8 +54,7 @@ fn may_attach(setting: &Setting, world: &World, slot: usize, peer: usize) -> boo
     let recorded = |lease: Lease| lease.slot == slot && lease.published;
     let dirty = session.machine.phase() == &Phase::Dirty;
     let may = setting.lacks(Protection::RecordChecked)
-        || at.lease.is_some_and(recorded)
-            && (dirty || setting.lacks(Protection::SessionAsked));
+        || at.lease.is_some_and(recorded) && (dirty || setting.lacks(Protection::SessionAsked));
     at.up && may && !map.is_clean(peer)
 }
 

@@ -70,7 +70,10 @@ pub fn begin(setting: &Setting, world: &mut World, slot: usize, reached: BrickSe
 
 /// The accusations of the lost copy, there is one of them here, are overruled.
 fn record(world: &mut World, slot: usize, plan: &Plan) {
-    let stamp = plan.stamps.last().and_then(|&stamp| Counter::try_from(stamp).ok());
+    let stamp = plan
+        .stamps
+        .last()
+        .and_then(|&stamp| Counter::try_from(stamp).ok());
     world.overruled[slot] = plan.lost.iter().next().zip(stamp);
 }
 
@@ -81,14 +84,24 @@ pub fn change(setting: &Setting, world: &mut World, slot: usize, brick: usize) {
     };
     let left = promotion.left.without(BrickSet::only(brick));
     let shape = setting.shape(slot);
-    let read = |i: usize| promotion.reached.contains(i).then(|| copy_state(setting, &promotion.read[i]));
+    let read = |i: usize| {
+        promotion
+            .reached
+            .contains(i)
+            .then(|| copy_state(setting, &promotion.read[i]))
+    };
     let copies: Vec<_> = (0..setting.bricks).map(read).collect();
     let (Ok(plan), Some(Some(copy))) = (plan(&shape, &copies), copies.get(brick)) else {
         return;
     };
     let stamp = promotion.stamp.into();
     let Changes { accuse, acquit } = changes(&shape, &plan, stamp, brick, copy);
-    add(setting, world, brick, if promotion.acquits { &acquit } else { &accuse });
+    add(
+        setting,
+        world,
+        brick,
+        if promotion.acquits { &acquit } else { &accuse },
+    );
     let at = &mut world.bricks[brick];
     if !setting.lacks(Protection::AllAccusedFirst) {
         let own = setting.has_data(brick) && promotion.read[brick][brick] == 0;
@@ -111,7 +124,11 @@ pub fn change(setting: &Setting, world: &mut World, slot: usize, brick: usize) {
     if acquits && !promotion.acquits {
         record(world, slot, &plan);
     }
-    world.daemons[slot] = Daemon::Promoting(Promotion { acquits, left, ..promotion });
+    world.daemons[slot] = Daemon::Promoting(Promotion {
+        acquits,
+        left,
+        ..promotion
+    });
     if left.is_empty() {
         world.given_up |= promotion.lost;
         world.daemon_gone(slot);

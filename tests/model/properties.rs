@@ -3,7 +3,7 @@
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::decide::Refusal;
 use bypass_blk::image::machine::{GateState, Phase, StopReason};
-use stateright::Property;
+use stateright::{Expectation, Property};
 
 use super::rim::decision;
 use super::setting::Setting;
@@ -35,6 +35,10 @@ pub const INVARIANTS: [&str; 7] = [
     NO_FALSE_CLEAN,
     ENDS_WELL,
 ];
+
+const HEALED: &str = "our healer alone makes all copies equal, unmarked";
+const PARTLY: &str = "one peer is unmarked, the other is not";
+const PROMOTED: &str = "a promoted copy wins, and all copies are equal";
 
 /// All properties.
 pub fn all() -> Vec<Property<Setting>> {
@@ -77,29 +81,37 @@ pub fn all() -> Vec<Property<Setting>> {
             w.bricks.iter().any(|brick| !brick.up && unmarked(brick))
                 && !w.bricks.iter().all(unmarked)
         }),
-        sometimes("our healer alone makes all copies equal, unmarked", |s, w| {
+        sometimes(HEALED, |s, w| {
             s.healing && w.acked != 0 && copies_equal_and_clean(w) && in_phase(w, is_unmarked)
         }),
-        sometimes("one peer is unmarked, the other is not", |s, w| {
+        sometimes(PARTLY, |s, w| {
             let marked = |copy| w.bricks.iter().any(|brick| brick.stored[copy] != 0);
             let peers = s.shape(0).peers();
-            s.healing && in_phase(w, is_unmarked) && peers.iter().any(marked) && !peers.iter().all(marked)
+            s.healing
+                && in_phase(w, is_unmarked)
+                && peers.iter().any(marked)
+                && !peers.iter().all(marked)
         }),
-        sometimes("a promoted copy wins, and all copies are equal", |_, w| {
+        sometimes(PROMOTED, |_, w| {
             w.given_up != 0 && copies_equal_and_clean(w)
         }),
     ]
 }
 
-/// The names of those that a setting without healing, promotion or a third brick
-/// cannot reach.
-pub fn is_reachable(setting: &Setting, name: &str) -> bool {
-    match name {
-        "our healer alone makes all copies equal, unmarked" => setting.healing,
-        "one peer is unmarked, the other is not" => setting.healing && setting.bricks > 2,
-        "a promoted copy wins, and all copies are equal" => setting.promotes > 0,
-        _ => setting.promotes == 0 && setting.clients == 0,
-    }
+/// What the bounds let happen, of the properties that some state must have.
+pub fn reachable(setting: &Setting) -> impl Iterator<Item = &'static str> {
+    let setting = *setting;
+    let may = move |name: &&str| match *name {
+        HEALED => setting.healing,
+        PARTLY => setting.healing && setting.bricks > 2 && !setting.arbiter && setting.faults > 0,
+        PROMOTED => setting.promotes > 0,
+        _ => !setting.healing && setting.promotes == 0,
+    };
+    let sometimes = |property: Property<Setting>| match property.expectation {
+        Expectation::Sometimes => Some(property.name),
+        _ => None,
+    };
+    all().into_iter().filter_map(sometimes).filter(may)
 }
 
 type Condition = fn(&Setting, &World) -> bool;

@@ -152,7 +152,11 @@ impl Rim<'_> {
         let Some(session) = self.session() else {
             return;
         };
-        let reachable = session.machine.held().iter().any(|peer| !map.is_clean(peer));
+        let reachable = session
+            .machine
+            .held()
+            .iter()
+            .any(|peer| !map.is_clean(peer));
         if reachable && session.machine.phase() == &Phase::Unmarked {
             self.take(Event::WriteWanted);
         }

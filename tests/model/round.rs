@@ -119,7 +119,11 @@ impl Rim<'_> {
         let copies: Vec<_> = answered.iter().map(copy).collect();
         let absent = shape.all().without(answered);
         let absent: Vec<_> = absent.iter().map(|i| (i, session.known[i])).collect();
-        let behind_is_held = shape.peers().without(clean).iter().any(|i| answered.contains(i));
+        let behind_is_held = shape
+            .peers()
+            .without(clean)
+            .iter()
+            .any(|i| answered.contains(i));
         let equal = match setting.lacks(Protection::RemovableOnly) {
             _ if behind_is_held => BrickSet::EMPTY,
             true => clean,
@@ -162,7 +166,11 @@ impl Rim<'_> {
             if round.removed == Some(shape.peers()) && brick == shape.local {
                 at.witness = false;
             }
-            let skipped = if round.removed.is_some() { volatile } else { unsynced };
+            let skipped = if round.removed.is_some() {
+                volatile
+            } else {
+                unsynced
+            };
             match skipped {
                 true => round.marked.insert(brick),
                 false => round.to_sync.insert(brick),
@@ -210,7 +218,11 @@ impl Rim<'_> {
                 return;
             }
             round.stages = [last, after, BrickSet::EMPTY];
-            let marked = round.marked.iter().chain(already.iter()).chain([shape.local]);
+            let marked = round
+                .marked
+                .iter()
+                .chain(already.iter())
+                .chain([shape.local]);
             let goes_on = match round.removed {
                 Some(_) => round.failed.is_empty(),
                 None => !next.contains(shape.local) || shape.is_quorum(marked.collect()),
@@ -328,7 +340,11 @@ pub fn may_unmark(session: &Session, shape: &Shape, clean: BrickSet, rows: &[Row
     let held = machine.held();
     let standing = |peer: usize| held.iter().any(|brick| rows[brick][peer] != 0);
     let removable = |peer| clean.contains(peer) && standing(peer);
-    let behind_is_held = shape.peers().without(clean).iter().any(|i| held.contains(i));
+    let behind_is_held = shape
+        .peers()
+        .without(clean)
+        .iter()
+        .any(|i| held.contains(i));
     machine.phase() == &Phase::Dirty
         && machine.may_unmark().is_ok()
         && !behind_is_held

@@ -5,8 +5,8 @@ use bypass_blk::image::machine::{GateState, Phase};
 use stateright::{Model, Property};
 
 use super::healing::healer_steps;
-use super::properties;
 use super::promoting::promotion_steps;
+use super::properties;
 use super::round::may_unmark;
 use super::setting::{Protection, Setting};
 use super::stock::{Direction, directions};
@@ -66,10 +66,7 @@ pub enum Step {
     /// A brick's process starts again.
     Return(usize),
     /// A healer takes the copy lock, checks the record, and asks its session.
-    Attach {
-        slot: usize,
-        peer: usize,
-    },
+    Attach { slot: usize, peer: usize },
     /// It gives the copy lock back.
     Detach(usize),
     /// It takes the data lock, reads an extent and sends it.
@@ -176,7 +173,10 @@ impl Setting {
     }
 
     fn session_steps(&self, world: &World, slot: usize, s: &Session, steps: &mut Vec<Step>) {
-        steps.push(Step::Kill { slot, landed: false });
+        steps.push(Step::Kill {
+            slot,
+            landed: false,
+        });
         if s.in_flight.is_some() {
             steps.extend([Step::Kill { slot, landed: true }, Step::LandWrite(slot)]);
         } else if s.gate == GateState::Open && world.writes_left > 0 {
@@ -290,7 +290,9 @@ impl Setting {
             steps.push(Step::KillBrick(brick));
         }
         if world.faults_left > 0 {
-            for (marks_kept, data_kept) in [(true, true), (true, false), (false, true), (false, false)] {
+            for (marks_kept, data_kept) in
+                [(true, true), (true, false), (false, true), (false, false)]
+            {
                 let marks_differ = marks_kept || at.stored != at.durable;
                 let data_differ = data_kept || at.data != at.data_durable;
                 if marks_differ && data_differ {

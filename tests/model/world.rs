@@ -123,7 +123,8 @@ impl Brick {
 
     /// Is the copy lock free for the session in `slot`, its own healer aside?
     pub fn is_free_of_others(&self, slot: usize) -> bool {
-        self.copier.is_none_or(|copier| copier.slot == slot && !copier.orphan)
+        self.copier
+            .is_none_or(|copier| copier.slot == slot && !copier.orphan)
     }
 
     /// FSYNC.
@@ -374,7 +375,10 @@ impl World {
         let recorded = |stamp| self.overruled.iter().flatten().any(|&(_, s)| s == stamp);
         let used = |stamp| on_bricks(stamp) || in_maps(stamp) || recorded(stamp);
         let stamps = (1..).map(|number| number * STAMP);
-        stamps.into_iter().find(|&stamp| !used(stamp)).unwrap_or_default()
+        stamps
+            .into_iter()
+            .find(|&stamp| !used(stamp))
+            .unwrap_or_default()
     }
 
     /// The next write begins; its number.
