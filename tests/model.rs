@@ -43,6 +43,7 @@ mod protocol;
 
 use std::collections::BTreeMap;
 
+use bypass_blk::image::bricks::BrickSet;
 use stateright::{Checker, HasDiscoveries, Model};
 
 use protocol::properties::{
@@ -50,6 +51,7 @@ use protocol::properties::{
     ONE_WRITER, reachable,
 };
 use protocol::setting::{Protection::*, Setting};
+use protocol::steps::Step;
 
 /// Every state within the bounds has every invariant, and what is to be reached is.
 fn holds(setting: Setting) {
@@ -239,6 +241,47 @@ mod holds {
     }
 }
 
+/// A session opens on these bricks, marks them and writes.
+fn written(slot: usize, bricks: &[usize]) -> Vec<Step> {
+    let all: BrickSet = bricks.iter().copied().collect();
+    let local = THREE.locals[slot];
+    let mut steps = vec![
+        Step::Open(slot, all),
+        Step::FinishOpen(slot),
+        Step::WantWrite(slot),
+        Step::Probe(slot),
+    ];
+    let others = bricks.iter().copied().filter(|&brick| brick != local);
+    for brick in others.chain([local]) {
+        steps.extend([Step::Store(slot, brick), Step::Sync(slot, brick)]);
+    }
+    steps.extend([
+        Step::EndRound(slot),
+        Step::BeginWrite(slot),
+        Step::LandWrite(slot),
+    ]);
+    steps
+}
+
+/// A session with all three bricks loses the last one.
+fn written_and_lost_one() -> Vec<Step> {
+    let mut steps = written(0, &[0, 1, 2]);
+    steps.extend([Step::SessionDrops(0, 2), Step::Hear(0)]);
+    steps
+}
+
+/// A session lost its own brick before it wrote, and another wrote on that and its own.
+fn written_beside_a_clean_session() -> Vec<Step> {
+    let both = [0, 2].into_iter().collect();
+    let mut steps = vec![
+        Step::Open(0, both),
+        Step::FinishOpen(0),
+        Step::BrickDrops(0, 0),
+    ];
+    steps.extend(written(1, &[0, 1]));
+    steps
+}
+
 /// A test that `$without` is needed for `$invariant`.
 macro_rules! caught {
     ($($name:ident: $setting:expr, without $without:expr => $invariant:expr;)*) => {
@@ -263,9 +306,20 @@ const CLIENT: Setting = Setting {
     faults: 0,
     ..HEALING_TWO
 };
-const HEALING_THREE_FAULT: Setting = Setting {
-    faults: 1,
+const LOST_ONE: Setting = Setting {
+    faults: 2,
+    writes: 2,
+    after: written_and_lost_one,
     ..HEALING_THREE
+};
+const BESIDE: Setting = Setting {
+    faults: 1,
+    after: written_beside_a_clean_session,
+    ..HEALING_THREE
+};
+const WRITTEN_ON_ONE: Setting = Setting {
+    after: || written(0, &[0]),
+    ..HEALING_TWO
 };
 
 caught! {
@@ -274,14 +328,14 @@ caught! {
     marks_that_are_not_fsynced: ONE_FAULT, without [MarksDurable] => MARKED;
     marks_taken_off_with_a_lost_brick: ONE_FAULT, without [MarksStayOnLoss] => NO_FALSE_CLEAN;
     the_local_copy_marked_beside_the_others: ONE_FAULT, without [LocalMarkedLast] => ENDS_WELL;
-    the_local_file_marked_without_a_quorum: ONE_FAULT, without [LocalFileGuarded] => ENDS_WELL;
+    the_local_file_marked_without_a_quorum: TWO, without [LocalFileGuarded] => ENDS_WELL;
     the_local_file_marked_though_it_accuses_itself: THREE, without [LocalFileRead] => ENDS_WELL;
     a_round_over_two_connections: TWO, without [RoundKeepsConnection] => ENDS_WELL;
-    marks_read_locally_that_a_crash_undoes: HEALING_THREE_FAULT, without [ReadIsDurable] => ENDS_WELL;
-    a_file_that_was_healed_meanwhile: ONE_FAULT, without [FileCompared] => NOT_UNDERNEATH;
+    marks_read_locally_that_a_crash_undoes: LOST_ONE, without [ReadIsDurable] => ENDS_WELL;
+    a_file_that_was_healed_meanwhile: ONE_FAULT, without [FileCompared, FileWatched] => NOT_UNDERNEATH;
     no_heal_lock: ONE_FAULT, without [HealLock] => NO_FALSE_CLEAN;
     session_locks_on_the_local_brick_only: ONE_FAULT, without [LocksOnPeers] => NO_FALSE_CLEAN;
-    marks_not_read_again: TWO, without [MarksReadAgain, FileCompared] => NO_STALE_WRITE;
+    marks_not_read_again: TWO, without [MarksReadAgain, FileCompared, FileWatched] => NO_STALE_WRITE;
     self_accusers_not_believed: ONE_FAULT, without [SelfAccusersBelieved] => NO_STALE_OPEN;
     opening_without_a_quorum: ONE_FAULT, without [OpenQuorum] => NO_STALE_OPEN;
     a_write_that_the_map_learns_of_too_late: HEALING, without [MapBeforeWrite] => NO_FALSE_CLEAN;
@@ -291,10 +345,10 @@ caught! {
     a_copy_cleared_before_the_peer_s_fsync: HEALING, without [PeerFsynced] => NO_FALSE_CLEAN;
     unmarking_with_the_gate_open: HEALING, without [GateHeld] => NO_FALSE_CLEAN;
     unmarking_in_any_order: HEALING, without [BelievedUnmarkedFirst] => ENDS_WELL;
-    unmarking_whoever_is_clean: HEALING_THREE, without [RemovableOnly] => ENDS_WELL;
+    unmarking_whoever_is_clean: BESIDE, without [RemovableOnly] => ENDS_WELL;
     unmarking_that_a_crash_undoes: HEALING, without [RemovalDurable] => ENDS_WELL;
     a_healer_that_asks_nobody: HEALING, without [RecordChecked, StampUnderLock] => NO_FALSE_CLEAN;
-    a_healer_of_a_session_whose_marks_may_be_gone: HEALING_TWO, without [SessionAsked, StampUnderLock] => NO_FALSE_CLEAN;
+    a_healer_of_a_session_whose_marks_may_be_gone: WRITTEN_ON_ONE, without [SessionAsked, StampUnderLock] => NO_FALSE_CLEAN;
     a_session_that_does_not_try_the_copy_lock: HEALING, without [CopyLock, StampUnderLock] => NO_FALSE_CLEAN;
     a_healer_that_does_not_look_at_the_peer_s_own_mark: CLIENT, without [StampUnderLock] => NO_FALSE_CLEAN;
     a_promotion_that_does_not_accuse_the_old_copy: PROMOTING, without [OldCopyAccused] => NO_FALSE_CLEAN;

@@ -230,6 +230,7 @@ impl Rim<'_> {
         };
         let now = self.world.bricks[local].data;
         let unread = self.setting.lacks(Protection::MarksReadAgain);
+        let unwatched = self.setting.lacks(Protection::FileWatched);
         let shape = self.setting.shape(self.slot);
         let map = self.world.maps[self.slot];
         let stands = map.is_some_and(|map| map.stands_on(&shape, &row));
@@ -241,7 +242,7 @@ impl Rim<'_> {
             brick,
             marks_stand: stands || unread,
             local_accused_by: accuser.filter(|_| !unread),
-            local_untouched: now == session.view || unread,
+            local_untouched: now == session.view || unwatched,
         };
         self.take(event);
         self.mark_debt();

@@ -3,6 +3,8 @@
 
 use bypass_blk::image::bricks::Shape;
 
+use super::steps::Step;
+
 /// One check.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
@@ -28,6 +30,8 @@ pub struct Setting {
     pub promotes: u8,
     /// Our own healers are at work, and sessions remove marks.
     pub healing: bool,
+    /// What has happened at the beginning.
+    pub after: fn() -> Vec<Step>,
     /// The protections that are switched off.
     pub without: &'static [Protection],
 }
@@ -45,6 +49,7 @@ impl Setting {
         clients: 0,
         promotes: 0,
         healing: false,
+        after: Vec::new,
         without: &[],
     };
 
@@ -124,6 +129,8 @@ pub enum Protection {
     /// Under the data lock, before marks for a held gate are stored, the
     /// local file is compared with what the session last knew of it.
     FileCompared,
+    /// A clean session that lost its quorum looks at the file when a brick is back.
+    FileWatched,
     /// The heal lock is taken with the session lock.
     HealLock,
     /// The session lock is taken on every brick, not on the local one only.

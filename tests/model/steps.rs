@@ -10,7 +10,7 @@ use super::properties;
 use super::round::may_unmark;
 use super::setting::{Protection, Setting};
 use super::stock::{Direction, directions};
-use super::world::{BRICKS, Conn, Daemon, Link, Report, Session, StockHealer, World};
+use super::world::{BRICKS, Brick, Conn, Daemon, Link, Report, Session, StockHealer, World};
 
 /// Something that happens. Sessions are named by slot, bricks by child index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +102,11 @@ impl Model for Setting {
     type Action = Step;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::new(self)]
+        let mut world = World::new(self);
+        for step in (self.after)() {
+            self.apply(&mut world, step);
+        }
+        vec![world]
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
@@ -137,6 +141,7 @@ impl Model for Setting {
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
         let mut next = world.clone();
         self.apply(&mut next, step);
+        self.forget_what_matters_no_more(&mut next);
         Some(next)
     }
 
@@ -146,10 +151,29 @@ impl Model for Setting {
 }
 
 impl Setting {
+    /// Makes states equal that differ in what nothing can depend on any more.
+    fn forget_what_matters_no_more(&self, world: &mut World) {
+        if world.faults_left == 0 {
+            for brick in &mut world.bricks {
+                brick.data_durable = brick.data;
+            }
+        }
+        for slot in 0..world.daemons.len() {
+            let copies = |brick: &Brick| brick.copier.is_some_and(|copier| copier.slot == slot);
+            let healer = world.healers[slot].is_some() || world.bricks.iter().any(copies);
+            let over = world.daemons[slot] == Daemon::Closed && world.opens_left == 0;
+            if over && !healer {
+                world.maps[slot] = None;
+            }
+        }
+    }
+
     /// A daemon may reach any bricks that are up: the others are beyond a
     /// partition. Attempts that would be refused at once change nothing.
     fn openings(&self, world: &World, slot: usize, steps: &mut Vec<Step>) {
-        if world.opens_left == 0 {
+        // With three bricks it does not matter which of the hosts is the first one.
+        let second_first = slot == 1 && world.opens_left == self.opens && self.bricks == 3;
+        if world.opens_left == 0 || second_first {
             return;
         }
         let opens = self.reachable(world, slot, self.lacks(Protection::OpenQuorum));
@@ -224,7 +248,8 @@ impl Setting {
             if may_unmark(s, &self.shape(slot), clean, &rows) {
                 steps.push(Step::WantUnmark(slot));
             }
-            if s.in_flight.is_none() {
+            // What it makes durable matters only if there is a crash to come.
+            if s.in_flight.is_none() && world.faults_left > 0 {
                 steps.push(Step::Close(slot));
             }
         }
