@@ -5,6 +5,8 @@
 //! `BYPASS_SIM_COUNT=n` runs so many of each kind. See `tests/sim/run.rs` for what a
 //! schedule is and `tests/sim/world.rs` for what must hold all the time.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "sim/act.rs"]
 mod act;
 #[path = "sim/brick.rs"]
@@ -45,7 +47,7 @@ mod world;
 use act::Plan;
 
 /// Schedules of each kind, unless `BYPASS_SIM_COUNT` says otherwise.
-const COUNT: u64 = 500;
+const COUNT: u64 = 400;
 
 const NOTHING: Plan = Plan {
     faults: 0,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use uuid::Uuid;
 
+use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::remote::RemoteSession;
 use crate::control::socket::{self, Answer, ControlSocket, Request};
 use crate::image::error::chain;
@@ -41,6 +42,11 @@ pub struct HealdArgs {
     #[arg(long, value_name = "RATE", default_value = "unlimited")]
     bandwidth: Rate,
 
+    /// Give metrics of all images served on this host to Prometheus: unix:PATH answers
+    /// HTTP on a unix socket, textfile:PATH.prom is for node_exporter's textfile collector
+    #[arg(long, value_name = "WHERE")]
+    metrics: Option<Endpoint>,
+
     #[command(flatten)]
     state_dir: StateDirArgs,
 
@@ -62,6 +68,7 @@ pub(super) fn run(args: HealdArgs) -> Result<(), Failure> {
     be_nice();
     let bandwidth = Arc::new(AtomicU64::new(args.bandwidth.0));
     let _control = listen(&args.run_dir.run_dir, bandwidth.clone())?;
+    let _metrics = start_metrics(&args)?;
     let mut heald = Heald {
         run_dir: args.run_dir.run_dir,
         state: StateDir::new(&args.state_dir.state_dir),
@@ -82,6 +89,19 @@ pub(super) fn run(args: HealdArgs) -> Result<(), Failure> {
     }
     heald.end();
     Ok(())
+}
+
+/// They end when this is dropped.
+fn start_metrics(args: &HealdArgs) -> Result<Option<Metrics>, MetricsError> {
+    let start = |endpoint| {
+        let run_dir = args.run_dir.run_dir.clone();
+        Metrics::start(endpoint, move || {
+            let sockets = socket::list(&run_dir).unwrap_or_default();
+            let images = sockets.iter().filter_map(|path| socket::status(path).ok());
+            images.collect()
+        })
+    };
+    args.metrics.as_ref().map(start).transpose()
 }
 
 /// The guests' processes come first.

@@ -220,6 +220,7 @@ impl Place {
             brick: self.located.names().one(self.local),
             extent_size: u32::try_from(extent_size.bytes()).unwrap_or(ExtentSize::MAX),
             settled: false,
+            verified: before.as_ref().and_then(|entry| entry.verified.clone()),
             promoted: before.and_then(|entry| entry.promoted),
         }
     }

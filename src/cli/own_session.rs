@@ -97,6 +97,7 @@ impl OwnSession {
             },
             job: place.job(wanted.state, handle.peer_children()),
             session: handle,
+            state: wanted.state.clone(),
             serving: None,
             last_timed: Mutex::default(),
         };

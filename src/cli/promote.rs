@@ -14,7 +14,7 @@ use crate::image::gluster_port::GlusterPort;
 use crate::image::locate::Bypassable;
 use crate::image::locking::{Blocked, Claim, lock_background, lock_session};
 use crate::image::port::{BrickPort, CopyState, Lock, PortError};
-use crate::image::promote::{self, Plan, Promotion};
+use crate::image::promote::{self, Plan, Promotion, Step};
 use crate::image::state_dir::StateDir;
 
 use super::brick_view::lock_owner;
@@ -202,7 +202,6 @@ fn ask_for_name() -> Result<String, Failure> {
     Ok(line)
 }
 
-/// The record first: without it nothing would know that the lost copy is overruled.
 fn promote_now(
     place: &Place,
     shape: &Shape,
@@ -214,9 +213,16 @@ fn promote_now(
     lock_data(names, ports, reached)?;
     let copies = probe(names, ports, reached)?;
     let plan = promote::plan(shape, &copies).map_err(Failure::NotPromoted)?;
+    let stamp = new_stamp();
+    let answered = copies.iter().enumerate();
+    let all: Vec<_> = answered
+        .filter_map(|(brick, copy)| Some((brick, copy.as_ref()?)))
+        .map(|(brick, copy)| (brick, promote::changes(shape, &plan, stamp, brick, copy)))
+        .collect();
+    let failed = |(brick, error)| brick_failed(names, brick, &error);
+    promote::carry_out(Step::Accuse, &all, ports).map_err(failed)?;
     record(place, &plan, args)?;
-    promote::carry_out(shape, &plan, new_stamp(), &copies, ports)
-        .map_err(|(brick, error)| brick_failed(names, brick, &error))?;
+    promote::carry_out(Step::Acquit, &all, ports).map_err(failed)?;
     for (brick, port) in ports.iter_mut().enumerate() {
         if reached.contains(brick)
             && let Err(error) = port.unlock(Lock::Data)

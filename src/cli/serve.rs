@@ -207,6 +207,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         identity: identity(&place, local.size),
         job: place.job(&state, handle.peer_children()),
         session: handle,
+        state: state.clone(),
         serving: Some(Device {
             stats: server.stats(),
             front_end: front_end.clone(),

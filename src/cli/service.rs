@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::control::socket::{Answer, Request};
-use crate::control::status::{Identity, QueueStatus, Serving, Status};
+use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
 use crate::device::Stats;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Job, LinkError};
 use crate::image::machine::Phase;
+use crate::image::state_dir::StateDir;
 
 /// A session, and the device in front of it if there is one.
 pub struct Service {
@@ -17,6 +18,8 @@ pub struct Service {
     pub identity: Identity,
     /// Its session.
     pub session: SessionHandle,
+    /// Where it is kept what was found by comparing the copies.
+    pub state: StateDir,
     /// What a healer needs to know.
     pub job: Job,
     /// Absent in a session of a healer.
@@ -70,7 +73,13 @@ impl Service {
                 .map(QueueStatus::from)
                 .collect(),
         });
-        Status::of_session(&self.identity, &session, serving)
+        let entry = self.state.entry(&self.identity.volume, self.identity.gfid);
+        let verified = entry.and_then(|entry| entry.verified);
+        let identity = Identity {
+            last_verified: verified.as_ref().map(Verified::from),
+            ..self.identity.clone()
+        };
+        Status::of_session(&identity, &session, serving)
     }
 
     /// What there is to heal, and to compare, as long as the session has the image.

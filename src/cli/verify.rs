@@ -18,12 +18,14 @@ use crate::image::gluster_port::identity;
 use crate::image::heal::LinkError;
 use crate::image::holder::Holder;
 use crate::image::locate::{Catalog, Located};
+use crate::image::state_dir::{Entry, StateDir};
 use crate::image::verify::gluster_brick::Unheld;
 use crate::image::verify::{
     self, GlusterBrick, Options, Progress, Repair, Report, Served, Situation, Subject, VerifyError,
 };
 
 use super::brick_view::{host_name, lock_owner};
+use super::opening::StateDirArgs;
 use super::verify_report::{Subtitle, print};
 use super::{Failure, LogArgs, RunDirArgs, Server, ServerArgs, Target, logging};
 
@@ -58,6 +60,9 @@ pub struct VerifyArgs {
 
     #[command(flatten)]
     run_dir: RunDirArgs,
+
+    #[command(flatten)]
+    state_dir: StateDirArgs,
 
     #[command(flatten)]
     log: LogArgs,
@@ -99,11 +104,38 @@ pub(super) fn run(args: VerifyArgs) -> Result<(), Failure> {
     let report = with_bar(&options.progress, || {
         verify::verify(bricks, situation, &options, repair)
     })?;
+    remember(&args, &located, &server, &report);
     print(&subtitle, &report, args.json).map_err(|source| Failure::System {
         what: "print the outcome",
         source,
     })?;
     verdict(&args.target, &report)
+}
+
+/// Keeps the outcome for `status`. The comparison is good without that, too.
+fn remember(args: &VerifyArgs, located: &Located, server: &Server, report: &Report) {
+    let state = StateDir::new(&args.state_dir.state_dir);
+    let known = state.entry(&located.volume, located.gfid);
+    let entry = known.unwrap_or_else(|| Entry {
+        volume: located.volume.clone(),
+        image: located.image.clone(),
+        gfid: located.gfid,
+        server: server.host.clone(),
+        port: server.port,
+        brick: String::new(),
+        extent_size: 0,
+        // Nobody has served it on this host.
+        settled: true,
+        promoted: None,
+        verified: None,
+    });
+    let verified = Some(report.record());
+    let kept = state
+        .create()
+        .and_then(|()| state.store(&Entry { verified, ..entry }));
+    if let Err(error) = kept {
+        log::warn!("{}", chain(&error));
+    }
 }
 
 const NOT_SERVED: &str = "--repair needs the image to be served on this host, so that it is known which copy is the truth: serve it here, then verify again";

@@ -12,6 +12,7 @@ use crate::image::holder::Holder;
 use crate::image::machine::Phase;
 use crate::image::port::Fence;
 use crate::image::snapshot::Snapshot;
+use crate::image::verify::VerifyRecord;
 
 /// The version of the document.
 pub const VERSION: u32 = 2;
@@ -157,6 +158,17 @@ pub struct Verified {
     pub differing_bytes: u64,
     /// What differed was given to the healer.
     pub repaired: bool,
+}
+
+impl From<&VerifyRecord> for Verified {
+    fn from(record: &VerifyRecord) -> Self {
+        Self {
+            at: record.when.saturating_add(record.seconds),
+            complete: record.complete,
+            differing_bytes: record.bytes_differing,
+            repaired: record.repaired,
+        }
+    }
 }
 
 /// The daemon that serves the image.

@@ -7,7 +7,7 @@
 use uuid::Uuid;
 
 use super::holder::Holder;
-use super::port::{BrickPort, Lock, PortError};
+use super::port::{BrickPort, CopyState, Lock, PortError};
 
 /// Who we are, for taking the locks again.
 #[derive(Clone, Copy, Debug)]
@@ -78,4 +78,17 @@ pub fn lock_background(port: &mut dyn BrickPort, claim: &Claim) -> Result<(), Bl
         return Err(Blocked::Busy(Lock::Rebalance));
     }
     Ok(())
+}
+
+/// Reads a copy that was just locked, as a power cut would leave it. Who removed marks
+/// may have died before that was durable: they came back with the next power cut, and
+/// accused whatever copy is written from now on.
+///
+/// # Errors
+/// As the connection fails.
+pub fn read_copy(port: &mut dyn BrickPort, claim: &Claim) -> Result<CopyState, PortError> {
+    if !claim.read_only {
+        port.fsync()?;
+    }
+    port.probe()
 }

@@ -171,6 +171,8 @@ pub struct Machine {
     quorum_was_lost: bool,
     /// The gate has been open.
     wrote: bool,
+    /// Bricks that accuse the local copy of what is over; see `rejoined`.
+    overruled: BrickSet,
 }
 
 impl Machine {
@@ -185,6 +187,7 @@ impl Machine {
             local_marked: false,
             quorum_was_lost,
             wrote: false,
+            overruled: BrickSet::EMPTY,
         }
     }
 
@@ -203,7 +206,14 @@ impl Machine {
     pub fn marked(&mut self, brick: usize) {
         if self.held.contains(brick) {
             self.marked.insert(brick);
+            self.overruled.remove(brick);
         }
+    }
+
+    /// Bricks whose accusation of the local copy is known to be of what is over: it is
+    /// taken off when they are marked.
+    pub fn overruled(&self) -> BrickSet {
+        self.overruled
     }
 
     /// The bricks whose marks are known to stand.
@@ -269,6 +279,12 @@ impl Machine {
                 local_accused_by,
                 local_untouched,
             } => match local_accused_by {
+                Some(by) if by == brick && !self.quorum_was_lost => {
+                    self.overruled.insert(brick);
+                    let mut actions = self.rejoined(brick, false, local_untouched);
+                    actions.extend(self.write_wanted());
+                    actions
+                }
                 Some(by) => self.stop(StopReason::CopyAccused { by }),
                 None => self.rejoined(brick, marks_stand, local_untouched),
             },
@@ -319,6 +335,7 @@ impl Machine {
 
     fn lost(&mut self, brick: usize) -> Vec<Action> {
         self.held.remove(brick);
+        self.overruled.remove(brick);
         // Before the gate is open, a mark counts only while the lock under which
         // it was stored is held: whoever had the lock since may have removed it.
         if !matches!(
@@ -355,6 +372,12 @@ impl Machine {
         ]
     }
 
+    /// A brick that alone accuses the local copy, while we hold a quorum without a gap
+    /// since the open and no brick of it says so: whoever wrote to another copy would have
+    /// marked a quorum, and the two have a brick in common. What it says was left behind:
+    /// by a session that never got so far as to write, or by a removal of marks that it
+    /// missed or lost in a power cut. To stop for it would leave the choice to stock
+    /// Gluster, which may then take a stale copy (`afr_mark_biggest_witness_as_source`).
     fn rejoined(&mut self, brick: usize, marks_stand: bool, local_untouched: bool) -> Vec<Action> {
         if self.watches_local() && !local_untouched {
             return self.stop(StopReason::ChangedUnderneath);

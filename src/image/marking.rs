@@ -15,6 +15,15 @@ use super::worker::Worker;
 /// How long a round waits on one brick for other clients' data locks.
 const DATA_LOCK_LIMIT: Duration = Duration::from_secs(10);
 
+/// What is known before a round.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// Bricks whose marks stand already.
+    pub marked: BrickSet,
+    /// Bricks whose accusation of the local copy is of what is over, and goes.
+    pub overruled: BrickSet,
+}
+
 /// What a round achieved.
 #[derive(Debug, Default)]
 pub struct Round {
@@ -34,19 +43,21 @@ pub struct Round {
 /// nothing may be marked.
 ///
 /// The local brick comes last, and only if a quorum is marked with it, counting
-/// `already`: a local copy that accuses all others though nothing was written stands
+/// the marks that stand already: a local copy that accuses all others though nothing was written stands
 /// against whoever writes to another copy while we are cut off, and stock Gluster
 /// cannot tell then which of the two is newer.
 pub fn mark(
     shape: &Shape,
     workers: &[Worker],
     bricks: BrickSet,
-    already: BrickSet,
+    standing: Standing,
     ready: impl FnOnce(&[(usize, CopyState)]) -> Option<i32>,
 ) -> Round {
     let mut held = data_lock::Round::begin(workers, bricks, DATA_LOCK_LIMIT);
     let mut round = Round::default();
-    let accuses_local = |(_, copy): &&(usize, CopyState)| copy.accuses().contains(shape.local);
+    let accuses_local = |(brick, copy): &&(usize, CopyState)| {
+        copy.accuses().contains(shape.local) && !standing.overruled.contains(*brick)
+    };
     round.local_accused_by = held.copies.iter().find(accuses_local).map(|(i, _)| *i);
     if round.local_accused_by.is_none()
         && let Some(stamp) = ready(&held.copies)
@@ -57,7 +68,7 @@ pub fn mark(
         let with_local = round
             .marked
             .iter()
-            .chain(already.iter())
+            .chain(standing.marked.iter())
             .chain(local.iter());
         if shape.is_quorum(with_local.collect()) {
             store(shape, workers, stamp, local, &mut held, &mut round.marked);
@@ -100,17 +111,25 @@ fn store(
                 *counter = stamp;
             }
         }
+        if let Some(counter) = copy.pending.get_mut(shape.local) {
+            *counter = 0;
+        }
     }
 }
 
-/// What makes each counter the stamp. A counter that has it is named too, for the
+/// What makes each counter the stamp, and that of the local copy zero. A counter that has it is named too, for the
 /// index.
 fn changes(shape: &Shape, copy: &CopyState, stamp: i32) -> Vec<(Counter, i32)> {
     let change = |peer: usize| {
         let counter = copy.pending.get(peer).copied().unwrap_or_default();
         (Counter::Pending(peer), stamp.wrapping_sub(counter))
     };
-    shape.peers().iter().map(change).collect()
+    let mut changes: Vec<_> = shape.peers().iter().map(change).collect();
+    if copy.accuses().contains(shape.local) {
+        let accused = copy.pending.get(shape.local).copied().unwrap_or_default();
+        changes.push((Counter::Pending(shape.local), accused.wrapping_neg()));
+    }
+    changes
 }
 
 /// XATTROP is not durable by itself, so the fsync is due even where nothing had

@@ -13,7 +13,7 @@ use super::data_lock::{self, wait};
 use super::decide::{self, Opening, Seen};
 use super::error::{LocalError, Names, OpenError};
 use super::fencing;
-use super::locking::{Blocked, Claim, lock_background, lock_session};
+use super::locking::{Blocked, Claim, lock_background, lock_session, read_copy};
 use super::port::{BrickPort, CopyState, Fence, Lock, PortError};
 use super::promote;
 use super::threads::Threads;
@@ -24,6 +24,9 @@ const DATA_LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// The pause between two attempts to get a lock that somebody holds. Two
 /// sessions that got in each other's way try again at different moments.
 const RETRY_PAUSE: std::ops::Range<u64> = 80..240;
+
+/// How often a waiting session says so.
+const TELL: Duration = Duration::from_secs(5);
 
 /// What the operator wants of the fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,15 @@ pub struct Terms {
     pub fence: FenceWish,
     /// How long to wait for locks of others.
     pub lock_timeout: Duration,
+}
+
+/// The wait for locks.
+#[derive(Clone, Copy)]
+pub struct Waiting<'a> {
+    /// Ends it early.
+    pub cancelled: &'a AtomicBool,
+    /// Where it waits.
+    pub threads: &'a Threads,
 }
 
 /// An image opened over its bricks.
@@ -71,7 +83,7 @@ pub fn open<L>(
     workers: &[Worker],
     claim: Claim,
     terms: &Terms,
-    patience: &Patience<'_>,
+    waiting: Waiting<'_>,
     open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
 ) -> Result<(Opened, L), OpenError> {
     let mut attempt = Attempt {
@@ -83,7 +95,11 @@ pub fn open<L>(
     };
     let connected = attempt.connect();
     attempt.refuse_without_quorum(connected)?;
-    let locked = attempt.lock(connected, patience)?;
+    let patience = Patience {
+        end: waiting.threads.now() + terms.lock_timeout,
+        waiting,
+    };
+    let locked = attempt.lock(connected, &patience)?;
     let mut copies = attempt.probe(locked);
     if !terms.read_only {
         attempt.end_writes_under_way(&mut copies);
@@ -114,31 +130,27 @@ struct Attempt<'a> {
 }
 
 /// How long others' locks are waited for.
-pub struct Patience<'a> {
+struct Patience<'a> {
     end: Duration,
-    cancelled: &'a AtomicBool,
-    threads: &'a Threads,
+    waiting: Waiting<'a>,
 }
 
-impl<'a> Patience<'a> {
-    /// For so long from now on, on `threads`; `cancelled` ends it early.
-    pub fn new(limit: Duration, cancelled: &'a AtomicBool, threads: &'a Threads) -> Self {
-        Self {
-            end: threads.now() + limit,
-            cancelled,
-            threads,
-        }
+impl Patience<'_> {
+    /// How long it lasts yet.
+    fn left(&self) -> Duration {
+        self.end.saturating_sub(self.waiting.threads.now())
     }
 
     /// Waits a little; `false` when it is time to give up.
     fn pause(&self) -> bool {
-        if self.cancelled.load(Ordering::Relaxed) || self.threads.now() >= self.end {
+        if self.waiting.cancelled.load(Ordering::Relaxed) || self.waiting.threads.now() >= self.end
+        {
             return false;
         }
         // The low bits of a fresh UUID are random: no random generator needed.
         let random = uuid::Uuid::new_v4().as_u128() as u64;
         let spread = RETRY_PAUSE.start + random % (RETRY_PAUSE.end - RETRY_PAUSE.start);
-        self.threads.sleep(Duration::from_millis(spread));
+        self.waiting.threads.sleep(Duration::from_millis(spread));
         true
     }
 }
@@ -174,7 +186,7 @@ impl Attempt<'_> {
         mut bricks: BrickSet,
         patience: &Patience<'_>,
     ) -> Result<BrickSet, OpenError> {
-        let mut told = String::new();
+        let (mut told, mut told_at) = (String::new(), Duration::MAX);
         loop {
             let error = match self.try_lock(bricks) {
                 Ok(()) => return Ok(bricks),
@@ -197,10 +209,10 @@ impl Attempt<'_> {
             if !patience.pause() {
                 return Err(error);
             }
-            let why = error.to_string();
-            if told != why {
-                log::info!("waiting for a lock: {why}");
-                told = why;
+            let (why, left) = (error.to_string(), patience.left());
+            if told != why || told_at.saturating_sub(left) >= TELL {
+                log::info!("waiting for a lock, {} s more: {why}", left.as_secs());
+                (told, told_at) = (why, left);
             }
         }
     }
@@ -263,10 +275,12 @@ impl Attempt<'_> {
     }
 
     fn probe(&mut self, bricks: BrickSet) -> Vec<Option<CopyState>> {
-        let asked: Vec<_> = bricks
-            .iter()
-            .filter_map(|brick| Some((brick, self.workers.get(brick)?.ask(|port| port.probe()))))
-            .collect();
+        let claim = self.claim;
+        let ask = |brick: usize| {
+            let worker = self.workers.get(brick)?;
+            Some((brick, worker.ask(move |port| read_copy(port, &claim))))
+        };
+        let asked: Vec<_> = bricks.iter().filter_map(ask).collect();
         let mut copies = vec![None; self.shape.bricks];
         for (brick, answer) in asked {
             match wait(answer) {

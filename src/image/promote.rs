@@ -145,6 +145,7 @@ pub struct Changes {
 pub fn changes(shape: &Shape, plan: &Plan, stamp: i32, brick: usize, copy: &CopyState) -> Changes {
     let now = |child: usize| copy.pending.get(child).copied().unwrap_or_default();
     let to = |child: usize, value: i32| (Counter::Pending(child), value.wrapping_sub(now(child)));
+    let holds_data = shape.copies().contains(brick);
     let mut accuse: Vec<_> = plan.lost.iter().map(|child| to(child, stamp)).collect();
     // Named for the index, which looks at those named only.
     accuse.push((Counter::Pending(shape.local), 0));
@@ -158,42 +159,50 @@ pub fn changes(shape: &Shape, plan: &Plan, stamp: i32, brick: usize, copy: &Copy
             acquit.push(to(child, 0));
         }
     }
+    if holds_data && now(brick) == 0 {
+        // AFR believes none of the bricks until all have accused.
+        accuse.push((Counter::Pending(brick), stamp));
+        let own = |(counter, _): &(Counter, i32)| *counter == Counter::Pending(brick);
+        acquit.retain(|change| !own(change));
+        acquit.push((Counter::Pending(brick), stamp.wrapping_neg()));
+    }
     if brick == shape.local && !is_promoted(copy.dirty) {
         accuse.push((Counter::Dirty, WITNESS));
     }
     Changes { accuse, acquit }
 }
 
+/// Which of [`Changes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Everybody is accused.
+    Accuse,
+    /// The promoted copy is not any more. The [`Promotion`] has to be on record by then,
+    /// and not before: what it overrules would be believed.
+    Acquit,
+}
+
 /// Changes the counters of every reached brick, durably. Under the session's, the heal's
 /// and the data lock.
 ///
 /// # Errors
-/// The first brick that failed, with its child index. It can be done again then.
+/// The first brick that failed, with its child index. All can be done again then.
 pub fn carry_out(
-    shape: &Shape,
-    plan: &Plan,
-    stamp: i32,
-    copies: &[Option<CopyState>],
+    step: Step,
+    all: &[(usize, Changes)],
     ports: &mut [Box<dyn BrickPort>],
 ) -> Result<(), (usize, PortError)> {
-    let all: Vec<_> = copies
-        .iter()
-        .enumerate()
-        .filter_map(|(brick, copy)| Some((brick, copy.as_ref()?)))
-        .map(|(brick, copy)| (brick, changes(shape, plan, stamp, brick, copy)))
-        .collect();
-    for step in [
-        |c: &Changes| c.accuse.clone(),
-        |c: &Changes| c.acquit.clone(),
-    ] {
-        for (brick, changes) in &all {
-            let Some(port) = ports.get_mut(*brick) else {
-                continue;
-            };
-            port.add_to_counters(&step(changes))
-                .and_then(|()| port.fsync())
-                .map_err(|error| (*brick, error))?;
-        }
+    for (brick, changes) in all {
+        let changes = match step {
+            Step::Accuse => &changes.accuse,
+            Step::Acquit => &changes.acquit,
+        };
+        let Some(port) = ports.get_mut(*brick) else {
+            continue;
+        };
+        port.add_to_counters(changes)
+            .and_then(|()| port.fsync())
+            .map_err(|error| (*brick, error))?;
     }
     Ok(())
 }
@@ -277,6 +286,22 @@ mod tests {
         let mut promoted = copy([NEW, 0, NEW]).unwrap();
         promoted.dirty = WITNESS;
         assert_eq!(copies, [None, Some(promoted), copy([NEW, 0, 0])]);
+    }
+
+    #[test]
+    fn nobody_is_believed_until_all_have_accused() {
+        // The other stale copy's brick accuses only the promoted one so far.
+        let mut copies = [None, copy([0, OLD, OLD]), copy([0, OLD, 0])];
+        let plan = plan(&SHAPE, &copies).unwrap();
+        for (brick, copy) in copies.iter_mut().enumerate() {
+            if let Some(copy) = copy {
+                let changes = changes(&SHAPE, &plan, NEW, brick, copy);
+                apply(copy, &changes.accuse);
+                assert!(copy.accuses().contains(brick));
+                apply(copy, &changes.acquit);
+            }
+        }
+        assert_eq!(copies[2], copy([NEW, 0, 0]));
     }
 
     #[test]

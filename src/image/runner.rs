@@ -87,6 +87,7 @@ impl Runner {
     /// Runs until the session is closed.
     pub fn run(mut self, events: &Receiver<Input>) -> Ending {
         self.mark_debt();
+        self.update_snapshot();
         loop {
             let now = self.threads.now();
             let limit = self.quorum_deadline.map(|end| end.saturating_sub(now));
@@ -167,10 +168,9 @@ impl Runner {
             known.why_away = None;
             known.pending = Some(copy.pending);
         });
-        let local_accused_by = match accuses.contains(self.shape.local) {
-            true => Some(brick),
-            false => self.accuser_among_held(),
-        };
+        let accused = accuses.contains(self.shape.local);
+        // Another brick's word counts more: it was not away.
+        let local_accused_by = self.accuser_among_held().or(accused.then_some(brick));
         let local_untouched = self.local.is_untouched();
         self.take(Event::Rejoined {
             brick,
@@ -277,8 +277,11 @@ impl Runner {
             let debt = debt.as_mut().filter(|_| !changed)?;
             stamp_for(debt, local, copies)
         };
-        let already = self.machine.marked_bricks();
-        let round = marking::mark(&self.shape, &self.workers, bricks, already, ready);
+        let standing = marking::Standing {
+            marked: self.machine.marked_bricks(),
+            overruled: self.machine.overruled(),
+        };
+        let round = marking::mark(&self.shape, &self.workers, bricks, standing, ready);
         if changed {
             return self.machine.step(Event::LocalChanged);
         }

@@ -20,7 +20,7 @@ use super::holder::Holder;
 use super::local::Local;
 use super::locking::Claim;
 use super::machine::{Machine, Phase, StopReason};
-use super::open::{self, Opened, Patience, Terms};
+use super::open::{self, Opened, Terms, Waiting};
 use super::port::{BrickPort, CopyState};
 use super::runner::{Input, Runner};
 use super::snapshot::{CopySnapshot, Snapshot};
@@ -139,7 +139,10 @@ impl Session {
             &workers,
             claim,
             &terms,
-            &Patience::new(terms.lock_timeout, cancelled, &threads),
+            Waiting {
+                cancelled,
+                threads: &threads,
+            },
             open_watched,
         )?;
         let (map, trust) = map.unzip();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::promote::Promotion;
+use super::verify::VerifyRecord;
 
 /// Where it is unless said otherwise.
 pub const STATE_DIR: &str = "/var/lib/bypass-blk";
@@ -45,6 +46,9 @@ pub struct Entry {
     /// This copy was made the fresh one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<Promotion>,
+    /// The last comparison of all copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<VerifyRecord>,
 }
 
 /// The state directory could not be used.
@@ -189,6 +193,7 @@ mod tests {
             extent_size: 65536,
             settled: false,
             promoted: None,
+            verified: None,
         }
     }
 

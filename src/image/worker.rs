@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use super::holder::Holder;
-use super::locking::{Blocked, Claim, lock_background, lock_session};
+use super::locking::{Blocked, Claim, lock_background, lock_session, read_copy};
 use super::port::{BrickPort, CopyState, PortError};
 use super::threads::Threads;
 
@@ -273,7 +273,7 @@ impl State {
         self.connect()?;
         lock_session(&mut *self.port, &self.claim)?;
         lock_background(&mut *self.port, &self.claim)?;
-        Ok(self.port.probe()?)
+        Ok(read_copy(&mut *self.port, &self.claim)?)
     }
 
     fn tell(&mut self, blocked: Blocked) {

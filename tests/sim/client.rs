@@ -12,7 +12,8 @@ pub struct Client {
     write: Option<Write>,
     /// It cannot reach these bricks.
     pub cut: [bool; BRICKS],
-    /// The sectors where its last write failed somewhere.
+    /// The sectors where its last write did not come to its end: nobody was told that
+    /// it is there.
     pub cut_short: [bool; SECTORS],
 }
 
@@ -56,7 +57,7 @@ impl Write {
         }
         let unmarked = |brick: &usize| self.failed[*brick];
         let accuses = self.phase == Phase::CountAway && self.accused.contains(&true);
-        world.client_lost_marks |= accuses && self.left.iter().any(unmarked);
+        world.one_sided |= accuses && self.left.iter().any(unmarked);
     }
 }
 
@@ -79,8 +80,9 @@ impl Client {
             None => self.begin(world),
             Some(mut write) => {
                 write.look_at(world);
+                let over = write.phase == Phase::CountAway && write.left.is_empty();
                 for sector in &write.sectors {
-                    self.cut_short[*sector] = write.failed.contains(&true);
+                    self.cut_short[*sector] = !over;
                 }
                 go_on(write, world)
             }
@@ -148,7 +150,7 @@ fn go_on(mut write: Write, world: &mut World) -> Option<Write> {
         Phase::Count if enough => Phase::Write,
         Phase::Write if enough => Phase::Sync,
         Phase::Sync if enough => Phase::CountAway,
-        // Cut short: the count stays.
+        // It is over; or cut short, and the count stays.
         _ => {
             (0..BRICKS).for_each(|b| world.bricks[b].release(CLIENT));
             return None;

@@ -21,23 +21,28 @@ enum Fault {
     Client(usize),
 }
 
-/// The host whose failure would do the most harm now, if there is one.
-fn target(world: &mut World) -> Option<usize> {
+/// The hosts whose failure would do the most harm now: marks are being changed there,
+/// or what was healed is not on the disk yet.
+fn targets(world: &World) -> (Vec<usize>, Vec<usize>) {
     let whole = |held: &Held| held.domain == Domain::Data && held.last == u64::MAX;
-    let bricks = world.bricks.iter().enumerate();
-    let delicate = bricks.filter(|(_, brick)| brick.locks.iter().any(whole));
-    let delicate: Vec<_> = delicate.map(|(number, _)| number).collect();
+    let marked = |brick: &usize| world.bricks[*brick].locks.iter().any(whole);
     let heals = world.conns.values().filter(|conn| conn.heals);
     let healed = heals.map(|conn| conn.brick);
-    let unsynced = healed.filter(|brick| world.bricks[*brick].is_unsynced());
-    let targets: Vec<_> = delicate.into_iter().chain(unsynced).collect();
-    world.rng.pick(&targets)
+    (
+        (0..BRICKS).filter(marked).collect(),
+        healed
+            .filter(|brick| world.bricks[*brick].is_unsynced())
+            .collect(),
+    )
 }
 
 fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
-    let target = target(world);
-    let rarely = if target.is_some() { 20 } else { 60 };
-    if plan.faults == 0 || !world.rng.chance(rarely) {
+    let (marked, healed) = targets(world);
+    let rarely = if marked.is_empty() { 120 } else { 40 };
+    let heals = world.rng.chance(60);
+    let target = world.rng.pick(if heals { &healed } else { &marked });
+    let now = world.rng.chance(rarely) || heals && target.is_some();
+    if plan.faults == 0 || !now {
         return None;
     }
     plan.faults -= 1;
@@ -61,9 +66,12 @@ fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
     if plan.clients_fail {
         faults.push(Fault::Client(host));
     }
-    let fault = world.rng.pick(&faults);
-    world.tell(|| format!("FAULT {fault:?}"));
-    fault
+    if heals {
+        faults.extend([Fault::Host(host); 3]);
+    }
+    let index = world.rng.below(faults.len());
+    world.tell(|| format!("FAULT {:?}", faults[index]));
+    Some(faults[index])
 }
 
 /// Something fails, now and then.

@@ -65,14 +65,13 @@ impl Task {
 
     /// Can it go on? Not asked again once it can: the answer may have taken something.
     fn is_able(&mut self, now: Duration) -> bool {
-        // SAFETY: see `Ready`.
-        if !self.over
-            && self
-                .ready
-                .as_mut()
-                .is_some_and(|ready| unsafe { (*ready.0)() })
-        {
-            (self.ready, self.deadline) = (None, Some(Duration::ZERO));
+        let ready = self.ready.as_ref().filter(|_| !self.over);
+        if let Some(Ready(ready)) = ready {
+            // SAFETY: see `Ready`.
+            let ready = unsafe { (**ready)() };
+            if ready {
+                (self.ready, self.deadline) = (None, Some(Duration::ZERO));
+            }
         }
         !self.over && self.deadline.is_some_and(|deadline| deadline <= now)
     }
@@ -87,8 +86,6 @@ struct Inner {
     act: Option<Act>,
     /// Panics of threads that were not killed.
     panics: Vec<String>,
-    /// Steps made.
-    steps: u64,
 }
 
 /// See the module.
@@ -113,7 +110,6 @@ impl Sched {
                 killed: Vec::new(),
                 act: None,
                 panics: Vec::new(),
-                steps: 0,
             }),
         })
     }
@@ -125,10 +121,6 @@ impl Sched {
     /// What the world does from now on.
     pub fn set_act(&self, act: Option<Act>) {
         self.lock().act = act;
-    }
-
-    pub fn steps(&self) -> u64 {
-        self.lock().steps
     }
 
     pub fn panics(&self) -> Vec<String> {
@@ -254,7 +246,6 @@ impl Sched {
         loop {
             self.act();
             let mut inner = self.lock();
-            inner.steps += 1;
             inner.now += TICK;
             if let Some(next) = choose(&mut inner) {
                 inner.current = next;

@@ -81,7 +81,11 @@ impl Stock {
                 });
             }
             Some(heal) if all_up && heal.lives == world.lives() => self.go_on(heal, world),
-            _ => release(world),
+            cut_short => {
+                let undoes = |heal: &Heal| matches!(heal.phase, Phase::Undo(_));
+                world.one_sided |= cut_short.as_ref().is_some_and(undoes);
+                release(world);
+            }
         }
     }
 

@@ -55,9 +55,10 @@ pub struct World {
     pub stock: Stock,
     pub steps: u64,
     pub told: bool,
-    /// A client's write failed on a brick, and another brick that was to say so failed
-    /// just then: AFR itself does not always come out of that with the right copy.
-    pub client_lost_marks: bool,
+    /// Marks were stored or taken back by AFR on some bricks, and another one failed just
+    /// then: it alone says something else of a copy. A session that opens without that
+    /// brick does not know, and what AFR makes of it later may be the wrong copy.
+    pub one_sided: bool,
     /// Sessions opened, for the figures.
     pub opened: u64,
     pub unmarked: u64,
@@ -82,7 +83,7 @@ impl World {
             stock: Stock::default(),
             steps: 0,
             told,
-            client_lost_marks: false,
+            one_sided: false,
             opened: 0,
             unmarked: 0,
         }

@@ -51,6 +51,16 @@ impl Healer {
         wait_until(format!("{text:?} in the healer's log"), PATIENCE, logged).unwrap();
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Its exit status, if it has ended by itself.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.process.exited()
+    }
+
     /// SIGTERM, and its exit status.
     pub fn stop(mut self) -> ExitStatus {
         self.process.terminate();

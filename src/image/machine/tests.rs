@@ -209,6 +209,7 @@ fn an_accused_local_copy_stops_the_session_in_every_phase() {
     };
     for mut machine in [session(), dirty()] {
         machine.step(Event::Lost(1));
+        machine.step(Event::Lost(2));
         let stop = StopReason::CopyAccused { by: 1 };
         assert_eq!(
             machine.step(accused),
@@ -346,4 +347,31 @@ fn after_an_unmark_a_change_behind_our_back_is_noticed_again() {
             Action::Stop(StopReason::ChangedUnderneath)
         ]
     );
+}
+
+#[test]
+fn a_returned_brick_that_alone_accuses_the_copy_of_a_session_with_quorum_is_overruled() {
+    let accusing = |brick, by| Event::Rejoined {
+        brick,
+        marks_stand: false,
+        local_accused_by: Some(by),
+        local_untouched: true,
+    };
+    let mut machine = Machine::new(shape(), BrickSet::first(2));
+    let actions = machine.step(accusing(2, 2));
+    assert_eq!(machine.overruled(), BrickSet::only(2));
+    let marks = Action::Mark(BrickSet::first(3));
+    assert!(actions.contains(&marks), "{actions:?}");
+    machine.marked(2);
+    assert!(machine.overruled().is_empty());
+
+    // Not when another brick says so too, nor after a gap in our quorum.
+    let stopped = |machine: &Machine| matches!(machine.phase(), Phase::Stopped(_));
+    let mut machine = Machine::new(shape(), BrickSet::first(2));
+    machine.step(accusing(2, 1));
+    assert!(stopped(&machine));
+    let mut machine = Machine::new(shape(), BrickSet::first(2));
+    machine.step(Event::Lost(1));
+    machine.step(accusing(2, 2));
+    assert!(stopped(&machine));
 }

@@ -110,7 +110,7 @@ impl Runner {
             return Ending::Behind;
         };
         if debt.behind().is_empty() && self.is_unmarked() {
-            return Ending::AllEqual;
+            return self.made_durable();
         }
         match self.unmark() {
             // A brick that was away may still have marks.
@@ -120,6 +120,22 @@ impl Runner {
                 log::info!("the marks stay: {why}");
                 Ending::Behind
             }
+        }
+    }
+
+    /// Marks that somebody removed without an fsync would be back after a power cut.
+    fn made_durable(&self) -> Ending {
+        let workers = self.workers.iter();
+        let asked: Vec<_> = workers
+            .map(|worker| worker.ask(|port| port.fsync()))
+            .collect();
+        match asked
+            .into_iter()
+            .map(data_lock::wait)
+            .all(|done| done.is_ok())
+        {
+            true => Ending::AllEqual,
+            false => Ending::Behind,
         }
     }
 

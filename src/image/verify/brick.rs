@@ -4,6 +4,7 @@
 //! protocol, tests put simulated bricks here. It decides nothing.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::gluster::StrongChecksum;
 use crate::image::heal::{Answer, PeerError};
@@ -35,6 +36,12 @@ pub trait VerifyBrick: Send {
     /// # Errors
     /// See [`PeerError`].
     fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError>;
+
+    /// As [`VerifyBrick::try_lock`], but queues for the lock for at most `limit`.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn wait_lock(&self, range: Range<u64>, limit: Duration) -> Result<bool, PeerError>;
 
     /// Gives the lock on exactly that range back.
     ///

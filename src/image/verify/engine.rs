@@ -1,9 +1,9 @@
 //! The way through an image: which bytes are locked and asked for when.
 //!
 //! Ranges of [`MAX_IO`] are locked one after the other, on every brick compared, in
-//! child order, and several are on their way at one time. A lock that is not to be had
-//! is tried again after a pause, with no other lock in hand. What was busy is looked
-//! at again in later rounds.
+//! child order, and several are on their way at one time. For a lock that is not to be
+//! had we queue, with no other lock in hand. What was busy is looked at again in later
+//! rounds.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;

@@ -2,6 +2,7 @@
 //! own, which may also hold the shared session lock.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::brick::{VerifyBrick, WHOLE};
 use super::error::VerifyError;
@@ -114,7 +115,12 @@ impl GlusterBrick {
         failed(self.brick.name(), error)
     }
 
-    fn data_lock(&self, op: LockOp, range: &Range<u64>) -> Result<Locked, PeerError> {
+    fn data_lock(
+        &self,
+        brick: &Brick,
+        op: LockOp,
+        range: &Range<u64>,
+    ) -> Result<Locked, BrickError> {
         let range = LockRange {
             start: range.start,
             len: if *range == WHOLE {
@@ -123,10 +129,7 @@ impl GlusterBrick {
                 range.end - range.start
             },
         };
-        let domain = &self.data_domain;
-        self.brick
-            .inodelk(self.gfid, domain, op, LockKind::Read, range)
-            .map_err(|error| self.failed(error))
+        brick.inodelk(self.gfid, &self.data_domain, op, LockKind::Read, range)
     }
 }
 
@@ -182,12 +185,27 @@ impl VerifyBrick for GlusterBrick {
     }
 
     fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
-        Ok(self.data_lock(LockOp::Try, &range)? == Locked::Granted)
+        match self.data_lock(&self.brick, LockOp::Try, &range) {
+            Ok(locked) => Ok(locked == Locked::Granted),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    fn wait_lock(&self, range: Range<u64>, limit: Duration) -> Result<bool, PeerError> {
+        let patient = self.brick.with_timeout(limit);
+        match self.data_lock(&patient, LockOp::Wait, &range) {
+            Ok(locked) => Ok(locked == Locked::Granted),
+            // Granted later, it is given back.
+            Err(BrickError::Timeout { .. }) => Ok(false),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
-        let _ = self.data_lock(LockOp::Unlock, &range)?;
-        Ok(())
+        match self.data_lock(&self.brick, LockOp::Unlock, &range) {
+            Ok(Locked::Granted | Locked::WouldBlock) => Ok(()),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     fn close(&self) {

@@ -12,8 +12,7 @@ use crate::image::heal::{Clock, LinkError, SystemClock};
 pub struct Options {
     /// The most bytes of the image that are locked and being summed at one time.
     pub window: u64,
-    /// How long other clients' locks are waited for: for one range, and in each round
-    /// over the image for all of them together.
+    /// How long other clients' locks are waited for.
     pub lock_wait: LockWait,
     /// Rounds over what was busy in the first one.
     pub rounds: u32,
@@ -32,7 +31,8 @@ pub struct Options {
 pub struct LockWait {
     /// For one range.
     pub each: Duration,
-    /// In one round.
+    /// In one round over the image, for all that are not had in the end: then each is
+    /// only tried.
     pub all: Duration,
 }
 

@@ -137,6 +137,16 @@ impl Cluster {
         self.inner.network.restore(node)
     }
 
+    /// Makes two nodes silent to each other, while all others hear both.
+    pub fn part(&self, one: usize, other: usize) -> Result<()> {
+        self.inner.network.part(one, other)
+    }
+
+    /// Undoes [`Cluster::part`], if it was done.
+    pub fn rejoin(&self, one: usize, other: usize) -> Result<()> {
+        self.inner.network.rejoin(one, other)
+    }
+
     /// Whether a node's cable is pulled.
     pub fn is_cut(&self, node: usize) -> bool {
         self.inner.network.is_cut(node)

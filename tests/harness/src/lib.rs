@@ -17,6 +17,7 @@ mod agent;
 pub mod bench;
 mod cluster;
 mod copies;
+mod crash;
 mod disk;
 mod error;
 mod fio;

@@ -76,6 +76,49 @@ impl Network {
         Ok(())
     }
 
+    /// Makes two nodes silent to each other; all others hear both.
+    pub(crate) fn part(&self, one: usize, other: usize) -> Result<()> {
+        for (from, to) in [(one, other), (other, one)] {
+            // Nobody's hardware address: the switch delivers to no one who listens.
+            let nobody = "02:00:00:00:00:00";
+            let (netns, to) = (self.netns(from), address(to));
+            ip(&[
+                "-n",
+                &netns,
+                "neigh",
+                "replace",
+                &to,
+                "lladdr",
+                nobody,
+                "dev",
+                "eth0",
+                "nud",
+                "permanent",
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Network::part`], if it was done.
+    pub(crate) fn rejoin(&self, one: usize, other: usize) -> Result<()> {
+        for (from, to) in [(one, other), (other, one)] {
+            let (netns, to) = (self.netns(from), address(to));
+            ip(&[
+                "-n",
+                &netns,
+                "neigh",
+                "flush",
+                "to",
+                &to,
+                "dev",
+                "eth0",
+                "nud",
+                "permanent",
+            ])?;
+        }
+        Ok(())
+    }
+
     /// Whether the node's cable is pulled.
     pub(crate) fn is_cut(&self, node: usize) -> bool {
         self.cut_nodes().contains(&node)

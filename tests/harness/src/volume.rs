@@ -15,13 +15,12 @@ use crate::heal::HealInfo;
 use crate::marks::Marks;
 use crate::mount::Mount;
 use crate::node::read_pid;
-use crate::process::kill_and_wait;
 use crate::run::make_dir;
 use crate::status::BrickStatus;
 use crate::{Cluster, Error, Node, Result, wait_until};
 
 /// How long bricks may take to come up or to be noticed as gone.
-const BRICK_DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const BRICK_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a new file may take to be on all bricks.
 const FILE_DEADLINE: Duration = Duration::from_secs(30);
 const CHUNK: usize = 1 << 20;
@@ -207,7 +206,7 @@ impl Volume {
     }
 
     /// `gluster volume VERB… NAME ARGS…` on the first node that lives and is in touch.
-    fn gluster(&self, verb: &[&str], args: &[&str]) -> Result<String> {
+    pub(crate) fn gluster(&self, verb: &[&str], args: &[&str]) -> Result<String> {
         let mut line = vec!["volume"];
         line.extend_from_slice(verb);
         line.push(&self.name);
@@ -235,27 +234,6 @@ impl Volume {
         read_pid(&node.run_dir().join("vols").join(&self.name).join(file))
     }
 
-    /// Kills a brick with SIGKILL and waits until its glusterd has noticed, so
-    /// that [`Volume::start_force`] will start it anew.
-    pub fn kill_brick(&self, index: usize) -> Result<()> {
-        if let Some(pid) = self.brick_pid(index)? {
-            kill_and_wait(pid)?;
-        }
-        let name = self.brick_name(index);
-        wait_until(
-            format!("brick {name} to be down"),
-            BRICK_DEADLINE,
-            || match self
-                .brick_statuses()?
-                .iter()
-                .find(|brick| brick.name == name)
-            {
-                Some(brick) if brick.online => Err("glusterd says it is online".into()),
-                _ => Ok(()),
-            },
-        )
-    }
-
     /// Waits until all bricks on nodes with a live glusterd are up.
     pub fn wait_bricks_up(&self) -> Result<()> {
         wait_until("all bricks to be up", BRICK_DEADLINE, || {
@@ -268,7 +246,7 @@ impl Volume {
         })
     }
 
-    fn brick_statuses(&self) -> std::result::Result<Vec<BrickStatus>, String> {
+    pub(crate) fn brick_statuses(&self) -> std::result::Result<Vec<BrickStatus>, String> {
         let xml = self
             .gluster(&["status"], &["--xml"])
             .map_err(|error| error.to_string())?;

@@ -19,6 +19,8 @@ use crate::image::heal::throttle::Throttle;
 
 /// How often the session hears of the healing.
 const REPORT_PERIOD: Duration = Duration::from_millis(500);
+/// How often it is asked whether marks can go, while some copies are equal.
+const UNMARK_PERIOD: Duration = Duration::from_millis(250);
 /// The time over which a peer's rate is told.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
 /// The time over which the rate is taken that the guest suffers from.
@@ -193,7 +195,7 @@ impl Supervisor {
         // The session knows whose marks stand; what it said last may be old.
         self.report()?;
         if !self.board.is_removable() {
-            self.not_before = self.clock.now() + self.retry.pause();
+            self.not_before = self.clock.now() + UNMARK_PERIOD;
             return Ok(());
         }
         // Whoever sees that the image is clean sees what was done for it.

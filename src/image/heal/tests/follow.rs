@@ -57,27 +57,24 @@ fn a_guest_that_rests_now_and_then_is_unmarked_each_time() {
 #[test]
 fn a_peer_that_is_away_holds_up_no_other_and_is_healed_when_it_returns() {
     let session = Session::new(11, 2);
-    session.bricks[1].cut_off();
+    session.cut_off(1);
     let follower = session.follow(&at_once());
     wait_until("the other is unmarked", || {
         let unmarked = follower.snapshot().unmarked;
-        unmarked
-            == Some(Unmarked::Some {
-                peers: vec![true, false],
-            })
+        let peers = vec![true, false];
+        unmarked == Some(Unmarked::Some { peers })
     });
     assert!(session.is_equal(0));
-    session.wait_until_missed(1, "out of reach");
     session.write(0, &[3; 512]);
     wait_until("the other is unmarked again", || {
         session.debt(0) == 0 && session.known().asked >= 2
     });
-    session.bricks[1].state().away = false;
+    session.come_back(1);
     session.wait_until_unmarked();
 }
 
 #[test]
-fn a_peer_that_goes_away_while_it_is_copied_to_is_healed_when_it_returns() {
+fn a_peer_that_only_the_healer_cannot_reach_holds_up_no_copying() {
     let session = Session::new(12, 2);
     let options = slowly();
     let follower = session.follow(&options);
@@ -216,6 +213,7 @@ fn a_brick_with_another_session_s_record_is_not_copied_to() {
 fn what_is_dirty_but_not_marked_is_not_copied() {
     let session = Session::new(21, 1);
     session.set_marked(false);
+    session.known().marks_debt = false;
     let _follower = session.follow(&at_once());
     session.wait_until_missed(0, "marked");
     assert_eq!(session.bricks[0].state().calls, 0);
@@ -270,7 +268,7 @@ fn what_is_suspect_is_compared_and_that_may_change_at_any_time() {
 #[test]
 fn the_session_hears_how_it_goes() {
     let session = Session::new(25, 2);
-    session.bricks[1].cut_off();
+    session.cut_off(1);
     let options = slowly();
     let _follower = session.follow(&options);
     wait_until("a rate", || {
@@ -297,11 +295,11 @@ fn the_age_of_what_is_not_sent_grows_while_a_peer_is_away() {
     let session = Session::new(26, 1);
     let _follower = session.follow(&at_once());
     session.wait_until_unmarked();
-    session.bricks[0].cut_off();
+    session.cut_off(0);
     session.write(0, &[1; 512]);
     let age = || session.last_report(0).and_then(|peer| peer.sent_before);
     wait_until("it ages", || age() > Some(Duration::from_secs(1)));
-    session.bricks[0].state().away = false;
+    session.come_back(0);
     wait_until("it is sent", || age() == Some(Duration::ZERO));
 }
 

@@ -25,6 +25,8 @@ use crate::image::error::LocalError;
 pub struct Known {
     pub ended: Option<LinkError>,
     pub held: Vec<bool>,
+    /// Does it mark what is dirty by itself?
+    pub marks_debt: bool,
     pub suspect: Vec<bool>,
     pub latency: Option<Duration>,
     pub reports: Vec<HealReport>,
@@ -65,6 +67,7 @@ impl Session {
             known: Mutex::new(Known {
                 held: vec![true; peers],
                 suspect: vec![false; peers],
+                marks_debt: true,
                 ..Known::default()
             }),
         })
@@ -81,6 +84,18 @@ impl Session {
     /// Are the marks set, without a write?
     pub fn set_marked(&self, marked: bool) {
         self.marked.write().unwrap().fill(marked);
+    }
+
+    /// The host of a peer is cut off, from the session as from the healer.
+    pub fn cut_off(&self, peer: usize) {
+        self.bricks[peer].cut_off();
+        self.known().held[peer] = false;
+    }
+
+    /// It is there again, and the session holds it.
+    pub fn come_back(&self, peer: usize) {
+        self.bricks[peer].state().away = false;
+        self.known().held[peer] = true;
     }
 
     fn file(&self) -> File {
@@ -201,13 +216,20 @@ impl SessionLink for Session {
     }
 
     fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
-        let marked = self.marked.read().unwrap().clone();
         let mut known = self.alive()?;
         known.reports.push(report.clone());
-        let removable = |(peer, marked): (usize, &bool)| *marked && self.debt(peer) == 0;
+        let peers = 0..self.bricks.len();
+        let behind = peers
+            .clone()
+            .any(|peer| known.held[peer] && self.debt(peer) > 0);
+        if behind && known.marks_debt {
+            self.set_marked(true);
+        }
+        let marked = self.marked.read().unwrap().clone();
+        let removable = |peer: usize| marked[peer] && self.debt(peer) == 0;
         Ok(Hint {
-            marked: marked.contains(&true),
-            removable: marked.iter().enumerate().any(removable),
+            marked: !marked.contains(&false),
+            removable: !behind && peers.clone().any(removable),
             suspect: known.suspect.clone(),
             held: known.held.clone(),
             latency: known.latency,
@@ -218,19 +240,19 @@ impl SessionLink for Session {
         let mut marked = self.marked.write().unwrap();
         let mut known = self.alive()?;
         known.asked += 1;
-        let mut any = false;
-        for (peer, marked) in marked.iter_mut().enumerate() {
-            if self.debt(peer) == 0 {
-                any = true;
-                *marked = false;
-                if !self.is_equal(peer) {
-                    known.violations.push(format!("{peer} was not equal"));
-                }
-            }
-        }
-        if !any {
-            let why = "every peer misses something".to_owned();
+        let peers = 0..self.bricks.len();
+        if peers
+            .clone()
+            .any(|peer| known.held[peer] && self.debt(peer) > 0)
+        {
+            let why = "a peer misses something".to_owned();
             return Ok(Unmarked::NotYet { why });
+        }
+        for peer in peers.filter(|&peer| self.debt(peer) == 0) {
+            marked[peer] = false;
+            if !self.is_equal(peer) {
+                known.violations.push(format!("{peer} was not equal"));
+            }
         }
         Ok(match marked.contains(&true) {
             false => Unmarked::All,

@@ -566,6 +566,24 @@ impl VerifyBrick for SimBrick {
         Ok(self.call()?.copies[self.1].lock(VERIFIER, &range, false))
     }
 
+    /// Nobody may be kept waiting by locks on other bytes meanwhile.
+    fn wait_lock(&self, range: Range<u64>, limit: Duration) -> Result<bool, PeerError> {
+        let until = self.0.lock().unwrap().now + limit;
+        loop {
+            let mut inner = self.call()?;
+            for (owner, held, _) in inner.copies.iter().flat_map(|copy| &copy.locks) {
+                assert!(*owner != VERIFIER || *held == range);
+            }
+            if inner.copies[self.1].lock(VERIFIER, &range, false) {
+                return Ok(true);
+            }
+            inner.now += Duration::from_millis(5);
+            if inner.now > until {
+                return Ok(false);
+            }
+        }
+    }
+
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
         self.call()?.copies[self.1].unlock(VERIFIER, &range);
         Ok(())

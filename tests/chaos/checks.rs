@@ -1,0 +1,65 @@
+//! What must hold of the copies, whatever happened: read straight from the
+//! bricks' files.
+
+use bypass_harness::Volume;
+
+use super::oracle::Oracle;
+use crate::support::IMAGE;
+
+fn read(volume: &Volume, brick: usize) -> Result<Vec<u8>, String> {
+    let path = volume.brick_file(brick, IMAGE);
+    std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Nothing acknowledged is missing on the copy that is served, nobody accuses
+/// it, and whoever differs from it is accused: by it, and by a quorum.
+///
+/// No writer may be at work. Marks are read before the copies: a heal at work
+/// takes a mark away only after it made that copy equal.
+pub fn served_copy_is_right(volume: &Volume, local: usize, oracle: &Oracle) -> Result<(), String> {
+    let marks = volume.marks(IMAGE).map_err(|error| error.to_string())?;
+    let bricks = 0..volume.bricks().len();
+    if let Some(by) = bricks.clone().find(|&by| marks.accuses(by, local)) {
+        return Err(format!(
+            "brick {by} accuses the served copy {local}:\n{marks}"
+        ));
+    }
+    let copy = read(volume, local)?;
+    oracle
+        .check(0, &copy)
+        .map_err(|wrong| format!("the served copy, of brick {local}: {wrong}"))?;
+    for peer in bricks.clone().filter(|&peer| peer != local) {
+        let accusers = bricks.clone().filter(|&by| marks.accuses(by, peer)).count();
+        let marked = marks.accuses(local, peer) && 2 * accusers > volume.bricks().len();
+        if !marked {
+            same(&copy, &read(volume, peer)?, oracle).map_err(|wrong| {
+                format!("brick {peer} differs from brick {local} without marks:\n{marks}{wrong}")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// All copies are equal, and are what was acknowledged. Returns the copy.
+pub fn all_copies_are_right(volume: &Volume, oracle: &Oracle) -> Result<Vec<u8>, String> {
+    let first = read(volume, 0)?;
+    oracle
+        .check(0, &first)
+        .map_err(|wrong| format!("after the heal, brick 0: {wrong}"))?;
+    for brick in 1..volume.bricks().len() {
+        same(&first, &read(volume, brick)?, oracle).map_err(|wrong| {
+            format!("after the heal brick {brick} differs from brick 0: {wrong}")
+        })?;
+    }
+    Ok(first)
+}
+
+fn same(one: &[u8], other: &[u8], oracle: &Oracle) -> Result<(), String> {
+    if one == other {
+        return Ok(());
+    }
+    let byte = one.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let wrong = oracle.check(0, other).err();
+    let wrong = wrong.unwrap_or_else(|| "only in what was never answered".to_owned());
+    Err(format!("from byte {byte} on; it has: {wrong}"))
+}
