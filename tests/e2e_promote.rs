@@ -4,13 +4,24 @@
 
 mod support;
 
-use bypass_harness::{Cluster, Volume, wait_until};
+use bypass_harness::{Cluster, Volume, VolumeKind, wait_until};
 use support::daemon::{Daemon, heal, run_on, state_dir};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
-use support::{IMAGE, PATIENCE, pattern, replica_3};
+use support::{IMAGE, PATIENCE, pattern, volume_with_image};
 
 const MIB: u64 = 1 << 20;
+
+/// Whose bricks notice within seconds that a host is gone, and let its locks go.
+fn watchful(cluster: &Cluster) -> Volume {
+    let soon = [
+        ("server.tcp-user-timeout", "6"),
+        ("server.keepalive-time", "3"),
+        ("server.keepalive-interval", "1"),
+        ("server.keepalive-count", "3"),
+    ];
+    volume_with_image(cluster, VolumeKind::Replica(3), &soon)
+}
 
 fn promote(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, String) {
     let node = volume.brick_node(brick);
@@ -40,11 +51,11 @@ const YES: [&str; 3] = ["--accept-loss", "--confirm", "gv0/vm1.img"];
 #[test]
 fn a_promoted_copy_serves_and_the_lost_one_is_healed_from_it_when_it_returns() {
     let cluster = Cluster::start(3).unwrap();
-    let volume = replica_3(&cluster);
+    let volume = watchful(&cluster);
     volume.set_self_heal_daemon(false).unwrap();
     lose_the_first_host(&cluster, &volume);
 
-    let stale = Daemon::try_serve(&volume, 1, &["--lock-timeout", "30s"])
+    let stale = Daemon::try_serve(&volume, 1, &["--lock-timeout", "55s"])
         .err()
         .unwrap();
     assert_eq!(stale.code, Some(42), "{}", stale.log);
@@ -79,7 +90,7 @@ fn a_promoted_copy_serves_and_the_lost_one_is_healed_from_it_when_it_returns() {
 #[test]
 fn stock_gluster_alone_heals_the_lost_copy_from_the_promoted_one() {
     let cluster = Cluster::start(3).unwrap();
-    let volume = replica_3(&cluster);
+    let volume = watchful(&cluster);
     lose_the_first_host(&cluster, &volume);
     let promoted = |_: ()| {
         let (code, said) = promote(&volume, 1, &YES);
@@ -101,7 +112,7 @@ fn stock_gluster_alone_heals_the_lost_copy_from_the_promoted_one() {
 #[test]
 fn nothing_is_promoted_while_a_fresh_copy_is_reached() {
     let cluster = Cluster::start(3).unwrap();
-    let volume = replica_3(&cluster);
+    let volume = watchful(&cluster);
     volume.set_self_heal_daemon(false).unwrap();
     let (code, said) = promote(&volume, 1, &YES);
     assert_eq!(code, Some(73), "not stale: {said}");

@@ -11,7 +11,8 @@ use super::{Failure, RunDirArgs, heald};
 /// Arguments of `bandwidth`.
 #[derive(Args, Debug)]
 pub struct BandwidthArgs {
-    /// Bytes per second to all other bricks together, such as 100M, or unlimited
+    /// Bytes per second of each image, to all other bricks together, such as 100M, or
+    /// unlimited
     #[arg(value_name = "RATE")]
     rate: Rate,
 

@@ -37,8 +37,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 #[derive(Args, Debug)]
 #[command(after_help = "Example: bypass-blk heald --bandwidth 200M")]
 pub struct HealdArgs {
-    /// Copy at most so many bytes per second to all other bricks together, such as 100M
-    /// or unlimited; `bypass-blk bandwidth` changes it later
+    /// Copy at most so many bytes per second of each image, to all other bricks together,
+    /// such as 100M or unlimited; `bypass-blk bandwidth` changes it later
     #[arg(long, value_name = "RATE", default_value = "unlimited")]
     bandwidth: Rate,
 
@@ -81,9 +81,12 @@ pub(super) fn run(args: HealdArgs) -> Result<(), Failure> {
         "healing the images of this host; sessions are found in {}",
         heald.run_dir.display()
     );
+    let mut told = None;
     while !stop.is_requested() {
-        if let Err(error) = heald.round() {
-            log::warn!("{}", chain(&error));
+        let trouble = heald.round().err().map(|error| chain(&error));
+        if trouble != told {
+            trouble.iter().for_each(|why| log::warn!("{why}"));
+            told = trouble;
         }
         stop.wait(ROUND);
     }

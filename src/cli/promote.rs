@@ -158,7 +158,9 @@ fn loss(place: &Place, names: &Names, plan: &Plan) -> String {
          Not reached: {lost}. Only there is the newest data.\n\
          Known to be lost: whatever was written after this copy last received data, {since}. \
          How much that is, only {lost} knew: at least one write, at most {size} bytes of the image.\n\
-         If that host ever writes again to its copy, this is lost too when it comes back.",
+         If that host ever writes again to its copy, this is lost too when it comes back.\n\
+         Unless the image was clean, this copy is a mixture of old and new: it was being healed in the \
+         disk's order. Check the guest's file systems before you trust it.",
         volume = names.volume,
         image = place.located.image,
         here = names.one(place.local),

@@ -136,6 +136,11 @@ impl Debt {
         })
     }
 
+    /// The stamp in use; 0 before the first marking.
+    pub fn current_stamp(&self) -> i32 {
+        self.map.record().stamp
+    }
+
     /// The stamp to mark with, kept on the disk before it is given out.
     ///
     /// # Errors

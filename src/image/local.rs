@@ -4,9 +4,11 @@
 //! Called after the locks are held and the copy was found fresh. It reads the
 //! first bytes only, to recognise an image format; it writes nothing.
 
+mod watch;
+
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,9 +16,9 @@ use rustix::fs::FlockOperation;
 use uuid::Uuid;
 use xattr::FileExt as _;
 
-use super::bricks::BrickSet;
 use super::error::LocalError;
-use crate::gluster::Pending;
+
+pub use watch::{LocalWatch, Watch};
 
 /// Gluster's identity of a file, on the brick.
 const GFID_XATTR: &str = "trusted.gfid";
@@ -50,24 +52,6 @@ pub struct LocalFile {
     pub size: u64,
 }
 
-/// What changes when somebody writes to the file behind our back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Fingerprint {
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Fingerprint {
-    /// Of the file as it is now.
-    fn of(file: &File) -> io::Result<Self> {
-        let meta = file.metadata()?;
-        Ok(Self {
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-        })
-    }
-}
-
 /// A local copy that was opened.
 pub trait Local {
     /// Its size in bytes, a multiple of [`SECTOR`].
@@ -88,123 +72,6 @@ impl Local for LocalFile {
 
     fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError> {
         Ok(Box::new(LocalWatch::begin(self, pending_names)?))
-    }
-}
-
-/// What a session does with the local copy; the guest's requests go past it.
-pub trait Watch: Send {
-    /// Stores marks against these children on the copy itself, durably, where
-    /// there are none. Only for when its brick's process is away.
-    ///
-    /// # Errors
-    /// [`LocalError::Io`].
-    fn mark(&self, children: BrickSet) -> Result<(), LocalError>;
-
-    /// Does it say itself that this child misses data? Unknown counts as that.
-    fn accuses(&self, child: usize) -> bool;
-
-    /// Is it as it was at the beginning? Unknown counts as touched.
-    fn is_untouched(&self) -> bool;
-
-    /// From now on, remembers it as it is now.
-    ///
-    /// # Errors
-    /// [`LocalError::Io`]; it then counts as touched.
-    fn rebase(&mut self) -> Result<(), LocalError>;
-
-    /// Makes its data and attributes durable. Once marks are cleared, what the other copies were
-    /// healed from must survive a power cut.
-    ///
-    /// # Errors
-    /// [`LocalError::Io`].
-    fn sync(&self) -> Result<(), LocalError>;
-}
-
-/// Sees whether somebody else writes to the local file, marks it when its brick's
-/// process cannot, and makes it durable at the end.
-#[derive(Debug)]
-pub struct LocalWatch {
-    file: File,
-    path: PathBuf,
-    baseline: Fingerprint,
-    /// Names of the pending attributes per child.
-    pending_names: Vec<String>,
-}
-
-impl LocalWatch {
-    /// Remembers the file as it is now.
-    ///
-    /// # Errors
-    /// [`LocalError::Io`].
-    pub fn begin(local: &LocalFile, pending_names: Vec<String>) -> Result<Self, LocalError> {
-        let io_error = |source| LocalError::Io {
-            what: "watch",
-            path: local.path.clone(),
-            source,
-        };
-        let file = local.file.try_clone().map_err(io_error)?;
-        let baseline = Fingerprint::of(&file).map_err(io_error)?;
-        Ok(Self {
-            file,
-            path: local.path.clone(),
-            baseline,
-            pending_names,
-        })
-    }
-
-    fn store_marks(&self, children: BrickSet) -> io::Result<()> {
-        let names = self.pending_names.iter().enumerate();
-        for (_, name) in names.filter(|(child, _)| children.contains(*child)) {
-            let stored = self.file.get_xattr(name)?.unwrap_or_default();
-            let stored = Pending::from_bytes(&stored).unwrap_or_default();
-            if stored.data == 0 {
-                let marked = Pending { data: 1, ..stored };
-                self.file.set_xattr(name, &marked.to_bytes())?;
-            }
-        }
-        self.file.sync_all()
-    }
-}
-
-impl Watch for LocalWatch {
-    fn mark(&self, children: BrickSet) -> Result<(), LocalError> {
-        self.store_marks(children).map_err(|source| LocalError::Io {
-            what: "store marks on",
-            path: self.path.clone(),
-            source,
-        })
-    }
-
-    fn accuses(&self, child: usize) -> bool {
-        let Some(name) = self.pending_names.get(child) else {
-            return true;
-        };
-        let counter = |value: Option<Vec<u8>>| match value {
-            None => false,
-            Some(value) => Pending::from_bytes(&value).map_or(true, |marks| marks.data != 0),
-        };
-        self.file.get_xattr(name).map_or(true, counter)
-    }
-
-    fn is_untouched(&self) -> bool {
-        Fingerprint::of(&self.file).is_ok_and(|now| now == self.baseline)
-    }
-
-    fn rebase(&mut self) -> Result<(), LocalError> {
-        self.baseline = Fingerprint::of(&self.file).map_err(|source| LocalError::Io {
-            what: "watch",
-            path: self.path.clone(),
-            source,
-        })?;
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), LocalError> {
-        self.file.sync_all().map_err(|source| LocalError::Io {
-            what: "flush",
-            path: self.path.clone(),
-            source,
-        })
     }
 }
 
@@ -369,7 +236,10 @@ pub fn may_see_trusted() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::watch::Fingerprint;
     use super::*;
+    use crate::gluster::Pending;
+    use crate::image::bricks::BrickSet;
 
     const GFID: Uuid = Uuid::from_u128(0x1234);
     const RAW: LocalTerms = LocalTerms {
@@ -439,11 +309,11 @@ mod tests {
         let local = open(file.path(), GFID, RAW).unwrap();
         let watch = LocalWatch::begin(&local, names.map(str::to_owned).into()).unwrap();
         for _ in 0..2 {
-            watch.mark(BrickSet::only(1)).unwrap();
+            watch.mark(BrickSet::only(1), 5).unwrap();
         }
         let stored = xattr::get(file.path(), names[1]).unwrap().unwrap();
         let marked = Pending {
-            data: 1,
+            data: 5,
             ..metadata
         };
         assert_eq!(Pending::from_bytes(&stored), Ok(marked));

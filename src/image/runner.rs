@@ -316,7 +316,11 @@ impl Runner {
     /// its file now. The peers' indices name the file for heal; the local brick's
     /// does once it is back and marked like the others.
     fn mark_local_file(&mut self) {
-        match self.local.mark(self.shape.peers()) {
+        let stamp = self.debt.as_ref().map_or(0, Debt::current_stamp);
+        if stamp == 0 {
+            return;
+        }
+        match self.local.mark(self.shape.peers(), stamp) {
             Ok(()) => self.machine.local_marked(),
             Err(error) => log::error!("{}", chain(&error)),
         }

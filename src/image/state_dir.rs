@@ -5,7 +5,7 @@
 //! it. Nothing here is needed to serve an image; what is lost is made anew.
 
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -96,7 +96,10 @@ impl StateDir {
         let text = serde_json::to_vec_pretty(entry).map_err(|e| failed(e.into()))?;
         let unique = format!("json.{}", std::process::id());
         let draft = path.with_extension(unique);
-        let written = std::fs::File::create(&draft)
+        let mut private = std::fs::File::options();
+        private.write(true).create(true).truncate(true).mode(0o600);
+        let written = private
+            .open(&draft)
             .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
             .and_then(|()| std::fs::rename(&draft, &path));
         written.map_err(|source| {

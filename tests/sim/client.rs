@@ -58,6 +58,8 @@ impl Write {
         let unmarked = |brick: &usize| self.failed[*brick];
         let accuses = self.phase == Phase::CountAway && self.accused.contains(&true);
         world.one_sided |= accuses && self.left.iter().any(unmarked);
+        // Stock heal may just be copying from a brick that this write misses.
+        world.one_sided |= accuses && !world.stock.is_idle();
     }
 }
 

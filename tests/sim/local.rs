@@ -33,7 +33,7 @@ impl Local for SimLocal {
 }
 
 impl Watch for SimWatch {
-    fn mark(&self, children: BrickSet) -> Result<(), LocalError> {
+    fn mark(&self, children: BrickSet, stamp: i32) -> Result<(), LocalError> {
         self.sim.sched.step();
         let mut world = self.sim.world();
         world.tell(|| format!("host {} marks {children:?} on its file", self.host));
@@ -43,7 +43,7 @@ impl Watch for SimWatch {
                 .filter(|child| row.pending[*child] == 0)
                 .collect::<Vec<_>>()
             {
-                row.pending[child] = 1;
+                row.pending[child] = stamp;
             }
         });
         world.bricks[self.host].fsync();

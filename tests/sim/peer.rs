@@ -2,6 +2,7 @@
 //! carried out late, in any order.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use bypass_blk::gluster::StrongChecksum;
 use bypass_blk::image::heal::{Answer, HealPeer, PeerError};
@@ -11,6 +12,9 @@ use super::brick::{Domain, Held, Owner, SECTOR, SIZE, bytes_of, version_of};
 use super::net::Late;
 use super::sim::Sim;
 use super::world::World;
+
+/// Long enough for a session to end and another to begin.
+const STUCK: Duration = Duration::from_secs(8);
 
 #[derive(Clone)]
 pub struct SimPeer {
@@ -32,7 +36,7 @@ fn sectors(range: &Range<u64>) -> Range<usize> {
 
 impl SimPeer {
     fn call<T>(&self, what: &str, work: impl FnOnce(&mut World) -> T) -> Result<T, PeerError> {
-        self.sim.sched.step();
+        self.dawdle();
         let mut world = self.sim.world();
         if !world.gets_through(self.conn) {
             return Err(away());
@@ -43,6 +47,13 @@ impl SimPeer {
         self.sim.sched.step();
         let known = self.sim.world().gets_through(self.conn);
         if known { Ok(done) } else { Err(away()) }
+    }
+
+    /// Now and then a healer gets no further for a while.
+    fn dawdle(&self) {
+        let stuck = self.sim.world().rng.chance(200);
+        let limit = if stuck { STUCK } else { Duration::ZERO };
+        self.sim.sched.wait(&mut || false, Some(limit));
     }
 
     fn lock_of(&self, range: &Range<u64>) -> Held {

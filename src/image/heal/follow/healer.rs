@@ -128,12 +128,7 @@ impl PeerHealer {
                     ),
                 }
             }
-            Err(error) => {
-                if error.lost_peer() {
-                    self.state.engine = None;
-                }
-                Err(chain(&error))
-            }
+            Err(error) => Err(chain(&error)),
         }
     }
 

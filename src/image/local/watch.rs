@@ -1,0 +1,155 @@
+//! The local copy as the session's thread sees it: is it written by somebody else, does
+//! it say that it misses data, is it durable.
+//!
+//! The guest's requests go past it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use xattr::FileExt as _;
+
+use super::LocalFile;
+use crate::gluster::Pending;
+use crate::image::bricks::BrickSet;
+use crate::image::error::LocalError;
+
+/// What changes when somebody writes to the file behind our back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fingerprint {
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Fingerprint {
+    /// Of the file as it is now.
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self {
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+        })
+    }
+}
+
+/// What a session does with the local copy; the guest's requests go past it.
+pub trait Watch: Send {
+    /// Stores marks of this value against these children on the copy itself, durably,
+    /// where there are none. Only for when its brick's process is away.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    fn mark(&self, children: BrickSet, stamp: i32) -> Result<(), LocalError>;
+
+    /// Does it say itself that this child misses data? Unknown counts as that.
+    fn accuses(&self, child: usize) -> bool;
+
+    /// Is it as it was at the beginning? Unknown counts as touched.
+    fn is_untouched(&self) -> bool;
+
+    /// From now on, remembers it as it is now.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`]; it then counts as touched.
+    fn rebase(&mut self) -> Result<(), LocalError>;
+
+    /// Makes its data and attributes durable. Once marks are cleared, what the other
+    /// copies were healed from must survive a power cut.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    fn sync(&self) -> Result<(), LocalError>;
+}
+
+/// Sees whether somebody else writes to the local file, marks it when its brick's
+/// process cannot, and makes it durable at the end.
+#[derive(Debug)]
+pub struct LocalWatch {
+    file: File,
+    path: PathBuf,
+    baseline: Fingerprint,
+    /// Names of the pending attributes per child.
+    pending_names: Vec<String>,
+}
+
+impl LocalWatch {
+    /// Remembers the file as it is now.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn begin(local: &LocalFile, pending_names: Vec<String>) -> Result<Self, LocalError> {
+        let io_error = |source| LocalError::Io {
+            what: "watch",
+            path: local.path.clone(),
+            source,
+        };
+        let file = local.file.try_clone().map_err(io_error)?;
+        let baseline = Fingerprint::of(&file).map_err(io_error)?;
+        Ok(Self {
+            file,
+            path: local.path.clone(),
+            baseline,
+            pending_names,
+        })
+    }
+
+    fn store_marks(&self, children: BrickSet, stamp: i32) -> io::Result<()> {
+        let names = self.pending_names.iter().enumerate();
+        for (_, name) in names.filter(|(child, _)| children.contains(*child)) {
+            let stored = self.file.get_xattr(name)?.unwrap_or_default();
+            let stored = Pending::from_bytes(&stored).unwrap_or_default();
+            if stored.data == 0 {
+                let marked = Pending {
+                    data: stamp,
+                    ..stored
+                };
+                self.file.set_xattr(name, &marked.to_bytes())?;
+            }
+        }
+        self.file.sync_all()
+    }
+}
+
+impl Watch for LocalWatch {
+    fn mark(&self, children: BrickSet, stamp: i32) -> Result<(), LocalError> {
+        self.store_marks(children, stamp)
+            .map_err(|source| LocalError::Io {
+                what: "store marks on",
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    fn accuses(&self, child: usize) -> bool {
+        let Some(name) = self.pending_names.get(child) else {
+            return true;
+        };
+        let counter = |value: Option<Vec<u8>>| match value {
+            None => false,
+            Some(value) => Pending::from_bytes(&value).map_or(true, |marks| marks.data != 0),
+        };
+        self.file.get_xattr(name).map_or(true, counter)
+    }
+
+    fn is_untouched(&self) -> bool {
+        Fingerprint::of(&self.file).is_ok_and(|now| now == self.baseline)
+    }
+
+    fn rebase(&mut self) -> Result<(), LocalError> {
+        self.baseline = Fingerprint::of(&self.file).map_err(|source| LocalError::Io {
+            what: "watch",
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), LocalError> {
+        self.file.sync_all().map_err(|source| LocalError::Io {
+            what: "flush",
+            path: self.path.clone(),
+            source,
+        })
+    }
+}

@@ -1,0 +1,164 @@
+//! Time and bytes from a killed daemon to equal copies, by `bypass-blk heal` and by
+//! the stock self-heal daemons, after the same writes.
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use bypass_harness::progress::Step;
+use bypass_harness::{Fill, Volume, wait_until};
+
+use crate::load::{self, Until};
+use crate::program::Program;
+use crate::rng::Rng;
+use crate::table::{Goal, Table, mib};
+use crate::traffic::Traffic;
+use crate::{BLOCK, Options};
+
+/// The seed's stream.
+const STREAM: u64 = 100;
+const DEADLINE: Duration = Duration::from_secs(3600);
+const SHD_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a heal took.
+struct Cost {
+    took: Duration,
+    read: u64,
+    sent: u64,
+}
+
+impl Cost {
+    fn moved(&self) -> u64 {
+        self.read + self.sent
+    }
+}
+
+/// Adds a row for the time and one for the bytes, per extent size.
+pub fn measure(
+    volume: &Volume,
+    program: &Program,
+    options: &Options,
+    table: &mut Table,
+) -> Result<(), Box<dyn Error>> {
+    let ours = [
+        ("4K", ours(volume, program, options, "4K")?),
+        ("64K", ours(volume, program, options, "64K")?),
+    ];
+    let stock = stock(volume, program, options)?;
+    let (written, image) = options.against_stock();
+    let case = format!("{} in {} GiB", mib(written), image >> 30);
+    for (extents, ours) in &ours {
+        let seconds = [stock.took, ours.took].map(|took| took.as_secs_f64());
+        let figures = format!("{:.1} s / {:.1} s", seconds[0], seconds[1]);
+        let what = format!("time to clean, {case}: stock / ours with {extents} extents");
+        table.add(
+            &what,
+            &figures,
+            seconds[0] / seconds[1],
+            Goal::AtLeast(10.0),
+        );
+    }
+    for (extents, ours) in &ours {
+        let part = |cost: &Cost| {
+            format!(
+                "{} (read {}, sent {})",
+                mib(cost.moved()),
+                mib(cost.read),
+                mib(cost.sent)
+            )
+        };
+        let figures = format!("{} / {}", part(&stock), part(ours));
+        let what = format!("bytes read + sent, {case}: stock / ours with {extents} extents");
+        let ratio = stock.moved() as f64 / ours.moved() as f64;
+        table.add(&what, &figures, ratio, Goal::AtLeast(20.0));
+    }
+    Ok(())
+}
+
+fn ours(
+    volume: &Volume,
+    program: &Program,
+    options: &Options,
+    extents: &str,
+) -> Result<Cost, Box<dyn Error>> {
+    let image = format!("/ours-{extents}.img");
+    leave_behind(volume, program, options, &image, extents)?;
+    let step = Step::begin(&format!("bypass-blk heal, {extents} extents"));
+    let before = Traffic::now(volume)?;
+    let healed = program.heal(volume, &image)?;
+    let moved = Traffic::now(volume)? - before;
+    step.done(&healed.said);
+    check_and_remove(volume, &image)?;
+    Ok(Cost {
+        took: healed.took,
+        read: moved.read + healed.read,
+        sent: moved.sent,
+    })
+}
+
+/// The self-heal daemons are up before the writes, so that their start is not in
+/// the time; until they are asked, they look at their indices every ten minutes only.
+fn stock(volume: &Volume, program: &Program, options: &Options) -> Result<Cost, Box<dyn Error>> {
+    let image = "/stock.img";
+    volume.set_self_heal_daemon(true)?;
+    wait_until("the self-heal daemons", SHD_DEADLINE, || {
+        volume.trigger_heal().map_err(|error| error.to_string())
+    })?;
+    leave_behind(volume, program, options, image, "64K")?;
+    let step = Step::begin("gluster volume heal");
+    let (before, begun) = (Traffic::now(volume)?, Instant::now());
+    volume.trigger_heal()?;
+    wait_until("stock Gluster to heal", DEADLINE, || {
+        let marks = volume.marks(image).map_err(|error| error.to_string())?;
+        marks.is_clean().then_some(()).ok_or(marks.to_string())
+    })?;
+    let took = begun.elapsed();
+    let moved = Traffic::now(volume)? - before;
+    step.done("");
+    check_and_remove(volume, image)?;
+    Ok(Cost {
+        took,
+        read: moved.read,
+        sent: moved.sent,
+    })
+}
+
+/// A sparse image, the writes, and a killed daemon: two copies are behind.
+fn leave_behind(
+    volume: &Volume,
+    program: &Program,
+    options: &Options,
+    image: &str,
+    extents: &str,
+) -> Result<(), Box<dyn Error>> {
+    let step = Step::begin(&format!("writes to {image}"));
+    let (bytes, size) = options.against_stock();
+    volume.create_image(image, size, Fill::Sparse)?;
+    let daemon = program.serve(volume, image, extents)?;
+    let rng = Rng::new(options.seed, STREAM);
+    let written = load::write(&daemon.socket, size, rng, Until::Writes(bytes / BLOCK))?;
+    daemon.kill();
+    let marks = volume.marks(image)?;
+    if marks.is_clean() {
+        return Err(format!("nothing to heal:\n{marks}").into());
+    }
+    let distinct = |unit| mib(written.distinct_bytes(unit));
+    step.done(&format!(
+        "{:.0} IOPS; distinct: {} in 4 KiB, {} in 64 KiB, {} in 128 KiB units",
+        written.iops(),
+        distinct(4 << 10),
+        distinct(64 << 10),
+        distinct(128 << 10),
+    ));
+    Ok(())
+}
+
+fn check_and_remove(volume: &Volume, image: &str) -> Result<(), Box<dyn Error>> {
+    let step = Step::begin("comparing the copies");
+    if !volume.copies_equal(image)?.are_equal() {
+        return Err(format!("the copies of {image} differ").into());
+    }
+    let mount = volume.mount(crate::NODE)?;
+    std::fs::remove_file(mount.path().join(image.trim_start_matches('/')))?;
+    step.done("equal");
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! Bytes that programs read and nodes sent, as the kernel counts them.
+//!
+//! The same for both healers: `rchar` of `/proc/PID/io` (proc(5)) of the bricks'
+//! processes, which holds what they read of the copies and what came in by their
+//! sockets; and what left through the interfaces of all nodes, `lo` too, with all
+//! headers. What the self-heal daemons read is not counted again: it is all from
+//! sockets. What our healer reads of the local copy is added by the caller.
+
+use std::fs;
+use std::ops::Sub;
+
+use bypass_harness::Volume;
+
+/// A reading of the counters, or the difference of two.
+#[derive(Clone, Copy, Debug)]
+pub struct Traffic {
+    /// By the bricks' processes.
+    pub read: u64,
+    /// By all interfaces of all nodes.
+    pub sent: u64,
+}
+
+impl Traffic {
+    /// Reads the counters of the volume's bricks and their nodes.
+    pub fn now(volume: &Volume) -> Result<Traffic, String> {
+        let mut now = Traffic { read: 0, sent: 0 };
+        for brick in volume.bricks() {
+            let pid = volume.brick_pid(brick.index);
+            let pid = pid.map_err(|error| error.to_string())?;
+            let pid = pid.ok_or_else(|| format!("brick {} is down", brick.index))?;
+            now.read += read_by(pid).ok_or_else(|| format!("no rchar of brick {pid}"))?;
+            now.sent += sent_beside(pid)?;
+        }
+        Ok(now)
+    }
+}
+
+impl Sub for Traffic {
+    type Output = Traffic;
+
+    fn sub(self, before: Traffic) -> Traffic {
+        Traffic {
+            read: self.read.saturating_sub(before.read),
+            sent: self.sent.saturating_sub(before.sent),
+        }
+    }
+}
+
+/// What a live process read so far by system calls of the read(2) family.
+pub fn read_by(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("rchar: "))?;
+    line.trim().parse().ok()
+}
+
+/// What left through the interfaces of the process' network namespace.
+fn sent_beside(pid: u32) -> Result<u64, String> {
+    let path = format!("/proc/{pid}/net/dev");
+    let text = fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))?;
+    // Two lines of head; after the colon eight columns in, then bytes out.
+    let sent = |line: &str| -> Option<u64> {
+        let (_, columns) = line.split_once(':')?;
+        columns.split_whitespace().nth(8)?.parse().ok()
+    };
+    Ok(text.lines().skip(2).filter_map(sent).sum())
+}
