@@ -3,6 +3,7 @@
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::machine::Event;
 
+use super::daemon::Daemon;
 use super::debt;
 use super::healing;
 use super::promoting;
@@ -10,7 +11,7 @@ use super::rim::Rim;
 use super::setting::{Protection, Setting};
 use super::steps::Step;
 use super::stock::Direction;
-use super::world::{Breach, Daemon, StockHealer, World};
+use super::world::{Breach, StockHealer, World};
 
 impl Setting {
     /// Takes the step.

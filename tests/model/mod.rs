@@ -1,6 +1,7 @@
 //! The model's parts. See `tests/model.rs`.
 
 pub mod apply;
+pub mod daemon;
 pub mod debt;
 pub mod healing;
 pub mod promoting;

@@ -10,10 +10,11 @@ use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::port::Counter as Named;
 use bypass_blk::image::promote::{Changes, Plan, changes, plan};
 
+use super::daemon::{Daemon, Promotion};
 use super::debt::copy_state;
 use super::setting::{Protection, Setting};
 use super::steps::Step;
-use super::world::{BRICKS, Counter, Daemon, Promotion, World};
+use super::world::{BRICKS, Counter, World};
 
 /// What can be promoted, or how a promotion goes on.
 pub fn promotion_steps(setting: &Setting, world: &World, slot: usize, steps: &mut Vec<Step>) {
@@ -103,13 +104,9 @@ pub fn change(setting: &Setting, world: &mut World, slot: usize, brick: usize) {
         if promotion.acquits { &acquit } else { &accuse },
     );
     let at = &mut world.bricks[brick];
-    if !setting.lacks(Protection::AllAccusedFirst) {
-        let own = setting.has_data(brick) && promotion.read[brick][brick] == 0;
-        at.stored[brick] = match (own, promotion.acquits) {
-            (false, _) => at.stored[brick],
-            (true, false) => promotion.stamp,
-            (true, true) => 0,
-        };
+    let own = setting.has_data(brick) && promotion.read[brick][brick] == 0;
+    if own && setting.lacks(Protection::AllAccusedFirst) {
+        at.stored[brick] = 0;
     }
     if setting.lacks(Protection::OldCopyAccused) {
         for lost in plan.lost.iter() {

@@ -5,10 +5,11 @@ use bypass_blk::image::decide::Refusal;
 use bypass_blk::image::machine::{GateState, Phase, StopReason};
 use stateright::{Expectation, Property};
 
+use super::daemon::Daemon;
 use super::rim::decision;
 use super::setting::Setting;
 use super::stock::directions;
-use super::world::{BRICKS, Breach, Daemon, World, Writes};
+use super::world::{BRICKS, Breach, World, Writes};
 
 /// Invariant 1.
 pub const MARKED: &str = "no write without durable marks against every peer on a quorum";
@@ -155,9 +156,9 @@ fn is_fresh(world: &World, data: Writes) -> bool {
 
 /// If every session and healer ended now and every brick came back: whatever way the
 /// stock heal goes, do all copies get every acknowledged write? Once a promotion began
-/// it may also see a split-brain: the promotion, or a session on that copy, ends it.
-/// So it may with an arbiter, when a session was killed after it had marked that alone:
-/// a known gap.
+/// it may also see a split-brain: the promotion, or a session on that copy, ends it. So
+/// it may with an arbiter, when a session was killed after it had marked only that, and
+/// one on the other copy wrote: a session that gets the arbiter back ends it.
 fn ends_well(setting: &Setting, world: &World) -> bool {
     let mut data = world.bricks.map(|brick| brick.data);
     if world.bricks.iter().all(|brick| brick.stored == [0; BRICKS]) {

@@ -12,12 +12,10 @@ use bypass_blk::image::decide::{Opening, Refusal, Seen, decide};
 use bypass_blk::image::machine::{Action, Event, GateState, Machine, Phase};
 use uuid::Uuid;
 
+use super::daemon::{Conn, Daemon, Report, Round, Session};
 use super::debt;
 use super::setting::{Protection, Setting};
-use super::world::{
-    BRICKS, Breach, Brick, Conn, Daemon, Lease, Link, Report, Round, Row, Session, World,
-    accused_by,
-};
+use super::world::{BRICKS, Breach, Brick, Lease, Link, Row, World, accused_by};
 
 /// The world, with a session in `slot` at work.
 pub struct Rim<'a> {
@@ -224,10 +222,8 @@ impl Rim<'_> {
 
     fn heard_rejoined(&mut self, brick: usize, row: Row) {
         let local = self.local();
-        let accuser = match row[local] != 0 {
-            true => Some(brick),
-            false => self.accuser_among_held(),
-        };
+        let accused = row[local] != 0;
+        let accuser = self.accuser_among_held().or(accused.then_some(brick));
         let now = self.world.bricks[local].data;
         let unread = self.setting.lacks(Protection::MarksReadAgain);
         let unwatched = self.setting.lacks(Protection::FileWatched);

@@ -5,10 +5,11 @@ use bypass_blk::image::bricks::{BrickSet, Shape};
 use bypass_blk::image::machine::{Event, GateState, Phase};
 use bypass_blk::image::unmarking::removable;
 
+use super::daemon::{Conn, Round, Session};
 use super::debt::{self, copy_state};
 use super::rim::Rim;
 use super::setting::{Protection, Setting};
-use super::world::{BRICKS, Conn, Round, Row, Session, accused_by};
+use super::world::{BRICKS, Row, accused_by};
 
 impl Rim<'_> {
     /// A healer asks for the removal of marks: `Runner::try_unmark`, up to its data
@@ -34,6 +35,8 @@ impl Rim<'_> {
             self.take_overruled_off(brick);
         }
         let rows = self.world.rows();
+        let shape = self.setting.shape(self.slot);
+        let unasked = self.setting.lacks(Protection::OverruledByAnswer);
         let blind = self.setting.lacks(Protection::MarksReadAgain);
         let Some(session) = self.session() else {
             return;
@@ -50,7 +53,10 @@ impl Rim<'_> {
             session.known[brick] = Some(accused_by(&rows[brick]));
         }
         let (failed, removal) = (round.failed, round.removed.is_some());
-        let accuser = answered.iter().find(|&i| rows[i][local] != 0);
+        let over = session.machine.overruled();
+        let known = shape.is_quorum(answered.without(over)) || unasked;
+        let accuses = |&i: &usize| rows[i][local] != 0 && (removal || !known || !over.contains(i));
+        let accuser = answered.iter().find(accuses);
         if removal && !failed.is_empty() {
             return self.conclude_removal();
         }
@@ -166,6 +172,9 @@ impl Rim<'_> {
             if round.removed == Some(shape.peers()) && brick == shape.local {
                 at.witness = false;
             }
+            if round.removed.is_none() {
+                at.stored[shape.local] -= read[shape.local];
+            }
             let skipped = if round.removed.is_some() {
                 volatile
             } else {
@@ -276,6 +285,7 @@ impl Rim<'_> {
         let shape = self.setting.shape(self.slot);
         let anyway = self.setting.lacks(Protection::LocalFileGuarded);
         let unread = self.setting.lacks(Protection::LocalFileRead);
+        let stamp = self.world.maps[self.slot].map_or(0, |map| map.stamp);
         let Some((session, at)) = self.with(shape.local) else {
             return true;
         };
@@ -290,7 +300,7 @@ impl Rim<'_> {
         }
         for peer in shape.peers().iter() {
             if at.stored[peer] == 0 {
-                at.stored[peer] = 1;
+                at.stored[peer] = stamp;
             }
         }
         at.fsync();

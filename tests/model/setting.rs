@@ -137,6 +137,10 @@ pub enum Protection {
     LocksOnPeers,
     /// The marks are read again before marking and when a brick is back.
     MarksReadAgain,
+    /// *Proposed.* A brick's accusation of the local copy is overruled only if a quorum of
+    /// the others answers in the round that takes it off: a session may have lost its
+    /// locks and not know it yet.
+    OverruledByAnswer,
     /// A brick that accuses itself is believed about the others, as it is not by
     /// AFR's heal.
     SelfAccusersBelieved,
@@ -176,10 +180,10 @@ pub enum Protection {
     CopyLock,
     /// A promotion accuses the copy that is away.
     OldCopyAccused,
-    /// *Proposed.* When a promotion accuses, every brick accuses itself, too: AFR believes
+    /// When a promotion accuses, every brick accuses itself, too: AFR believes
     /// none of them until all have.
     AllAccusedFirst,
-    /// *Proposed.* What a promotion overrules is recorded once all bricks have accused.
+    /// What a promotion overrules is recorded once all bricks have accused.
     RecordedLate,
     /// A promotion raises AFR's *dirty* counter on the promoted copy, which
     /// makes it the source of every heal in which nobody else decides.

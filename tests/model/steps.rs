@@ -4,13 +4,14 @@ use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::machine::{GateState, Phase};
 use stateright::{Model, Property};
 
+use super::daemon::{Conn, Daemon, Report, Session};
 use super::healing::healer_steps;
 use super::promoting::promotion_steps;
 use super::properties;
 use super::round::may_unmark;
 use super::setting::{Protection, Setting};
 use super::stock::{Direction, directions};
-use super::world::{BRICKS, Brick, Conn, Daemon, Link, Report, Session, StockHealer, World};
+use super::world::{BRICKS, Brick, Link, StockHealer, World};
 
 /// Something that happens. Sessions are named by slot, bricks by child index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
