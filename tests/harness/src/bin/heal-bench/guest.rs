@@ -49,6 +49,7 @@ pub fn measure(
     )?;
     for number in 0..u64::from(options.rounds) {
         for (healing, rounds) in [(false, &mut without), (true, &mut with)] {
+            daemon.wait_no_healer()?;
             program.heal(volume, IMAGE)?;
             let rng = Rng::new(options.seed, STREAM + number);
             let (iops, p99) = round(&daemon, healing, rng, options.round())?;
@@ -84,6 +85,7 @@ fn round(
     rng: Rng,
     time: Duration,
 ) -> Result<(f64, Duration), Box<dyn Error>> {
+    daemon.wait_no_healer()?;
     let healer = healing.then(|| daemon.start_healer()).transpose()?;
     let written = load::write(&daemon.socket, IMAGE_BYTES, rng, Until::Time(time))?;
     healer.map(end).transpose()?;

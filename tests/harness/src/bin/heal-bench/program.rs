@@ -149,12 +149,25 @@ impl Daemon<'_> {
         let (process, _) = start(&mut command, &self.node, "heald")?;
         wait_until("heald to follow the session", PATIENCE, || {
             let status = self.status().map_err(|error| error.to_string())?;
-            match status["heal"]["healer"].is_object() {
+            match status["heal"]["healer"]["pid"] == process.pid() {
                 true => Ok(()),
                 false => Err(status["heal"].to_string()),
             }
         })?;
         Ok(process)
+    }
+
+    /// Waits until a healer that has ended is forgotten, which takes five seconds:
+    /// until then `bypass-blk heal` leaves the work to it.
+    pub fn wait_no_healer(&self) -> Result<(), Box<dyn Error>> {
+        wait_until("the last healer to be forgotten", PATIENCE, || {
+            let status = self.status().map_err(|error| error.to_string())?;
+            match status["heal"]["healer"].is_null() {
+                true => Ok(()),
+                false => Err(status["heal"].to_string()),
+            }
+        })?;
+        Ok(())
     }
 
     /// Ends it in order.
