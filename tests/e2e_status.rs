@@ -80,7 +80,9 @@ fn what_the_guest_wrote_is_a_debt_to_every_peer_until_somebody_heals_it() {
 
     // At this rate it lasts.
     let node = volume.brick_node(0).clone();
-    disk.write(0, &pattern(2, 0, 8 << 20), PATIENCE).unwrap();
+    for at in (0..8).map(|mebibyte| mebibyte << 20) {
+        disk.write(at, &pattern(2, at, 1 << 20), PATIENCE).unwrap();
+    }
     let slow = Healer::start(&node, &["--bandwidth", "256K"]);
     let status = wait_heal(&daemon, |heal| {
         heal["peers"][0]["figures"]["bytes_sent"].as_u64() > Some(0)

@@ -77,8 +77,8 @@ pub(super) fn run(args: HealArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
     let stop = Stop::on_signals()?;
     let image = open(&args, &stop)?;
-    let follower = image.healer(&args)?;
-    let outcome = watch(&args, &image, &stop);
+    let mut follower = image.healer(&args)?;
+    let outcome = watch(&args, &image, &mut follower, &stop);
     if let Some(Err(error)) = follower.map(Follower::stop) {
         log::warn!("{}", chain(&error));
     }
@@ -198,7 +198,12 @@ impl Image {
 }
 
 /// Shows how far it is until it is over.
-fn watch(args: &HealArgs, image: &Image, stop: &Stop) -> Result<(), Failure> {
+fn watch(
+    args: &HealArgs,
+    image: &Image,
+    follower: &mut Option<Follower>,
+    stop: &Stop,
+) -> Result<(), Failure> {
     let name = format!("{}{}", args.target.volume, args.target.image.0);
     let begin = Instant::now();
     let first = image.status()?;
@@ -209,6 +214,11 @@ fn watch(args: &HealArgs, image: &Image, stop: &Stop) -> Result<(), Failure> {
     loop {
         let status = image.status()?;
         display.show(&status);
+        let healed = status.heal.as_ref().is_some_and(|heal| heal.healer.is_some());
+        if follower.is_none() && !healed {
+            // The healer that was at work when we began has ended.
+            *follower = image.healer(args)?;
+        }
         match watch.look(&status, begin.elapsed()) {
             Verdict::GoOn => {}
             Verdict::Clean => {

@@ -101,9 +101,10 @@ fn bytes(copy: &CopyStatus) -> Option<u64> {
 }
 
 fn doubt(status: &Status, now: Duration) -> Option<Doubt> {
-    let open = |copy: &&CopyStatus| is_behind(copy) || (copy.stale && !copy.local);
-    let reached = status.copies.iter().filter(open).any(|copy| copy.reachable);
-    if !reached {
+    let any = |is: fn(&CopyStatus) -> bool| status.copies.iter().any(is);
+    let still_behind = any(|copy| copy.reachable && is_behind(copy));
+    // A brick that is away may also be what keeps the marks of the others.
+    if !still_behind && any(|copy| !copy.reachable) {
         return Some(Doubt::Away);
     }
     let peers = status.heal.iter().flat_map(|heal| &heal.peers);
@@ -115,10 +116,6 @@ fn doubt(status: &Status, now: Duration) -> Option<Doubt> {
         let age = Duration::try_from_secs_f64(peer.oldest_unsent_seconds).unwrap_or(Duration::MAX);
         away || (!peer.oldest_unsent_at_least && age < now)
     };
-    let still_behind = status
-        .copies
-        .iter()
-        .any(|copy| copy.reachable && is_behind(copy));
     (still_behind && peers.into_iter().all(sent)).then_some(Doubt::GuestWrites)
 }
 

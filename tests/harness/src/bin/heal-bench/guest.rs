@@ -8,7 +8,7 @@ use bypass_harness::progress::Step;
 use bypass_harness::{Fill, Volume};
 
 use crate::load::{self, DEPTH, Until};
-use crate::program::{Daemon, Program, end};
+use crate::program::{Program, end};
 use crate::rng::Rng;
 use crate::table::{Goal, Table};
 use crate::{MIB, Options};
@@ -47,20 +47,33 @@ pub fn measure(
         Rng::new(options.seed, 0),
         Until::Time(warm_up),
     )?;
+    let mut sent = Vec::new();
     for number in 0..u64::from(options.rounds) {
         for (healing, rounds) in [(false, &mut without), (true, &mut with)] {
+            daemon.wait_no_healer()?;
             program.heal(volume, IMAGE)?;
+            daemon.wait_no_healer()?;
+            let healer = healing.then(|| daemon.start_healer()).transpose()?;
             let rng = Rng::new(options.seed, STREAM + number);
-            let (iops, p99) = round(&daemon, healing, rng, options.round())?;
-            eprintln!("    healing {healing}: {iops:.0} IOPS, p99 {p99:.1?}");
-            rounds.iops.push(iops);
-            rounds.p99.push(p99.as_secs_f64() * 1e3);
+            let until = Until::Time(options.round());
+            let written = load::write(&daemon.socket, IMAGE_BYTES, rng, until)?;
+            if let Some(healer) = healer {
+                sent.push(daemon.sent()? as f64 / MIB as f64 / options.round().as_secs_f64());
+                end(healer)?;
+            }
+            rounds.iops.push(written.iops());
+            rounds.p99.push(written.p99().as_secs_f64() * 1e3);
             step.part_done();
         }
     }
     step.done("");
     daemon.stop()?;
-    let what = |of: &str| format!("{of} of 4 KiB random writes at depth {DEPTH}: healing on / off");
+    let what = |of: &str| {
+        let sent = spread(&sent, 0);
+        format!(
+            "{of} of 4 KiB random writes at depth {DEPTH}: healing on (sending {sent} MiB/s) / off"
+        )
+    };
     add(
         table,
         &what("IOPS"),
@@ -78,34 +91,22 @@ pub fn measure(
     Ok(())
 }
 
-fn round(
-    daemon: &Daemon,
-    healing: bool,
-    rng: Rng,
-    time: Duration,
-) -> Result<(f64, Duration), Box<dyn Error>> {
-    let healer = healing.then(|| daemon.start_healer()).transpose()?;
-    let written = load::write(&daemon.socket, IMAGE_BYTES, rng, Until::Time(time))?;
-    healer.map(end).transpose()?;
-    Ok((written.iops(), written.p99()))
+/// A row of medians.
+fn add(table: &mut Table, what: &str, [with, without]: [&[f64]; 2], digits: usize, goal: Goal) {
+    let text = format!("{} / {}", spread(with, digits), spread(without, digits));
+    table.add(what, &text, median(with) / median(without), goal);
 }
 
-/// Medians, with the least and greatest of the rounds behind them.
-fn add(table: &mut Table, what: &str, [with, without]: [&[f64]; 2], digits: usize, goal: Goal) {
-    let sorted = |values: &[f64]| {
-        let mut values = values.to_vec();
-        values.sort_by(f64::total_cmp);
-        values
-    };
-    let (with, without) = (sorted(with), sorted(without));
-    let median = |values: &[f64]| values[values.len() / 2];
-    let figures = |values: &[f64]| {
-        let (least, greatest) = (values[0], values[values.len() - 1]);
-        format!(
-            "{:.digits$} ({least:.digits$}–{greatest:.digits$})",
-            median(values)
-        )
-    };
-    let text = format!("{} / {}", figures(&with), figures(&without));
-    table.add(what, &text, median(&with) / median(&without), goal);
+/// The median, with the least and greatest behind it.
+fn spread(values: &[f64], digits: usize) -> String {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let greatest = values.iter().copied().fold(0.0, f64::max);
+    let median = median(values);
+    format!("{median:.digits$} ({least:.digits$}–{greatest:.digits$})")
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }

@@ -143,18 +143,40 @@ impl Daemon<'_> {
         found.ok_or_else(|| format!("no status of {}: {text}", self.image).into())
     }
 
+    /// Bytes that the healer at work, or one that has just ended, sent to all peers.
+    pub fn sent(&self) -> Result<u64, Box<dyn Error>> {
+        let status = self.status()?;
+        let peers = status["heal"]["peers"].as_array().map(Vec::as_slice);
+        let of_peer = |peer: &Value| peer["figures"]["bytes_sent"].as_u64();
+        let sum: Option<u64> = peers.unwrap_or_default().iter().map(of_peer).sum();
+        sum.ok_or_else(|| format!("no figures of a healer: {status:#}").into())
+    }
+
     /// Starts `heald`, and waits until it heals this image.
     pub fn start_healer(&self) -> Result<Background, Box<dyn Error>> {
         let mut command = self.program.command(&self.node, "heald");
         let (process, _) = start(&mut command, &self.node, "heald")?;
         wait_until("heald to follow the session", PATIENCE, || {
             let status = self.status().map_err(|error| error.to_string())?;
-            match status["heal"]["healer"].is_object() {
+            match status["heal"]["healer"]["pid"] == process.pid() {
                 true => Ok(()),
                 false => Err(status["heal"].to_string()),
             }
         })?;
         Ok(process)
+    }
+
+    /// Waits until a healer that has ended is forgotten, which takes five seconds:
+    /// until then `bypass-blk heal` leaves the work to it.
+    pub fn wait_no_healer(&self) -> Result<(), Box<dyn Error>> {
+        wait_until("the last healer to be forgotten", PATIENCE, || {
+            let status = self.status().map_err(|error| error.to_string())?;
+            match status["heal"]["healer"].is_null() {
+                true => Ok(()),
+                false => Err(status["heal"].to_string()),
+            }
+        })?;
+        Ok(())
     }
 
     /// Ends it in order.

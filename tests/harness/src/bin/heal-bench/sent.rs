@@ -4,7 +4,6 @@ use std::error::Error;
 
 use bypass_harness::progress::Step;
 use bypass_harness::{Fill, Volume};
-use serde_json::Value;
 
 use crate::load::{self, Until};
 use crate::program::Program;
@@ -33,7 +32,7 @@ pub fn measure(
         let rng = Rng::new(seed, stream as u64);
         let written = load::write(&daemon.socket, IMAGE_BYTES, rng, Until::Writes(WRITES))?;
         program.heal(volume, IMAGE)?;
-        let sent = sent(&daemon.status()?)?;
+        let sent = daemon.sent()?;
         daemon.stop()?;
         let extents = PEERS * written.distinct_bytes(extent);
         let what = format!(
@@ -59,17 +58,4 @@ pub fn measure(
         true => Ok(()),
         false => Err(format!("the copies of {IMAGE} differ").into()),
     }
-}
-
-/// What the healer that has just ended sent to all peers.
-fn sent(status: &Value) -> Result<u64, String> {
-    let peers = status["heal"]["peers"].as_array().map(Vec::as_slice);
-    let of_peer = |peer: &Value| peer["figures"]["bytes_sent"].as_u64();
-    let sum = peers
-        .unwrap_or_default()
-        .iter()
-        .map(of_peer)
-        .sum::<Option<u64>>();
-    sum.filter(|sum| *sum > 0)
-        .ok_or_else(|| format!("no figures of the healer: {status:#}"))
 }

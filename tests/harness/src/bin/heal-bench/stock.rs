@@ -88,7 +88,7 @@ fn ours(
     let before = Traffic::now(volume)?;
     let healed = program.heal(volume, &image)?;
     let moved = Traffic::now(volume)? - before;
-    step.done(&healed.said);
+    step.done(&format!("{}; bricks and network: {moved}", healed.said));
     check_and_remove(volume, &image, &written)?;
     Ok(Cost {
         took: healed.took,
@@ -101,10 +101,12 @@ fn ours(
 /// the time; until they are asked, they look at their indices every ten minutes only.
 fn stock(volume: &Volume, program: &Program, options: &Options) -> Result<Cost, Box<dyn Error>> {
     let image = "/stock.img";
+    let step = Step::begin("starting the self-heal daemons");
     volume.set_self_heal_daemon(true)?;
     wait_until("the self-heal daemons", SHD_DEADLINE, || {
         volume.trigger_heal().map_err(|error| error.to_string())
     })?;
+    step.done("");
     let written = leave_behind(volume, program, options, image, "64K")?;
     let step = Step::begin("gluster volume heal");
     let (before, begun) = (Traffic::now(volume)?, Instant::now());
@@ -115,7 +117,7 @@ fn stock(volume: &Volume, program: &Program, options: &Options) -> Result<Cost, 
     })?;
     let took = begun.elapsed();
     let moved = Traffic::now(volume)? - before;
-    step.done("");
+    step.done(&moved.to_string());
     check_and_remove(volume, image, &written)?;
     volume.set_self_heal_daemon(false)?;
     Ok(Cost {

@@ -6,10 +6,12 @@
 //! headers. What the self-heal daemons read is not counted again: it is all from
 //! sockets. What our healer reads of the local copy is added by the caller.
 
-use std::fs;
 use std::ops::Sub;
+use std::{fmt, fs};
 
 use bypass_harness::Volume;
+
+use crate::table::mib;
 
 /// A reading of the counters, or the difference of two.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,12 @@ impl Traffic {
             now.sent += sent_beside(pid)?;
         }
         Ok(now)
+    }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "read {}, sent {}", mib(self.read), mib(self.sent))
     }
 }
 
