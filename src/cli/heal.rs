@@ -214,7 +214,10 @@ fn watch(
     loop {
         let status = image.status()?;
         display.show(&status);
-        let healed = status.heal.as_ref().is_some_and(|heal| heal.healer.is_some());
+        let healed = status
+            .heal
+            .as_ref()
+            .is_some_and(|heal| heal.healer.is_some());
         if follower.is_none() && !healed {
             // The healer that was at work when we began has ended.
             *follower = image.healer(args)?;
