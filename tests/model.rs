@@ -40,7 +40,7 @@
 //! on which nothing will be opened any more forgets its map.
 //!
 //! For each protection there is a test that switches it off and sees an invariant break.
-//! `MODEL_LONG=1` explores more faults, writes and opens, and takes about an hour.
+//! `MODEL_LONG=1` explores more faults, writes and opens: minutes to hours each, and several gigabytes.
 
 #[path = "model/mod.rs"]
 mod protocol;

@@ -137,7 +137,7 @@ pub enum Protection {
     LocksOnPeers,
     /// The marks are read again before marking and when a brick is back.
     MarksReadAgain,
-    /// *Proposed.* A brick's accusation of the local copy is overruled only if a quorum of
+    /// A brick's accusation of the local copy is overruled only if a quorum of
     /// the others answers in the round that takes it off: a session may have lost its
     /// locks and not know it yet.
     OverruledByAnswer,
