@@ -1,7 +1,7 @@
 //! What must hold of the copies, whatever happened: read straight from the
 //! bricks' files.
 
-use bypass_harness::Volume;
+use bypass_harness::{Cluster, Volume};
 
 use super::oracle::Oracle;
 use crate::support::IMAGE;
@@ -52,6 +52,21 @@ pub fn all_copies_are_right(volume: &Volume, oracle: &Oracle) -> Result<Vec<u8>,
         })?;
     }
     Ok(first)
+}
+
+/// No daemon and no healer has panicked.
+pub fn nobody_panicked(cluster: &Cluster) -> Result<(), String> {
+    for node in cluster.nodes() {
+        let entries = std::fs::read_dir(node.place().dir()).map_err(|error| error.to_string())?;
+        let logs = entries.flatten().map(|entry| entry.path());
+        for log in logs.filter(|path| path.extension().is_some_and(|end| end == "log")) {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            if let Some(line) = text.lines().find(|line| line.contains("panicked")) {
+                return Err(format!("{}: {line}", log.display()));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn same(one: &[u8], other: &[u8], oracle: &Oracle) -> Result<(), String> {

@@ -324,6 +324,7 @@ impl World {
         let took = begin.elapsed();
         self.note("healed");
         self.healers.check()?;
+        checks::nobody_panicked(&self.cluster)?;
         let copy = checks::all_copies_are_right(&self.volume, self.oracle()?)?;
         if self.serving.is_none()
             && let Some(oracle) = &mut self.oracle
