@@ -62,8 +62,7 @@ fn holder(volume: &Volume) -> Option<Holder> {
 
 fn connect(volume: &Volume, session: Uuid) -> Result<GlusterPeer, PeerError> {
     on_node(volume, move |located| {
-        let spec = &located.set.bricks[PEER];
-        GlusterPeer::connect(located, spec, session, &Timeouts::default())
+        GlusterPeer::connect(located, PEER, session, &Timeouts::default())
     })
 }
 

@@ -353,7 +353,7 @@ caught! {
     unmarking_whoever_is_clean: BESIDE, without [RemovableOnly] => ENDS_WELL;
     unmarking_that_a_crash_undoes: HEALING, without [RemovalDurable] => ENDS_WELL;
     a_healer_that_asks_nobody: HEALING, without [RecordChecked, StampUnderLock] => NO_FALSE_CLEAN;
-    a_healer_of_a_session_whose_marks_may_be_gone: WRITTEN_ON_ONE, without [SessionAsked, StampUnderLock] => NO_FALSE_CLEAN;
+    a_healer_of_a_session_whose_marks_may_be_gone: WRITTEN_ON_ONE, without [StampUnderLock] => NO_FALSE_CLEAN;
     a_session_that_does_not_try_the_copy_lock: HEALING, without [CopyLock, StampUnderLock] => NO_FALSE_CLEAN;
     a_healer_that_does_not_look_at_the_peer_s_own_mark: CLIENT, without [StampUnderLock] => NO_FALSE_CLEAN;
     a_promotion_that_does_not_accuse_the_old_copy: PROMOTING, without [OldCopyAccused] => NO_FALSE_CLEAN;

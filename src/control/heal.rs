@@ -186,7 +186,7 @@ fn judge(
         _ if behind.bytes == 0 => (PeerState::Idle, None, None),
         Some(HealState::Copying) => (PeerState::Copying, brake(behind, healer), None),
         Some(HealState::Idle) if copy.reachable => (PeerState::Idle, None, None),
-        Some(HealState::Waiting(why)) if copy.reachable => {
+        Some(HealState::Waiting { why, .. }) if copy.reachable => {
             waiting(WaitsFor::Obstacle, Some(why.clone()))
         }
         None if healer.is_some() => (PeerState::Idle, None, None),

@@ -4,7 +4,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::status::{Identity, QueueStatus, Serving, Status};
-use crate::image::heal::{Figures, HealReport, HealState, PeerReport};
+use crate::image::heal::{Figures, HealReport, HealState, Obstacle, PeerReport};
 use crate::image::holder::Holder;
 use crate::image::machine::Phase;
 use crate::image::port::Fence;
@@ -109,7 +109,10 @@ pub fn copying(rate: u64) -> PeerReport {
 /// It cannot copy.
 pub fn waiting(why: &str) -> PeerReport {
     PeerReport {
-        state: HealState::Waiting(why.to_owned()),
+        state: HealState::Waiting {
+            on: Obstacle::Lock,
+            why: why.to_owned(),
+        },
         rate: 0,
         sent_before: None,
         figures: Figures::default(),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::bricks::Shape;
 use super::dirty::{DirtyMap, Peer};
 use super::gate::WriteGate;
-use super::heal::{HealReport, Hint, LinkError, Unmarked};
+use super::heal::{HealReport, HealState, Hint, LinkError, Obstacle, PeerReport, Unmarked};
 use super::machine::Phase;
 use super::runner::Input;
 use super::snapshot::{Behind, Healing, Lag, Snapshot};
@@ -23,6 +23,8 @@ use super::threads::Threads;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A healer that has not reported for so long is gone.
 const HEALER_GONE: Duration = Duration::from_secs(5);
+/// The least time between two rounds of marking for a healer that misses a mark.
+const REMARK_PAUSE: Duration = Duration::from_secs(2);
 /// How long the debt is not looked at again when a healer reports...
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// ...and how many times as long as the look took, for it reads the whole map.
@@ -47,6 +49,8 @@ struct Watch {
     lags: Vec<Lag>,
     /// A healer's report is no reason to look before.
     next_look: Instant,
+    /// Nor to have the marks stored again.
+    next_remark: Instant,
 }
 
 impl SessionHandle {
@@ -70,6 +74,7 @@ impl SessionHandle {
             watch: Arc::new(Mutex::new(Watch {
                 lags: shape.peers().iter().map(|_| Lag::new(now)).collect(),
                 next_look: now,
+                next_remark: now,
             })),
         };
         // Whether there is a debt of old is known only before the first write.
@@ -139,6 +144,13 @@ impl SessionHandle {
         if matches!(snapshot.phase, Phase::Stopped(_)) {
             return Err(LinkError::Ended("it has stopped".to_owned()));
         }
+        let unmarked = |peer: &PeerReport| {
+            let on = Obstacle::Mark;
+            matches!(&peer.state, HealState::Waiting { on: it, .. } if *it == on)
+        };
+        if report.peers.iter().any(unmarked) {
+            self.ask_for_marks();
+        }
         let all_marked = snapshot.phase == Phase::Dirty;
         let held = |child: usize| snapshot.copies.get(child).is_some_and(|copy| copy.locked);
         let marked = |child: usize| {
@@ -163,6 +175,18 @@ impl SessionHandle {
             held: self.peers().map(|(_, child)| held(child)).collect(),
             latency: None,
         })
+    }
+
+    /// A mark is not what it should be: the session looks at all of them and stores its
+    /// own again. Not more often than [`REMARK_PAUSE`], for it takes AFR's data lock.
+    fn ask_for_marks(&self) {
+        let mut watch = locked(&self.watch);
+        let now = Instant::now();
+        if now >= watch.next_remark {
+            watch.next_remark = now + REMARK_PAUSE;
+            // To a session that is over it makes no difference.
+            let _ = self.inbox.send(Input::MarkAgain);
+        }
     }
 
     /// Removes the marks against every peer that misses nothing.
@@ -228,7 +252,7 @@ fn locked<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::image::dirty::{ExtentSize, Identity, Peers};
-    use crate::image::heal::{Figures, HealState, PeerReport};
+    use crate::image::heal::Figures;
     use crate::image::holder::Holder;
     use crate::image::port::Fence;
 

@@ -36,6 +36,8 @@ pub enum Input {
     Brick(usize, Report),
     /// By a queue: a write waits at the gate.
     WriteWanted,
+    /// By a healer: a peer does not carry the session's mark.
+    MarkAgain,
     /// By a healer: remove the marks against peers that miss nothing.
     Unmark(Sender<Unmarked>),
     /// By who compared the copies: these byte ranges of a peer's differ.
@@ -94,6 +96,7 @@ impl Runner {
             match self.threads.receive(events, limit) {
                 Ok(Input::Brick(brick, report)) => self.heard(brick, report),
                 Ok(Input::WriteWanted) => self.take(Event::WriteWanted),
+                Ok(Input::MarkAgain) => self.restamp(),
                 Ok(Input::Unmark(answer)) => {
                     let unmarked = self.unmark();
                     // Whoever asked may have given up waiting.
@@ -142,6 +145,9 @@ impl Runner {
                     copy.why_away = Some(why);
                 });
                 self.take(Event::Lost(brick));
+                if let Some(worker) = self.workers.get(brick) {
+                    worker.loss_heard();
+                }
             }
             Report::Waiting(why) => {
                 log::info!("brick {name} not joined yet: {why}");

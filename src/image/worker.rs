@@ -2,7 +2,9 @@
 //! and on its own joins the brick again after a loss.
 //!
 //! It takes the locks of a returned brick before anything else is asked of it,
-//! and reports; what that means for the session is the machine's to say.
+//! and reports; what that means for the session is the machine's to say. It joins no
+//! brick again before the session's thread has heard of the loss: so what is asked of a
+//! brick in between fails, and nothing begun with one connection goes on with another.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
@@ -21,7 +23,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// What a worker reports on its own.
 #[derive(Debug)]
 pub enum Report {
-    /// The connection, and our locks with it, is gone.
+    /// The connection, and our locks with it, is gone. To be answered by
+    /// [`Worker::loss_heard`].
     Lost(String),
     /// The brick is back and locked.
     Rejoined(CopyState),
@@ -42,6 +45,8 @@ enum Command {
     Watch {
         joined: bool,
     },
+    /// The session's thread knows of the loss.
+    LossHeard,
     /// Give the connection up, and join again later.
     Drop(String),
     /// Give the connection up for good.
@@ -134,6 +139,11 @@ impl Worker {
         self.send(Command::Watch { joined });
     }
 
+    /// [`Report::Lost`] was heard: from now on the worker may join the brick again.
+    pub fn loss_heard(&self) {
+        self.send(Command::LossHeard);
+    }
+
     /// Gives the connection up; a watched brick is joined again later.
     pub fn drop_connection(&self, why: String) {
         self.send(Command::Drop(why));
@@ -172,6 +182,8 @@ enum Keep {
     Off,
     /// The locks are held.
     Joined,
+    /// Not held any more, which the session has not heard yet.
+    Lost,
     /// Not held; the next attempt is due after this pause.
     Away { pause: Duration },
 }
@@ -195,7 +207,7 @@ impl State {
     fn run(mut self, threads: &Threads) {
         loop {
             let limit = match self.keep {
-                Keep::Off | Keep::Joined => None,
+                Keep::Off | Keep::Joined | Keep::Lost => None,
                 Keep::Away { pause } => Some(pause),
             };
             match threads.receive(&self.inbox, limit) {
@@ -208,6 +220,11 @@ impl State {
                 }
                 Ok(Command::Lost(..)) => {}
                 Ok(Command::Watch { joined }) => self.start_watching(joined),
+                Ok(Command::LossHeard) => {
+                    if matches!(self.keep, Keep::Lost) {
+                        self.keep = Keep::Away { pause: FIRST_PAUSE };
+                    }
+                }
                 Ok(Command::Drop(why)) => self.lose(why),
                 Ok(Command::Retire(answer)) => {
                     self.keep = Keep::Off;
@@ -233,7 +250,7 @@ impl State {
     fn lose(&mut self, why: String) {
         self.port.disconnect();
         if matches!(self.keep, Keep::Joined) {
-            self.keep = Keep::Away { pause: FIRST_PAUSE };
+            self.keep = Keep::Lost;
             (self.report)(Report::Lost(why.clone()));
         }
         self.lost = Some(why);
@@ -261,7 +278,7 @@ impl State {
                 self.port.disconnect();
                 let pause = match self.keep {
                     Keep::Away { pause } => (pause * 2).min(LONGEST_PAUSE),
-                    Keep::Off | Keep::Joined => FIRST_PAUSE,
+                    Keep::Off | Keep::Joined | Keep::Lost => FIRST_PAUSE,
                 };
                 self.keep = Keep::Away { pause };
                 self.tell(blocked);

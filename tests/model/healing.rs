@@ -2,10 +2,8 @@
 //! at a time.
 //!
 //! A healer is a process of its own: it outlives its session, does not know at once
-//! that it is over, and may be killed alone. It is asked whether it may copy when it
-//! takes the copy lock, and copies as long as it has that.
-
-use bypass_blk::image::machine::Phase;
+//! that it is over, and may be killed alone. It looks for its session's record when it
+//! takes the copy lock, and for its session's mark before each copy.
 
 use super::setting::{Protection, Setting};
 use super::steps::Step;
@@ -44,17 +42,15 @@ pub fn healer_steps(setting: &Setting, world: &World, slot: usize, steps: &mut V
     }
 }
 
-/// Under the copy lock: does the session's record stand, and then, is the session
-/// dirty?
+/// Under the copy lock: does the session's record stand? What the session last said of
+/// its marks may be old, so it counts for nothing.
 fn may_attach(setting: &Setting, world: &World, slot: usize, peer: usize) -> bool {
-    let Some((session, map)) = world.session(slot).zip(world.maps[slot]) else {
+    let Some((_, map)) = world.session(slot).zip(world.maps[slot]) else {
         return false;
     };
     let at = &world.bricks[peer];
     let recorded = |lease: Lease| lease.slot == slot && lease.published;
-    let dirty = session.machine.phase() == &Phase::Dirty;
-    let may = setting.lacks(Protection::RecordChecked)
-        || at.lease.is_some_and(recorded) && (dirty || setting.lacks(Protection::SessionAsked));
+    let may = setting.lacks(Protection::RecordChecked) || at.lease.is_some_and(recorded);
     at.up && may && !map.is_clean(peer)
 }
 

@@ -120,7 +120,7 @@ pub enum Protection {
     LocalFileGuarded,
     /// And only if the local file does not accuse its own copy.
     LocalFileRead,
-    /// *Proposed.* What a round reads of a brick and what it stores there go through
+    /// What a round reads of a brick and what it stores there go through
     /// one and the same connection.
     RoundKeepsConnection,
     /// The local file, its attributes included, is made durable before a round
@@ -167,14 +167,10 @@ pub enum Protection {
     RemovableOnly,
     /// The removal of marks is made durable.
     RemovalDurable,
-    /// A healer that took the copy lock copies only if its session's record stands there
-    /// (and its session is asked).
+    /// A healer that took the copy lock copies only if its session's record stands there.
     RecordChecked,
-    /// *Proposed.* And only if its session, asked after that, is dirty: its marks are
-    /// known to stand.
-    SessionAsked,
-    /// *Proposed.* Under the data lock, a healer copies only if the peer still accuses
-    /// itself with a stamp of the map: else somebody has healed or written since.
+    /// Under the data lock, a healer copies only if the peer still accuses itself with a
+    /// stamp of the map: else somebody has healed or written since.
     StampUnderLock,
     /// A session takes no brick on which another session's healer copies.
     CopyLock,

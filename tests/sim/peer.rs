@@ -123,6 +123,11 @@ impl HealPeer for SimPeer {
         self.call("size", |_| SIZE)
     }
 
+    fn own_mark(&self) -> Result<i32, PeerError> {
+        let brick = self.brick;
+        self.call("own mark", |world| world.bricks[brick].row.pending[brick])
+    }
+
     fn truncate(&self, size: u64) -> Result<(), PeerError> {
         self.call("truncate", |_| assert_eq!(size, SIZE))
     }

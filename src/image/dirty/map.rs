@@ -234,7 +234,8 @@ impl DirtyMap {
         self.header.check_identity(identity)
     }
 
-    /// What is known about the marks on the bricks.
+    /// What is known about the marks on the bricks; see [`DirtyMap::read_record`] for
+    /// an attached map.
     pub fn record(&self) -> Record {
         *self.record.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -249,8 +250,12 @@ impl DirtyMap {
             return Ok(());
         }
         self.write_header(record, false)?;
-        *self.record.lock().unwrap_or_else(|e| e.into_inner()) = record;
+        self.keep_record(record);
         Ok(())
+    }
+
+    pub(super) fn keep_record(&self, record: Record) {
+        *self.record.lock().unwrap_or_else(|e| e.into_inner()) = record;
     }
 
     /// Gives the session's role back, whoever else still looks at the map: another

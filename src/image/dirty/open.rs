@@ -28,6 +28,8 @@ use super::scan::spread;
 const ROLE_WAIT: Duration = Duration::from_secs(5);
 /// How often it asks meanwhile.
 const ROLE_POLL: Duration = Duration::from_millis(10);
+/// How often a header whose checksum is wrong is read again.
+const HEADER_TRIES: usize = 3;
 /// How often an open begins anew because the file changed under it.
 const MAX_TRIES: usize = 16;
 /// Bytes written at once when a file is filled.
@@ -140,6 +142,37 @@ impl DirtyMap {
         }
         self.sync()?;
         self.write_header(self.record(), true)
+    }
+
+    /// What is known about the marks, as the session has it now; an attached map's own
+    /// [`DirtyMap::record`] is of the last such look.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Untrusted`] with a header that is not whole, [`MapError::Io`].
+    pub fn read_record(&self) -> Result<Record, MapError> {
+        if self.is_session() {
+            return Ok(self.record());
+        }
+        let mut tries = 1..=HEADER_TRIES;
+        loop {
+            match read_header(self.file(), self.path())? {
+                Ok(header) => {
+                    self.keep_record(header.record);
+                    return Ok(header.record);
+                }
+                // The session may be writing it at this moment.
+                Err(Distrust::Checksum) if tries.next().is_some() => {
+                    thread::sleep(ROLE_POLL);
+                }
+                Err(reason) => {
+                    return Err(MapError::Untrusted {
+                        path: self.path().to_owned(),
+                        reason,
+                    });
+                }
+            }
+        }
     }
 
     pub(super) fn write_header(&self, record: Record, clean: bool) -> Result<(), MapError> {

@@ -99,9 +99,8 @@ impl Copies for GlusterCopies {
     fn connect(&self, map: &DirtyMap, peer: Peer) -> Result<Box<dyn HealPeer>, PeerError> {
         let located = self.located(map)?;
         let child = self.job.peers.get(peer.index());
-        let spec = child.and_then(|child| located.set.bricks.get(*child));
-        let spec = spec.ok_or_else(|| other_map(map, Distrust::Peers))?;
-        let connected = GlusterPeer::connect(located, spec, self.job.session, &self.timeouts)?;
+        let child = *child.ok_or_else(|| other_map(map, Distrust::Peers))?;
+        let connected = GlusterPeer::connect(located, child, self.job.session, &self.timeouts)?;
         Ok(Box::new(connected))
     }
 }

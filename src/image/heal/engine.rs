@@ -22,6 +22,13 @@
 //! the order *lock, read, write, answers, unlock*. (A client that cannot lock this
 //! brick does not write to it and accuses it by marks of its own.)
 //!
+//! # The mark
+//!
+//! Under that lock the peer is asked for the mark that the session stored on it, for
+//! what we know of the session may be old: it may be over or cut off, and the copy
+//! healed, unmarked and written to by others. Whoever does so removes the mark first,
+//! under the same lock. So while it stands, the peer has nothing that we have not.
+//!
 //! One stretch is locked at a time, and the next only after it was given back: a
 //! client that queues for the lock gets it in between.
 //!
@@ -337,7 +344,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs `work` with AFR's data lock on `span`, if it is to be had.
+    /// Runs `work` with AFR's data lock on `span`, if it is to be had, on a copy that
+    /// still is this session's to heal.
     fn under_lock(
         &mut self,
         span: Range<u64>,
@@ -353,7 +361,7 @@ impl Engine {
             }
             self.options.clock.sleep(LOCK_PAUSE);
         }
-        let done = work(self);
+        let done = self.check_mark().and_then(|()| work(self));
         // A lock that cannot be given back goes with the connection.
         let unlocked = self.peer.unlock(span).map_err(|error| match error {
             PeerError::Refused { peer, source } => PeerError::Away { peer, source },
@@ -364,6 +372,21 @@ impl Engine {
             (Err(error), Ok(())) => Err(error),
             (Err(error), Err(_)) if error.lost_peer() => Err(error),
             (_, Err(error)) => Err(error.into()),
+        }
+    }
+
+    /// Does the peer still accuse itself with a stamp of the map? Only then nobody has
+    /// healed it behind the session's back, and nobody has written to it since: under
+    /// the data lock, nobody can before our own write is answered.
+    fn check_mark(&self) -> Result<(), HealError> {
+        let counter = self.peer.own_mark()?;
+        let map = self.healer.map();
+        match map.record().explains(counter) || map.read_record()?.explains(counter) {
+            true => Ok(()),
+            false => Err(HealError::Unexplained {
+                peer: self.peer.name().to_owned(),
+                counter,
+            }),
         }
     }
 

@@ -3,7 +3,9 @@
 use std::io;
 use std::ops::Range;
 
+use super::link::Obstacle;
 use super::peer::PeerError;
+use crate::image::dirty::MapError;
 
 /// Why nothing more can be healed now. Everything that was not durable at the
 /// peer is still dirty.
@@ -30,6 +32,20 @@ pub enum HealError {
         #[source]
         source: io::Error,
     },
+    /// The peer does not accuse itself with a stamp of the map. Its copy may have been
+    /// healed and written to by others.
+    #[error(
+        "{peer} does not carry this session's mark now, but {counter}: somebody else healed or marked it. Copying goes on when the session has marked it again"
+    )]
+    Unexplained {
+        /// `host:path`.
+        peer: String,
+        /// Its counter against itself.
+        counter: i32,
+    },
+    /// The map's record of the marks cannot be read.
+    #[error("what the dirty map says about the marks is not known")]
+    Record(#[from] MapError),
     /// The file is not the one that the map is of.
     #[error(
         "the local copy has {found} bytes, but its dirty map is of {expected}. Open the image anew"
@@ -43,6 +59,16 @@ pub enum HealError {
 }
 
 impl HealError {
+    /// What has to change before it is worth another attempt.
+    pub fn obstacle(&self) -> Obstacle {
+        match self {
+            Self::Peer(error) => error.obstacle(),
+            Self::Broken { .. } => Obstacle::Peer,
+            Self::Unexplained { .. } => Obstacle::Mark,
+            Self::Read { .. } | Self::Record(_) | Self::Size { .. } => Obstacle::Local,
+        }
+    }
+
     /// Is the peer's connection gone, so that a new peer and engine are needed?
     /// Otherwise the same engine may try again later.
     pub fn lost_peer(&self) -> bool {

@@ -9,8 +9,8 @@ use super::peer::{Answer, HealPeer, PeerError};
 use crate::gluster::fops::InFlight;
 use crate::gluster::locks::domain;
 use crate::gluster::{
-    Brick, BrickError, BrickSpec, Errno, FileType, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind,
-    LockOp, LockRange, Locked, OpenMode, StrongChecksum, Timeouts,
+    Brick, BrickError, Errno, FileType, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
+    LockRange, Locked, OpenMode, Pending, StrongChecksum, Timeouts,
 };
 use crate::image::copy_lock;
 use crate::image::gluster_port::RECORD;
@@ -23,21 +23,29 @@ pub struct GlusterPeer {
     gfid: Gfid,
     /// The domain of AFR's data locks.
     data_domain: String,
+    /// The attribute with which bricks accuse this copy.
+    pending_name: String,
 }
 
 impl GlusterPeer {
-    /// Connects to `spec`, a brick of the image's replica set, makes sure that it
+    /// Connects to brick `child` of the image's replica set, makes sure that it
     /// has the image's own file there, and takes the copy lock of `session`.
     ///
     /// # Errors
-    /// [`PeerError::Away`], [`PeerError::NoImage`], [`PeerError::OtherFile`],
-    /// [`PeerError::CopyLocked`], [`PeerError::NotHeld`].
+    /// [`PeerError::NoBrick`], [`PeerError::Away`], [`PeerError::NoImage`],
+    /// [`PeerError::OtherFile`], [`PeerError::CopyLocked`], [`PeerError::NotHeld`].
     pub fn connect(
         located: &Located,
-        spec: &BrickSpec,
+        child: usize,
         session: Uuid,
         timeouts: &Timeouts,
     ) -> Result<Self, PeerError> {
+        let set = &located.set;
+        let known = set.bricks.get(child).zip(set.pending_names.get(child));
+        let (spec, pending_name) = known.ok_or_else(|| PeerError::NoBrick {
+            volume: located.volume.clone(),
+            child,
+        })?;
         let name = spec.to_string();
         let brick = Brick::connect(spec, located.volume_id, &identity(), timeouts);
         // From here on the connection ends with this, whatever happens.
@@ -45,6 +53,7 @@ impl GlusterPeer {
             brick: brick.map_err(|error| failed(&name, error))?,
             gfid: Gfid(located.gfid),
             data_domain: domain::data(&located.set),
+            pending_name: pending_name.clone(),
         };
         peer.check_file(&located.image)?;
         peer.lock_copies(session)?;
@@ -139,6 +148,20 @@ impl HealPeer for GlusterPeer {
     fn size(&self) -> Result<u64, PeerError> {
         let entry = self.brick.lookup_gfid(self.gfid, &[]);
         Ok(entry.map_err(|error| self.failed(error))?.iatt.size)
+    }
+
+    fn own_mark(&self) -> Result<i32, PeerError> {
+        let name = self.pending_name.as_str();
+        let entry = self.brick.lookup_gfid(self.gfid, &[name]);
+        let entry = entry.map_err(|error| self.failed(error))?;
+        let Some(value) = entry.xattrs.get(name) else {
+            return Ok(0);
+        };
+        let pending = Pending::from_bytes(value).map_err(|error| PeerError::Refused {
+            peer: self.brick.name().to_owned(),
+            source: Box::new(error),
+        });
+        pending.map(|pending| pending.data)
     }
 
     fn truncate(&self, size: u64) -> Result<(), PeerError> {

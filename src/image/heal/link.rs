@@ -86,15 +86,36 @@ pub struct PeerReport {
 
 /// What a healer does for a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "state", content = "why")]
+#[serde(rename_all = "kebab-case", tag = "state")]
 pub enum HealState {
     /// Nothing is dirty.
     #[default]
     Idle,
     /// It copies.
     Copying,
-    /// It cannot copy, for this reason, and tries again.
-    Waiting(String),
+    /// It cannot copy now and tries again.
+    Waiting {
+        /// What has to change.
+        on: Obstacle,
+        /// In the healer's words.
+        why: String,
+    },
+}
+
+/// What keeps a healer from copying to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Obstacle {
+    /// The session does not hold the peer, or its marks do not stand yet.
+    Session,
+    /// The peer does not carry the session's mark: the session should store it again.
+    Mark,
+    /// Another client's lock on a part of the image.
+    Lock,
+    /// The peer does not do what it is asked, or is out of reach.
+    Peer,
+    /// The local copy or its map cannot be read.
+    Local,
 }
 
 /// What the session tells its healer.

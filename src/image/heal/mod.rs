@@ -41,7 +41,9 @@ pub use engine::Engine;
 pub use error::HealError;
 pub use follow::{FollowEnd, FollowError, FollowOptions, Follower, Snapshot};
 pub use gluster_peer::GlusterPeer;
-pub use link::{HealReport, HealState, Hint, Job, LinkError, PeerReport, SessionLink, Unmarked};
+pub use link::{
+    HealReport, HealState, Hint, Job, LinkError, Obstacle, PeerReport, SessionLink, Unmarked,
+};
 pub use pass::{Options, Pass, PassEnd};
 pub use peer::{Answer, HealPeer, PeerError};
 pub use progress::{Figures, Progress};

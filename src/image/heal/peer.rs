@@ -7,6 +7,7 @@ use std::error::Error;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use super::link::Obstacle;
 use crate::gluster::StrongChecksum;
 use crate::image::dirty::Distrust;
 use crate::image::holder::Holder;
@@ -35,6 +36,13 @@ pub trait HealPeer: Send {
     /// # Errors
     /// See [`PeerError`], here and below.
     fn size(&self) -> Result<u64, PeerError>;
+
+    /// The counter with which its brick accuses this very copy. The session stores its
+    /// stamp there; another value says that somebody else has healed or marked it since.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn own_mark(&self) -> Result<i32, PeerError>;
 
     /// Makes its file `size` bytes long; what is new reads as zeros.
     ///
@@ -139,6 +147,16 @@ pub enum PeerError {
         /// What differs.
         reason: Distrust,
     },
+    /// There is no such brick.
+    #[error(
+        "the replica set in volume {volume} has no brick with child index {child}. Open the image anew"
+    )]
+    NoBrick {
+        /// The volume's name.
+        volume: String,
+        /// The child index.
+        child: usize,
+    },
     /// The session does not hold this peer now: what it may copy there, others may.
     #[error("{peer} is not held by this session now, but by {}. Copying begins when the session is back there", holder_name(.holder))]
     NotHeld {
@@ -172,6 +190,22 @@ pub enum PeerError {
         /// The image's gfid.
         expected: String,
     },
+}
+
+impl PeerError {
+    /// What has to change before it is worth another attempt.
+    pub fn obstacle(&self) -> Obstacle {
+        match self {
+            Self::NotHeld { .. } | Self::CopyLocked { .. } => Obstacle::Session,
+            Self::Away { .. }
+            | Self::Refused { .. }
+            | Self::Layout { .. }
+            | Self::OtherMap { .. }
+            | Self::NoBrick { .. }
+            | Self::NoImage { .. }
+            | Self::OtherFile { .. } => Obstacle::Peer,
+        }
+    }
 }
 
 fn holder_name(holder: &Option<Holder>) -> String {

@@ -166,9 +166,9 @@ impl Runner {
         Ok(!unknown.is_empty())
     }
 
-    /// What somebody else marked is dirty now, and gets this session's marks: so they
+    /// What somebody else marked becomes dirty, and gets this session's marks: so they
     /// can go once it is healed.
-    fn restamp(&mut self) {
+    pub(super) fn restamp(&mut self) {
         match self.machine.phase() {
             Phase::Dirty => self.carry_out(vec![Action::Mark(self.machine.held())]),
             Phase::Unmarked => self.take(Event::WriteWanted),

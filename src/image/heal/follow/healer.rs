@@ -13,7 +13,7 @@ use crate::image::dirty::{Healer, Peer};
 use crate::image::error::chain;
 use crate::image::heal::copies::Copies;
 use crate::image::heal::engine::Engine;
-use crate::image::heal::link::HealState;
+use crate::image::heal::link::{HealState, Obstacle};
 use crate::image::heal::pass::{Options, PassEnd};
 
 /// How often a peer that has marks is looked at for dirty extents. Passes begin no
@@ -23,6 +23,9 @@ const PERIOD_MARKED: Duration = Duration::from_millis(50);
 const PERIOD_UNMARKED: Duration = Duration::from_millis(500);
 /// Looking takes this part of the time at most: a large map takes a while.
 const LOOK_SHARE: u32 = 20;
+
+/// What has to change before a copy is possible, and why.
+type Hindrance = (Obstacle, String);
 
 /// Heals one peer until it is told to stop.
 pub struct PeerHealer {
@@ -87,7 +90,8 @@ impl PeerHealer {
         }
         self.board.tell_dirty(self.id, begin);
         if let Some(why) = hindrance(orders) {
-            self.wait_for(why);
+            let on = Obstacle::Session;
+            self.board.tell(self.id, HealState::Waiting { on, why });
             return begin + PERIOD_UNMARKED;
         }
         if begin < self.state.not_before {
@@ -98,9 +102,9 @@ impl PeerHealer {
                 self.state.retry.reset();
                 begin + PERIOD_MARKED
             }
-            Err(why) => {
+            Err((on, why)) => {
                 log::info!("{}: {why}", self.name());
-                self.wait_for(why);
+                self.board.tell(self.id, HealState::Waiting { on, why });
                 self.state.not_before = self.now() + self.state.retry.pause();
                 self.state.not_before
             }
@@ -108,7 +112,7 @@ impl PeerHealer {
     }
 
     /// One pass, over a new connection if need be.
-    fn heal(&mut self, begin: Duration) -> Result<(), String> {
+    fn heal(&mut self, begin: Duration) -> Result<(), Hindrance> {
         let engine = match self.state.engine.take().filter(Engine::is_usable) {
             Some(engine) => engine,
             None => self.connect()?,
@@ -122,19 +126,20 @@ impl PeerHealer {
                 }
                 match pass.end {
                     PassEnd::Complete | PassEnd::Stopped => Ok(()),
-                    PassEnd::Locked => Err(
+                    PassEnd::Locked => Err((
+                        Obstacle::Lock,
                         "another client keeps its lock on a part of the image. Look for a mount that hangs"
                             .to_owned(),
-                    ),
+                    )),
                 }
             }
-            Err(error) => Err(chain(&error)),
+            Err(error) => Err((error.obstacle(), chain(&error))),
         }
     }
 
-    fn connect(&self) -> Result<Engine, String> {
+    fn connect(&self) -> Result<Engine, Hindrance> {
         let peer = self.copies.connect(self.healer.map(), self.id);
-        let peer = peer.map_err(|error| chain(&error))?;
+        let peer = peer.map_err(|error| (error.obstacle(), chain(&error)))?;
         let (healer, file) = (Arc::clone(&self.healer), Arc::clone(&self.file));
         Ok(Engine::new(
             healer,
@@ -143,10 +148,6 @@ impl PeerHealer {
             peer,
             self.options.clone(),
         ))
-    }
-
-    fn wait_for(&self, why: String) {
-        self.board.tell(self.id, HealState::Waiting(why));
     }
 
     fn name(&self) -> String {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::super::peer::{Answer, HealPeer, PeerError};
 use super::Rng;
+use super::world::STAMP;
 use crate::gluster::StrongChecksum;
 
 /// What happens at a call.
@@ -50,6 +51,8 @@ pub struct State {
     pub calls: u64,
     /// Nobody gets through to it.
     pub away: bool,
+    /// Its counter against itself.
+    pub own_mark: i32,
     /// The session whose record is there.
     pub record: Option<Uuid>,
     /// The connection that has the copy lock.
@@ -119,6 +122,7 @@ impl Brick {
         let state = State {
             cache: contents.clone(),
             disk: contents,
+            own_mark: STAMP,
             rng: Rng(seed),
             ..State::default()
         };
@@ -320,6 +324,10 @@ impl HealPeer for SimPeer {
 
     fn size(&self) -> Result<u64, PeerError> {
         Ok(self.0.call(Call::Any)?.cache.len() as u64)
+    }
+
+    fn own_mark(&self) -> Result<i32, PeerError> {
+        Ok(self.0.call(Call::Any)?.own_mark)
     }
 
     fn truncate(&self, size: u64) -> Result<(), PeerError> {

@@ -147,7 +147,7 @@ impl Session {
     pub fn wait_until_missed(&self, peer: usize, reason: &str) {
         wait_until(reason, || match self.last_report(peer) {
             Some(PeerReport {
-                state: HealState::Waiting(why),
+                state: HealState::Waiting { why, .. },
                 ..
             }) => why.contains(reason),
             _ => false,

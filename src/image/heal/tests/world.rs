@@ -12,12 +12,15 @@ use uuid::Uuid;
 use super::super::{Clock, Engine, Options};
 use super::brick::Brick;
 use super::{CLIENT, Rng};
-use crate::image::dirty::{Begun, DirtyMap, ExtentSize, Healer, Identity, Peer, Peers};
+use crate::image::dirty::{Begun, DirtyMap, ExtentSize, Healer, Identity, Peer, Peers, Record};
 
 /// Bytes of an extent.
 pub const EXTENT: u64 = 4096;
 /// 40 extents, the last of them cut short.
 pub const SIZE: u64 = 39 * EXTENT + 512;
+
+/// What the session marks with.
+pub const STAMP: i32 = 77;
 
 /// The one peer.
 pub fn the_peer() -> Peer {
@@ -64,7 +67,13 @@ pub fn image(seed: u64, peers: usize) -> (tempfile::TempDir, PathBuf, DirtyMap) 
             .collect(),
     };
     let map = DirtyMap::open(&directory.path().join("map"), &identity);
-    (directory, path, map.unwrap().0)
+    let map = map.unwrap().0;
+    let stamp = Record {
+        stamp: STAMP,
+        ..Record::default()
+    };
+    map.set_record(stamp).unwrap();
+    (directory, path, map)
 }
 
 pub struct World {
