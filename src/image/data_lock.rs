@@ -29,6 +29,8 @@ pub struct Round {
     /// Bricks that failed, and how. Their connections must be dropped: what
     /// locks or half-done changes they hold is unknown.
     pub failed: Vec<(usize, PortError)>,
+    /// Those among them that were to change their counters: nobody knows what they say.
+    pub unsure: BrickSet,
 }
 
 impl Round {
@@ -72,6 +74,12 @@ impl Round {
                 self.fail(brick, error);
             }
         }
+    }
+
+    /// Notes that a brick failed to change its counters, or to make that durable.
+    pub fn fail_change(&mut self, brick: usize, error: PortError) {
+        self.unsure.insert(brick);
+        self.fail(brick, error);
     }
 
     /// Notes that a brick failed; the first failure counts.

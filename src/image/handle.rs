@@ -88,7 +88,10 @@ impl SessionHandle {
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = locked(&self.snapshot).clone();
         snapshot.write_waiting = self.gate.is_wanted();
-        snapshot.healing = self.map.as_deref().map(|map| self.healing(map));
+        // Of one that has stopped nobody heals anything, and its map may be wrong.
+        if !matches!(snapshot.phase, Phase::Stopped(_)) {
+            snapshot.healing = self.map.as_deref().map(|map| self.healing(map));
+        }
         snapshot
     }
 
@@ -105,6 +108,7 @@ impl SessionHandle {
     /// What each peer misses now; it is noted.
     fn look(&self, map: &DirtyMap) -> Vec<Behind> {
         let suspect = map.record().suspect;
+        let clean_before = locked(&self.snapshot).clean_before_writes;
         let begin = Instant::now();
         let mut watch = locked(&self.watch);
         let mut behind = Vec::new();
@@ -113,6 +117,11 @@ impl SessionHandle {
             let at = Instant::now();
             let bytes = map.dirty_bytes(peer);
             lag.note(at, bytes);
+            if let Some((at, clean)) = clean_before
+                && clean.contains(child)
+            {
+                lag.note_clean(at);
+            }
             behind.push(Behind {
                 child,
                 extents: bytes.div_ceil(map.geometry().extent_size().bytes()),
@@ -282,6 +291,7 @@ mod tests {
             holder: Holder::here("a"),
             copies: Vec::new(),
             write_waiting: false,
+            clean_before_writes: None,
             healing: None,
         };
         let handle = SessionHandle::new(

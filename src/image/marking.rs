@@ -36,6 +36,8 @@ pub struct Round {
     pub local_accused_by: Option<usize>,
     /// The copies as they were read under the lock, marks added.
     pub copies: Vec<(usize, CopyState)>,
+    /// Bricks of which nobody knows what they say now.
+    pub unsure: BrickSet,
 }
 
 /// Runs a round on `bricks`. `workers[i]` is child `i`'s. `ready` is told what the
@@ -81,6 +83,7 @@ pub fn mark(
     }
     held.end(workers);
     round.copies = held.copies;
+    round.unsure = held.unsure;
     round.failed = held.failed;
     round.failed.extend(held.busy);
     round
@@ -107,7 +110,7 @@ fn store(
     for (brick, answer) in asked {
         match wait(answer) {
             Ok(()) => marked.insert(brick),
-            Err(error) => held.fail(brick, error),
+            Err(error) => held.fail_change(brick, error),
         }
     }
     for (_, copy) in held.copies.iter_mut().filter(|(i, _)| marked.contains(*i)) {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::bricks::{BrickSet, Shape};
 use super::data_lock::wait;
@@ -18,7 +18,7 @@ use super::fencing;
 use super::gate::WriteGate;
 use super::heal::Unmarked;
 use super::local::Watch;
-use super::machine::{Action, Event, GateState, Machine, StopReason};
+use super::machine::{Action, Event, GateState, Machine, Phase, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
 use super::session::Ending;
@@ -75,6 +75,8 @@ pub struct Runner {
     pub debt: Option<Debt>,
     /// How long a first write may wait for a quorum.
     pub quorum_timeout: Duration,
+    /// Bricks whose marks were read in this session.
+    pub reached: BrickSet,
     /// When it has waited for that long, by the clock of `threads`.
     pub quorum_deadline: Option<Duration>,
     /// For waiting.
@@ -168,6 +170,7 @@ impl Runner {
         log::info!("brick {} is back and locked", self.names.one(brick));
         let accuses = copy.accuses();
         let marks_stand = self.debt.as_ref().is_none_or(|debt| debt.stands_on(&copy));
+        self.reached.insert(brick);
         self.check_size(brick, &copy);
         self.note(brick, |known| {
             known.locked = true;
@@ -275,6 +278,9 @@ impl Runner {
     }
 
     fn mark(&mut self, bricks: BrickSet) -> Vec<Action> {
+        if self.machine.phase() == &Phase::Marking {
+            self.note_clean();
+        }
         let (debt, local) = (&mut self.debt, &*self.local);
         let machine = &self.machine;
         let mut changed = false;
@@ -300,7 +306,7 @@ impl Runner {
             self.machine.step(Event::Lost(*brick));
             self.give_up(*brick, "marking", error);
         }
-        self.note_copies(round.copies);
+        self.note_copies(round.copies, round.unsure);
         if let Some(by) = round.local_accused_by {
             return self.machine.step(Event::LocalAccused { by });
         }
@@ -341,9 +347,10 @@ impl Runner {
         }
     }
 
-    fn note_copies(&self, copies: Vec<(usize, CopyState)>) {
+    fn note_copies(&self, copies: Vec<(usize, CopyState)>, unsure: BrickSet) {
         for (brick, copy) in copies {
-            self.note(brick, |known| known.pending = Some(copy.pending));
+            let pending = (!unsure.contains(brick)).then_some(copy.pending);
+            self.note(brick, |known| known.pending = pending);
         }
     }
 
@@ -352,6 +359,14 @@ impl Runner {
         if let Some(copy) = snapshot.copies.get_mut(brick) {
             change(copy);
         }
+    }
+
+    /// No write gets through now: whoever misses nothing will miss nothing older.
+    fn note_clean(&self) {
+        let Some(debt) = &self.debt else { return };
+        let clean = self.shape.peers().without(debt.behind());
+        let mut snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
+        snapshot.clean_before_writes = Some((Instant::now(), clean));
     }
 
     fn update_snapshot(&self) {

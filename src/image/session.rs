@@ -176,6 +176,7 @@ impl Session {
             local: watch,
             debt,
             quorum_timeout,
+            reached: opened.held,
             quorum_deadline: None,
             threads: threads.clone(),
             snapshot: snapshot.clone(),
@@ -321,6 +322,7 @@ fn first_snapshot(names: &Names, opened: &Opened, me: &Holder, read_only: bool) 
         holder: me.clone(),
         copies: names.bricks.iter().enumerate().map(copy).collect(),
         write_waiting: false,
+        clean_before_writes: None,
         healing: None,
     }
 }

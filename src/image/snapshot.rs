@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::bricks::BrickSet;
 use super::heal::HealReport;
 use super::holder::Holder;
 use super::machine::Phase;
@@ -79,6 +80,11 @@ impl Lag {
         }
     }
 
+    /// The peer missed nothing at `at`.
+    pub fn note_clean(&mut self, at: Instant) {
+        self.clean_at = self.clean_at.max(Some(at));
+    }
+
     /// The peer missed so many bytes in a look at the map that began at `at`.
     pub fn note(&mut self, at: Instant, bytes: u64) {
         if bytes == 0 {
@@ -132,6 +138,9 @@ pub struct Snapshot {
     pub copies: Vec<CopySnapshot>,
     /// A guest's write waits at the gate.
     pub write_waiting: bool,
+    /// When the gate was last about to be opened, and the children that missed nothing
+    /// then.
+    pub clean_before_writes: Option<(Instant, BrickSet)>,
     /// Absent in a read-only session.
     pub healing: Option<Healing>,
 }
@@ -150,6 +159,17 @@ mod tests {
         lag.note(begin + 9 * SECOND, 100);
         let seen = lag.at(begin + 10 * SECOND);
         assert_eq!((seen.since, seen.inherited), (7 * SECOND, false));
+    }
+
+    #[test]
+    fn a_debt_is_at_most_as_old_as_the_gate_is_open() {
+        let begin = Instant::now();
+        let mut lag = Lag::new(begin);
+        lag.note(begin + SECOND, 0);
+        lag.note_clean(begin + 8 * SECOND);
+        lag.note(begin + 9 * SECOND, 100);
+        lag.note_clean(begin + 2 * SECOND);
+        assert_eq!(lag.at(begin + 10 * SECOND).since, 2 * SECOND);
     }
 
     #[test]

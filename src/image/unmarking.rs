@@ -72,7 +72,7 @@ fn remove_from(
     for (brick, answer) in asked {
         match wait(answer) {
             Ok(()) => note_removal(&mut locked.copies, brick, equal, shape),
-            Err(error) => locked.fail(brick, error),
+            Err(error) => locked.fail_change(brick, error),
         }
     }
 }

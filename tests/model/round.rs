@@ -165,6 +165,7 @@ impl Rim<'_> {
             let read = round.read[brick];
             if !joined {
                 round.failed.insert(brick);
+                session.known[brick] = Absent::Unknown;
                 return self.next_turn();
             }
             for peer in shape.peers().iter() {
@@ -207,7 +208,10 @@ impl Rim<'_> {
                     round.marked.insert(brick);
                     session.known[brick] = Absent::Read(accused_by(&at.stored));
                 }
-                false => round.failed.insert(brick),
+                false => {
+                    round.failed.insert(brick);
+                    session.known[brick] = Absent::Unknown;
+                }
             }
         }
         self.next_turn();

@@ -91,7 +91,7 @@ impl Runner {
             self.take(Event::Lost(*brick));
             self.give_up(*brick, "removing marks", error);
         }
-        self.note_copies(round.copies);
+        self.note_copies(round.copies, round.unsure);
         let changed = equal.is_ok();
         self.take(Event::UnmarkOver { changed });
         if foreign == Ok(true) {
@@ -197,12 +197,16 @@ impl Runner {
         let absent = self.shape.all().without(self.machine.held());
         let not_reached = self.debt.as_ref().map(Debt::not_reached);
         let row = |brick: usize| {
-            let read = snapshot.copies.get(brick)?.pending.as_ref();
-            let accused = |marks: &Vec<i32>| {
-                let accused = (0..marks.len()).filter(|&child| marks[child] != 0);
-                Absent::Read(accused.collect())
-            };
-            read.map(accused).or(not_reached)
+            let marks = snapshot.copies.get(brick)?.pending.as_ref();
+            match marks {
+                Some(marks) => {
+                    let accused = (0..marks.len()).filter(|&child| marks[child] != 0);
+                    Some(Absent::Read(accused.collect()))
+                }
+                // A change of its marks was not answered.
+                None if self.reached.contains(brick) => None,
+                None => not_reached,
+            }
         };
         let row = |brick| (brick, row(brick).unwrap_or(Absent::Unknown));
         absent.iter().map(row).collect()
