@@ -126,6 +126,7 @@ impl Writer {
                     read_only: false,
                     fence: FenceWish::Auto,
                     lock_timeout: PATIENCE,
+                    urgent: false,
                 },
                 quorum_timeout: PATIENCE,
                 map: MapPlace {

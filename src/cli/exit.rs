@@ -235,6 +235,7 @@ fn local_code(error: &LocalError) -> u8 {
         LocalError::Formatted { .. } => 25,
         LocalError::OtherFile { .. } => 33,
         LocalError::Privilege { .. } => 34,
+        LocalError::Replaced { .. } => 33,
         LocalError::InUse { .. } => 40,
         LocalError::Map(_) => 36,
     }

@@ -164,7 +164,11 @@ impl Heald {
             .retain(|_, finish| !finish.thread.is_finished());
         for entry in self.state.entries()? {
             let served = live.iter().any(|path| socket::is_of(path, entry.gfid));
-            if entry.settled || served || self.finishing.contains_key(&entry.gfid) {
+            if entry.settled
+                || entry.handed_over
+                || served
+                || self.finishing.contains_key(&entry.gfid)
+            {
                 if !self.finishing.contains_key(&entry.gfid) {
                     self.waiting.remove(&entry.gfid);
                 }

@@ -5,6 +5,7 @@
 
 mod bandwidth;
 mod brick_view;
+mod custodian;
 mod exit;
 mod finish;
 mod heal;

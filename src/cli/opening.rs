@@ -10,7 +10,7 @@ use clap::Args;
 use crate::control::socket::{self, Request};
 use crate::gluster::Timeouts;
 use crate::image::dirty::{ExtentSize, MapError};
-use crate::image::error::chain;
+use crate::image::error::{LocalError, chain};
 use crate::image::gluster_port::{GlusterPort, Overruled, identity};
 use crate::image::heal::Job;
 use crate::image::holder::Holder;
@@ -18,6 +18,7 @@ use crate::image::local::{self, LocalFile, LocalTerms};
 use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
 use crate::image::machine::StopReason;
 use crate::image::open::Terms;
+use crate::image::port::CopyState;
 use crate::image::session::{Ending, MapPlace, Session, Setup};
 use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
 
@@ -51,6 +52,7 @@ pub fn extent_size(text: &str) -> Result<ExtentSize, String> {
 }
 
 /// The image and the brick to open it from.
+#[derive(Clone, Debug)]
 pub struct Place {
     /// Where it is.
     pub located: Located,
@@ -90,42 +92,61 @@ pub fn find(
 }
 
 /// How to open.
-pub struct Opening<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
     /// Locks and fence.
     pub terms: Terms,
     /// How long a first write waits for a quorum.
     pub quorum_timeout: Duration,
     /// Serve it raw whatever it looks like.
     pub force_raw: bool,
-    /// Where the dirty map is kept.
-    pub state: &'a StateDir,
     /// How fine a new one is.
     pub extent_size: ExtentSize,
 }
 
-/// Opens a session; `cancelled` ends the wait for locks early.
+/// Opens a session and the local file; `cancelled` ends the wait for locks early.
 ///
 /// # Errors
 /// Whatever forbids it.
 pub fn open(
     place: &Place,
-    opening: &Opening<'_>,
+    opening: &Opening,
+    state: &StateDir,
     cancelled: &AtomicBool,
+    on_stop: impl Fn(StopReason) + Send + 'static,
+) -> Result<(Session, LocalFile), Failure> {
+    let path = place.local_path();
+    let terms = opening.local_terms();
+    let open_local = |copy: &CopyState| local::open(&path, copy.gfid, terms);
+    open_with(place, opening, state, cancelled, open_local, on_stop)
+}
+
+/// Opens a session over a local file that `open_local` gives, once the copy is known to
+/// be fresh.
+///
+/// # Errors
+/// Whatever forbids it.
+pub fn open_with(
+    place: &Place,
+    opening: &Opening,
+    state: &StateDir,
+    cancelled: &AtomicBool,
+    open_local: impl FnOnce(&CopyState) -> Result<LocalFile, LocalError>,
     on_stop: impl Fn(StopReason) + Send + 'static,
 ) -> Result<(Session, LocalFile), Failure> {
     let Place {
         located, local, me, ..
     } = place;
     let read_only = opening.terms.read_only;
-    let map = place.map(opening.state);
-    let entry = place.entry(opening.state, opening.extent_size);
+    let map = place.map(state);
+    let entry = place.entry(state, opening.extent_size);
     let overruled = entry.promoted.clone().map(|promotion| Overruled {
         promotion,
         local: *local,
     });
     if !read_only {
-        opening.state.create()?;
-        opening.state.store(&entry)?;
+        state.create()?;
+        state.store(&entry)?;
     }
     let setup = Setup {
         shape: located.shape(*local),
@@ -145,18 +166,17 @@ pub fn open(
             extent_size: opening.extent_size,
         },
     };
-    let terms = LocalTerms {
-        read_only,
-        force_raw: opening.force_raw,
-    };
-    let path = located.local_path(*local);
-    let opened = Session::open(
-        setup,
-        cancelled,
-        |copy| local::open(&path, copy.gfid, terms),
-        on_stop,
-    )?;
-    Ok(opened)
+    Ok(Session::open(setup, cancelled, open_local, on_stop)?)
+}
+
+impl Opening {
+    /// How to open the local file.
+    pub fn local_terms(&self) -> LocalTerms {
+        LocalTerms {
+            read_only: self.terms.read_only,
+            force_raw: self.force_raw,
+        }
+    }
 }
 
 /// A healer of this host that has opened the image for itself gives it back.
@@ -186,6 +206,19 @@ pub fn close(place: &Place, state: &StateDir, session: Session) {
 }
 
 impl Place {
+    /// The image's file on the local brick.
+    pub fn local_path(&self) -> PathBuf {
+        self.located.local_path(self.local)
+    }
+
+    /// The same for another session.
+    pub fn again(&self) -> Self {
+        Self {
+            me: Holder::here(&self.me.host),
+            ..self.clone()
+        }
+    }
+
     /// The image's dirty map.
     pub fn map(&self, state: &StateDir) -> PathBuf {
         state.map(&self.located.volume, self.located.gfid)
@@ -200,7 +233,7 @@ impl Place {
             session: self.me.session,
             server: self.server.host.clone(),
             port: self.server.port,
-            local_path: self.located.local_path(self.local),
+            local_path: self.local_path(),
             local: self.local,
             map: self.map(state),
             peers,
@@ -220,6 +253,7 @@ impl Place {
             brick: self.located.names().one(self.local),
             extent_size: u32::try_from(extent_size.bytes()).unwrap_or(ExtentSize::MAX),
             settled: false,
+            handed_over: false,
             verified: before.as_ref().and_then(|entry| entry.verified.clone()),
             promoted: before.and_then(|entry| entry.promoted),
         }

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use crate::control::socket::{Answer, ControlSocket, Request};
 use crate::control::status::{Identity, Status};
 use crate::image::dirty::ExtentSize;
+use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
 use crate::image::locate::Bypassable;
 use crate::image::machine::StopReason;
@@ -20,7 +21,7 @@ use crate::image::snapshot::Snapshot;
 use crate::image::state_dir::StateDir;
 
 use super::opening::{self, Opening, Place};
-use super::service::Service;
+use super::service::{Image, Service};
 use super::{Failure, Server};
 
 /// How long the marks may take to be stored. Nothing waits for them but the healing.
@@ -74,16 +75,16 @@ impl OwnSession {
                 // Ordinary clients go on: the healer minds their locks.
                 fence: FenceWish::Exactly(Fence::Advisory),
                 lock_timeout: wanted.lock_timeout,
+                urgent: false,
             },
             quorum_timeout: QUORUM_TIMEOUT,
             force_raw: true,
-            state: wanted.state,
             extent_size: extent_size.unwrap_or_default(),
         };
         let stopped = Arc::new(AtomicBool::new(false));
         let stop = stopped.clone();
         let on_stop = move |_: StopReason| stop.store(true, Ordering::SeqCst);
-        let (session, local) = opening::open(&place, &opening, cancelled, on_stop)?;
+        let (session, local) = opening::open(&place, &opening, wanted.state, cancelled, on_stop)?;
         let handle = session.handle();
         let service = Service {
             identity: Identity {
@@ -95,8 +96,10 @@ impl OwnSession {
                 arbiter: place.located.arbiter(),
                 last_verified: None,
             },
-            job: place.job(wanted.state, handle.peer_children()),
-            session: handle,
+            image: Image::Ours(
+                handle.clone(),
+                Box::new(place.job(wanted.state, handle.peer_children())),
+            ),
             state: wanted.state.clone(),
             serving: None,
             last_timed: Mutex::default(),
@@ -112,12 +115,17 @@ impl OwnSession {
 
     /// The session, for a healer in this process.
     pub fn link(&self) -> Arc<dyn SessionLink> {
-        Arc::new(InProcess(self.service.clone()))
+        Arc::new(InProcess {
+            session: self.session.handle(),
+            job: self
+                .place
+                .job(&self.state, self.session.handle().peer_children()),
+        })
     }
 
     /// The state of the session.
     pub fn snapshot(&self) -> Snapshot {
-        self.service.session.snapshot()
+        self.session.handle().snapshot()
     }
 
     /// The state of the image.
@@ -168,18 +176,21 @@ impl OwnSession {
 }
 
 /// The link to a session of this process.
-struct InProcess(Arc<Service>);
+struct InProcess {
+    session: SessionHandle,
+    job: Job,
+}
 
 impl SessionLink for InProcess {
     fn job(&self) -> Result<Job, LinkError> {
-        Ok(self.0.job.clone())
+        Ok(self.job.clone())
     }
 
     fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
-        self.0.session.report(report)
+        self.session.report(report)
     }
 
     fn unmark(&self) -> Result<Unmarked, LinkError> {
-        self.0.session.unmark()
+        self.session.unmark()
     }
 }

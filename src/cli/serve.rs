@@ -16,17 +16,16 @@ use crate::control::status::Identity;
 use crate::device::{Config, Disk, Server};
 use crate::image::dirty::ExtentSize;
 use crate::image::error::stop_message;
-use crate::image::local::LocalFile;
+use crate::image::local;
 use crate::image::locate::{Bypassable, Located};
-use crate::image::machine::StopReason;
 use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
-use crate::image::session::Session;
 use crate::image::state_dir::StateDir;
 
+use super::custodian::{self, Custodian, Seat};
 use super::listen::{self, Listener, Next};
 use super::opening::{self, Opening, Place, StateDirArgs};
-use super::service::{Device, Service};
+use super::service::{Device, Image, Service};
 use super::stop::Stop;
 use super::{Failure, ImagePath, LogArgs, RunDirArgs, ServerArgs, logging, volume_name};
 
@@ -84,6 +83,12 @@ pub struct ServeArgs {
     /// The disk's serial, at most 20 characters. Default: from the image's gfid
     #[arg(long, value_name = "TEXT")]
     serial: Option<String>,
+
+    /// Be the target of a live migration: give the front-end a disk of the right size,
+    /// and open the image only when its rings start, waiting for the source to give it
+    /// away for --lock-timeout
+    #[arg(long)]
+    incoming: bool,
 
     /// How long to wait for an image that is locked or being healed
     #[arg(long, value_name = "TIME", default_value = "10s")]
@@ -181,14 +186,25 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     config.validate()?;
 
     let place = find(&args)?;
-    let stopped = Arc::new(Mutex::new(None));
+    let opening = opening_of(&args);
     let state = StateDir::new(&args.state_dir.state_dir);
-    if !args.read_only {
-        opening::take_over(&args.run_dir.run_dir, place.located.gfid)?;
-    }
-    let (session, local) = open_session(&args, &place, &state, &stop, stopped.clone())?;
+    let local = local::look_at(
+        &place.local_path(),
+        place.located.gfid,
+        opening.local_terms(),
+    )
+    .map_err(|error| Failure::Open(error.into()))?;
+    let terms = custodian::Terms {
+        place: place.clone(),
+        opening,
+        state: state.clone(),
+        run_dir: args.run_dir.run_dir.clone(),
+        stop: stop.clone(),
+    };
+    let custodian = Custodian::start(terms, &local, args.incoming)?;
+    let (size, path) = (local.size, local.path);
     let disk = Disk::new(local.file, &serial(&args, &place.located))?;
-    let server = Server::new(disk, session.gate(), config)?;
+    let server = Server::new(disk, custodian.door(), config)?;
     let handle = server.stop_handle();
     stop.tell(move || handle.stop());
 
@@ -202,12 +218,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         }
     };
     let front_end = Arc::new(AtomicBool::new(false));
-    let handle = session.handle();
     let service = Arc::new(Service {
-        identity: identity(&place, local.size),
-        job: place.job(&state, handle.peer_children()),
-        session: handle,
-        state: state.clone(),
+        identity: identity(&place, size),
+        image: Image::Seat(custodian.seat()),
+        state,
         serving: Some(Device {
             stats: server.stats(),
             front_end: front_end.clone(),
@@ -230,16 +244,22 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         })?;
 
     log::info!(
-        "serving {}{} from {}; listening on {}",
+        "{} {}{} from {}; listening on {}",
+        if args.incoming {
+            "waiting to serve"
+        } else {
+            "serving"
+        },
         place.located.volume,
         place.located.image,
-        local.path.display(),
+        path.display(),
         listener.name()
     );
-    serve_front_ends(&server, &mut listener, &stop, &front_end, &stopped)?;
+    let seat = custodian.seat();
+    serve_front_ends(&server, &mut listener, &stop, &front_end, &seat)?;
     // The device is drained: nothing of the guest is under way.
-    opening::close(&place, &state, session);
-    let reason = *stopped.lock().unwrap_or_else(|e| e.into_inner());
+    custodian.close()?;
+    let reason = seat.now().stopped;
     match reason {
         Some(reason) => Err(Failure::Stopped(stop_message(
             reason,
@@ -261,18 +281,16 @@ fn start_metrics(
     args.metrics.as_ref().map(start).transpose()
 }
 
-type Stopped = Arc<Mutex<Option<StopReason>>>;
-
 fn serve_front_ends<G: crate::device::gate::Gate>(
     server: &Server<G>,
     listener: &mut Listener,
     stop: &Stop,
     front_end: &AtomicBool,
-    stopped: &Stopped,
+    seat: &Seat,
 ) -> Result<(), Failure> {
     // A session that stopped by itself fails the guest's requests for as long as
     // the front-end stays, so that the guest sees errors and not silence.
-    while !stop.is_requested() && stopped.lock().is_ok_and(|reason| reason.is_none()) {
+    while !stop.is_requested() && seat.now().stopped.is_none() {
         let stream = match listener.next(stop)? {
             Next::FrontEnd(stream) => stream,
             Next::End => break,
@@ -315,27 +333,18 @@ fn find(args: &ServeArgs) -> Result<Place, Failure> {
     )
 }
 
-fn open_session(
-    args: &ServeArgs,
-    place: &Place,
-    state: &StateDir,
-    stop: &Arc<Stop>,
-    stopped: Stopped,
-) -> Result<(Session, LocalFile), Failure> {
-    let opening = Opening {
+fn opening_of(args: &ServeArgs) -> Opening {
+    Opening {
         terms: Terms {
             read_only: args.read_only,
             fence: args.fence.into(),
             lock_timeout: Duration::from(args.lock_timeout),
+            urgent: args.incoming,
         },
         quorum_timeout: Duration::from(args.quorum_timeout),
         force_raw: args.force_raw,
-        state,
         extent_size: args.extent_size,
-    };
-    opening::open(place, &opening, stop.flag(), move |reason| {
-        *stopped.lock().unwrap_or_else(|e| e.into_inner()) = Some(reason);
-    })
+    }
 }
 
 /// At most 20 bytes: the gfid's first ones in hexadecimal.

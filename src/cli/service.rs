@@ -4,28 +4,39 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::control::socket::{Answer, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
 use crate::device::Stats;
+use crate::image::custody::Custody;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Job, LinkError};
 use crate::image::machine::Phase;
 use crate::image::state_dir::StateDir;
 
-/// A session, and the device in front of it if there is one.
+use super::custodian::Seat;
+
+/// An image, and the device in front of it if there is one.
 pub struct Service {
     /// What is served.
     pub identity: Identity,
-    /// Its session.
-    pub session: SessionHandle,
+    /// Its session, as long as there is one.
+    pub image: Image,
     /// Where it is kept what was found by comparing the copies.
     pub state: StateDir,
-    /// What a healer needs to know.
-    pub job: Job,
     /// Absent in a session of a healer.
     pub serving: Option<Device>,
     /// Requests timed until the last report of a healer, and their time.
     pub last_timed: Mutex<(u64, Duration)>,
+}
+
+/// Where the image's session is.
+pub enum Image {
+    /// In this process, from its beginning to its end, with what a healer needs to know.
+    Ours(SessionHandle, Box<Job>),
+    /// It comes and goes.
+    Seat(Arc<Seat>),
 }
 
 /// The device in front of a session.
@@ -46,25 +57,83 @@ impl Service {
         match request {
             Request::Status => Answer::Status(Box::new(self.status())),
             Request::Job => self.job(),
-            Request::Report(report) => self.hint(&report),
-            Request::Unmark => Answer::or_failed(self.session.unmark().map(Answer::Unmarked)),
-            Request::Repair { child, ranges } => {
-                Answer::or_failed(self.repair(child, &ranges).map(|()| Answer::Done))
-            }
+            Request::Report { session, report } => Answer::or_failed(
+                self.session(session)
+                    .and_then(|(session, _)| self.hint(&session, &report)),
+            ),
+            Request::Unmark { session } => Answer::or_failed(
+                self.session(session)
+                    .and_then(|(session, _)| session.unmark())
+                    .map(Answer::Unmarked),
+            ),
+            Request::Repair {
+                session,
+                child,
+                ranges,
+            } => Answer::or_failed(
+                self.session(session)
+                    .and_then(|(session, job)| repair(&session, &job, child, &ranges))
+                    .map(|()| Answer::Done),
+            ),
+            Request::HandOver { armed } => self.arm(armed),
             Request::Bandwidth { .. } | Request::Yield => Answer::Refused {
                 why: "this is no healer".to_owned(),
             },
         }
     }
 
+    /// The session of this moment.
+    fn any_session(&self) -> Option<(SessionHandle, Job)> {
+        match &self.image {
+            Image::Ours(session, job) => Some((session.clone(), (**job).clone())),
+            Image::Seat(seat) => seat.now().session,
+        }
+    }
+
+    /// This session, if it is still there.
+    fn session(&self, wanted: Uuid) -> Result<(SessionHandle, Job), LinkError> {
+        let now = self.any_session();
+        now.filter(|(_, job)| job.session == wanted)
+            .ok_or_else(|| LinkError::Ended("it was closed".to_owned()))
+    }
+
+    fn custody(&self) -> Custody {
+        match &self.image {
+            Image::Ours(..) => Custody::Held,
+            Image::Seat(seat) => seat.now().custody,
+        }
+    }
+
+    fn arm(&self, armed: bool) -> Answer {
+        let Image::Seat(seat) = &self.image else {
+            return Answer::Refused {
+                why: "this process heals the image and does not serve it".to_owned(),
+            };
+        };
+        match self.custody() {
+            Custody::Ended => Answer::Ended {
+                why: "it has stopped".to_owned(),
+            },
+            _ => {
+                seat.arm(armed);
+                Answer::Done
+            }
+        }
+    }
+
     /// The report of this moment.
     pub fn status(&self) -> Status {
-        let session = self.session.snapshot();
+        let session = self.any_session().map(|(session, _)| session.snapshot());
+        let waiting = session
+            .as_ref()
+            .is_some_and(|session| session.write_waiting);
+        let custody = self.custody();
         let serving = self.serving.as_ref().map(|device| Serving {
             socket: device.socket.clone(),
             front_end: device.front_end.load(Ordering::SeqCst),
             read_only: device.read_only,
-            write_waiting: session.write_waiting,
+            write_waiting: waiting,
+            custody: custody.into(),
             queues: device
                 .stats
                 .snapshot()
@@ -79,25 +148,33 @@ impl Service {
             last_verified: verified.as_ref().map(Verified::from),
             ..self.identity.clone()
         };
-        Status::of_session(&identity, &session, serving)
+        match session {
+            Some(session) => Status::of_session(&identity, &session, serving),
+            None => Status::without_session(&identity, serving),
+        }
     }
 
     /// What there is to heal, and to compare, as long as the session has the image.
     fn job(&self) -> Answer {
-        match self.session.snapshot().phase {
+        let Some((session, job)) = self.any_session() else {
+            return Answer::Refused {
+                why: "the image is not held now".to_owned(),
+            };
+        };
+        match session.snapshot().phase {
             Phase::Stopped(_) => Answer::Ended {
                 why: "it has stopped".to_owned(),
             },
-            _ => Answer::Job(self.job.clone()),
+            _ => Answer::Job(job),
         }
     }
 
-    fn hint(&self, report: &HealReport) -> Answer {
-        let hint = self.session.report(report).map(|mut hint| {
+    fn hint(&self, session: &SessionHandle, report: &HealReport) -> Result<Answer, LinkError> {
+        session.report(report).map(|mut hint| {
             hint.latency = self.latency();
+            hint.urgent = matches!(self.custody(), Custody::Armed | Custody::Leaving);
             Answer::Hint(hint)
-        });
-        Answer::or_failed(hint)
+        })
     }
 
     /// The mean time of the guest's requests since this was last asked.
@@ -108,15 +185,19 @@ impl Service {
         let requests = u32::try_from(now.0.checked_sub(count)?).ok()?;
         now.1.checked_sub(time)?.checked_div(requests)
     }
+}
 
-    fn repair(&self, child: usize, ranges: &[(u64, u64)]) -> Result<(), LinkError> {
-        let unknown = || LinkError::Failed(format!("brick {child} is not a peer"));
-        let peer = self.job.peers.iter().position(|&peer| peer == child);
-        let peer = peer.and_then(crate::image::dirty::Peer::new);
-        let ranges = ranges.iter().map(|&(start, end)| start..end);
-        self.session
-            .repair(peer.ok_or_else(unknown)?, ranges.collect())
-    }
+fn repair(
+    session: &SessionHandle,
+    job: &Job,
+    child: usize,
+    ranges: &[(u64, u64)],
+) -> Result<(), LinkError> {
+    let unknown = || LinkError::Failed(format!("brick {child} is not a peer"));
+    let peer = job.peers.iter().position(|&peer| peer == child);
+    let peer = peer.and_then(crate::image::dirty::Peer::new);
+    let ranges = ranges.iter().map(|&(start, end)| start..end);
+    session.repair(peer.ok_or_else(unknown)?, ranges.collect())
 }
 
 impl From<&crate::device::QueueSnapshot> for QueueStatus {

@@ -72,8 +72,11 @@ fn look(args: &StatusArgs) -> Result<Vec<Status>, Failure> {
     let Some(target) = &args.target else {
         return Ok(served);
     };
-    let is_target =
-        |status: &Status| status.volume == target.volume && status.image == target.image.0;
+    // A daemon that does not have its image now knows less than the bricks.
+    let is_target = |status: &Status| {
+        let held = status.holder.is_some();
+        held && status.volume == target.volume && status.image == target.image.0
+    };
     match served.into_iter().find(is_target) {
         Some(status) => Ok(vec![status]),
         None => Ok(vec![from_bricks(&args.server, target)?]),

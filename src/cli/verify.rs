@@ -126,6 +126,7 @@ fn remember(args: &VerifyArgs, located: &Located, server: &Server, report: &Repo
         extent_size: 0,
         // Nobody has served it on this host.
         settled: true,
+        handed_over: false,
         promoted: None,
         verified: None,
     });

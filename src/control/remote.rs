@@ -2,16 +2,21 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use uuid::Uuid;
 
 use super::socket::{Answer, ControlError, Request, ask};
 use crate::image::error::chain;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
 
 /// The session behind one control socket. A daemon's socket is named after its
-/// process, so this is never another one's.
+/// process, and every request names the session, so this is never another one's.
 #[derive(Clone, Debug)]
 pub struct RemoteSession {
     socket: PathBuf,
+    /// Once it was asked.
+    session: OnceLock<Uuid>,
 }
 
 impl RemoteSession {
@@ -19,6 +24,15 @@ impl RemoteSession {
     pub fn new(path: &Path) -> Self {
         Self {
             socket: path.to_owned(),
+            session: OnceLock::new(),
+        }
+    }
+
+    /// Which session this is: the one that was there when it was first asked.
+    fn session(&self) -> Result<Uuid, LinkError> {
+        match self.session.get() {
+            Some(session) => Ok(*session),
+            None => Ok(self.job()?.session),
         }
     }
 
@@ -29,6 +43,7 @@ impl RemoteSession {
     pub fn repair(&self, child: usize, ranges: &[std::ops::Range<u64>]) -> Result<(), LinkError> {
         let ranges = ranges.iter().map(|range| (range.start, range.end));
         let request = Request::Repair {
+            session: self.session()?,
             child,
             ranges: ranges.collect(),
         };
@@ -62,20 +77,26 @@ impl RemoteSession {
 impl SessionLink for RemoteSession {
     fn job(&self) -> Result<Job, LinkError> {
         match self.ask(&Request::Job)? {
-            Answer::Job(job) => Ok(job),
+            Answer::Job(job) if *self.session.get_or_init(|| job.session) == job.session => Ok(job),
+            Answer::Job(_) => Err(LinkError::Ended("there is another session".to_owned())),
             other => Err(self.unexpected(&other)),
         }
     }
 
     fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
-        match self.ask(&Request::Report(report.clone()))? {
+        let request = Request::Report {
+            session: self.session()?,
+            report: report.clone(),
+        };
+        match self.ask(&request)? {
             Answer::Hint(hint) => Ok(hint),
             other => Err(self.unexpected(&other)),
         }
     }
 
     fn unmark(&self) -> Result<Unmarked, LinkError> {
-        match self.ask(&Request::Unmark)? {
+        let session = self.session()?;
+        match self.ask(&Request::Unmark { session })? {
             Answer::Unmarked(unmarked) => Ok(unmarked),
             other => Err(self.unexpected(&other)),
         }

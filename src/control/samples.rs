@@ -3,7 +3,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::status::{Identity, QueueStatus, Serving, Status};
+use super::status::{CustodyStatus, Identity, QueueStatus, Serving, Status};
 use crate::image::heal::{Figures, HealReport, HealState, Obstacle, PeerReport};
 use crate::image::holder::Holder;
 use crate::image::machine::Phase;
@@ -131,6 +131,7 @@ pub fn report(snapshot: &Snapshot) -> Status {
         front_end: true,
         read_only: false,
         write_waiting: snapshot.write_waiting,
+        custody: CustodyStatus::Held,
         queues: vec![
             QueueStatus {
                 reads: 10,

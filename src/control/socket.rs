@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use uuid::Uuid;
 
 use super::status::Status;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
@@ -38,15 +39,30 @@ pub enum Request {
     /// What there is to heal.
     Job,
     /// A healer tells how it goes.
-    Report(HealReport),
+    Report {
+        /// The session that it heals for.
+        session: Uuid,
+        /// How.
+        report: HealReport,
+    },
     /// Remove the marks against peers that miss nothing.
-    Unmark,
+    Unmark {
+        /// The session that the healer heals for.
+        session: Uuid,
+    },
     /// These ranges of a copy differ from the local one.
     Repair {
+        /// The session that was compared with.
+        session: Uuid,
         /// Child index of the copy's brick.
         child: usize,
         /// Byte ranges, `[start, end)`.
         ranges: Vec<(u64, u64)>,
+    },
+    /// Give the image away when the front-end's rings stop, or not after all.
+    HandOver {
+        /// Give it away.
+        armed: bool,
     },
     /// To a healer: from now on copy at most so many bytes per second; 0 is no limit.
     Bandwidth {

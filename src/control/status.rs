@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::heal::{BehindStatus, HealStatus};
 use crate::image::bricks::BrickSet;
+use crate::image::custody::Custody;
 use crate::image::error::{Names, stop_message};
 use crate::image::holder::Holder;
 use crate::image::machine::Phase;
@@ -182,8 +183,42 @@ pub struct Serving {
     pub read_only: bool,
     /// A write of the guest waits for the marks to be stored.
     pub write_waiting: bool,
+    /// Whose the image is.
+    pub custody: CustodyStatus,
     /// Counters per queue.
     pub queues: Vec<QueueStatus>,
+}
+
+/// Whether this daemon has the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CustodyStatus {
+    /// It has not: it waits for a front-end's rings to start, before a migration or
+    /// after one.
+    Vacant,
+    /// It takes the locks, for the rings have started.
+    Opening,
+    /// It has.
+    Held,
+    /// It gives the image away when the rings stop.
+    Armed,
+    /// The rings have stopped: the other copies get what they miss, then it is given away.
+    Leaving,
+    /// It could not have it, or the session stopped.
+    Ended,
+}
+
+impl From<Custody> for CustodyStatus {
+    fn from(custody: Custody) -> Self {
+        match custody {
+            Custody::Vacant => Self::Vacant,
+            Custody::Opening => Self::Opening,
+            Custody::Held => Self::Held,
+            Custody::Armed => Self::Armed,
+            Custody::Leaving => Self::Leaving,
+            Custody::Ended => Self::Ended,
+        }
+    }
 }
 
 /// What one queue has done.
@@ -288,6 +323,29 @@ impl Status {
             fence: Some(fence_name(session.fence)),
             heal: healing.map(|healing| HealStatus::of(healing, &copies)),
             copies,
+            last_verified: identity.last_verified,
+            serving,
+        }
+    }
+
+    /// The report of a daemon that does not have its image now. What state the copies
+    /// are in is not known to it.
+    pub fn without_session(identity: &Identity, serving: Option<Serving>) -> Self {
+        Self {
+            version: VERSION,
+            volume: identity.volume.clone(),
+            image: identity.image.clone(),
+            gfid: identity.gfid.to_string(),
+            size: identity.size,
+            state: State::Unknown,
+            detail: Some(
+                "the image is not held here now; `bypass-blk status VOLUME/IMAGE` asks the bricks"
+                    .to_owned(),
+            ),
+            holder: None,
+            fence: None,
+            copies: Vec::new(),
+            heal: None,
             last_verified: identity.last_verified,
             serving,
         }

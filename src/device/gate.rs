@@ -24,6 +24,20 @@ pub enum Admission {
 
 /// Decides, request by request, whether the device may touch the disk.
 pub trait Gate: Send + Sync + 'static {
+    /// May requests be taken from the rings now? If not, they stay there; ask again when
+    /// the event fd given to [`Gate::subscribe`] fires. Asked whenever a queue looks at
+    /// its ring; a request that was taken before is not affected.
+    fn may_take(&self) -> bool {
+        true
+    }
+
+    /// A ring was started: a front-end's driver is at work on it.
+    fn ring_started(&self) {}
+
+    /// A ring that had been started has stopped, and nothing that was taken from it is
+    /// under way.
+    fn ring_stopped(&self) {}
+
     /// May the device read now? Never answers [`Admission::Wait`].
     fn admit_read(&self) -> Admission;
 

@@ -252,6 +252,12 @@ pub enum LocalError {
         /// The file.
         path: PathBuf,
     },
+    /// It is another file, or of another size, than when it was opened.
+    #[error("the image {} is not the file any more that this process opened: it was healed anew, resized or replaced. Start the daemon again", .path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// Without a dirty map nothing may be written.
     #[error(transparent)]
     Map(#[from] MapError),

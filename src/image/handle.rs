@@ -182,6 +182,7 @@ impl SessionHandle {
                 .map(|(peer, _)| suspect.contains(peer))
                 .collect(),
             held: self.peers().map(|(_, child)| held(child)).collect(),
+            urgent: false,
             latency: None,
         })
     }

@@ -8,7 +8,7 @@ mod watch;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,56 @@ pub struct LocalFile {
     pub size: u64,
 }
 
+impl LocalFile {
+    /// Claims a file that was only looked at, or given back. It must still be the file
+    /// at its path, and of the same size: a heal may have made another in the meantime.
+    ///
+    /// # Errors
+    /// [`LocalError::Replaced`], [`LocalError::InUse`], [`LocalError::Io`].
+    pub fn claim_again(&self) -> Result<Self, LocalError> {
+        let io_error = |source| LocalError::Io {
+            what: "look again at",
+            path: self.path.clone(),
+            source,
+        };
+        claim(&self.file, &self.path)?;
+        let ours = self.file.metadata().map_err(io_error)?;
+        let there = std::fs::symlink_metadata(&self.path).map_err(io_error)?;
+        let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
+        if !same || ours.len() != self.size {
+            self.give_back();
+            return Err(LocalError::Replaced {
+                path: self.path.clone(),
+            });
+        }
+        self.try_clone()
+    }
+
+    /// Gives the claim back; the file stays open.
+    pub fn give_back(&self) {
+        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+            log::warn!("cannot unlock {}: {error}", self.path.display());
+        }
+    }
+
+    /// Another handle of the same open file: a claim is that of both.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn try_clone(&self) -> Result<Self, LocalError> {
+        let file = self.file.try_clone().map_err(|source| LocalError::Io {
+            what: "use",
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            file,
+            path: self.path.clone(),
+            size: self.size,
+        })
+    }
+}
+
 /// A local copy that was opened.
 pub trait Local {
     /// Its size in bytes, a multiple of [`SECTOR`].
@@ -84,11 +134,24 @@ pub struct LocalTerms {
     pub force_raw: bool,
 }
 
-/// Opens the local copy at `path`, which Gluster says has the identity `gfid`.
+/// Opens the local copy at `path`, which Gluster says has the identity `gfid`, and
+/// claims it for this process unless it is for reading only.
 ///
 /// # Errors
 /// See [`LocalError`].
 pub fn open(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, LocalError> {
+    let local = look_at(path, gfid, terms)?;
+    if !terms.read_only {
+        claim(&local.file, path)?;
+    }
+    Ok(local)
+}
+
+/// [`open`] without the claim: whose the image is, is not known yet.
+///
+/// # Errors
+/// See [`LocalError`].
+pub fn look_at(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, LocalError> {
     let io_error = |what| {
         move |source| LocalError::Io {
             what,
@@ -113,9 +176,6 @@ pub fn open(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, Loc
         .open(path)
         .map_err(io_error("open"))?;
     check_gfid(&file, path, gfid)?;
-    if !terms.read_only {
-        claim(&file, path)?;
-    }
     let size = file.metadata().map_err(io_error("stat"))?.len();
     check_size(path, size)?;
     if !terms.force_raw
@@ -295,6 +355,36 @@ mod tests {
         assert!(matches!(odd, Err(LocalError::OddSize { size: 1000, .. })));
         let folder = open(Path::new("/var/tmp"), GFID, RAW);
         assert!(matches!(folder, Err(LocalError::NotAFile { .. })));
+    }
+
+    #[test]
+    fn a_file_that_was_given_back_is_claimed_again_only_if_it_is_still_there() {
+        let file = image(b"", 4096);
+        let ours = look_at(file.path(), GFID, RAW).unwrap();
+        let theirs = open(file.path(), GFID, RAW).unwrap();
+        drop(theirs);
+        let claimed = ours.claim_again().unwrap();
+        let other = File::open(file.path()).unwrap();
+        let try_lock = || rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive);
+        assert!(try_lock().is_err(), "claimed");
+        drop(claimed);
+        assert!(try_lock().is_err(), "the other handle is still open");
+        ours.give_back();
+        try_lock().unwrap();
+        drop(other);
+        file.as_file().set_len(8192).unwrap();
+        assert!(matches!(
+            ours.claim_again(),
+            Err(LocalError::Replaced { .. })
+        ));
+        file.as_file().set_len(4096).unwrap();
+        let path = file.path().to_owned();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, [0; 4096]).unwrap();
+        assert!(matches!(
+            ours.claim_again(),
+            Err(LocalError::Replaced { .. })
+        ));
     }
 
     #[test]

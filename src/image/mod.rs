@@ -4,10 +4,12 @@
 pub mod belief;
 pub mod bricks;
 pub mod copy_lock;
+pub mod custody;
 pub mod data_lock;
 pub mod debt;
 pub mod decide;
 pub mod dirty;
+pub mod door;
 pub mod error;
 pub mod fencing;
 pub mod gate;

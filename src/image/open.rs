@@ -24,6 +24,8 @@ const DATA_LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// The pause between two attempts to get a lock that somebody holds. Two
 /// sessions that got in each other's way try again at different moments.
 const RETRY_PAUSE: std::ops::Range<u64> = 80..240;
+/// The same while a guest stands still.
+const URGENT_PAUSE: std::ops::Range<u64> = 5..15;
 
 /// How often a waiting session says so.
 const TELL: Duration = Duration::from_secs(5);
@@ -46,6 +48,8 @@ pub struct Terms {
     pub fence: FenceWish,
     /// How long to wait for locks of others.
     pub lock_timeout: Duration,
+    /// A guest stands still meanwhile: ask for them more often.
+    pub urgent: bool,
 }
 
 /// The wait for locks.
@@ -97,6 +101,10 @@ pub fn open<L>(
     attempt.refuse_without_quorum(connected)?;
     let patience = Patience {
         end: waiting.threads.now() + terms.lock_timeout,
+        pauses: match terms.urgent {
+            true => URGENT_PAUSE,
+            false => RETRY_PAUSE,
+        },
         waiting,
     };
     let locked = attempt.lock(connected, &patience)?;
@@ -132,6 +140,8 @@ struct Attempt<'a> {
 /// How long others' locks are waited for.
 struct Patience<'a> {
     end: Duration,
+    /// In milliseconds.
+    pauses: std::ops::Range<u64>,
     waiting: Waiting<'a>,
 }
 
@@ -149,7 +159,7 @@ impl Patience<'_> {
         }
         // The low bits of a fresh UUID are random: no random generator needed.
         let random = uuid::Uuid::new_v4().as_u128() as u64;
-        let spread = RETRY_PAUSE.start + random % (RETRY_PAUSE.end - RETRY_PAUSE.start);
+        let spread = self.pauses.start + random % (self.pauses.end - self.pauses.start);
         self.waiting.threads.sleep(Duration::from_millis(spread));
         true
     }

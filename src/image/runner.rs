@@ -49,6 +49,9 @@ pub enum Input {
         /// What came of it: they are dirty and marked, or why not.
         answer: Sender<Result<(), String>>,
     },
+    /// By the session's owner: end it if no copy that is held misses anything, with no
+    /// mark left on it.
+    HandOver(Sender<Result<Ending, String>>),
     /// By the session's owner: end it.
     Close,
 }
@@ -115,15 +118,26 @@ impl Runner {
                     self.quorum_deadline = None;
                     self.take(Event::QuorumTimeout);
                 }
+                Ok(Input::HandOver(answer)) => {
+                    let settled = self.settle_held();
+                    if let Ok(ending) = settled {
+                        self.update_snapshot();
+                        self.let_go_of_all();
+                        let _ = answer.send(settled);
+                        return ending;
+                    }
+                    let _ = answer.send(settled);
+                }
                 Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,
             }
             self.update_snapshot();
         }
-        self.close()
+        let ending = self.settle();
+        self.let_go_of_all();
+        ending
     }
 
-    fn close(mut self) -> Ending {
-        let ending = self.settle();
+    fn let_go_of_all(&mut self) {
         if let Err(error) = self.local.sync() {
             log::error!("{}", chain(&error));
         }
@@ -134,7 +148,6 @@ impl Runner {
             debt.map().release();
         }
         self.let_go("the session is closed");
-        ending
     }
 
     fn heard(&mut self, brick: usize, report: Report) {

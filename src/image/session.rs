@@ -228,6 +228,24 @@ impl Session {
         self.end()
     }
 
+    /// Ends the session if no copy that is held misses anything, with no mark left on it:
+    /// whoever opens the image next may do so from any of them. The device must be
+    /// drained before.
+    ///
+    /// # Errors
+    /// Why not; the session goes on.
+    pub fn hand_over(mut self) -> Result<Ending, (Self, String)> {
+        let (answer, receiver) = mpsc::channel();
+        if self.inbox.send(Input::HandOver(answer)).is_err() {
+            return Ok(self.end());
+        }
+        match self.threads.receive(&receiver, None) {
+            Ok(Ok(_)) => Ok(self.end()),
+            Ok(Err(why)) => Err((self, why)),
+            Err(_) => Ok(self.end()),
+        }
+    }
+
     fn end(&mut self) -> Ending {
         let Some(ended) = self.ended.take() else {
             return Ending::Behind;

@@ -43,6 +43,9 @@ pub struct Entry {
     pub extent_size: u32,
     /// The last session left all copies equal and no mark behind.
     pub settled: bool,
+    /// The last session gave the image to another host, which heals it from now on.
+    #[serde(default)]
+    pub handed_over: bool,
     /// This copy was made the fresh one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<Promotion>,
@@ -135,6 +138,20 @@ impl StateDir {
         Ok(entries)
     }
 
+    /// The image is another host's now: nobody here finishes it.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn hand_over(&self, volume: &str, gfid: Uuid) -> Result<(), StateError> {
+        match self.entry(volume, gfid) {
+            Some(entry) => self.store(&Entry {
+                handed_over: true,
+                ..entry
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// All copies of an image are equal and no mark stands: its map is not needed.
     ///
     /// # Errors
@@ -195,6 +212,7 @@ mod tests {
             brick: "a:/brick".to_owned(),
             extent_size: 65536,
             settled: false,
+            handed_over: false,
             promoted: None,
             verified: None,
         }

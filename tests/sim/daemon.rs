@@ -141,6 +141,7 @@ fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
             read_only: false,
             fence: FenceWish::Exactly(Fence::Advisory),
             lock_timeout: LOCK_TIMEOUT,
+            urgent: false,
         },
         quorum_timeout: QUORUM_TIMEOUT,
         map: MapPlace {

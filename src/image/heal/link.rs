@@ -132,6 +132,10 @@ pub struct Hint {
     pub suspect: Vec<bool>,
     /// Per peer: the session holds its locks there now.
     pub held: Vec<bool>,
+    /// The image is about to be given to another host, whose guest waits: look often,
+    /// and keep no lock that is not needed.
+    #[serde(default)]
+    pub urgent: bool,
     /// Mean time of the guest's requests since the last report, if there were any.
     pub latency: Option<Duration>,
 }

@@ -124,6 +124,56 @@ impl Runner {
         }
     }
 
+    /// Is every copy that is held as good as ours, with no mark against it, so that
+    /// whoever opens one of them next is not refused? The marks are removed if they can
+    /// be. What is away keeps its marks.
+    pub(super) fn settle_held(&mut self) -> Result<Ending, String> {
+        let Some(debt) = &self.debt else {
+            return Ok(Ending::Behind);
+        };
+        let held = self.machine.held();
+        if !self.shape.is_quorum(held) {
+            return Err("fewer bricks than a quorum are reached".to_owned());
+        }
+        let peers = self.shape.peers();
+        let held_peers: BrickSet = peers.iter().filter(|&peer| held.contains(peer)).collect();
+        let behind = debt.behind();
+        if let Some(peer) = behind.iter().find(|&peer| held.contains(peer)) {
+            return Err(format!("{} is being healed", self.names.one(peer)));
+        }
+        if self.marked_peers().iter().any(|peer| held.contains(peer)) {
+            let unmarked = match self.unmark() {
+                Unmarked::All => peers,
+                Unmarked::Some { peers: gone } => {
+                    let gone = peers.iter().zip(gone).filter(|(_, gone)| *gone);
+                    gone.map(|(peer, _)| peer).collect()
+                }
+                Unmarked::NotYet { why } => return Err(why),
+            };
+            if let Some(peer) = held_peers.without(unmarked).iter().next() {
+                return Err(format!("the marks against {} stay", self.names.one(peer)));
+            }
+        }
+        match self.made_durable() {
+            Ending::AllEqual if held == self.shape.all() => Ok(Ending::AllEqual),
+            _ => Ok(Ending::Behind),
+        }
+    }
+
+    /// The children that some brick that is held accuses, or may accuse.
+    fn marked_peers(&self) -> BrickSet {
+        if self.machine.phase() != &Phase::Unmarked {
+            return self.shape.peers();
+        }
+        let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
+        let held = self.machine.held();
+        let marks = held
+            .iter()
+            .filter_map(|brick| snapshot.copies.get(brick)?.pending.as_ref());
+        let accused = marks.flat_map(|marks| (0..marks.len()).filter(|&child| marks[child] != 0));
+        accused.collect()
+    }
+
     /// Marks that somebody removed without an fsync would be back after a power cut.
     fn made_durable(&self) -> Ending {
         let workers = self.workers.iter();

@@ -232,6 +232,7 @@ impl SessionLink for Session {
             removable: !behind && peers.clone().any(removable),
             suspect: known.suspect.clone(),
             held: known.held.clone(),
+            urgent: false,
             latency: known.latency,
         })
     }

@@ -1,0 +1,325 @@
+//! Carries out what [`crate::image::custody`] decides: opens a session when the rings
+//! start, gives the image away when they have stopped, keeps the door in between.
+//!
+//! One thread, which owns the session; `serve` starts it, the control socket asks it,
+//! the queues tell it what the rings do.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::image::custody::{Action, Custody, Event, Machine};
+use crate::image::door::{Door, Rings};
+use crate::image::error::{LocalError, chain};
+use crate::image::handle::SessionHandle;
+use crate::image::heal::Job;
+use crate::image::local::LocalFile;
+use crate::image::machine::StopReason;
+use crate::image::port::CopyState;
+use crate::image::session::{Ending, Session};
+use crate::image::state_dir::StateDir;
+
+use super::Failure;
+use super::opening::{self, Opening, Place};
+use super::stop::Stop;
+
+/// How often it is tried to give the image away.
+const LEAVE_PAUSE: Duration = Duration::from_millis(5);
+/// How often it is said what that waits for.
+const TELL: Duration = Duration::from_secs(5);
+
+/// What is fixed for the daemon's life.
+pub struct Terms {
+    /// The image.
+    pub place: Place,
+    /// How to open it.
+    pub opening: Opening,
+    /// What to do about it that lasts.
+    pub state: StateDir,
+    /// Where healers of this host are found.
+    pub run_dir: std::path::PathBuf,
+    /// The wish to end.
+    pub stop: Arc<Stop>,
+}
+
+/// The image as others of this process see it.
+pub struct Seat {
+    now: Mutex<Now>,
+    inbox: Mutex<Sender<Input>>,
+}
+
+/// At this moment.
+#[derive(Clone)]
+pub struct Now {
+    /// Whose the image is.
+    pub custody: Custody,
+    /// The session, while there is one, and what a healer needs to know of it.
+    pub session: Option<(SessionHandle, Job)>,
+    /// Why the session ended by itself.
+    pub stopped: Option<StopReason>,
+}
+
+enum Input {
+    Event(Event),
+    Stopped(StopReason),
+    Close,
+}
+
+impl Seat {
+    /// What is the case now.
+    pub fn now(&self) -> Now {
+        self.locked().clone()
+    }
+
+    /// Gives the image away when the rings have stopped, or not after all.
+    pub fn arm(&self, armed: bool) {
+        self.send(Input::Event(if armed { Event::Arm } else { Event::Disarm }));
+    }
+
+    fn rings(&self, rings: Rings) {
+        self.send(Input::Event(match rings {
+            Rings::Started => Event::RingsStarted,
+            Rings::Stopped => Event::RingsStopped,
+        }));
+    }
+
+    fn send(&self, input: Input) {
+        let inbox = self.inbox.lock().unwrap_or_else(|e| e.into_inner());
+        // A daemon that ends listens no more.
+        let _ = inbox.send(input);
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// See the module.
+pub struct Custodian {
+    seat: Arc<Seat>,
+    door: Arc<Door>,
+    thread: JoinHandle<Result<(), Failure>>,
+}
+
+impl Custodian {
+    /// Of an image whose local file was opened (and claimed, if it is held): opens a
+    /// session at once, or waits for the rings.
+    ///
+    /// # Errors
+    /// What forbids a session.
+    pub fn start(terms: Terms, local: &LocalFile, incoming: bool) -> Result<Self, Failure> {
+        let (sender, inbox) = mpsc::channel();
+        let seat = Arc::new(Seat {
+            now: Mutex::new(Now {
+                custody: Custody::Vacant,
+                session: None,
+                stopped: None,
+            }),
+            inbox: Mutex::new(sender),
+        });
+        let told = seat.clone();
+        let door = Arc::new(Door::new(move |rings| told.rings(rings)));
+        let mut worker = Worker {
+            terms,
+            local: local.try_clone().map_err(open_failed)?,
+            machine: Machine::new(!incoming),
+            seat: seat.clone(),
+            door: door.clone(),
+            session: None,
+            failure: None,
+            told: Instant::now(),
+        };
+        if !incoming {
+            worker.open_session()?;
+            worker.door.set(true);
+        }
+        worker.publish();
+        let thread = std::thread::Builder::new()
+            .name("custodian".to_owned())
+            .spawn(move || worker.run(&inbox))
+            .map_err(|source| Failure::System {
+                what: "start the custodian's thread",
+                source,
+            })?;
+        Ok(Self { seat, door, thread })
+    }
+
+    /// The gate for the device.
+    pub fn door(&self) -> Arc<Door> {
+        self.door.clone()
+    }
+
+    /// The image's state, and the way to ask for changes.
+    pub fn seat(&self) -> Arc<Seat> {
+        self.seat.clone()
+    }
+
+    /// Ends the session, if there is one. The device must be drained.
+    ///
+    /// # Errors
+    /// Why the image could not be had, if that ended the daemon.
+    pub fn close(self) -> Result<(), Failure> {
+        self.seat.send(Input::Close);
+        self.thread.join().unwrap_or_else(|_| {
+            Err(Failure::Stopped(
+                "the custodian's thread panicked".to_owned(),
+            ))
+        })
+    }
+}
+
+struct Worker {
+    terms: Terms,
+    /// The file that the device has open.
+    local: LocalFile,
+    machine: Machine,
+    seat: Arc<Seat>,
+    door: Arc<Door>,
+    session: Option<(Session, Place)>,
+    failure: Option<Failure>,
+    /// When it was last said what giving the image away waits for.
+    told: Instant,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &Receiver<Input>) -> Result<(), Failure> {
+        loop {
+            let input = match self.machine.custody() {
+                Custody::Leaving => inbox.recv_timeout(LEAVE_PAUSE),
+                _ => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match input {
+                Ok(Input::Event(event)) => self.take(event),
+                Ok(Input::Stopped(reason)) => {
+                    self.seat.locked().stopped = Some(reason);
+                    self.take(Event::SessionStopped);
+                }
+                Err(RecvTimeoutError::Timeout) => self.try_to_leave(),
+                Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.door.set(false);
+        if let Some((session, place)) = self.session.take() {
+            opening::close(&place, &self.terms.state, session);
+        }
+        self.failure.map_or(Ok(()), Err)
+    }
+
+    fn take(&mut self, event: Event) {
+        let before = self.machine.custody();
+        let actions = self.machine.step(event);
+        let now = self.machine.custody();
+        if before != now {
+            log::info!("{}", told(now));
+            self.told = Instant::now();
+        }
+        self.publish();
+        for action in actions {
+            match action {
+                Action::Open => self.open(),
+                Action::Door { open } => self.door.set(open),
+                Action::Leave => self.try_to_leave(),
+                Action::End => self.terms.stop.request(),
+            }
+        }
+    }
+
+    fn open(&mut self) {
+        match self.open_session() {
+            Ok(()) => self.take(Event::Opened),
+            Err(why) => {
+                log::error!("{}", chain(&why));
+                self.failure = Some(why);
+                self.take(Event::OpenFailed);
+            }
+        }
+    }
+
+    fn open_session(&mut self) -> Result<(), Failure> {
+        let Terms {
+            opening,
+            state,
+            run_dir,
+            stop,
+            ..
+        } = &self.terms;
+        let place = self.terms.place.again();
+        if !opening.terms.read_only {
+            opening::take_over(run_dir, place.located.gfid)?;
+        }
+        let gfid = place.located.gfid;
+        let claim = |copy: &CopyState| match copy.gfid == gfid {
+            true if opening.terms.read_only => self.local.try_clone(),
+            true => self.local.claim_again(),
+            false => Err(LocalError::Replaced {
+                path: self.local.path.clone(),
+            }),
+        };
+        let seat = self.seat.clone();
+        let on_stop = move |reason| seat.send(Input::Stopped(reason));
+        let (session, _) = opening::open_with(&place, opening, state, stop.flag(), claim, on_stop)?;
+        self.door.put(Some(session.gate()));
+        self.session = Some((session, place));
+        Ok(())
+    }
+
+    fn try_to_leave(&mut self) {
+        let Some((session, place)) = self.session.take() else {
+            return self.take(Event::Left);
+        };
+        match session.hand_over() {
+            Ok(ending) => {
+                self.door.put(None);
+                self.local.give_back();
+                self.note_hand_over(&place, ending);
+                self.take(Event::Left);
+            }
+            Err((session, why)) => {
+                self.session = Some((session, place));
+                if self.told.elapsed() >= TELL {
+                    log::warn!("the image cannot be given away yet: {why}");
+                    self.told = Instant::now();
+                }
+            }
+        }
+    }
+
+    fn note_hand_over(&self, place: &Place, ending: Ending) {
+        let (volume, gfid) = (&place.located.volume, place.located.gfid);
+        let noted = match ending {
+            Ending::AllEqual => self.terms.state.settle(volume, gfid),
+            Ending::Behind => self.terms.state.hand_over(volume, gfid),
+        };
+        if let Err(error) = noted {
+            log::warn!("{}", chain(&error));
+        }
+    }
+
+    fn publish(&self) {
+        let mut now = self.seat.locked();
+        now.custody = self.machine.custody();
+        now.session = self.session.as_ref().map(|(session, place)| {
+            let handle = session.handle();
+            let job = place.job(&self.terms.state, handle.peer_children());
+            (handle, job)
+        });
+    }
+}
+
+fn open_failed(error: LocalError) -> Failure {
+    Failure::Open(error.into())
+}
+
+fn told(custody: Custody) -> &'static str {
+    match custody {
+        Custody::Vacant => {
+            "the image is given away: it is opened again when a front-end's rings start"
+        }
+        Custody::Opening => "a front-end's rings have started: opening the image",
+        Custody::Held => "the image is held",
+        Custody::Armed => "the image is given away when the front-end's rings stop",
+        Custody::Leaving => "the rings have stopped: sending what the other copies miss",
+        Custody::Ended => "the image is not served any more",
+    }
+}

@@ -1,0 +1,114 @@
+//! The gate of a daemon whose session comes and goes: shut while the image is not
+//! ours, else the session's own gate.
+//!
+//! Queue threads ask it as they ask a [`WriteGate`]; the custodian opens and shuts it. A
+//! session is put in and taken out only while it is shut and nothing is under way. It
+//! tells its owner when the first ring starts and when the last one has stopped.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwapOption;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::gate::WriteGate;
+use crate::device::gate::{Admission, Gate};
+
+/// What the rings do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rings {
+    /// The first one has started.
+    Started,
+    /// The last one has stopped, and all that was taken is done.
+    Stopped,
+}
+
+/// See the module.
+pub struct Door {
+    open: AtomicBool,
+    session: ArcSwapOption<WriteGate>,
+    running: AtomicUsize,
+    on_rings: Box<dyn Fn(Rings) + Send + Sync>,
+    wakers: Mutex<Vec<Arc<EventFd>>>,
+}
+
+impl Door {
+    /// A shut one. `on_rings` is called from queue threads.
+    pub fn new(on_rings: impl Fn(Rings) + Send + Sync + 'static) -> Self {
+        Self {
+            open: AtomicBool::new(false),
+            session: ArcSwapOption::empty(),
+            running: AtomicUsize::new(0),
+            on_rings: Box::new(on_rings),
+            wakers: Mutex::default(),
+        }
+    }
+
+    /// The session whose gate is asked from now on; `None` while the image is not ours.
+    pub fn put(&self, session: Option<Arc<WriteGate>>) {
+        let wakers = self.wakers.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(gate) = &session {
+            wakers.iter().for_each(|wake| gate.subscribe(wake.clone()));
+        }
+        self.session.store(session);
+    }
+
+    /// Lets the queues take requests, or not. What they took before goes on.
+    pub fn set(&self, open: bool) {
+        self.open.store(open, Ordering::SeqCst);
+        let wakers = self.wakers.lock().unwrap_or_else(|e| e.into_inner());
+        for wake in wakers.iter() {
+            if let Err(error) = wake.write(1) {
+                log::error!("cannot wake a queue that waits for the image: {error}");
+            }
+        }
+    }
+}
+
+impl Gate for Door {
+    fn may_take(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    fn ring_started(&self) {
+        if self.running.fetch_add(1, Ordering::SeqCst) == 0 {
+            (self.on_rings)(Rings::Started);
+        }
+    }
+
+    fn ring_stopped(&self) {
+        if self.running.fetch_sub(1, Ordering::SeqCst) == 1 {
+            (self.on_rings)(Rings::Stopped);
+        }
+    }
+
+    fn admit_read(&self) -> Admission {
+        match &*self.session.load() {
+            Some(gate) => gate.admit_read(),
+            None => Admission::Refuse,
+        }
+    }
+
+    fn begin_write(&self, offset: u64, len: u64) -> Admission {
+        match &*self.session.load() {
+            Some(gate) => gate.begin_write(offset, len),
+            None => Admission::Refuse,
+        }
+    }
+
+    fn end_write(&self, offset: u64, len: u64) {
+        if let Some(gate) = &*self.session.load() {
+            gate.end_write(offset, len);
+        }
+    }
+
+    fn subscribe(&self, wake: Arc<EventFd>) {
+        let mut wakers = self.wakers.lock().unwrap_or_else(|e| e.into_inner());
+        // A queue that is gone holds its event fd no longer; the session's gate may.
+        wakers.retain(|known| Arc::strong_count(known) > 2);
+        if let Some(gate) = &*self.session.load() {
+            gate.subscribe(wake.clone());
+        }
+        wakers.push(wake);
+    }
+}
