@@ -265,18 +265,19 @@ impl Worker {
     }
 
     fn try_to_leave(&mut self) {
-        let Some((session, place)) = self.session.take() else {
-            return self.take(Event::Left);
+        let left = match &mut self.session {
+            Some((session, _)) => session.hand_over(),
+            None => return self.take(Event::Left),
         };
-        match session.hand_over() {
+        match left {
             Ok(ending) => {
                 self.door.put(None);
                 self.local.give_back();
-                self.note_hand_over(&place, ending);
+                self.session = None;
+                self.note_hand_over(ending);
                 self.take(Event::Left);
             }
-            Err((session, why)) => {
-                self.session = Some((session, place));
+            Err(why) => {
                 if self.told.elapsed() >= TELL {
                     log::warn!("the image cannot be given away yet: {why}");
                     self.told = Instant::now();
@@ -285,8 +286,9 @@ impl Worker {
         }
     }
 
-    fn note_hand_over(&self, place: &Place, ending: Ending) {
-        let (volume, gfid) = (&place.located.volume, place.located.gfid);
+    fn note_hand_over(&self, ending: Ending) {
+        let located = &self.terms.place.located;
+        let (volume, gfid) = (&located.volume, located.gfid);
         let noted = match ending {
             Ending::AllEqual => self.terms.state.settle(volume, gfid),
             Ending::Behind => self.terms.state.hand_over(volume, gfid),

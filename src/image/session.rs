@@ -234,15 +234,14 @@ impl Session {
     ///
     /// # Errors
     /// Why not; the session goes on.
-    pub fn hand_over(mut self) -> Result<Ending, (Self, String)> {
+    pub fn hand_over(&mut self) -> Result<Ending, String> {
         let (answer, receiver) = mpsc::channel();
         if self.inbox.send(Input::HandOver(answer)).is_err() {
             return Ok(self.end());
         }
         match self.threads.receive(&receiver, None) {
-            Ok(Ok(_)) => Ok(self.end()),
-            Ok(Err(why)) => Err((self, why)),
-            Err(_) => Ok(self.end()),
+            Ok(Err(why)) => Err(why),
+            Ok(Ok(_)) | Err(_) => Ok(self.end()),
         }
     }
 
