@@ -39,7 +39,7 @@ Exit codes:
   25  it looks like an image format      52  the disk cannot be served by this device
   60  the session stopped while serving  70  not everything could be healed
   71  verify: the copies differ          72  verify: not everything could be compared
-  73  the copy may not be promoted
+  73  the copy may not be promoted       74  handover: the image cannot be given away
 What to do about each: docs/failures.md";
 
 /// Why a command failed.
@@ -86,6 +86,14 @@ pub enum Failure {
     /// The image is not clean.
     #[error("{image} is not clean: {why}")]
     NotClean {
+        /// Which.
+        image: String,
+        /// Why.
+        why: String,
+    },
+    /// The image stays here.
+    #[error("{image} cannot be given away: {why}")]
+    NotHandedOver {
         /// Which.
         image: String,
         /// Why.
@@ -147,6 +155,7 @@ impl Failure {
             Self::Differ { .. } => 71,
             Self::NotVerified { .. } => 72,
             Self::NotPromoted(_) => 73,
+            Self::NotHandedOver { .. } => 74,
             Self::Verify(error) => verify_code(error),
             Self::LockOwner(_) | Self::System { .. } | Self::NotHealed(_) => 1,
         }

@@ -8,6 +8,8 @@ mod brick_view;
 mod custodian;
 mod exit;
 mod finish;
+mod handover;
+mod handover_verdict;
 mod heal;
 mod heal_verdict;
 mod heald;
@@ -59,6 +61,8 @@ enum Command {
     Heald(heald::HealdArgs),
     /// Heal one image now, in the foreground
     Heal(heal::HealArgs),
+    /// Make an image that is served here ready for a live migration to another host
+    Handover(handover::HandoverArgs),
     /// Compare all copies of an image, also while it is served
     Verify(verify::VerifyArgs),
     /// Change the bandwidth limit of this host's healer
@@ -201,6 +205,7 @@ pub fn run() -> ExitCode {
         Some(Command::Status(args)) => status::run(args),
         Some(Command::Heald(args)) => heald::run(args),
         Some(Command::Heal(args)) => heal::run(args),
+        Some(Command::Handover(args)) => handover::run(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Bandwidth(args)) => bandwidth::run(args),
         Some(Command::Promote(args)) => promote::run(args),

@@ -11,6 +11,6 @@ pub mod metrics;
 pub mod remote;
 pub mod render;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub mod socket;
 pub mod status;

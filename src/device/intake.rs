@@ -44,12 +44,16 @@ impl Intake {
         self.started
     }
 
+    /// The ring is seen to run.
+    pub fn starting(&mut self) {
+        self.started = true;
+    }
+
     /// The ring starts. Finds out what there is to be done again.
     ///
     /// # Errors
     /// [`RingError::Record`]: no request can be taken without losing or repeating others.
     pub fn start(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
-        self.started = true;
         let Some((cells, entries)) = self.inflight.queue(self.index) else {
             return Ok(());
         };

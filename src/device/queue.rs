@@ -133,13 +133,16 @@ impl<G: Gate> Queue<G> {
             return Ok(false);
         }
         self.reap(ring)?;
-        let taking = !stopping && !self.broken && ring.running();
+        let mut taking = !stopping && !self.broken && ring.running();
         if stopping {
             self.unpark(ring);
         } else if taking {
             self.start(ring)?;
-            self.retry_parked(ring)?;
-            self.take(ring)?;
+            taking = self.shared.gate.may_take();
+            if taking {
+                self.retry_parked(ring)?;
+                self.take(ring)?;
+            }
         }
         let submitted = self.engine.submit();
         if !self.broken {
@@ -177,6 +180,8 @@ impl<G: Gate> Queue<G> {
     /// The first time that a ring is seen to run.
     fn start(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
         if !self.intake.started() {
+            self.intake.starting();
+            self.shared.gate.ring_started();
             ring.check_log(self.log.current())?;
             self.intake.start(ring)?;
         }
@@ -363,7 +368,10 @@ impl<G: Gate> Queue<G> {
             && self.in_flight() == 0
         {
             ring.stop();
-            self.intake.stopped();
+            if self.intake.started() {
+                self.intake.stopped();
+                self.shared.gate.ring_stopped();
+            }
             self.broken = false;
             self.drained = ticket;
             self.control.drained(ticket);

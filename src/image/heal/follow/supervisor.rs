@@ -19,6 +19,8 @@ use crate::image::heal::throttle::Throttle;
 
 /// How often the session hears of the healing.
 const REPORT_PERIOD: Duration = Duration::from_millis(500);
+/// The same while a guest stands still until the session is over.
+const URGENT_PERIOD: Duration = Duration::from_millis(25);
 /// How often it is asked whether marks can go, while some copies are equal.
 const UNMARK_PERIOD: Duration = Duration::from_millis(250);
 /// The time over which a peer's rate is told.
@@ -107,7 +109,7 @@ impl Supervisor {
             let spoken = match self.clock.now() >= next_report {
                 true => {
                     let spoken = self.report();
-                    next_report = self.clock.now() + REPORT_PERIOD;
+                    next_report = self.clock.now() + self.report_period();
                     spoken
                 }
                 false => self.unmark_if_due(),
@@ -123,6 +125,14 @@ impl Supervisor {
             }
         }
         Ok(FollowEnd::Stopped)
+    }
+
+    fn report_period(&self) -> Duration {
+        let snapshot = self.snapshot.lock();
+        match snapshot.unwrap_or_else(PoisonError::into_inner).hint.urgent {
+            true => URGENT_PERIOD,
+            false => REPORT_PERIOD,
+        }
     }
 
     /// An error says why the session ended.

@@ -1,0 +1,217 @@
+//! `bypass-blk handover`: makes an image that is served here ready for a live
+//! migration. The copies are brought together while the guest runs; then the daemon is
+//! told to give the image away when its rings stop.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use crate::control::remote::RemoteSession;
+use crate::control::socket::{self, Answer, ControlError, Request};
+use crate::control::status::{CustodyStatus, Status};
+use crate::image::error::chain;
+use crate::image::heal::{FollowOptions, Follower};
+
+use super::bandwidth::Rate;
+use super::handover_verdict::{Verdict, Watch};
+use super::stop::Stop;
+use super::{Failure, LogArgs, RunDirArgs, Target, logging};
+
+/// How often it looks how far it is.
+const ROUND: Duration = Duration::from_millis(100);
+/// How often it says so.
+const TELL: Duration = Duration::from_secs(5);
+
+/// Arguments of `handover`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Call it on the source's host, then `migrate` in QEMU (libvirt: before virsh migrate). The target's daemon \
+runs with serve --incoming. Ends with 0 when the daemon is ready; with 74, and the reason, when it cannot be: the guest \
+goes on unharmed. See docs/migration.md"
+)]
+pub struct HandoverArgs {
+    /// The image to give away
+    #[arg(value_name = "VOLUME/IMAGE")]
+    target: Target,
+
+    /// How long the guest may stand still for its disk
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    max_downtime: humantime::Duration,
+
+    /// Stay until the image was given away. Without heald on this host, this command
+    /// does the copying, and stays in any case
+    #[arg(long)]
+    wait: bool,
+
+    /// Do not give the image away after all
+    #[arg(long, conflicts_with = "wait")]
+    cancel: bool,
+
+    /// Copy at most so many bytes per second, such as 100M, where heald does not run
+    #[arg(long, value_name = "RATE", default_value = "unlimited")]
+    bandwidth: Rate,
+
+    #[command(flatten)]
+    run_dir: RunDirArgs,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+pub(super) fn run(args: HandoverArgs) -> Result<(), Failure> {
+    logging::start(args.log.log_level.min(log::LevelFilter::Warn));
+    let image = Image::find(&args)?;
+    if args.cancel {
+        image.arm(false)?;
+        println!("{}: stays here", image.name);
+        return Ok(());
+    }
+    let stop = Stop::on_signals()?;
+    let follower = image.follower(&args)?;
+    let outcome = image.hand_over(&args, follower.is_some(), &stop);
+    if let Some(Err(error)) = follower.map(Follower::stop) {
+        log::warn!("{}", chain(&error));
+    }
+    outcome
+}
+
+/// The image, and the daemon that serves it.
+struct Image {
+    name: String,
+    socket: PathBuf,
+}
+
+impl Image {
+    fn find(args: &HandoverArgs) -> Result<Self, Failure> {
+        let Target { volume, image } = &args.target;
+        let name = format!("{volume}{}", image.0);
+        let served = |path: &PathBuf| {
+            socket::status(path).is_ok_and(|status| {
+                status.volume == *volume && status.image == image.0 && status.serving.is_some()
+            })
+        };
+        let socket = socket::list(&args.run_dir.run_dir)?
+            .into_iter()
+            .find(served);
+        match socket {
+            Some(socket) => Ok(Self { name, socket }),
+            None => Err(Failure::NotHandedOver {
+                image: name,
+                why: "no daemon of this host serves it".to_owned(),
+            }),
+        }
+    }
+
+    fn status(&self) -> Result<Status, Failure> {
+        Ok(socket::status(&self.socket)?)
+    }
+
+    /// Copies, unless another healer does.
+    fn follower(&self, args: &HandoverArgs) -> Result<Option<Follower>, Failure> {
+        let status = self.status()?;
+        if custody(&status) == CustodyStatus::Vacant
+            || status.heal.is_none_or(|heal| heal.healer.is_some())
+        {
+            return Ok(None);
+        }
+        let options = FollowOptions {
+            bandwidth: Arc::new(AtomicU64::new(args.bandwidth.0)),
+            ..FollowOptions::default()
+        };
+        let link = Arc::new(RemoteSession::new(&self.socket));
+        Follower::start(link, &options)
+            .map(Some)
+            .map_err(Failure::NotHealed)
+    }
+
+    fn hand_over(&self, args: &HandoverArgs, copying: bool, stop: &Stop) -> Result<(), Failure> {
+        let begin = Instant::now();
+        let mut watch = Watch::new(args.max_downtime.into());
+        let mut told = Instant::now();
+        loop {
+            let status = self.status()?;
+            match custody(&status) {
+                CustodyStatus::Vacant => {
+                    println!("{}: is given away already", self.name);
+                    return Ok(());
+                }
+                CustodyStatus::Ended => return Err(self.failed("the session has stopped")),
+                _ => {}
+            }
+            match watch.look(&status, begin.elapsed()) {
+                Verdict::Ready(downtime) => {
+                    self.arm(true)?;
+                    println!(
+                        "{}: ready, the guest will stand still for about {} ms. Migrate it now",
+                        self.name,
+                        downtime.as_millis()
+                    );
+                    break;
+                }
+                Verdict::TooLong(downtime) => {
+                    return Err(self.failed(&format!(
+                        "the guest writes as fast as is copied: it would stand still for {} s, and {} are allowed. \
+                         Give a longer --max-downtime, or more bandwidth",
+                        downtime.as_secs(),
+                        args.max_downtime
+                    )));
+                }
+                Verdict::Hopeless(why) => return Err(self.failed(&why)),
+                Verdict::GoOn => {}
+            }
+            if stop.is_requested() {
+                return Err(self.failed("interrupted"));
+            }
+            if told.elapsed() >= TELL {
+                eprintln!("{}: copying what the others miss", self.name);
+                told = Instant::now();
+            }
+            stop.wait(ROUND);
+        }
+        match args.wait || copying {
+            true => self.wait(stop),
+            false => Ok(()),
+        }
+    }
+
+    /// Until the image is another's, or stays here after all.
+    fn wait(&self, stop: &Stop) -> Result<(), Failure> {
+        loop {
+            match custody(&self.status()?) {
+                CustodyStatus::Vacant => {
+                    println!("{}: given away", self.name);
+                    return Ok(());
+                }
+                CustodyStatus::Held => return Err(self.failed("the guest goes on here")),
+                CustodyStatus::Ended => return Err(self.failed("the session has stopped")),
+                _ if stop.is_requested() => {
+                    self.arm(false)?;
+                    return Err(self.failed("interrupted: it stays here"));
+                }
+                _ => stop.wait(ROUND),
+            }
+        }
+    }
+
+    fn arm(&self, armed: bool) -> Result<(), Failure> {
+        match socket::ask(&self.socket, &Request::HandOver { armed })? {
+            Answer::Done => Ok(()),
+            other => Err(ControlError::unexpected(&self.socket, &other).into()),
+        }
+    }
+
+    fn failed(&self, why: &str) -> Failure {
+        Failure::NotHandedOver {
+            image: self.name.clone(),
+            why: why.to_owned(),
+        }
+    }
+}
+
+fn custody(status: &Status) -> CustodyStatus {
+    let serving = status.serving.as_ref();
+    serving.map_or(CustodyStatus::Ended, |serving| serving.custody)
+}

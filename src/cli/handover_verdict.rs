@@ -1,0 +1,172 @@
+//! Can an image be given away within the downtime that the operator allows? What
+//! `handover` decides, one status after the other.
+
+use std::time::Duration;
+
+use crate::control::heal::PeerHeal;
+use crate::control::status::Status;
+
+/// What giving an image away takes besides the last extents: a flush, the removal of
+/// the marks on every brick, the locks of the target, its first marks.
+const FIXED: Duration = Duration::from_millis(250);
+/// Without getting better for so long, an estimate stays as it is.
+const STEADY: Duration = Duration::from_secs(10);
+/// What counts as better, in percent of the best so far.
+const BETTER: u32 = 95;
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Look again soon.
+    GoOn,
+    /// It would take about so long.
+    Ready(Duration),
+    /// It would take so long at best.
+    TooLong(Duration),
+    /// Some copy cannot be healed, for this reason.
+    Hopeless(String),
+}
+
+/// Watches one image.
+pub struct Watch {
+    allowed: Duration,
+    /// The best estimate, and when it was found.
+    best: Option<(Duration, Duration)>,
+}
+
+impl Watch {
+    /// With this downtime allowed.
+    pub fn new(allowed: Duration) -> Self {
+        Self {
+            allowed,
+            best: None,
+        }
+    }
+
+    /// Takes the status in, `now` being the time since the beginning.
+    pub fn look(&mut self, status: &Status, now: Duration) -> Verdict {
+        let Some(estimate) = estimate(status) else {
+            let begin = self.best.get_or_insert((Duration::MAX, now)).1;
+            return match now.saturating_sub(begin) > STEADY {
+                true => Verdict::Hopeless(why_not(status)),
+                false => Verdict::GoOn,
+            };
+        };
+        if estimate <= self.allowed {
+            return Verdict::Ready(estimate);
+        }
+        match self.best {
+            Some((best, at)) if estimate >= best.saturating_mul(BETTER) / 100 => {
+                match now.saturating_sub(at) > STEADY {
+                    true => Verdict::TooLong(best.min(estimate)),
+                    false => Verdict::GoOn,
+                }
+            }
+            _ => {
+                self.best = Some((estimate, now));
+                Verdict::GoOn
+            }
+        }
+    }
+}
+
+/// How long the guest would stand still, if the image were given away now. What is
+/// away is not waited for. `None`: not known yet.
+pub fn estimate(status: &Status) -> Option<Duration> {
+    let heal = status.heal.as_ref()?;
+    let mut longest = Duration::ZERO;
+    for peer in reachable(status, &heal.peers) {
+        let behind = behind(status, peer);
+        let takes = match (behind, peer.rate) {
+            (0, _) => Duration::ZERO,
+            (bytes, Some(rate @ 1..)) => Duration::from_secs_f64(bytes as f64 / rate as f64),
+            _ => return None,
+        };
+        longest = longest.max(takes);
+    }
+    Some(FIXED + longest)
+}
+
+fn reachable<'a>(status: &'a Status, peers: &'a [PeerHeal]) -> impl Iterator<Item = &'a PeerHeal> {
+    let held = |peer: &&PeerHeal| status.copies.get(peer.copy).is_some_and(|c| c.reachable);
+    peers.iter().filter(held)
+}
+
+fn behind(status: &Status, peer: &PeerHeal) -> u64 {
+    let copy = status.copies.get(peer.copy);
+    copy.and_then(|copy| copy.behind).map_or(0, |b| b.bytes)
+}
+
+fn why_not(status: &Status) -> String {
+    let peers = status.heal.iter().flat_map(|heal| &heal.peers);
+    let whys = peers.filter_map(|peer| Some(format!("{}: {}", peer.brick, peer.why.as_ref()?)));
+    let whys: Vec<_> = whys.collect();
+    match whys.is_empty() {
+        true => "nothing is copied".to_owned(),
+        false => whys.join("; "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::samples;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// The first peer misses so many bytes, which are copied at this rate.
+    fn status(bytes: u64, rate: Option<u64>) -> Status {
+        let mut status = samples::report(&samples::dirty(bytes, 0));
+        let heal = status.heal.as_mut().unwrap();
+        heal.peers.truncate(1);
+        heal.peers[0].rate = rate;
+        let copy = heal.peers[0].copy;
+        status.copies[copy].reachable = true;
+        status.copies[copy].behind.as_mut().unwrap().bytes = bytes;
+        status
+    }
+
+    #[test]
+    fn the_estimate_is_what_the_slowest_peer_that_is_there_takes() {
+        assert_eq!(estimate(&status(0, None)), Some(FIXED));
+        assert_eq!(estimate(&status(200, Some(100))), Some(FIXED + 2 * SECOND));
+        assert_eq!(estimate(&status(200, Some(0))), None);
+        let mut away = status(200, None);
+        let copy = away.heal.as_ref().unwrap().peers[0].copy;
+        away.copies[copy].reachable = false;
+        assert_eq!(estimate(&away), Some(FIXED));
+    }
+
+    #[test]
+    fn it_is_ready_when_the_rest_fits_and_given_up_when_it_gets_no_better() {
+        let mut watch = Watch::new(SECOND);
+        assert_eq!(
+            watch.look(&status(900, Some(100)), 0 * SECOND),
+            Verdict::GoOn
+        );
+        assert_eq!(
+            watch.look(&status(500, Some(100)), 5 * SECOND),
+            Verdict::GoOn
+        );
+        assert_eq!(
+            watch.look(&status(500, Some(100)), 14 * SECOND),
+            Verdict::GoOn
+        );
+        assert_eq!(
+            watch.look(&status(500, Some(100)), 16 * SECOND),
+            Verdict::TooLong(FIXED + 5 * SECOND)
+        );
+        assert_eq!(
+            watch.look(&status(50, Some(100)), 17 * SECOND),
+            Verdict::Ready(FIXED + SECOND / 2)
+        );
+    }
+
+    #[test]
+    fn a_peer_that_gets_nothing_is_told_after_a_while() {
+        let mut watch = Watch::new(SECOND);
+        assert_eq!(watch.look(&status(900, None), 0 * SECOND), Verdict::GoOn);
+        let late = watch.look(&status(900, None), 11 * SECOND);
+        assert!(matches!(late, Verdict::Hopeless(_)), "{late:?}");
+    }
+}
