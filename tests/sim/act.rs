@@ -2,13 +2,15 @@
 //! write, stock heal heals, daemons start, and what failed comes back.
 
 use super::brick::BRICKS;
+use super::promotion::{self, Promoting};
 use super::sim::Sim;
-use super::world::World;
+use super::world::{Layout, World};
 use super::{daemon, fault, healer};
 
 /// What may happen in a schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
+    pub layout: Layout,
     /// Faults still to come.
     pub faults: usize,
     /// Where daemons start.
@@ -21,6 +23,10 @@ pub struct Plan {
     pub clients_fail: bool,
     /// Stock heal runs all the time.
     pub stock: bool,
+    /// Healers get stuck, and their sessions end meanwhile.
+    pub outlived: bool,
+    /// A host with the newest data fails, and another copy is promoted; so often.
+    pub promotes: usize,
     /// Nothing is started or broken: all comes to an end.
     pub calm: bool,
 }
@@ -37,6 +43,12 @@ pub fn act(sim: &Sim, plan: &mut Plan) {
     }
     if !plan.calm {
         start_something(sim, plan);
+        if plan.outlived {
+            outlive(sim);
+        }
+        if plan.promotes > 0 {
+            give_up_a_host(sim, plan);
+        }
         mend_something(sim);
         fault::break_something(sim, plan);
     }
@@ -70,7 +82,7 @@ fn news(world: &mut World) {
 }
 
 fn guests(world: &mut World, plan: &Plan) {
-    for host in 0..BRICKS {
+    for host in 0..world.bricks.len() {
         if world.rng.chance(2)
             && let Some(mut serving) = world.hosts[host].serving.take()
         {
@@ -88,7 +100,8 @@ fn others(world: &mut World, plan: &Plan) {
         client.step(world);
         world.client = client;
     }
-    let begins = plan.stock && (plan.calm || world.rng.chance(30));
+    let soon = plan.calm || world.stuck_host().is_some();
+    let begins = plan.stock && (soon || world.rng.chance(30));
     if world.rng.chance(6) && (begins || !world.stock.is_idle()) {
         let mut stock = std::mem::take(&mut world.stock);
         stock.step(world);
@@ -98,18 +111,15 @@ fn others(world: &mut World, plan: &Plan) {
 
 fn start_something(sim: &Sim, plan: &Plan) {
     let mut world = sim.world();
-    if !world.rng.chance(30) {
+    if !world.rng.chance(30) || world.promoting.is_some() {
         return;
     }
     let host = match plan.rivals && world.rng.chance(4) {
-        true => world.rng.below(BRICKS),
+        true => world.any_copy(),
         false => plan.home,
     };
     let on = &world.hosts[host];
-    let (free, serving) = (
-        on.up && on.daemon.is_none() && on.asking == 0,
-        on.serving.is_some(),
-    );
+    let (free, serving) = (on.is_free() && on.stuck == 0, on.serving.is_some());
     let healed = on.healer.is_some_and(|healer| sim.sched.is_alive(healer));
     let (close, heal) = (world.rng.chance(12), world.rng.chance(2));
     if serving && close {
@@ -123,12 +133,71 @@ fn start_something(sim: &Sim, plan: &Plan) {
     }
 }
 
+/// The healer of a host got stuck: its session ends, and others have the image.
+fn outlive(sim: &Sim) {
+    let mut world = sim.world();
+    let Some(host) = world.stuck_host() else {
+        return;
+    };
+    let (end, begin, other) = (world.rng.chance(20), world.rng.chance(15), world.any_copy());
+    if world.rng.chance(100) {
+        let mut client = std::mem::take(&mut world.client);
+        client.toggle(host, &mut world);
+        world.client = client;
+    }
+    let serves = world.hosts[host].serving.is_some();
+    let free = other != host && world.hosts[other].is_free();
+    drop(world);
+    if serves && end {
+        fault::kill_daemon(sim, host);
+    } else if !serves && begin && free {
+        daemon::start(sim, other);
+    }
+}
+
+/// The host of the only copy that is not stale burns, as far as the operator knows. Or
+/// the promotion of another copy, which was cut short, is begun anew.
+fn give_up_a_host(sim: &Sim, plan: &mut Plan) {
+    let mut world = sim.world();
+    if world.promoting.is_some() {
+        drop(world);
+        return promotion::go_on(sim);
+    }
+    let copies = world.copies();
+    let accused = |copy: usize| world.bricks.iter().any(|b| b.row.pending[copy] != 0);
+    let fresh: Vec<_> = copies.iter().copied().filter(|&c| !accused(c)).collect();
+    let others: Vec<_> = (0..world.bricks.len())
+        .filter(|b| !fresh.contains(b))
+        .collect();
+    let up = others
+        .iter()
+        .all(|&b| world.hosts[b].up && world.bricks[b].up);
+    let stale: Vec<_> = copies.iter().copied().filter(|&c| accused(c)).collect();
+    let may = fresh.len() == 1 && up && world.is_quorum(&others) && world.hosts[fresh[0]].up;
+    if !may || !world.rng.chance(60) {
+        return;
+    }
+    let (lost, host) = (fresh[0], world.rng.pick(&stale));
+    let Some(host) = host else { return };
+    plan.promotes -= 1;
+    world.tell(|| format!("host {lost} is given up for the copy of {host}"));
+    world.promoting = Some(Promoting { host, lost });
+    drop(world);
+    fault::crash(sim, lost);
+    copies
+        .into_iter()
+        .for_each(|copy| fault::kill_daemon(sim, copy));
+}
+
 fn mend_something(sim: &Sim) {
     let mut world = sim.world();
     if !world.rng.chance(40) {
         return;
     }
-    let host = world.rng.below(BRICKS);
+    let host = world.any_brick();
+    if world.is_given_up(host) {
+        return;
+    }
     if world.rng.chance(3) {
         world.hosts[host].parted = false;
     } else {
@@ -145,11 +214,14 @@ fn mend(world: &mut World, host: usize) {
     }
 }
 
-/// Everything is back.
+/// Everything is back, but what was given up.
 pub fn mend_all(sim: &Sim) {
     let mut world = sim.world();
     world.client.cut = [false; BRICKS];
-    for host in 0..BRICKS {
+    for host in 0..world.bricks.len() {
+        if world.is_given_up(host) {
+            continue;
+        }
         world.hosts[host].parted = false;
         mend(&mut world, host);
     }

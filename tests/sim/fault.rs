@@ -5,7 +5,7 @@ use bypass_blk::image::dirty::geometry::WORDS_AT;
 use bypass_blk::image::dirty::header::{Header, LEN};
 
 use super::act::Plan;
-use super::brick::{BRICKS, Domain, Held};
+use super::brick::{Domain, Held};
 use super::rng::Rng;
 use super::sim::Sim;
 use super::world::World;
@@ -29,7 +29,7 @@ fn targets(world: &World) -> (Vec<usize>, Vec<usize>) {
     let heals = world.conns.values().filter(|conn| conn.heals);
     let healed = heals.map(|conn| conn.brick);
     (
-        (0..BRICKS).filter(marked).collect(),
+        (0..world.bricks.len()).filter(marked).collect(),
         healed
             .filter(|brick| world.bricks[*brick].is_unsynced())
             .collect(),
@@ -48,7 +48,7 @@ fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
     plan.faults -= 1;
     let anywhere = match world.rng.chance(2) {
         true => plan.home,
-        false => world.rng.below(BRICKS),
+        false => world.any_brick(),
     };
     let host = target.filter(|_| world.rng.chance(2)).unwrap_or(anywhere);
     let mut faults = vec![

@@ -21,7 +21,7 @@ use super::brick::{Domain, EXTENT, Held};
 use super::peer::SimPeer;
 use super::sched::{self, Process};
 use super::sim::Sim;
-use super::world::{GFID, shape};
+use super::world::GFID;
 
 /// Starts one on `host`, if a session is served there.
 pub fn start(sim: &Sim, host: usize) {
@@ -146,7 +146,13 @@ impl Copies for Healing {
     /// Connects, takes the copy lock, and only then looks whether the session has the
     /// brick.
     fn connect(&self, map: &DirtyMap, peer: Peer) -> Result<Box<dyn HealPeer>, PeerError> {
-        let child = shape(self.host).peers().iter().nth(peer.index());
+        let child = self
+            .sim
+            .world()
+            .shape(self.host)
+            .peers()
+            .iter()
+            .nth(peer.index());
         let brick = child.ok_or_else(|| PeerError::NoBrick {
             volume: map.path().display().to_string(),
             child: peer.index(),

@@ -15,8 +15,12 @@ use super::sched::Process;
 use super::sim::Sim;
 use super::world::World;
 
-/// Long enough for a session to end and another to begin.
-const STUCK: Duration = Duration::from_secs(8);
+/// Long enough for a session to end, for another to begin and for its guest to write.
+const STUCK: Duration = Duration::from_secs(24);
+/// Not much happens meanwhile.
+const SHORT: Duration = Duration::from_secs(8);
+/// So much is written elsewhere before a healer that got stuck goes on.
+const WRITES: u64 = 4;
 
 /// The end of a connection to one brick; goes with it.
 pub struct SimPeer(Wire);
@@ -24,8 +28,18 @@ pub struct SimPeer(Wire);
 #[derive(Clone)]
 struct Wire {
     sim: Sim,
+    host: usize,
     brick: usize,
     conn: Owner,
+}
+
+/// As long as a call is stuck.
+struct Stuck<'a>(&'a Wire);
+
+impl Drop for Stuck<'_> {
+    fn drop(&mut self) {
+        self.0.sim.world().hosts[self.0.host].stuck -= 1;
+    }
 }
 
 fn away() -> PeerError {
@@ -52,7 +66,12 @@ impl SimPeer {
             conn.heals = true;
         }
         let sim = sim.clone();
-        Ok(Self(Wire { sim, brick, conn }))
+        Ok(Self(Wire {
+            sim,
+            host,
+            brick,
+            conn,
+        }))
     }
 
     /// As whom it takes locks.
@@ -100,9 +119,22 @@ impl Wire {
 
     /// Now and then a healer gets no further for a while.
     fn dawdle(&self) {
-        let stuck = self.sim.world().rng.chance(200);
-        let limit = if stuck { STUCK } else { Duration::ZERO };
-        self.sim.sched.wait(&mut || false, Some(limit));
+        let mut world = self.sim.world();
+        let odds = world.stuck_odds;
+        if !world.rng.chance(odds) {
+            drop(world);
+            return self.sim.sched.step();
+        }
+        world.tell(|| format!("healer {} is stuck at brick {}", self.conn, self.brick));
+        world.hosts[self.host].stuck += 1;
+        let host = self.host;
+        let elsewhere = |world: &World| world.landed.iter().sum::<u64>() - world.landed[host];
+        let begin = elsewhere(&world);
+        let limit = if world.rng.chance(2) { STUCK } else { SHORT };
+        drop(world);
+        let _stuck = Stuck(self);
+        let mut over = || elsewhere(&self.sim.world()) >= begin + WRITES;
+        self.sim.sched.wait(&mut over, Some(limit));
     }
 
     fn lock_of(&self, range: &Range<u64>) -> Held {

@@ -62,6 +62,18 @@ impl SimPort {
     }
 }
 
+/// An accusation of a promoted copy by one that was given up is taken off, as
+/// `gluster_port.rs` does it.
+fn overrule(world: &mut World, host: usize, brick: usize) {
+    let accusation = world.bricks[brick].row.pending[host];
+    let promotion = world.hosts[host].promotion.as_ref();
+    if promotion.is_some_and(|promotion| promotion.overrules(brick, accusation)) {
+        world.tell(|| format!("brick {brick} no longer accuses the promoted copy"));
+        world.bricks[brick].change_row(|row| row.pending[host] = 0);
+        world.bricks[brick].fsync();
+    }
+}
+
 impl BrickPort for SimPort {
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
@@ -121,13 +133,18 @@ impl BrickPort for SimPort {
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
-        let brick = self.brick;
+        let (host, brick) = (self.host, self.brick);
         self.call("probe", |world, _| {
+            overrule(world, host, brick);
             let row = world.bricks[brick].row;
             CopyState {
                 gfid: GFID,
-                size: SIZE,
-                pending: row.pending.to_vec(),
+                size: if world.bricks[brick].has_data {
+                    SIZE
+                } else {
+                    0
+                },
+                pending: row.pending[..world.bricks.len()].to_vec(),
                 dirty: row.dirty,
                 fenced: false,
             }

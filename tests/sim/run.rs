@@ -8,7 +8,7 @@ use bypass_blk::image::machine::Phase;
 use super::act::{self, Plan};
 use super::brick::{BRICKS, Row, SECTORS};
 use super::sim::Sim;
-use super::{daemon, fault, healer};
+use super::{daemon, fault, healer, promotion};
 
 /// Steps until everything must have come to an end.
 const LONGEST: u64 = 40_000;
@@ -19,6 +19,7 @@ pub struct Figures {
     pub steps: u64,
     pub opened: u64,
     pub unmarked: u64,
+    pub promoted: u64,
     /// Schedules that failed after [`super::world::World::one_sided`].
     pub excused: u64,
 }
@@ -28,7 +29,10 @@ pub struct Figures {
 /// # Errors
 /// What went wrong first.
 pub fn run(seed: u64, plan: Plan, told: bool) -> Result<Figures, String> {
-    let sim = Sim::new(seed, told);
+    let sim = Sim::new(seed, plan.layout, told);
+    if plan.outlived {
+        sim.world().stuck_odds = 40;
+    }
     let run = Run { sim: &sim, plan };
     let done = run.chapters();
     sim.sched.set_act(None);
@@ -44,6 +48,7 @@ pub fn run(seed: u64, plan: Plan, told: bool) -> Result<Figures, String> {
             steps: world.steps,
             opened: world.opened,
             unmarked: world.unmarked,
+            promoted: world.promoted,
             excused: u64::from(done.is_err()),
         }),
     }
@@ -161,7 +166,7 @@ impl Run<'_> {
         if mended_first {
             act::mend_all(self.sim);
         }
-        for host in 0..BRICKS {
+        for host in 0..self.plan.layout.bricks {
             let (killed, too) = {
                 let mut world = self.sim.world();
                 (world.rng.chance(3), world.rng.chance(2))
@@ -175,6 +180,11 @@ impl Run<'_> {
             }
         }
         self.until("no session", || self.is_quiet())?;
+        act::mend_all(self.sim);
+        self.until("promoted", || {
+            promotion::go_on(self.sim);
+            self.sim.world().promoting.is_none() && self.is_quiet()
+        })?;
         act::mend_all(self.sim);
         self.until("no connection", || self.sim.world().conns.is_empty())
     }
@@ -215,7 +225,8 @@ impl Run<'_> {
     /// A session on any host that has a fresh copy, with its healer.
     fn heal(&self) -> Result<(), String> {
         self.sim.world().tell(|| "HEAL".to_owned());
-        let hosts = self.sim.world().rng.shuffled(vec![0, 1, 2]);
+        let hosts = self.sim.world().copies();
+        let hosts = self.sim.world().rng.shuffled(hosts);
         for host in hosts {
             daemon::start(self.sim, host);
             let ready = || {
@@ -252,7 +263,7 @@ impl Run<'_> {
     fn crash_all(&self) -> Result<(), String> {
         if self.sim.world().rng.chance(2) {
             self.sim.world().tell(|| "POWER CUT".to_owned());
-            (0..BRICKS).for_each(|host| fault::crash(self.sim, host));
+            (0..self.plan.layout.bricks).for_each(|host| fault::crash(self.sim, host));
             act::mend_all(self.sim);
         }
         Ok(())
@@ -276,7 +287,7 @@ impl Run<'_> {
         if let Some(lost) = world.oracle.missing(&world.bricks[0].cache) {
             return Err(format!("something acknowledged is lost: {lost}"));
         }
-        for brick in 1..BRICKS {
+        for brick in world.copies().into_iter().skip(1) {
             let (one, two) = (&world.bricks[0].cache, &world.bricks[brick].cache);
             // What a client could not write everywhere was never acknowledged.
             let differs = |s: &usize| one[*s] != two[*s] && !world.client.cut_short[*s];

@@ -37,17 +37,17 @@ struct Direction {
 }
 
 /// Which copies it reads, by the rows of all bricks.
-pub fn sources(rows: &[Row; BRICKS]) -> ([bool; BRICKS], [u64; BRICKS]) {
+pub fn sources(bricks: usize, rows: &[Row; BRICKS]) -> ([bool; BRICKS], [u64; BRICKS]) {
     let size = |counter: i32| u64::from(counter.unsigned_abs());
-    let all = 0..BRICKS;
+    let all = 0..bricks;
     let fool = |i: usize| rows[i].pending[i] != 0;
     let accusers = |j: usize| {
         let accuses = |&i: &usize| !fool(i) && rows[i].pending[j] != 0;
         all.clone().filter(accuses).count()
     };
-    let mut sources = [0, 1, 2].map(|j| accusers(j) == 0);
+    let mut sources = [0, 1, 2].map(|j| j < bricks && accusers(j) == 0);
     if !sources.contains(&true) {
-        sources = [0, 1, 2].map(|j| accusers(j) < BRICKS / 2 + 1);
+        sources = [0, 1, 2].map(|j| j < bricks && accusers(j) < bricks / 2 + 1);
     }
     let others = |i: usize| all.clone().filter(move |j| *j != i);
     let pends = |i: usize| others(i).any(|j| rows[i].pending[j] != 0);
@@ -119,7 +119,7 @@ impl Stock {
             }
             Phase::LockAgain if !world.lock_all(&whole) => Some(Phase::LockAgain),
             Phase::LockAgain => Some(Phase::Undo(0)),
-            Phase::Undo(BRICKS) => {
+            Phase::Undo(brick) if brick == world.bricks.len() => {
                 world.unlock_all(&whole);
                 None
             }
@@ -136,27 +136,30 @@ impl Stock {
 
     /// `None`: there is nothing to do, or nothing that can be done.
     fn inspect(&mut self, world: &mut World) -> Option<Direction> {
-        let rows = [0, 1, 2].map(|brick: usize| world.bricks[brick].row);
-        let (mut sources, witness) = sources(&rows);
+        let (rows, bricks) = (world.rows(), world.bricks.len());
+        let (mut sources, witness) = sources(bricks, &rows);
         self.split_brain = !sources.contains(&true);
         if self.split_brain {
             world.tell(|| format!("stock heal: split brain {rows:?}"));
             return None;
         }
-        let best = (0..BRICKS)
-            .filter(|&i| sources[i])
-            .map(|i| witness[i])
-            .max();
+        let best = (0..bricks).filter(|&i| sources[i]);
+        let best = best.map(|i| witness[i]).max();
         if best != Some(0) {
+            // Only the largest files, so no arbiter's.
             // Then the newest of them, which may be any.
-            let best: Vec<_> = (0..BRICKS)
-                .filter(|&i| sources[i] && Some(witness[i]) == best)
-                .collect();
+            let data = (0..bricks).filter(|&i| sources[i] && world.bricks[i].has_data);
+            let most = data.clone().map(|i| witness[i]).max();
+            let best: Vec<_> = data.filter(|&i| Some(witness[i]) == most).collect();
             let one = world.rng.pick(&best);
             sources = [0, 1, 2].map(|i| Some(i) == one);
         }
-        let sinks = sources.map(|source| !source);
-        let source = sources.iter().position(|source| *source)?;
+        let sinks = [0, 1, 2].map(|i| i < bricks && !sources[i]);
+        let mut readable = (0..bricks).filter(|&i| sources[i] && world.bricks[i].has_data);
+        let source = readable.next();
+        // An arbiter alone heals nobody.
+        self.split_brain = source.is_none();
+        let source = source?;
         if !sinks.contains(&true) {
             return None;
         }
