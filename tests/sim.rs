@@ -168,9 +168,7 @@ fn two_copies_and_an_arbiter() {
 #[test]
 fn healers_outlive_their_sessions() {
     let plan = Plan {
-        faults: 1,
         clients: true,
-        clients_fail: true,
         stock: true,
         outlived: true,
         ..NOTHING

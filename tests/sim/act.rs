@@ -139,13 +139,14 @@ fn outlive(sim: &Sim) {
     let Some(host) = world.stuck_host() else {
         return;
     };
-    let (end, begin, other) = (world.rng.chance(20), world.rng.chance(15), world.any_copy());
-    if world.rng.chance(100) {
+    let (end, begin, other) = (world.rng.chance(10), world.rng.chance(30), world.any_copy());
+    let serves = world.hosts[host].serving.is_some();
+    // Not where AFR does not come out of it either.
+    if !serves && world.stock.is_idle() && world.rng.chance(50) {
         let mut client = std::mem::take(&mut world.client);
         client.toggle(host, &mut world);
         world.client = client;
     }
-    let serves = world.hosts[host].serving.is_some();
     let free = other != host && world.hosts[other].is_free();
     drop(world);
     if serves && end {

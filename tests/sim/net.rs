@@ -116,13 +116,20 @@ impl World {
         self.forget(id);
     }
 
-    /// A brick's process is gone with what it had not done.
+    /// A brick's process is gone with what it had not done. Its own host hears of it at
+    /// once.
     pub fn server_dies(&mut self, brick: usize) {
+        let own = self
+            .conns
+            .iter()
+            .filter(|(_, c)| c.host == brick && c.brick == brick);
+        let own: Vec<_> = own.map(|(id, _)| *id).collect();
         for conn in self.conns.values_mut().filter(|c| c.brick == brick) {
             conn.late.clear();
             conn.server = false;
             conn.cut = true;
         }
+        own.into_iter().for_each(|id| self.client_notices(id));
         self.conns.retain(|_, conn| conn.client || conn.server);
     }
 

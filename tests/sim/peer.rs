@@ -19,6 +19,10 @@ use super::world::World;
 const STUCK: Duration = Duration::from_secs(24);
 /// Not much happens meanwhile.
 const SHORT: Duration = Duration::from_secs(8);
+/// How rarely a call gets stuck.
+pub const RARELY: usize = 200;
+/// The call before which a healer holds nothing but its copy lock.
+const LOCK: &str = "lock data";
 /// So much is written elsewhere before a healer that got stuck goes on.
 const WRITES: u64 = 4;
 
@@ -104,7 +108,7 @@ impl Drop for SimPeer {
 
 impl Wire {
     fn call<T>(&self, what: &str, work: impl FnOnce(&mut World) -> T) -> Result<T, PeerError> {
-        self.dawdle();
+        self.dawdle(what);
         let mut world = self.sim.world();
         if !world.gets_through(self.conn) {
             return Err(away());
@@ -118,9 +122,12 @@ impl Wire {
     }
 
     /// Now and then a healer gets no further for a while.
-    fn dawdle(&self) {
+    fn dawdle(&self, what: &str) {
         let mut world = self.sim.world();
-        let odds = world.stuck_odds;
+        let odds = match what == LOCK {
+            true => world.stuck_odds,
+            false => RARELY,
+        };
         if !world.rng.chance(odds) {
             drop(world);
             return self.sim.sched.step();
@@ -230,9 +237,8 @@ impl HealPeer for SimPeer {
 
     fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
         let lock = self.0.lock_of(&range);
-        self.0.call("lock data", |world| {
-            world.bricks[self.0.brick].try_lock(lock)
-        })
+        self.0
+            .call(LOCK, |world| world.bricks[self.0.brick].try_lock(lock))
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {

@@ -31,7 +31,7 @@ pub struct Figures {
 pub fn run(seed: u64, plan: Plan, told: bool) -> Result<Figures, String> {
     let sim = Sim::new(seed, plan.layout, told);
     if plan.outlived {
-        sim.world().stuck_odds = 40;
+        sim.world().stuck_odds = 8;
     }
     let run = Run { sim: &sim, plan };
     let done = run.chapters();
@@ -125,7 +125,11 @@ impl Run<'_> {
             faults,
             ..self.plan
         });
-        self.until("the time is over", || self.sim.world().steps >= end)
+        self.until("the time is over", || {
+            let world = self.sim.world();
+            let stuck = self.plan.outlived && world.stuck_host().is_some();
+            world.steps >= end && !stuck
+        })
     }
 
     /// Everything is back, and a session that is still there comes to an end of its
@@ -224,6 +228,7 @@ impl Run<'_> {
 
     /// A session on any host that has a fresh copy, with its healer.
     fn heal(&self) -> Result<(), String> {
+        self.until("no stock heal", || self.sim.world().stock.is_idle())?;
         self.sim.world().tell(|| "HEAL".to_owned());
         let hosts = self.sim.world().copies();
         let hosts = self.sim.world().rng.shuffled(hosts);

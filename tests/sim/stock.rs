@@ -73,7 +73,10 @@ impl Stock {
     pub fn step(&mut self, world: &mut World) {
         let all_up = world.bricks.iter().all(|b| b.up) && !world.hosts.iter().any(|h| h.parted);
         match self.heal.take() {
-            None if all_up && world.lock_all(&Held::whole(STOCK, Domain::Heal)) => {
+            None if all_up
+                && has_landed(world)
+                && world.lock_all(&Held::whole(STOCK, Domain::Heal)) =>
+            {
                 self.heal = Some(Heal {
                     lives: world.lives(),
                     phase: Phase::Inspect,
@@ -81,11 +84,7 @@ impl Stock {
                 });
             }
             Some(heal) if all_up && heal.lives == world.lives() => self.go_on(heal, world),
-            cut_short => {
-                let undoes = |heal: &Heal| matches!(heal.phase, Phase::Undo(_));
-                world.one_sided |= cut_short.as_ref().is_some_and(undoes);
-                release(world);
-            }
+            _ => release(world),
         }
     }
 
@@ -171,6 +170,15 @@ impl Stock {
         };
         Some(direction)
     }
+}
+
+/// Gluster's daemon reaches a brick that has come back after seconds only. Assumed is that
+/// by then everything has landed that a guest had in flight when its session lost every
+/// brick. A disk that takes longer for a write could lose it: it is acknowledged, and
+/// not marked any more before the session is back.
+fn has_landed(world: &World) -> bool {
+    let mut serving = world.hosts.iter().filter_map(|host| host.serving.as_ref());
+    serving.all(|serving| serving.guest.is_idle())
 }
 
 fn release(world: &mut World) {

@@ -13,6 +13,7 @@ use super::client::Client;
 use super::guest::Guest;
 use super::net::Conn;
 use super::oracle::{Oracle, is_guests};
+use super::peer::RARELY;
 use super::promotion::Promoting;
 use super::rng::Rng;
 use super::sched::Process;
@@ -76,7 +77,7 @@ pub struct World {
     pub promoting: Option<Promoting>,
     /// Writes of guests that came to the copy of each host.
     pub landed: [u64; BRICKS],
-    /// How rarely a call of a healer's gets stuck.
+    /// How rarely a healer gets stuck before it locks what it is to copy.
     pub stuck_odds: usize,
     pub steps: u64,
     pub told: bool,
@@ -116,7 +117,7 @@ impl World {
             promoted: 0,
             promoting: None,
             landed: [0; BRICKS],
-            stuck_odds: 200,
+            stuck_odds: RARELY,
         }
     }
 
