@@ -40,6 +40,10 @@ pub fn act(sim: &Sim, plan: &mut Plan) {
         guests(&mut world, plan);
         others(&mut world, plan);
         world.check_unaccused();
+        // Else a peer may have what others wrote.
+        if !plan.rivals && !plan.clients && !plan.stock {
+            world.check_clean();
+        }
     }
     if !plan.calm {
         start_something(sim, plan);

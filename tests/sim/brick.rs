@@ -141,6 +141,12 @@ impl Brick {
         self.since.iter().any(|since| !since.is_empty())
     }
 
+    /// Whatever fails, this sector holds that.
+    pub fn surely_holds(&self, sector: usize, version: Version) -> bool {
+        let since = self.since[sector].iter();
+        since.chain([&self.disk[sector]]).all(|v| *v == version)
+    }
+
     /// Data and counters are on the disk.
     pub fn fsync(&mut self) {
         self.disk.clone_from(&self.cache);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bypass_blk::image::dirty::ExtentSize;
+use bypass_blk::image::dirty::{DirtyMap, ExtentSize};
 use bypass_blk::image::error::Names;
 use bypass_blk::image::holder::Holder;
 use bypass_blk::image::open::{FenceWish, Terms};
@@ -86,6 +86,7 @@ fn serve(sim: &Sim, host: usize, process: Process) {
             process,
             session: me.session,
             handle: session.handle(),
+            map: DirtyMap::attach(&sim.map(host)).unwrap(),
             guest: Guest::new(session.gate()),
         });
     }

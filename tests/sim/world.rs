@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 
 use bypass_blk::image::bricks::Shape;
+use bypass_blk::image::dirty::{DirtyMap, Peer};
 use bypass_blk::image::handle::SessionHandle;
 use bypass_blk::image::promote::Promotion;
 use uuid::Uuid;
 
-use super::brick::{BRICKS, Brick, Held, Owner, Row};
+use super::brick::{BRICKS, Brick, EXTENT, Held, Owner, Row, SECTOR, SECTORS};
 use super::client::Client;
 use super::guest::Guest;
 use super::net::Conn;
@@ -60,6 +61,7 @@ pub struct Serving {
     pub process: Process,
     pub session: Uuid,
     pub handle: SessionHandle,
+    pub map: DirtyMap,
     pub guest: Guest,
 }
 
@@ -214,6 +216,27 @@ impl World {
             "host {host} writes to a stale copy: {}",
             lost.unwrap_or_default()
         );
+    }
+
+    /// What is clean in the map is durable at the peer.
+    pub fn check_clean(&self) {
+        for (host, on) in self.hosts.iter().enumerate() {
+            let Some(serving) = &on.serving else { continue };
+            for (index, peer) in self.shape(host).peers().iter().enumerate() {
+                let id = Peer::new(index).unwrap();
+                let clean = |extent: u64| serving.map.next_dirty(id, extent) != Some(extent);
+                let lost = |sector: &usize| {
+                    let version = self.bricks[host].cache[*sector];
+                    clean(*sector as u64 * SECTOR / EXTENT)
+                        && !self.bricks[peer].surely_holds(*sector, version)
+                };
+                let sector = (0..SECTORS).find(lost);
+                assert!(
+                    sector.is_none(),
+                    "brick {peer} may not have sector {sector:?}, which the map of host {host} calls clean"
+                );
+            }
+        }
     }
 
     /// Invariant 4: copies that nobody accuses are equal.
