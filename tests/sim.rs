@@ -74,6 +74,7 @@ const NOTHING: Plan = Plan {
     clients_fail: false,
     stock: false,
     outlived: false,
+    overtaken: false,
     promotes: 0,
     calm: false,
 };
@@ -174,6 +175,17 @@ fn healers_outlive_their_sessions() {
         ..NOTHING
     };
     schedules("outlived", plan);
+}
+
+#[test]
+fn rivals_overtake_sessions_that_are_clean() {
+    let plan = Plan {
+        faults: 2,
+        stock: true,
+        overtaken: true,
+        ..NOTHING
+    };
+    schedules("overtaken", plan);
 }
 
 #[test]

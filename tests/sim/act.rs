@@ -1,10 +1,12 @@
 //! What happens between two steps of the threads: news travels, guests and clients
 //! write, stock heal heals, daemons start, and what failed comes back.
 
+use bypass_blk::image::machine::Phase;
+
 use super::brick::BRICKS;
 use super::promotion::{self, Promoting};
 use super::sim::Sim;
-use super::world::{Layout, World};
+use super::world::{Layout, Serving, World};
 use super::{daemon, fault, healer};
 
 /// What may happen in a schedule.
@@ -25,6 +27,8 @@ pub struct Plan {
     pub stock: bool,
     /// Healers get stuck, and their sessions end meanwhile.
     pub outlived: bool,
+    /// The session at home is cut off while nothing is marked, and another one begins.
+    pub overtaken: bool,
     /// A host with the newest data fails, and another copy is promoted; so often.
     pub promotes: usize,
     /// Nothing is started or broken: all comes to an end.
@@ -41,7 +45,7 @@ pub fn act(sim: &Sim, plan: &mut Plan) {
         others(&mut world, plan);
         world.check_unaccused();
         // Else a peer may have what others wrote.
-        if !plan.rivals && !plan.clients && !plan.stock {
+        if !plan.rivals && !plan.overtaken && !plan.clients && !plan.stock {
             world.check_clean();
         }
     }
@@ -49,6 +53,9 @@ pub fn act(sim: &Sim, plan: &mut Plan) {
         start_something(sim, plan);
         if plan.outlived {
             outlive(sim);
+        }
+        if plan.overtaken {
+            overtake(sim, plan);
         }
         if plan.promotes > 0 {
             give_up_a_host(sim, plan);
@@ -106,7 +113,8 @@ fn others(world: &mut World, plan: &Plan) {
     }
     let soon = plan.calm || world.stuck_host().is_some();
     let begins = plan.stock && (soon || world.rng.chance(30));
-    if world.rng.chance(6) && (begins || !world.stock.is_idle()) {
+    let often = if world.stuck_host().is_some() { 2 } else { 6 };
+    if world.rng.chance(often) && (begins || !world.stock.is_idle()) {
         let mut stock = std::mem::take(&mut world.stock);
         stock.step(world);
         world.stock = stock;
@@ -151,11 +159,31 @@ fn outlive(sim: &Sim) {
         client.toggle(host, &mut world);
         world.client = client;
     }
-    let free = other != host && world.hosts[other].is_free();
+    let alone = world.hosts.iter().all(|host| host.daemon.is_none());
+    let free = alone && other != host && world.hosts[other].is_free();
     drop(world);
     if serves && end {
         fault::kill_daemon(sim, host);
     } else if !serves && begin && free {
+        daemon::start(sim, other);
+    }
+}
+
+/// The session at home has written nothing since it was clean, and is cut off: another
+/// one may begin.
+fn overtake(sim: &Sim, plan: &Plan) {
+    let mut world = sim.world();
+    if !world.rng.chance(15) {
+        return;
+    }
+    let (host, other) = (plan.home, world.any_copy());
+    let clean = |s: &Serving| s.guest.is_idle() && s.handle.snapshot().phase == Phase::Unmarked;
+    let on = &world.hosts[host];
+    if !on.parted && on.serving.as_ref().is_some_and(clean) {
+        world.tell(|| format!("host {host} is cut off"));
+        fault::part(&mut world, host);
+    } else if on.parted && other != host && world.hosts[other].is_free() {
+        drop(world);
         daemon::start(sim, other);
     }
 }

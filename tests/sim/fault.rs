@@ -94,11 +94,7 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
             }
         }
         Fault::Parting(host) => {
-            let mut world = sim.world();
-            world.hosts[host].parted = true;
-            for conn in world.conns.values_mut() {
-                conn.cut |= conn.host != conn.brick && (conn.host == host || conn.brick == host);
-            }
+            part(&mut sim.world(), host);
         }
         Fault::Client(brick) => {
             let mut world = sim.world();
@@ -106,6 +102,14 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
             client.toggle(brick, &mut world);
             world.client = client;
         }
+    }
+}
+
+/// The network between a host and all others fails.
+pub fn part(world: &mut World, host: usize) {
+    world.hosts[host].parted = true;
+    for conn in world.conns.values_mut() {
+        conn.cut |= conn.host != conn.brick && (conn.host == host || conn.brick == host);
     }
 }
 

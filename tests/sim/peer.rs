@@ -16,7 +16,7 @@ use super::sim::Sim;
 use super::world::World;
 
 /// Long enough for a session to end, for another to begin and for its guest to write.
-const STUCK: Duration = Duration::from_secs(24);
+const STUCK: Duration = Duration::from_secs(32);
 /// Not much happens meanwhile.
 const SHORT: Duration = Duration::from_secs(8);
 /// How rarely a call gets stuck.
@@ -24,7 +24,7 @@ pub const RARELY: usize = 200;
 /// The call before which a healer holds nothing but its copy lock.
 const LOCK: &str = "lock data";
 /// So much is written elsewhere before a healer that got stuck goes on.
-const WRITES: u64 = 4;
+const WRITES: u64 = 8;
 
 /// The end of a connection to one brick; goes with it.
 pub struct SimPeer(Wire);
@@ -137,7 +137,7 @@ impl Wire {
         let host = self.host;
         let elsewhere = |world: &World| world.landed.iter().sum::<u64>() - world.landed[host];
         let begin = elsewhere(&world);
-        let limit = if world.rng.chance(2) { STUCK } else { SHORT };
+        let limit = if what == LOCK { STUCK } else { SHORT };
         drop(world);
         let _stuck = Stuck(self);
         let mut over = || elsewhere(&self.sim.world()) >= begin + WRITES;

@@ -145,8 +145,9 @@ impl Run<'_> {
         self.sim
             .world()
             .tell(|| format!("COME TO REST on host {host}"));
-        if let Some(serving) = &mut self.sim.world().hosts[host].serving {
-            serving.guest.quiet = true;
+        for host in &mut self.sim.world().hosts {
+            let serving = host.serving.as_mut();
+            serving.into_iter().for_each(|s| s.guest.quiet = true);
         }
         let healer_due = || {
             let healer = self.sim.world().hosts[host].healer;
@@ -159,8 +160,21 @@ impl Run<'_> {
             let world = self.sim.world();
             let over = world.hosts[host].close || world.hosts[host].serving.is_none();
             drop(world);
-            over || self.is_healed(host)
-        })
+            over || self.is_healed(host) && self.has_all_bricks(host)
+        })?;
+        let world = self.sim.world();
+        let on = &world.hosts[host];
+        let lost = world.oracle.missing(&world.bricks[host].cache);
+        match lost.filter(|_| on.serving.is_some() && !on.close) {
+            Some(lost) => Err(format!("host {host} goes on with a stale copy: {lost}")),
+            None => Ok(()),
+        }
+    }
+
+    fn has_all_bricks(&self, host: usize) -> bool {
+        let world = self.sim.world();
+        let serving = world.hosts[host].serving.as_ref();
+        serving.is_none_or(|s| s.handle.snapshot().copies.iter().all(|copy| copy.locked))
     }
 
     /// Everything is back, and nobody uses the image any more.
@@ -206,10 +220,6 @@ impl Run<'_> {
         let alive = |process: Option<usize>| process.is_some_and(|p| self.sim.sched.is_alive(p));
         let busy = |host: &super::world::Host| alive(host.daemon) || alive(host.healer);
         world.client.is_idle() && !world.hosts.iter().any(busy)
-    }
-
-    fn is_unmarked(&self) -> bool {
-        self.sim.world().rows() == [Row::default(); BRICKS]
     }
 
     /// The session knows of nothing to do.
@@ -260,8 +270,9 @@ impl Run<'_> {
             self.until("no connection", || self.sim.world().conns.is_empty())?;
             return self.crash_all();
         }
-        let rows = self.sim.world().rows();
-        Err(format!("no host can open the image: {rows:?}"))
+        // A brick that accuses itself may stand against every copy; AFR does not listen
+        // to it.
+        self.leave_to_stock()
     }
 
     /// Power fails everywhere: what was healed stays.
@@ -275,11 +286,20 @@ impl Run<'_> {
     }
 
     fn leave_to_stock(&self) -> Result<(), String> {
-        self.sim.world().tell(|| "STOCK HEAL".to_owned());
+        let mut world = self.sim.world();
+        world.tell(|| "STOCK HEAL".to_owned());
+        world.stock.split_brain = false;
+        drop(world);
         self.calm(true);
         self.until("healed by Gluster", || {
-            self.sim.world().stock.is_idle() && self.is_unmarked()
+            let world = self.sim.world();
+            let over = world.stock.is_idle() && world.rows() == [Row::default(); BRICKS];
+            over || world.stock.split_brain
         })?;
+        if self.sim.world().stock.split_brain {
+            let rows = self.sim.world().rows();
+            return Err(format!("nobody can tell which copy is fresh: {rows:?}"));
+        }
         self.calm(false);
         self.until("stock heal is over", || self.sim.world().stock.is_idle())
     }

@@ -153,6 +153,11 @@ impl Stock {
             let one = world.rng.pick(&best);
             sources = [0, 1, 2].map(|i| Some(i) == one);
         }
+        // Two that accuse each other are no more sources than sinks.
+        self.split_brain = (0..bricks).all(|i| sources[i]) && rows != [Row::default(); BRICKS];
+        if self.split_brain {
+            return None;
+        }
         let sinks = [0, 1, 2].map(|i| i < bricks && !sources[i]);
         let mut readable = (0..bricks).filter(|&i| sources[i] && world.bricks[i].has_data);
         let source = readable.next();
