@@ -27,7 +27,8 @@ pub struct Plan {
     pub stock: bool,
     /// Healers get stuck, and their sessions end meanwhile.
     pub outlived: bool,
-    /// The session at home is cut off while nothing is marked, and another one begins.
+    /// The session at home is cut off while nothing is marked, or in the middle of storing
+    /// marks, and another one begins.
     pub overtaken: bool,
     /// A host with the newest data fails, and another copy is promoted; so often.
     pub promotes: usize,
@@ -169,8 +170,9 @@ fn outlive(sim: &Sim) {
     }
 }
 
-/// The session at home has written nothing since it was clean, and is cut off: another
-/// one may begin.
+/// The session at home has written nothing since it was clean, or waits for its disk
+/// before it stores marks, and is cut off: another one may begin. When that has ended, the
+/// first is back.
 fn overtake(sim: &Sim, plan: &Plan) {
     let mut world = sim.world();
     if !world.rng.chance(15) {
@@ -178,8 +180,15 @@ fn overtake(sim: &Sim, plan: &Plan) {
     }
     let (host, other) = (plan.home, world.any_copy());
     let clean = |s: &Serving| s.guest.is_idle() && s.handle.snapshot().phase == Phase::Unmarked;
+    let alone = (0..world.bricks.len()).all(|h| h == host || world.hosts[h].daemon.is_none());
+    let wrote = world.landed.iter().sum::<u64>() > world.landed[host];
+    let (close, back) = (world.rng.chance(6), world.rng.chance(3));
     let on = &world.hosts[host];
-    if !on.parted && on.serving.as_ref().is_some_and(clean) {
+    if on.parted && alone && wrote && back {
+        world.hosts[host].parted = false;
+    } else if other != host && world.hosts[other].serving.is_some() && close {
+        world.hosts[other].close = true;
+    } else if !on.parted && (on.slow > 0 || on.serving.as_ref().is_some_and(clean)) {
         world.tell(|| format!("host {host} is cut off"));
         fault::part(&mut world, host);
     } else if on.parted && other != host && world.hosts[other].is_free() {

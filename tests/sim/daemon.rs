@@ -121,6 +121,7 @@ pub fn ports(sim: &Sim, host: usize, process: Process, me: &Holder) -> Vec<Box<d
             brick,
             me: me.clone(),
             conn: None,
+            data_locked: false,
         })
     };
     let bricks = sim.world().bricks.len();

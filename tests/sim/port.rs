@@ -20,6 +20,8 @@ pub struct SimPort {
     pub brick: usize,
     pub me: Holder,
     pub conn: Option<Owner>,
+    /// AFR's data lock is held through this connection.
+    pub data_locked: bool,
 }
 
 fn away() -> PortError {
@@ -85,18 +87,22 @@ impl BrickPort for SimPort {
             conn.lost = Some(lost);
         }
         self.conn = Some(conn);
+        self.data_locked = false;
         Ok(())
     }
 
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
         let brick = self.brick;
-        self.call(&format!("lock {lock}"), |world, conn| {
+        let taken = self.call(&format!("lock {lock}"), |world, conn| {
             world.bricks[brick].try_lock(Self::lock_of(conn, lock))
-        })
+        })?;
+        self.data_locked |= taken && lock == Lock::Data;
+        Ok(taken)
     }
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
         let brick = self.brick;
+        self.data_locked &= lock != Lock::Data;
         self.call(&format!("unlock {lock}"), |world, conn| {
             world.bricks[brick].unlock(&Self::lock_of(conn, lock));
         })
@@ -173,6 +179,9 @@ impl BrickPort for SimPort {
     }
 
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        if !self.data_locked {
+            return Err(away());
+        }
         let brick = self.brick;
         self.call(&format!("add {changes:?}"), |world, _| {
             world.bricks[brick].change_row(|row| {

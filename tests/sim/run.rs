@@ -33,6 +33,7 @@ pub fn run(seed: u64, plan: Plan, told: bool) -> Result<Figures, String> {
     if plan.outlived {
         sim.world().stuck_odds = 8;
     }
+    sim.world().slow_flushes = plan.overtaken;
     let run = Run { sim: &sim, plan };
     let done = run.chapters();
     sim.sched.set_act(None);

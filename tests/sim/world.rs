@@ -45,6 +45,8 @@ pub struct Host {
     pub asking: usize,
     /// Calls of its healer's that got stuck.
     pub stuck: usize,
+    /// Flushes of its disk that take long.
+    pub slow: usize,
     /// What its state directory says of its copy.
     pub promotion: Option<Promotion>,
 }
@@ -81,6 +83,8 @@ pub struct World {
     pub landed: [u64; BRICKS],
     /// How rarely a healer gets stuck before it locks what it is to copy.
     pub stuck_odds: usize,
+    /// Now and then a flush of a local copy takes long.
+    pub slow_flushes: bool,
     pub steps: u64,
     pub told: bool,
     /// Marks were stored or taken back by AFR on some bricks, and another one failed just
@@ -120,6 +124,7 @@ impl World {
             promoting: None,
             landed: [0; BRICKS],
             stuck_odds: RARELY,
+            slow_flushes: false,
         }
     }
 
