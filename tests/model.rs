@@ -209,6 +209,16 @@ mod holds {
     }
 
     #[test]
+    fn with_peers_that_are_away_in_turns() {
+        holds(IN_TURNS);
+    }
+
+    #[test]
+    fn with_a_session_that_another_one_wrote_beside() {
+        holds(BESIDE);
+    }
+
+    #[test]
     fn with_an_arbiter_and_our_healers() {
         holds(Setting {
             arbiter: true,
@@ -274,6 +284,38 @@ fn written_and_lost_one() -> Vec<Step> {
     steps
 }
 
+/// A session heals and unmarks one peer while the other is away; then it is the other
+/// way round. So the one that is away is believed, and accuses the one that is back.
+fn one_peer_back_for_the_other() -> Vec<Step> {
+    let mut steps = written(0, &[0, 1, 2]);
+    steps.extend([
+        Step::SessionDrops(0, 1),
+        Step::Hear(0),
+        Step::Attach { slot: 0, peer: 2 },
+        Step::SendCopy {
+            slot: 0,
+            peer: 2,
+            extent: 0,
+        },
+        Step::LandCopy(2),
+        Step::EndCopy(0),
+        Step::Detach(2),
+        Step::WantUnmark(0),
+        Step::Probe(0),
+        Step::Store(0, 0),
+        Step::Sync(0, 0),
+        Step::Store(0, 2),
+        Step::Sync(0, 2),
+        Step::EndRound(0),
+        Step::SessionDrops(0, 2),
+        Step::Hear(0),
+        Step::GhostGone(1),
+        Step::Rejoin(0, 1),
+        Step::Hear(0),
+    ]);
+    steps
+}
+
 /// A session lost its own brick before it wrote, and another wrote on that and its own.
 fn written_beside_a_clean_session() -> Vec<Step> {
     let both = [0, 2].into_iter().collect();
@@ -321,6 +363,12 @@ const BESIDE: Setting = Setting {
     after: written_beside_a_clean_session,
     ..HEALING_THREE
 };
+const IN_TURNS: Setting = Setting {
+    faults: 2,
+    writes: 2,
+    after: one_peer_back_for_the_other,
+    ..HEALING_THREE
+};
 const WRITTEN_ON_ONE: Setting = Setting {
     after: || written(0, &[0]),
     ..HEALING_TWO
@@ -340,6 +388,7 @@ caught! {
     no_heal_lock: ONE_FAULT, without [HealLock] => NO_FALSE_CLEAN;
     session_locks_on_the_local_brick_only: ONE_FAULT, without [LocksOnPeers] => NO_FALSE_CLEAN;
     marks_not_read_again: TWO, without [MarksReadAgain, FileCompared, FileWatched] => NO_STALE_WRITE;
+    a_loss_of_locks_that_was_not_noticed: BESIDE, without [AnswersCounted] => ENDS_WELL;
     an_accusation_overruled_by_locks_that_may_be_lost: ONE_FAULT, without [OverruledByAnswer] => ENDS_WELL;
     self_accusers_not_believed: ONE_FAULT, without [SelfAccusersBelieved] => NO_STALE_OPEN;
     opening_without_a_quorum: ONE_FAULT, without [OpenQuorum] => NO_STALE_OPEN;
@@ -350,7 +399,7 @@ caught! {
     a_copy_cleared_before_the_peer_s_fsync: HEALING, without [PeerFsynced] => NO_FALSE_CLEAN;
     unmarking_with_the_gate_open: HEALING, without [GateHeld] => NO_FALSE_CLEAN;
     unmarking_in_any_order: HEALING, without [BelievedUnmarkedFirst] => ENDS_WELL;
-    unmarking_whoever_is_clean: BESIDE, without [RemovableOnly] => ENDS_WELL;
+    unmarking_whoever_is_clean: IN_TURNS, without [RemovableOnly] => ENDS_WELL;
     unmarking_that_a_crash_undoes: HEALING, without [RemovalDurable] => ENDS_WELL;
     a_healer_that_asks_nobody: HEALING, without [RecordChecked, StampUnderLock] => NO_FALSE_CLEAN;
     a_healer_of_a_session_whose_marks_may_be_gone: WRITTEN_ON_ONE, without [StampUnderLock] => NO_FALSE_CLEAN;

@@ -13,6 +13,7 @@ use super::belief;
 use super::bricks::{BrickSet, Shape};
 use super::dirty::{DirtyMap, MapError, Peer, Peers, Record, Trust};
 use super::port::CopyState;
+use super::unmarking::{self, Absent};
 
 /// Stamps are below this, so that AFR's adding to them cannot overflow.
 const MAX_STAMP: u32 = 1 << 30;
@@ -25,6 +26,8 @@ pub struct Debt {
     /// AFR's counters of writes cut short, per brick, for which everything was
     /// made dirty already.
     accounted: Vec<i32>,
+    /// Of bricks that were not reached at open.
+    not_reached: Absent,
 }
 
 impl Debt {
@@ -64,6 +67,7 @@ impl Debt {
             map,
             session,
             accounted: copies.iter().map(cut_short).collect(),
+            not_reached: unmarking::not_reached(copies),
         })
     }
 
@@ -84,6 +88,11 @@ impl Debt {
         };
         let peers = self.shape.peers().iter().enumerate();
         peers.filter(misses).map(|(_, child)| child).collect()
+    }
+
+    /// Whom a brick accuses that has been away since the session opened.
+    pub fn not_reached(&self) -> Absent {
+        self.not_reached
     }
 
     /// Has this brick the session's marks against every peer?

@@ -39,6 +39,8 @@ pub struct Machine {
     local_marked: bool,
     /// Our locks were on less than a quorum at some moment since the open.
     quorum_was_lost: bool,
+    /// Bricks on which our locks have been since then without a gap, as far as noticed.
+    unbroken: BrickSet,
     /// The gate has been open.
     wrote: bool,
     /// Bricks that accuse the local copy of what is over; see `rejoined`.
@@ -56,6 +58,7 @@ impl Machine {
             marked: BrickSet::EMPTY,
             local_marked: false,
             quorum_was_lost,
+            unbroken: held,
             wrote: false,
             overruled: BrickSet::EMPTY,
         }
@@ -112,6 +115,17 @@ impl Machine {
     /// hides that.
     pub fn watches_local(&self) -> bool {
         self.quorum_was_lost && !self.wrote
+    }
+
+    /// The same for a round that these bricks answer. A loss is noticed late: only
+    /// those that answer, and were never lost before, show that there was none.
+    pub fn compares_local(&self, answered: BrickSet) -> bool {
+        let held: BrickSet = self
+            .unbroken
+            .iter()
+            .filter(|&i| answered.contains(i))
+            .collect();
+        self.watches_local() || !self.wrote && !self.shape.is_quorum(held)
     }
 
     /// May marks be removed now? The local brick's own must be reached too, and a
@@ -205,6 +219,7 @@ impl Machine {
 
     fn lost(&mut self, brick: usize) -> Vec<Action> {
         self.held.remove(brick);
+        self.unbroken.remove(brick);
         self.overruled.remove(brick);
         // Before the gate is open, a mark counts only while the lock under which
         // it was stored is held: whoever had the lock since may have removed it.
@@ -322,6 +337,7 @@ impl Machine {
             self.local_marked = false;
             self.wrote = false;
             self.quorum_was_lost = !self.shape.is_quorum(self.held);
+            self.unbroken = self.held;
         }
         // A write may have come to the held gate meanwhile.
         vec![Action::SetGate(GateState::Hold)]

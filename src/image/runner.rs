@@ -276,10 +276,11 @@ impl Runner {
 
     fn mark(&mut self, bricks: BrickSet) -> Vec<Action> {
         let (debt, local) = (&mut self.debt, &*self.local);
-        let watched = self.machine.watches_local();
+        let machine = &self.machine;
         let mut changed = false;
-        let ready = |copies: &[_]| {
-            changed = watched && !local.is_untouched();
+        let ready = |copies: &[(usize, CopyState)]| {
+            let answered = copies.iter().map(|(brick, _)| *brick).collect();
+            changed = machine.compares_local(answered) && !local.is_untouched();
             let debt = debt.as_mut().filter(|_| !changed)?;
             stamp_for(debt, local, copies)
         };

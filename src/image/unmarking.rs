@@ -77,18 +77,50 @@ fn remove_from(
     }
 }
 
+/// Whom a brick that is away accuses, as far as known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Absent {
+    /// These, when the session last read it.
+    Read(BrickSet),
+    /// Not read in this session. If it is believed, these at most.
+    AtMost(BrickSet),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// What is known of the bricks that a session did not reach when it opened, from those
+/// that it reached: a quorum, under its locks.
+///
+/// A brick that is believed accuses a peer only if a quorum did with it: the brick of a
+/// session's own copy is marked last, and only with a quorum (`marking.rs`), an ordinary
+/// client raises its counter of writes under way everywhere before it writes. And none
+/// takes its accusation back while a believed one that is away goes on with it: not we
+/// ([`removable`]), not stock heal, which needs all bricks. The quorums of then and now
+/// have a brick in common. So whom nobody here accuses nobody there accuses either.
+/// Only a write cut short or a promotion may have left less; both show in the counter.
+pub fn not_reached(copies: &[Option<CopyState>]) -> Absent {
+    let mut accused = BrickSet::EMPTY;
+    for copy in copies.iter().flatten() {
+        if copy.dirty != 0 {
+            return Absent::Unknown;
+        }
+        accused = accused.iter().chain(copy.accuses().iter()).collect();
+    }
+    Absent::AtMost(accused)
+}
+
 /// Which of the peers that miss nothing may lose their marks. `copies` are the rows of
-/// the bricks in the round; `absent` the last known ones of those that are not.
+/// the bricks in the round; `absent` what is known of those that are not.
 ///
 /// * A peer's own brick must be in the round and accuse, besides itself, every peer that
 ///   still misses something: it may be the one that others heal from next.
 /// * A brick that is away and is believed must not accuse it: that accusation would stay,
-///   and stand against what the peer writes later. Unknown counts as that.
+///   and stand against what the peer writes later.
 pub fn removable(
     shape: &Shape,
     equal: BrickSet,
     copies: &[(usize, CopyState)],
-    absent: &[(usize, Option<BrickSet>)],
+    absent: &[(usize, Absent)],
 ) -> BrickSet {
     let behind = shape.peers().without(equal);
     let row = |peer: usize| copies.iter().find(|(brick, _)| *brick == peer);
@@ -97,9 +129,10 @@ pub fn removable(
         row(*peer).is_some_and(|(_, copy)| copy.accuses().covers(expected))
     };
     let left_alone = |peer: &usize| {
-        absent.iter().all(|(brick, accuses)| match accuses {
-            Some(accuses) => accuses.contains(*brick) || !accuses.contains(*peer),
-            None => false,
+        absent.iter().all(|(brick, known)| match known {
+            Absent::Read(accuses) => accuses.contains(*brick) || !accuses.contains(*peer),
+            Absent::AtMost(accuses) => !accuses.contains(*peer),
+            Absent::Unknown => false,
         })
     };
     let peers = equal.iter();
@@ -180,9 +213,28 @@ mod tests {
     fn an_absent_brick_that_would_go_on_accusing_a_peer_keeps_that_peer_s_marks() {
         let rows = [row(0, [0, 9, 9]), row(1, [0, 9, 9])];
         let with = |absent| removable(&SHAPE, set(&[1]), &rows, &[(2, absent)]);
-        assert!(with(None).is_empty(), "nobody knows what it says");
-        assert!(with(Some(set(&[1]))).is_empty());
-        assert_eq!(with(Some(set(&[1, 2]))), set(&[1]), "it is not believed");
-        assert_eq!(with(Some(set(&[]))), set(&[1]));
+        let read = |accuses: &[usize]| Absent::Read(set(accuses));
+        assert!(with(Absent::Unknown).is_empty());
+        assert!(with(read(&[1])).is_empty());
+        assert_eq!(with(read(&[1, 2])), set(&[1]), "it is not believed");
+        assert_eq!(with(read(&[])), set(&[1]));
+        let at_most = |accuses: &[usize]| Absent::AtMost(set(accuses));
+        assert!(with(at_most(&[1])).is_empty());
+        assert!(with(at_most(&[1, 2])).is_empty(), "it may be believed");
+        assert_eq!(with(at_most(&[2])), set(&[1]));
+    }
+
+    #[test]
+    fn a_brick_that_was_not_reached_accuses_nobody_whom_no_other_brick_accuses() {
+        let copies = |rows: [[i32; 3]; 2]| rows.map(|pending| Some(row(0, pending).1));
+        let mut some = copies([[0, 0, 9], [0, 0, 9]]).to_vec();
+        some.push(None);
+        assert_eq!(not_reached(&some), Absent::AtMost(set(&[2])));
+        let one = copies([[0, 9, 9], [0, 0, 9]]);
+        assert_eq!(not_reached(&one), Absent::AtMost(set(&[1, 2])));
+        if let Some(copy) = &mut some[1] {
+            copy.dirty = 1;
+        }
+        assert_eq!(not_reached(&some), Absent::Unknown, "a write was cut short");
     }
 }

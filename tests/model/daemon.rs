@@ -3,6 +3,8 @@
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::machine::{Action, GateState, Machine};
 
+use bypass_blk::image::unmarking::Absent;
+
 use super::world::{BRICKS, Counter, Row, Writes};
 
 /// A worker's connection to its brick.
@@ -57,7 +59,7 @@ pub struct Session {
     /// The local copy as the session knows it.
     pub view: Writes,
     /// Whom each brick accused when it was last read.
-    pub known: [Option<BrickSet>; BRICKS],
+    pub known: [Absent; BRICKS],
     /// A write that was admitted and is not done yet.
     pub in_flight: Option<u8>,
 }

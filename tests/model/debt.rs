@@ -5,6 +5,7 @@ use bypass_blk::image::belief;
 use bypass_blk::image::bricks::{BrickSet, Shape};
 use bypass_blk::image::dirty::{Peer, Peers, Record};
 use bypass_blk::image::port::CopyState;
+use bypass_blk::image::unmarking::{self, Absent};
 use uuid::Uuid;
 
 use super::setting::{Protection, Setting};
@@ -84,6 +85,20 @@ pub fn adopt(setting: &Setting, world: &mut World, slot: usize, held: BrickSet) 
     }
     (map.clean_close, map.interrupted) = (false, false);
     world.maps[slot] = Some(map);
+}
+
+/// `Debt::not_reached`: what the session knows of the bricks that are not in `held`. A
+/// witness is a counter of writes under way.
+pub fn not_reached(setting: &Setting, world: &World, held: BrickSet) -> Absent {
+    let rows = world.rows();
+    let read = |brick| {
+        held.contains(brick).then(|| CopyState {
+            dirty: world.bricks[brick].witness.into(),
+            ..copy_state(setting, &rows[brick])
+        })
+    };
+    let copies: Vec<_> = (0..setting.bricks).map(read).collect();
+    unmarking::not_reached(&copies)
 }
 
 /// `Debt::note`: counters were read under the data lock. Did somebody else mark a

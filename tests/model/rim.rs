@@ -10,6 +10,7 @@
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::decide::{Opening, Refusal, Seen, decide};
 use bypass_blk::image::machine::{Action, Event, GateState, Machine, Phase};
+use bypass_blk::image::unmarking::Absent;
 use uuid::Uuid;
 
 use super::daemon::{Conn, Daemon, Report, Round, Session};
@@ -121,8 +122,11 @@ impl Rim<'_> {
             lease.published |= lease.link == Link::Live;
         }
         let rows = self.world.rows();
-        let known = |brick| held.contains(brick).then(|| accused_by(&rows[brick]));
-        let known = std::array::from_fn(known);
+        let not_reached = debt::not_reached(self.setting, self.world, held);
+        let known = std::array::from_fn(|brick| match held.contains(brick) {
+            true => Absent::Read(accused_by(&rows[brick])),
+            false => not_reached,
+        });
         let view = self.world.bricks[self.local()].data;
         if self.world.acked & !view != 0 {
             self.world.breach = Some(Breach::StaleOpen);
@@ -233,7 +237,7 @@ impl Rim<'_> {
         let Some(session) = self.session() else {
             return;
         };
-        session.known[brick] = Some(accused_by(&row));
+        session.known[brick] = Absent::Read(accused_by(&row));
         let event = Event::Rejoined {
             brick,
             marks_stand: stands || unread,

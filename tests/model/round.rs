@@ -3,7 +3,7 @@
 
 use bypass_blk::image::bricks::{BrickSet, Shape};
 use bypass_blk::image::machine::{Event, GateState, Phase};
-use bypass_blk::image::unmarking::removable;
+use bypass_blk::image::unmarking::{Absent, removable};
 
 use super::daemon::{Conn, Round, Session};
 use super::debt::{self, copy_state};
@@ -50,7 +50,7 @@ impl Rim<'_> {
         round.failed = round.asked.without(answered);
         for brick in answered.iter() {
             round.read[brick] = rows[brick];
-            session.known[brick] = Some(accused_by(&rows[brick]));
+            session.known[brick] = Absent::Read(accused_by(&rows[brick]));
         }
         let (failed, removal) = (round.failed, round.removed.is_some());
         let over = session.machine.overruled();
@@ -77,6 +77,7 @@ impl Rim<'_> {
         let data = self.world.bricks[shape.local].data;
         let only_local = self.setting.lacks(Protection::MarksOnPeers);
         let compared = !self.setting.lacks(Protection::FileCompared);
+        let blind = self.setting.lacks(Protection::AnswersCounted);
         debt::stamp(self.world, self.slot);
         if !self.setting.lacks(Protection::ReadIsDurable) {
             self.world.bricks[shape.local].fsync();
@@ -85,7 +86,11 @@ impl Rim<'_> {
         let Some(session) = self.session() else {
             return;
         };
-        if compared && session.machine.watches_local() && session.view != data {
+        let doubted = match blind {
+            true => session.machine.watches_local(),
+            false => session.machine.compares_local(answered),
+        };
+        if compared && doubted && session.view != data {
             session.round = None;
             return self.take(Event::LocalChanged);
         }
@@ -200,7 +205,7 @@ impl Rim<'_> {
                 true => {
                     at.fsync();
                     round.marked.insert(brick);
-                    session.known[brick] = Some(accused_by(&at.stored));
+                    session.known[brick] = Absent::Read(accused_by(&at.stored));
                 }
                 false => round.failed.insert(brick),
             }

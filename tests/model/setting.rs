@@ -129,6 +129,9 @@ pub enum Protection {
     /// Under the data lock, before marks for a held gate are stored, the
     /// local file is compared with what the session last knew of it.
     FileCompared,
+    /// And that is done, too, when the bricks that answer were not all held without a gap:
+    /// a loss is noticed late.
+    AnswersCounted,
     /// A clean session that lost its quorum looks at the file when a brick is back.
     FileWatched,
     /// The heal lock is taken with the session lock.

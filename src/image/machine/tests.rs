@@ -55,6 +55,23 @@ fn the_gate_opens_only_when_marks_are_durable_on_a_quorum() {
 }
 
 #[test]
+fn the_local_file_is_compared_when_those_that_answer_were_not_all_held_without_a_gap() {
+    let set = |bricks: &[usize]| bricks.iter().copied().collect::<BrickSet>();
+    let mut machine = Machine::new(shape(), set(&[0, 2]));
+    assert!(!machine.compares_local(set(&[0, 2])));
+    machine.step(rejoined(1, &[]));
+    assert!(!machine.watches_local());
+    // Brick 0 may have been lost before brick 1 came, and somebody written meanwhile.
+    assert!(machine.compares_local(set(&[1, 2])));
+    assert!(!machine.compares_local(set(&[0, 1, 2])));
+    machine.step(Event::UnmarkBegun);
+    machine.step(Event::UnmarkOver { changed: true });
+    assert!(!machine.compares_local(set(&[1, 2])), "a new beginning");
+    let dirty = dirty();
+    assert!(!dirty.compares_local(set(&[1])), "it is ours");
+}
+
+#[test]
 fn marks_stored_under_a_lock_that_was_lost_since_do_not_open_the_gate() {
     let mut machine = session();
     machine.step(Event::WriteWanted);

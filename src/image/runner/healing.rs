@@ -17,6 +17,7 @@ use crate::image::machine::{Action, Event, Phase};
 use crate::image::port::CopyState;
 use crate::image::session::Ending;
 use crate::image::snapshot::CopySnapshot;
+use crate::image::unmarking::Absent;
 use crate::image::{data_lock, unmarking};
 
 /// How long the guest's writes may take to land when every brick is lost.
@@ -190,19 +191,21 @@ impl Runner {
         Ok(removable)
     }
 
-    /// Whom the bricks that are away accused when they were last read.
-    fn absent_rows(&self) -> Vec<(usize, Option<BrickSet>)> {
+    /// Whom the bricks that are away accuse.
+    fn absent_rows(&self) -> Vec<(usize, Absent)> {
         let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
         let absent = self.shape.all().without(self.machine.held());
+        let not_reached = self.debt.as_ref().map(Debt::not_reached);
         let row = |brick: usize| {
-            let marks = snapshot.copies.get(brick)?.pending.as_ref()?;
-            Some(
-                (0..marks.len())
-                    .filter(|&child| marks[child] != 0)
-                    .collect(),
-            )
+            let read = snapshot.copies.get(brick)?.pending.as_ref();
+            let accused = |marks: &Vec<i32>| {
+                let accused = (0..marks.len()).filter(|&child| marks[child] != 0);
+                Absent::Read(accused.collect())
+            };
+            read.map(accused).or(not_reached)
         };
-        absent.iter().map(|brick| (brick, row(brick))).collect()
+        let row = |brick| (brick, row(brick).unwrap_or(Absent::Unknown));
+        absent.iter().map(row).collect()
     }
 
     /// The peers that miss nothing, if there are any and the healer has nothing to do

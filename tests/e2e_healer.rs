@@ -1,0 +1,79 @@
+//! What a healer meets: marks that somebody took away, and another healer that ends.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::fs::File;
+use std::process::Stdio;
+
+use bypass_harness::{Background, Cluster, wait_until};
+use support::daemon::{BINARY, Daemon, run_dir};
+use support::front_end::FrontEnd;
+use support::healer::Healer;
+use support::{IMAGE, PATIENCE, pattern, replica_3};
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn a_peer_that_lost_its_mark_gets_it_again_before_anything_is_copied_to_it() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    disk.write(0, &pattern(1, 0, MIB), PATIENCE).unwrap();
+    let marks = volume.marks(IMAGE).unwrap();
+    assert!(marks.accuses(1, 1), "{marks}");
+    // As if it had been healed: it does not say any more that it misses data.
+    let file = volume.brick_file(1, IMAGE);
+    xattr::set(file, "trusted.afr.gv0-client-1", &[0; 12]).unwrap();
+
+    let healer = Healer::start(volume.brick_node(0), &[]);
+    healer.wait_log("does not carry this session's mark");
+    daemon.wait_state("clean");
+    assert!(volume.marks(IMAGE).unwrap().is_clean());
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    drop((disk, healer, daemon));
+}
+
+#[test]
+fn a_heal_in_the_foreground_goes_on_when_the_healer_that_was_at_work_ends() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    let healer = Healer::start(volume.brick_node(0), &["--bandwidth", "1M"]);
+    for mebibyte in 0..32 {
+        let at = mebibyte * MIB as u64;
+        disk.write(at, &pattern(1, at, MIB), PATIENCE).unwrap();
+    }
+    wait_until("the healer to be at work", PATIENCE, || {
+        let status = daemon.status();
+        match status["heal"]["healer"]["pid"].as_u64() {
+            Some(_) => Ok(()),
+            None => Err(status.to_string()),
+        }
+    })
+    .unwrap();
+    let node = volume.brick_node(0);
+    let said = node.place().dir().join("heal.log");
+    let mut foreground = node.command(BINARY);
+    foreground
+        .args(["heal", &format!("{}{IMAGE}", volume.name()), "--wait"])
+        .args(["--server", node.address(), "--run-dir"])
+        .arg(run_dir(node))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&said).unwrap());
+    let mut foreground = Background::start(&mut foreground).unwrap();
+    // It says how far the other one is.
+    wait_until("a line of progress", PATIENCE, || {
+        let said = std::fs::read_to_string(&said).unwrap();
+        said.contains("behind").then_some(()).ok_or(said)
+    })
+    .unwrap();
+    healer.kill();
+    assert_eq!(foreground.wait(PATIENCE).unwrap().code(), Some(0));
+    assert!(volume.marks(IMAGE).unwrap().is_clean());
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    drop((disk, daemon));
+}
