@@ -61,7 +61,7 @@ pub fn act(sim: &Sim, plan: &mut Plan) {
         if plan.promotes > 0 {
             give_up_a_host(sim, plan);
         }
-        mend_something(sim);
+        mend_something(sim, plan);
         fault::break_something(sim, plan);
     }
 }
@@ -98,7 +98,8 @@ fn guests(world: &mut World, plan: &Plan) {
         if world.rng.chance(2)
             && let Some(mut serving) = world.hosts[host].serving.take()
         {
-            serving.guest.quiet ^= !plan.calm && world.rng.chance(80);
+            let cut_off = plan.overtaken && world.hosts[host].parted;
+            serving.guest.quiet ^= !plan.calm && !cut_off && world.rng.chance(80);
             serving.guest.step(host, world);
             world.hosts[host].serving = Some(serving);
         }
@@ -132,10 +133,11 @@ fn start_something(sim: &Sim, plan: &Plan) {
         false => plan.home,
     };
     let on = &world.hosts[host];
+    let overtaken = plan.overtaken && on.parted;
     let (free, serving) = (on.is_free() && on.stuck == 0, on.serving.is_some());
     let healed = on.healer.is_some_and(|healer| sim.sched.is_alive(healer));
     let (close, heal) = (world.rng.chance(12), world.rng.chance(2));
-    if serving && close {
+    if serving && close && !overtaken {
         world.hosts[host].close = true;
     }
     drop(world);
@@ -191,10 +193,18 @@ fn overtake(sim: &Sim, plan: &Plan) {
     } else if !on.parted && (on.slow > 0 || on.serving.as_ref().is_some_and(clean)) {
         world.tell(|| format!("host {host} is cut off"));
         fault::part(&mut world, host);
-    } else if on.parted && other != host && world.hosts[other].is_free() {
+    } else if on.parted && alone && other != host && world.hosts[other].is_free() {
         drop(world);
         daemon::start(sim, other);
     }
+}
+
+/// The session at home is cut off, and another one's guest wrote.
+pub fn is_overtaken(world: &World, plan: &Plan) -> bool {
+    let on = &world.hosts[plan.home];
+    let clean = |s: &Serving| s.guest.is_idle() && s.handle.snapshot().phase == Phase::Unmarked;
+    let stale = world.oracle.missing(&world.bricks[plan.home].cache);
+    on.parted && on.serving.as_ref().is_some_and(clean) && stale.is_some()
 }
 
 /// The host of the only copy that is not stale burns, as far as the operator knows. Or
@@ -231,7 +241,7 @@ fn give_up_a_host(sim: &Sim, plan: &mut Plan) {
         .for_each(|copy| fault::kill_daemon(sim, copy));
 }
 
-fn mend_something(sim: &Sim) {
+fn mend_something(sim: &Sim, plan: &Plan) {
     let mut world = sim.world();
     if !world.rng.chance(40) {
         return;
@@ -241,7 +251,7 @@ fn mend_something(sim: &Sim) {
         return;
     }
     if world.rng.chance(3) {
-        world.hosts[host].parted = false;
+        world.hosts[host].parted &= plan.overtaken;
     } else {
         mend(&mut world, host);
     }

@@ -50,7 +50,7 @@ impl SimWatch {
     /// Now and then a flush takes long.
     fn dawdle(&self) {
         let mut world = self.sim.world();
-        let slow = world.slow_flushes && world.rng.chance(4);
+        let slow = world.slow_flushes == Some(self.host) && world.rng.chance(4);
         if !slow {
             drop(world);
             return self.sim.sched.step();

@@ -33,7 +33,7 @@ pub fn run(seed: u64, plan: Plan, told: bool) -> Result<Figures, String> {
     if plan.outlived {
         sim.world().stuck_odds = 8;
     }
-    sim.world().slow_flushes = plan.overtaken;
+    sim.world().slow_flushes = plan.overtaken.then_some(plan.home);
     let run = Run { sim: &sim, plan };
     let done = run.chapters();
     sim.sched.set_act(None);
@@ -129,7 +129,8 @@ impl Run<'_> {
         self.until("the time is over", || {
             let world = self.sim.world();
             let stuck = self.plan.outlived && world.stuck_host().is_some();
-            world.steps >= end && !stuck
+            let overtaken = self.plan.overtaken && act::is_overtaken(&world, &self.plan);
+            world.steps >= end && !stuck || overtaken && world.steps + 300 >= end
         })
     }
 
@@ -137,15 +138,20 @@ impl Run<'_> {
     /// debt.
     fn come_to_rest(&self) -> Result<(), String> {
         self.calm(false);
-        act::mend_all(self.sim);
         let open = |host: &super::world::Host| host.serving.is_some() && !host.close;
         let serving = self.sim.world().hosts.iter().position(open);
         let Some(host) = serving else {
+            act::mend_all(self.sim);
             return Ok(());
         };
         self.sim
             .world()
             .tell(|| format!("COME TO REST on host {host}"));
+        if self.plan.overtaken {
+            let others = (0..self.plan.layout.bricks).filter(|other| *other != host);
+            others.for_each(|other| fault::kill_daemon(self.sim, other));
+        }
+        act::mend_all(self.sim);
         for host in &mut self.sim.world().hosts {
             let serving = host.serving.as_mut();
             serving.into_iter().for_each(|s| s.guest.quiet = true);

@@ -83,8 +83,8 @@ pub struct World {
     pub landed: [u64; BRICKS],
     /// How rarely a healer gets stuck before it locks what it is to copy.
     pub stuck_odds: usize,
-    /// Now and then a flush of a local copy takes long.
-    pub slow_flushes: bool,
+    /// Now and then a flush of this host's copy takes long.
+    pub slow_flushes: Option<usize>,
     pub steps: u64,
     pub told: bool,
     /// Marks were stored or taken back by AFR on some bricks, and another one failed just
@@ -124,7 +124,7 @@ impl World {
             promoting: None,
             landed: [0; BRICKS],
             stuck_odds: RARELY,
-            slow_flushes: false,
+            slow_flushes: None,
         }
     }
 
