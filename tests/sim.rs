@@ -50,7 +50,7 @@ use act::Plan;
 use world::Layout;
 
 /// Schedules of each kind, unless `BYPASS_SIM_COUNT` says otherwise.
-const COUNT: u64 = 400;
+const COUNT: u64 = 300;
 
 const THREE_COPIES: Layout = Layout {
     bricks: 3,

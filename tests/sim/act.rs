@@ -72,7 +72,7 @@ fn news(world: &mut World) {
         let gone = world
             .conns
             .iter()
-            .filter(|(_, c)| c.client && (c.cut || !c.server));
+            .filter(|(_, c)| c.client && (c.cut || !c.server) && c.deaf <= world.steps);
         let gone: Vec<_> = gone.map(|(id, _)| *id).collect();
         if let Some(id) = world.rng.pick(&gone) {
             world.client_notices(id);

@@ -10,6 +10,9 @@ use super::rng::Rng;
 use super::sim::Sim;
 use super::world::World;
 
+/// Within so many steps a client finds out that nobody answers any more.
+const DEAF: usize = 1000;
+
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Daemon(usize),
@@ -108,8 +111,13 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
 /// The network between a host and all others fails.
 pub fn part(world: &mut World, host: usize) {
     world.hosts[host].parted = true;
+    let (steps, rng) = (world.steps, &mut world.rng);
     for conn in world.conns.values_mut() {
-        conn.cut |= conn.host != conn.brick && (conn.host == host || conn.brick == host);
+        let lost = conn.host != conn.brick && (conn.host == host || conn.brick == host);
+        if lost && !conn.cut && rng.chance(3) {
+            conn.deaf = steps + rng.below(DEAF) as u64;
+        }
+        conn.cut |= lost;
     }
 }
 

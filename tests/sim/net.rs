@@ -27,6 +27,8 @@ pub struct Conn {
     pub server: bool,
     /// Nothing gets through any more.
     pub cut: bool,
+    /// Before this step the client does not learn of it, unless it asks for something.
+    pub deaf: u64,
     pub lost: Option<Lost>,
     pub late: Vec<Late>,
     /// A healer's.
@@ -52,6 +54,7 @@ impl World {
             client: true,
             server: true,
             cut: false,
+            deaf: 0,
             lost: None,
             late: Vec::new(),
             heals: false,
