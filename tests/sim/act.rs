@@ -177,6 +177,12 @@ fn outlive(sim: &Sim) {
 /// first is back.
 fn overtake(sim: &Sim, plan: &Plan) {
     let mut world = sim.world();
+    if changes_marks(&world, plan.home) && world.rng.chance(8) {
+        world.tell(|| "killed and cut off while it changes marks".to_owned());
+        fault::part(&mut world, plan.home);
+        drop(world);
+        return fault::kill_daemon(sim, plan.home);
+    }
     if !world.rng.chance(15) {
         return;
     }
@@ -197,6 +203,16 @@ fn overtake(sim: &Sim, plan: &Plan) {
         drop(world);
         daemon::start(sim, other);
     }
+}
+
+/// Some bricks have the marks that a session stores or removes, and some do not.
+fn changes_marks(world: &World, host: usize) -> bool {
+    let serving = world.hosts[host].serving.as_ref();
+    let rows = world.bricks.iter().map(|brick| brick.row.pending);
+    let differ = rows
+        .zip(world.bricks.iter().skip(1))
+        .any(|(row, next)| row != next.row.pending);
+    differ && serving.is_some_and(|_| fault::is_marking(world))
 }
 
 /// The session at home is cut off, and another one's guest wrote.

@@ -39,6 +39,11 @@ fn targets(world: &World) -> (Vec<usize>, Vec<usize>) {
     )
 }
 
+/// Marks are being changed somewhere.
+pub fn is_marking(world: &World) -> bool {
+    !targets(world).0.is_empty()
+}
+
 fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
     let (marked, healed) = targets(world);
     let rarely = if marked.is_empty() { 120 } else { 40 };
