@@ -31,6 +31,8 @@ mod oracle;
 mod peer;
 #[path = "sim/port.rs"]
 mod port;
+#[path = "sim/promotion.rs"]
+mod promotion;
 #[path = "sim/rng.rs"]
 mod rng;
 #[path = "sim/run.rs"]
@@ -45,17 +47,35 @@ mod stock;
 mod world;
 
 use act::Plan;
+use world::Layout;
 
 /// Schedules of each kind, unless `BYPASS_SIM_COUNT` says otherwise.
-const COUNT: u64 = 400;
+const COUNT: u64 = 300;
+
+const THREE_COPIES: Layout = Layout {
+    bricks: 3,
+    arbiter: None,
+};
+const TWO_COPIES: Layout = Layout {
+    bricks: 2,
+    arbiter: None,
+};
+const TWO_AND_AN_ARBITER: Layout = Layout {
+    bricks: 3,
+    arbiter: Some(2),
+};
 
 const NOTHING: Plan = Plan {
+    layout: THREE_COPIES,
     faults: 0,
     home: 0,
     rivals: false,
     clients: false,
     clients_fail: false,
     stock: false,
+    outlived: false,
+    overtaken: false,
+    promotes: 0,
     calm: false,
 };
 
@@ -79,6 +99,7 @@ fn schedules(kind: &str, plan: Plan) {
                 total.steps += figures.steps;
                 total.opened += figures.opened;
                 total.unmarked += figures.unmarked;
+                total.promoted += figures.promoted;
                 total.excused += figures.excused;
             }
             Err(why) => failed.push(format!("seed {seed}: {why}")),
@@ -119,6 +140,64 @@ fn rivals_with_faults_and_stock_heal() {
         ..NOTHING
     };
     schedules("rivals", plan);
+}
+
+#[test]
+fn two_copies_only() {
+    let plan = Plan {
+        layout: TWO_COPIES,
+        faults: 6,
+        rivals: true,
+        stock: true,
+        ..NOTHING
+    };
+    schedules("two copies", plan);
+}
+
+#[test]
+fn two_copies_and_an_arbiter() {
+    let plan = Plan {
+        layout: TWO_AND_AN_ARBITER,
+        faults: 6,
+        rivals: true,
+        stock: true,
+        ..NOTHING
+    };
+    schedules("arbiter", plan);
+}
+
+#[test]
+fn healers_outlive_their_sessions() {
+    let plan = Plan {
+        clients: true,
+        stock: true,
+        outlived: true,
+        ..NOTHING
+    };
+    schedules("outlived", plan);
+}
+
+#[test]
+fn rivals_overtake_sessions_that_are_clean() {
+    let plan = Plan {
+        faults: 2,
+        stock: true,
+        overtaken: true,
+        ..NOTHING
+    };
+    schedules("overtaken", plan);
+}
+
+#[test]
+fn a_stale_copy_is_promoted() {
+    let plan = Plan {
+        faults: 3,
+        rivals: true,
+        stock: true,
+        promotes: 1,
+        ..NOTHING
+    };
+    schedules("promoted", plan);
 }
 
 #[test]

@@ -64,6 +64,7 @@ mod tests {
         stamp: STAMP,
         previous: OLDER,
         suspect: Peers::NONE,
+        unguarded: false,
     };
 
     /// Three bricks, the local one being the second; the map's peers are the first

@@ -47,10 +47,15 @@ impl Debt {
             Trust::Kept { .. } | Trust::CleanClose => Some(map.record()),
             Trust::Fresh | Trust::Distrusted(_) => None,
         };
-        let belief = belief::judge(&shape, old, copies);
-        // Writes that were in flight when their daemon was killed may have landed
-        // after somebody healed: those extents stay dirty without marks, too.
-        if !matches!(trust, Trust::Kept { interrupted: 1.. }) {
+        let mut belief = belief::judge(&shape, old, copies);
+        let unguarded = map.record().unguarded;
+        if unguarded && old.is_none() {
+            belief.unknown = belief.unknown.or(belief.clean);
+        }
+        // Writes that were in flight when their daemon was killed, or when every brick
+        // was lost, may have landed after somebody healed: those extents stay dirty
+        // without marks, too.
+        if !unguarded && !matches!(trust, Trust::Kept { interrupted: 1.. }) {
             map.declare_clean(belief.clean);
         }
         map.mark_all_dirty(belief.unknown);
@@ -60,6 +65,7 @@ impl Debt {
             stamp: if keep_stamp { old.stamp } else { 0 },
             previous: if keep_stamp { old.previous } else { old.stamp },
             suspect: old.suspect.and(belief.known).or(belief.unknown),
+            unguarded,
         })?;
         let cut_short = |copy: &Option<CopyState>| copy.as_ref().map_or(0, |copy| copy.dirty);
         Ok(Self {
@@ -145,6 +151,18 @@ impl Debt {
         })
     }
 
+    /// Every brick is lost while writes may be under way, or marks stand again.
+    ///
+    /// # Errors
+    /// [`MapError::Io`] and the like when its record cannot be kept.
+    pub fn set_unguarded(&mut self, unguarded: bool) -> Result<(), MapError> {
+        let record = self.map.record();
+        self.map.set_record(Record {
+            unguarded,
+            ..record
+        })
+    }
+
     /// The stamp in use; 0 before the first marking.
     pub fn current_stamp(&self) -> i32 {
         self.map.record().stamp
@@ -190,4 +208,85 @@ fn stamp_of(session: Uuid, previous: i32) -> i32 {
     let bits = session.as_u128() as u32 % (MAX_STAMP - 2);
     let stamp = i32::try_from(bits).unwrap_or_default() + 1;
     if stamp == previous { stamp + 1 } else { stamp }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::dirty::{ExtentSize, Identity};
+
+    const SHAPE: Shape = Shape {
+        bricks: 2,
+        local: 0,
+        arbiter: None,
+    };
+
+    fn identity() -> Identity {
+        Identity {
+            gfid: Uuid::from_u128(1),
+            size: 8192,
+            extent_size: ExtentSize::new(4096).unwrap(),
+            local: "a:/b".into(),
+            peers: vec!["b:/b".into()],
+        }
+    }
+
+    /// Neither brick has a mark.
+    fn adopt(path: &std::path::Path) -> Debt {
+        let (map, trust) = DirtyMap::open(path, &identity()).unwrap();
+        let copy = CopyState {
+            gfid: Uuid::from_u128(1),
+            size: 8192,
+            pending: vec![0, 0],
+            dirty: 0,
+            fenced: false,
+        };
+        let copies = [Some(copy.clone()), Some(copy)];
+        Debt::adopt(SHAPE, Arc::new(map), trust, &copies, Uuid::new_v4()).unwrap()
+    }
+
+    fn written(path: &std::path::Path, unguarded: bool) {
+        let mut debt = adopt(path);
+        debt.set_unguarded(unguarded).unwrap();
+        assert_eq!(
+            debt.map().begin_write(0, 512),
+            crate::image::dirty::Begun::Yes
+        );
+        let _ = debt.map().end_write(0, 512);
+    }
+
+    #[test]
+    fn what_landed_while_every_brick_was_lost_stays_dirty_though_nobody_is_marked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("map");
+        written(&path, false);
+        assert!(adopt(&path).behind().is_empty(), "healed by somebody");
+        written(&path, true);
+        let mut debt = adopt(&path);
+        let peer = Peer::new(0).unwrap();
+        assert_eq!(debt.map().dirty_extents(peer), 1);
+        assert!(!debt.map().record().suspect.contains(peer));
+        debt.set_unguarded(false).unwrap();
+        drop(debt);
+        assert!(adopt(&path).behind().is_empty());
+    }
+
+    #[test]
+    fn after_a_restart_of_the_host_all_of_it_is_compared() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("map");
+        written(&path, true);
+        let (map, _) = DirtyMap::open(&path, &identity()).unwrap();
+        let mut header = map.header().clone();
+        (header.boot_id, header.record) = (Uuid::nil(), map.record());
+        drop(map);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let header = header.encode();
+        bytes[..header.len()].copy_from_slice(&header);
+        std::fs::write(&path, bytes).unwrap();
+        let debt = adopt(&path);
+        let peer = Peer::new(0).unwrap();
+        assert_eq!(debt.map().dirty_extents(peer), 2);
+        assert!(debt.map().record().suspect.contains(peer));
+    }
 }

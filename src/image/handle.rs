@@ -49,8 +49,8 @@ struct Watch {
     lags: Vec<Lag>,
     /// A healer's report is no reason to look before.
     next_look: Instant,
-    /// Nor to have the marks stored again.
-    next_remark: Instant,
+    /// Nor to have the marks stored again; by the clock of the session's threads.
+    next_remark: Duration,
 }
 
 impl SessionHandle {
@@ -74,7 +74,7 @@ impl SessionHandle {
             watch: Arc::new(Mutex::new(Watch {
                 lags: shape.peers().iter().map(|_| Lag::new(now)).collect(),
                 next_look: now,
-                next_remark: now,
+                next_remark: Duration::ZERO,
             })),
         };
         // Whether there is a debt of old is known only before the first write.
@@ -191,7 +191,7 @@ impl SessionHandle {
     /// own again. Not more often than [`REMARK_PAUSE`], for it takes AFR's data lock.
     fn ask_for_marks(&self) {
         let mut watch = locked(&self.watch);
-        let now = Instant::now();
+        let now = self.threads.now();
         if now >= watch.next_remark {
             watch.next_remark = now + REMARK_PAUSE;
             // To a session that is over it makes no difference.

@@ -335,7 +335,11 @@ impl Runner {
             }
             self.mark_local_file();
         }
-        self.machine.step(Event::MarkRoundOver)
+        let actions = self.machine.step(Event::MarkRoundOver);
+        if self.machine.phase() == &Phase::Dirty {
+            self.note_unguarded(false);
+        }
+        actions
     }
 
     /// The local brick's process is away, so nobody else changes the attributes of

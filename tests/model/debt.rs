@@ -38,6 +38,7 @@ impl Map {
             stamp: self.stamp.into(),
             previous: self.previous.into(),
             suspect: Peers::NONE,
+            unguarded: false,
         }
     }
 

@@ -1,14 +1,18 @@
 //! What happens between two steps of the threads: news travels, guests and clients
 //! write, stock heal heals, daemons start, and what failed comes back.
 
+use bypass_blk::image::machine::Phase;
+
 use super::brick::BRICKS;
+use super::promotion::{self, Promoting};
 use super::sim::Sim;
-use super::world::World;
+use super::world::{Layout, Serving, World};
 use super::{daemon, fault, healer};
 
 /// What may happen in a schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
+    pub layout: Layout,
     /// Faults still to come.
     pub faults: usize,
     /// Where daemons start.
@@ -21,6 +25,13 @@ pub struct Plan {
     pub clients_fail: bool,
     /// Stock heal runs all the time.
     pub stock: bool,
+    /// Healers get stuck, and their sessions end meanwhile.
+    pub outlived: bool,
+    /// The session at home is cut off while nothing is marked, or in the middle of storing
+    /// marks, and another one begins.
+    pub overtaken: bool,
+    /// A host with the newest data fails, and another copy is promoted; so often.
+    pub promotes: usize,
     /// Nothing is started or broken: all comes to an end.
     pub calm: bool,
 }
@@ -34,10 +45,23 @@ pub fn act(sim: &Sim, plan: &mut Plan) {
         guests(&mut world, plan);
         others(&mut world, plan);
         world.check_unaccused();
+        // Else a peer may have what others wrote.
+        if !plan.rivals && !plan.overtaken && !plan.clients && !plan.stock {
+            world.check_clean();
+        }
     }
     if !plan.calm {
         start_something(sim, plan);
-        mend_something(sim);
+        if plan.outlived {
+            outlive(sim);
+        }
+        if plan.overtaken {
+            overtake(sim, plan);
+        }
+        if plan.promotes > 0 {
+            give_up_a_host(sim, plan);
+        }
+        mend_something(sim, plan);
         fault::break_something(sim, plan);
     }
 }
@@ -48,7 +72,7 @@ fn news(world: &mut World) {
         let gone = world
             .conns
             .iter()
-            .filter(|(_, c)| c.client && (c.cut || !c.server));
+            .filter(|(_, c)| c.client && (c.cut || !c.server) && c.deaf <= world.steps);
         let gone: Vec<_> = gone.map(|(id, _)| *id).collect();
         if let Some(id) = world.rng.pick(&gone) {
             world.client_notices(id);
@@ -70,11 +94,12 @@ fn news(world: &mut World) {
 }
 
 fn guests(world: &mut World, plan: &Plan) {
-    for host in 0..BRICKS {
+    for host in 0..world.bricks.len() {
         if world.rng.chance(2)
             && let Some(mut serving) = world.hosts[host].serving.take()
         {
-            serving.guest.quiet ^= !plan.calm && world.rng.chance(80);
+            let cut_off = plan.overtaken && world.hosts[host].parted;
+            serving.guest.quiet ^= !plan.calm && !cut_off && world.rng.chance(80);
             serving.guest.step(host, world);
             world.hosts[host].serving = Some(serving);
         }
@@ -88,8 +113,10 @@ fn others(world: &mut World, plan: &Plan) {
         client.step(world);
         world.client = client;
     }
-    let begins = plan.stock && (plan.calm || world.rng.chance(30));
-    if world.rng.chance(6) && (begins || !world.stock.is_idle()) {
+    let soon = plan.calm || world.stuck_host().is_some();
+    let begins = plan.stock && (soon || world.rng.chance(30));
+    let often = if world.stuck_host().is_some() { 2 } else { 6 };
+    if world.rng.chance(often) && (begins || !world.stock.is_idle()) {
         let mut stock = std::mem::take(&mut world.stock);
         stock.step(world);
         world.stock = stock;
@@ -98,21 +125,19 @@ fn others(world: &mut World, plan: &Plan) {
 
 fn start_something(sim: &Sim, plan: &Plan) {
     let mut world = sim.world();
-    if !world.rng.chance(30) {
+    if !world.rng.chance(30) || world.promoting.is_some() {
         return;
     }
     let host = match plan.rivals && world.rng.chance(4) {
-        true => world.rng.below(BRICKS),
+        true => world.any_copy(),
         false => plan.home,
     };
     let on = &world.hosts[host];
-    let (free, serving) = (
-        on.up && on.daemon.is_none() && on.asking == 0,
-        on.serving.is_some(),
-    );
+    let overtaken = plan.overtaken && on.parted;
+    let (free, serving) = (on.is_free() && on.stuck == 0, on.serving.is_some());
     let healed = on.healer.is_some_and(|healer| sim.sched.is_alive(healer));
     let (close, heal) = (world.rng.chance(12), world.rng.chance(2));
-    if serving && close {
+    if serving && close && !overtaken {
         world.hosts[host].close = true;
     }
     drop(world);
@@ -123,14 +148,126 @@ fn start_something(sim: &Sim, plan: &Plan) {
     }
 }
 
-fn mend_something(sim: &Sim) {
+/// The healer of a host got stuck: its session ends, and others have the image.
+fn outlive(sim: &Sim) {
+    let mut world = sim.world();
+    let Some(host) = world.stuck_host() else {
+        return;
+    };
+    let (end, begin, other) = (world.rng.chance(10), world.rng.chance(30), world.any_copy());
+    let serves = world.hosts[host].serving.is_some();
+    // Not where AFR does not come out of it either.
+    if !serves && world.stock.is_idle() && world.rng.chance(50) {
+        let mut client = std::mem::take(&mut world.client);
+        client.toggle(host, &mut world);
+        world.client = client;
+    }
+    let alone = world.hosts.iter().all(|host| host.daemon.is_none());
+    let free = alone && other != host && world.hosts[other].is_free();
+    drop(world);
+    if serves && end {
+        fault::kill_daemon(sim, host);
+    } else if !serves && begin && free {
+        daemon::start(sim, other);
+    }
+}
+
+/// The session at home has written nothing since it was clean, or waits for its disk
+/// before it stores marks, and is cut off: another one may begin. When that has ended, the
+/// first is back.
+fn overtake(sim: &Sim, plan: &Plan) {
+    let mut world = sim.world();
+    if changes_marks(&world, plan.home) && world.rng.chance(8) {
+        world.tell(|| "killed and cut off while it changes marks".to_owned());
+        fault::part(&mut world, plan.home);
+        drop(world);
+        return fault::kill_daemon(sim, plan.home);
+    }
+    if !world.rng.chance(15) {
+        return;
+    }
+    let (host, other) = (plan.home, world.any_copy());
+    let clean = |s: &Serving| s.guest.is_idle() && s.handle.snapshot().phase == Phase::Unmarked;
+    let alone = (0..world.bricks.len()).all(|h| h == host || world.hosts[h].daemon.is_none());
+    let wrote = world.landed.iter().sum::<u64>() > world.landed[host];
+    let (close, back) = (world.rng.chance(6), world.rng.chance(3));
+    let on = &world.hosts[host];
+    if on.parted && alone && wrote && back {
+        world.hosts[host].parted = false;
+    } else if other != host && world.hosts[other].serving.is_some() && close {
+        world.hosts[other].close = true;
+    } else if !on.parted && (on.slow > 0 || on.serving.as_ref().is_some_and(clean)) {
+        world.tell(|| format!("host {host} is cut off"));
+        fault::part(&mut world, host);
+    } else if on.parted && alone && other != host && world.hosts[other].is_free() {
+        drop(world);
+        daemon::start(sim, other);
+    }
+}
+
+/// Some bricks have the marks that a session stores or removes, and some do not.
+fn changes_marks(world: &World, host: usize) -> bool {
+    let serving = world.hosts[host].serving.as_ref();
+    let rows = world.bricks.iter().map(|brick| brick.row.pending);
+    let differ = rows
+        .zip(world.bricks.iter().skip(1))
+        .any(|(row, next)| row != next.row.pending);
+    differ && serving.is_some_and(|_| fault::is_marking(world))
+}
+
+/// The session at home is cut off, and another one's guest wrote.
+pub fn is_overtaken(world: &World, plan: &Plan) -> bool {
+    let on = &world.hosts[plan.home];
+    let clean = |s: &Serving| s.guest.is_idle() && s.handle.snapshot().phase == Phase::Unmarked;
+    let stale = world.oracle.missing(&world.bricks[plan.home].cache);
+    on.parted && on.serving.as_ref().is_some_and(clean) && stale.is_some()
+}
+
+/// The host of the only copy that is not stale burns, as far as the operator knows. Or
+/// the promotion of another copy, which was cut short, is begun anew.
+fn give_up_a_host(sim: &Sim, plan: &mut Plan) {
+    let mut world = sim.world();
+    if world.promoting.is_some() {
+        drop(world);
+        return promotion::go_on(sim);
+    }
+    let copies = world.copies();
+    let accused = |copy: usize| world.bricks.iter().any(|b| b.row.pending[copy] != 0);
+    let fresh: Vec<_> = copies.iter().copied().filter(|&c| !accused(c)).collect();
+    let others: Vec<_> = (0..world.bricks.len())
+        .filter(|b| !fresh.contains(b))
+        .collect();
+    let up = others
+        .iter()
+        .all(|&b| world.hosts[b].up && world.bricks[b].up);
+    let stale: Vec<_> = copies.iter().copied().filter(|&c| accused(c)).collect();
+    let may = fresh.len() == 1 && up && world.is_quorum(&others) && world.hosts[fresh[0]].up;
+    if !may || !world.rng.chance(60) {
+        return;
+    }
+    let (lost, host) = (fresh[0], world.rng.pick(&stale));
+    let Some(host) = host else { return };
+    plan.promotes -= 1;
+    world.tell(|| format!("host {lost} is given up for the copy of {host}"));
+    world.promoting = Some(Promoting { host, lost });
+    drop(world);
+    fault::crash(sim, lost);
+    copies
+        .into_iter()
+        .for_each(|copy| fault::kill_daemon(sim, copy));
+}
+
+fn mend_something(sim: &Sim, plan: &Plan) {
     let mut world = sim.world();
     if !world.rng.chance(40) {
         return;
     }
-    let host = world.rng.below(BRICKS);
+    let host = world.any_brick();
+    if world.is_given_up(host) {
+        return;
+    }
     if world.rng.chance(3) {
-        world.hosts[host].parted = false;
+        world.hosts[host].parted &= plan.overtaken;
     } else {
         mend(&mut world, host);
     }
@@ -145,11 +282,14 @@ fn mend(world: &mut World, host: usize) {
     }
 }
 
-/// Everything is back.
+/// Everything is back, but what was given up.
 pub fn mend_all(sim: &Sim) {
     let mut world = sim.world();
     world.client.cut = [false; BRICKS];
-    for host in 0..BRICKS {
+    for host in 0..world.bricks.len() {
+        if world.is_given_up(host) {
+            continue;
+        }
         world.hosts[host].parted = false;
         mend(&mut world, host);
     }

@@ -8,7 +8,7 @@ use bypass_blk::image::holder::Holder;
 
 use super::rng::Rng;
 
-/// Bricks of the replica set; each is on a host of its own.
+/// Bricks of a replica set, at most; each is on a host of its own.
 pub const BRICKS: usize = 3;
 /// Bytes of an extent.
 pub const EXTENT: u64 = 4096;
@@ -70,6 +70,8 @@ pub struct Row {
 }
 
 pub struct Brick {
+    /// It is no arbiter.
+    pub has_data: bool,
     /// Its process runs.
     pub up: bool,
     /// How often the process was started.
@@ -92,11 +94,12 @@ pub struct Brick {
 }
 
 impl Brick {
-    pub fn new() -> Self {
+    pub fn new(has_data: bool) -> Self {
         let file = rustix::fs::memfd_create("bypass-sim", rustix::fs::MemfdFlags::CLOEXEC);
         let file = File::from(file.unwrap());
         file.set_len(SIZE).unwrap();
         Self {
+            has_data,
             up: true,
             life: 0,
             cache: vec![0; SECTORS],
@@ -112,6 +115,9 @@ impl Brick {
     }
 
     pub fn write(&mut self, sector: usize, version: Version) {
+        if !self.has_data {
+            return;
+        }
         self.changes += 1;
         self.set(sector, version);
         self.since[sector].push(version);
@@ -133,6 +139,12 @@ impl Brick {
     /// A crash would take something away.
     pub fn is_unsynced(&self) -> bool {
         self.since.iter().any(|since| !since.is_empty())
+    }
+
+    /// Whatever fails, this sector holds that.
+    pub fn surely_holds(&self, sector: usize, version: Version) -> bool {
+        let since = self.since[sector].iter();
+        since.chain([&self.disk[sector]]).all(|v| *v == version)
     }
 
     /// Data and counters are on the disk.

@@ -92,13 +92,13 @@ impl Client {
     }
 
     fn begin(&self, world: &mut World) -> Option<Write> {
-        let up: Vec<_> = (0..BRICKS)
+        let up: Vec<_> = (0..world.bricks.len())
             .filter(|&b| world.bricks[b].up && !self.cut[b])
             .collect();
         let first = world.rng.below(SECTORS);
         let sectors = (first..(first + 4).min(SECTORS)).filter(|s| !is_guests(*s));
         let sectors: Vec<_> = sectors.collect();
-        if 2 * up.len() <= BRICKS || sectors.is_empty() {
+        if !world.is_quorum(&up) || sectors.is_empty() {
             return None;
         }
         let locked = up
@@ -106,21 +106,21 @@ impl Client {
             .all(|&b| world.bricks[b].try_lock(lock_of(&sectors)));
         // What it read before is as good: a brick that went makes it read again.
         let accused = |copy: usize| up.iter().any(|&b| world.bricks[b].row.pending[copy] != 0);
-        if !locked || up.iter().all(|&copy| accused(copy)) {
+        let good = |copy: usize| world.bricks[copy].has_data && !accused(copy);
+        if !locked || !up.iter().any(|&copy| good(copy)) {
             up.iter().for_each(|&b| world.bricks[b].release(CLIENT));
             return None;
         }
+        let good = [0, 1, 2].map(|copy| up.contains(&copy) && good(copy));
         world.next_version += 1;
         let version = world.next_version;
         world.tell(|| format!("client: begins {version} {sectors:?} on {up:?}"));
-        let mut failed = [true; BRICKS];
-        up.iter().for_each(|&b| failed[b] = false);
         Some(Write {
             sectors,
             version,
             lives: world.lives(),
-            failed,
-            good: [0, 1, 2].map(|copy| !accused(copy)),
+            failed: [0, 1, 2].map(|b| b < world.bricks.len() && !up.contains(&b)),
+            good,
             accused: [false; BRICKS],
             phase: Phase::Count,
             left: up,
@@ -145,16 +145,17 @@ fn go_on(mut write: Write, world: &mut World) -> Option<Write> {
         }
         return Some(write);
     }
-    let well: Vec<_> = (0..BRICKS).filter(|&b| !write.failed[b]).collect();
+    let all = 0..world.bricks.len();
+    let well: Vec<_> = all.clone().filter(|&b| !write.failed[b]).collect();
     // On stale copies alone it has failed (`in_flight_sb`).
-    let enough = 2 * well.len() > BRICKS && well.iter().any(|&b| write.good[b]);
+    let enough = world.is_quorum(&well) && well.iter().any(|&b| write.good[b]);
     write.phase = match write.phase {
         Phase::Count if enough => Phase::Write,
         Phase::Write if enough => Phase::Sync,
         Phase::Sync if enough => Phase::CountAway,
         // It is over; or cut short, and the count stays.
         _ => {
-            (0..BRICKS).for_each(|b| world.bricks[b].release(CLIENT));
+            all.for_each(|b| world.bricks[b].release(CLIENT));
             return None;
         }
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bypass_blk::image::dirty::ExtentSize;
+use bypass_blk::image::dirty::{DirtyMap, ExtentSize};
 use bypass_blk::image::error::Names;
 use bypass_blk::image::holder::Holder;
 use bypass_blk::image::open::{FenceWish, Terms};
@@ -12,13 +12,13 @@ use bypass_blk::image::port::{BrickPort, Fence};
 use bypass_blk::image::session::{Ending, MapPlace, Session, Setup};
 use bypass_blk::image::threads::Threads;
 
-use super::brick::{BRICKS, EXTENT};
+use super::brick::EXTENT;
 use super::guest::Guest;
 use super::local::SimLocal;
 use super::port::SimPort;
 use super::sched::{self, Process};
 use super::sim::Sim;
-use super::world::{Serving, shape};
+use super::world::Serving;
 
 /// How long a write waits for a quorum: about as long as a short partition.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(4);
@@ -41,12 +41,7 @@ pub fn start(sim: &Sim, host: usize) {
 }
 
 fn serve(sim: &Sim, host: usize, process: Process) {
-    let me = Holder {
-        host: format!("host{host}"),
-        pid: process as u32,
-        since: UNIX_EPOCH,
-        session: sim.world().rng.uuid(),
-    };
+    let me = holder(sim, host, process);
     let threads = Threads::simulated(Arc::new(sched::Threads {
         sched: sim.sched.clone(),
         process,
@@ -91,6 +86,7 @@ fn serve(sim: &Sim, host: usize, process: Process) {
             process,
             session: me.session,
             handle: session.handle(),
+            map: DirtyMap::attach(&sim.map(host)).unwrap(),
             guest: Guest::new(session.gate()),
         });
     }
@@ -115,7 +111,8 @@ fn serve(sim: &Sim, host: usize, process: Process) {
     }
 }
 
-fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
+/// A process's ways to all bricks.
+pub fn ports(sim: &Sim, host: usize, process: Process, me: &Holder) -> Vec<Box<dyn BrickPort>> {
     let port = |brick| -> Box<dyn BrickPort> {
         Box::new(SimPort {
             sim: sim.clone(),
@@ -124,18 +121,35 @@ fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
             brick,
             me: me.clone(),
             conn: None,
+            data_locked: false,
         })
     };
+    let bricks = sim.world().bricks.len();
+    (0..bricks).map(port).collect()
+}
+
+/// Who a process says it is.
+pub fn holder(sim: &Sim, host: usize, process: Process) -> Holder {
+    Holder {
+        host: format!("host{host}"),
+        pid: process as u32,
+        since: UNIX_EPOCH,
+        session: sim.world().rng.uuid(),
+    }
+}
+
+fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
+    let shape = sim.world().shape(host);
     Setup {
-        shape: shape(host),
+        shape,
         names: Names {
             volume: "gv0".to_owned(),
-            bricks: (0..BRICKS)
+            bricks: (0..shape.bricks)
                 .map(|brick| format!("host{brick}:/brick"))
                 .collect(),
         },
-        ports: (0..BRICKS).map(port).collect(),
-        pending_names: vec![String::new(); BRICKS],
+        ports: ports(sim, host, process, me),
+        pending_names: vec![String::new(); shape.bricks],
         me: me.clone(),
         terms: Terms {
             read_only: false,

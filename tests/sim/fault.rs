@@ -5,10 +5,13 @@ use bypass_blk::image::dirty::geometry::WORDS_AT;
 use bypass_blk::image::dirty::header::{Header, LEN};
 
 use super::act::Plan;
-use super::brick::{BRICKS, Domain, Held};
+use super::brick::{Domain, Held};
 use super::rng::Rng;
 use super::sim::Sim;
 use super::world::World;
+
+/// Within so many steps a client finds out that nobody answers any more.
+const DEAF: usize = 1000;
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
@@ -29,11 +32,16 @@ fn targets(world: &World) -> (Vec<usize>, Vec<usize>) {
     let heals = world.conns.values().filter(|conn| conn.heals);
     let healed = heals.map(|conn| conn.brick);
     (
-        (0..BRICKS).filter(marked).collect(),
+        (0..world.bricks.len()).filter(marked).collect(),
         healed
             .filter(|brick| world.bricks[*brick].is_unsynced())
             .collect(),
     )
+}
+
+/// Marks are being changed somewhere.
+pub fn is_marking(world: &World) -> bool {
+    !targets(world).0.is_empty()
 }
 
 fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
@@ -48,7 +56,7 @@ fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
     plan.faults -= 1;
     let anywhere = match world.rng.chance(2) {
         true => plan.home,
-        false => world.rng.below(BRICKS),
+        false => world.any_brick(),
     };
     let host = target.filter(|_| world.rng.chance(2)).unwrap_or(anywhere);
     let mut faults = vec![
@@ -94,11 +102,7 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
             }
         }
         Fault::Parting(host) => {
-            let mut world = sim.world();
-            world.hosts[host].parted = true;
-            for conn in world.conns.values_mut() {
-                conn.cut |= conn.host != conn.brick && (conn.host == host || conn.brick == host);
-            }
+            part(&mut sim.world(), host);
         }
         Fault::Client(brick) => {
             let mut world = sim.world();
@@ -106,6 +110,19 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
             client.toggle(brick, &mut world);
             world.client = client;
         }
+    }
+}
+
+/// The network between a host and all others fails.
+pub fn part(world: &mut World, host: usize) {
+    world.hosts[host].parted = true;
+    let (steps, rng) = (world.steps, &mut world.rng);
+    for conn in world.conns.values_mut() {
+        let lost = conn.host != conn.brick && (conn.host == host || conn.brick == host);
+        if lost && !conn.cut && rng.chance(3) {
+            conn.deaf = steps + rng.below(DEAF) as u64;
+        }
+        conn.cut |= lost;
     }
 }
 

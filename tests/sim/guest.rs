@@ -121,6 +121,7 @@ impl Guest {
         for sector in write.guests() {
             world.bricks[host].write(sector, write.version);
         }
+        world.landed[host] += 1;
         world.check_marked(host);
     }
 

@@ -1,36 +1,27 @@
-//! A healer's process: the real engine, one thread a peer, for the session that its
-//! host had when it began.
+//! A healer's process: the real follower, engines and all, of the session that its host
+//! had when it began.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bypass_blk::image::copy_lock;
-use bypass_blk::image::dirty::{DirtyMap, Healer, Peer};
+use bypass_blk::image::dirty::{DirtyMap, Peer};
+use bypass_blk::image::error::LocalError;
+use bypass_blk::image::handle::SessionHandle;
 use bypass_blk::image::heal::{
-    Engine, HealPeer, HealReport, Hint, LinkError, Options, PeerError, Unmarked,
+    Copies, FollowOptions, Follower, HealPeer, HealReport, Hint, Job, LinkError, PeerError,
+    SessionLink, Unmarked,
 };
+use bypass_blk::image::threads::Threads;
 use uuid::Uuid;
 
 use super::brick::{Domain, EXTENT, Held};
 use super::peer::SimPeer;
-use super::sched::{Process, Threads};
+use super::sched::{self, Process};
 use super::sim::Sim;
-use super::world::shape;
-
-/// Between two looks at the session.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// Which session it heals for.
-#[derive(Clone)]
-struct Job {
-    sim: Sim,
-    host: usize,
-    /// The session's daemon.
-    daemon: Process,
-    session: Uuid,
-    process: Process,
-}
+use super::world::GFID;
 
 /// Starts one on `host`, if a session is served there.
 pub fn start(sim: &Sim, host: usize) {
@@ -43,167 +34,143 @@ pub fn start(sim: &Sim, host: usize) {
     };
     let own = sim.clone();
     let process = sim.start(&format!("healer-{host}"), move |process| {
-        let job = Job {
+        let healing = Arc::new(Healing {
             sim: own,
             host,
             daemon,
             session,
             process,
-        };
-        job.begin();
+        });
+        follow(&healing);
     });
     sim.world().hosts[host].healer = Some(process);
 }
 
-impl Job {
-    fn begin(&self) {
-        let map = DirtyMap::attach(&self.sim.map(self.host));
-        let Ok(healer) = map.and_then(|map| Healer::claim(Arc::new(map))) else {
-            return;
-        };
-        let healer = Arc::new(healer);
-        let peers: Vec<_> = shape(self.host).peers().iter().collect();
-        for (index, brick) in peers.into_iter().enumerate() {
-            let (job, healer) = (self.clone(), healer.clone());
-            let name = format!("heal-{}-{brick}", self.host);
-            let body = Box::new(move || job.follow(index, brick, &healer));
-            self.sim.sched.spawn(self.process, &name, body).unwrap();
-        }
-    }
+/// Until the session is over. An image that cannot be healed now is left to the next.
+fn follow(healing: &Arc<Healing>) {
+    let threads = Threads::simulated(Arc::new(sched::Threads {
+        sched: healing.sim.sched.clone(),
+        process: healing.process,
+    }));
+    let options = FollowOptions {
+        window: 3 * EXTENT,
+        // A brick that gave a connection up has done, or never does, what that sent.
+        quiet: Duration::ZERO,
+        threads,
+        ..FollowOptions::default()
+    };
+    let copies = healing.clone();
+    let follower = Follower::start_with(healing.clone(), &options, move |_| copies);
+    let ended = follower.and_then(Follower::join);
+    let host = healing.host;
+    let world = healing.sim.world();
+    world.tell(|| format!("healer on {host}: {ended:?}"));
+}
 
-    fn pause(&self) {
-        self.sim.sched.wait(&mut || false, Some(PAUSE));
-    }
+/// Which session it heals for, and from where.
+struct Healing {
+    sim: Sim,
+    host: usize,
+    /// The session's daemon.
+    daemon: Process,
+    session: Uuid,
+    process: Process,
+}
 
-    /// Heals one peer until the session is over.
-    fn follow(&self, index: usize, brick: usize, healer: &Arc<Healer>) {
-        while let Some(hint) = self.report() {
-            if hint.held.get(index) == Some(&true)
-                && let Ok(peer) = self.connect(brick)
-            {
-                let conn = peer.conn;
-                let _ = self.heal(index, healer, peer);
-                self.sim.world().hang_up(conn);
-            }
-            self.pause();
-        }
-    }
-
-    /// Connects, takes the copy lock, and only then looks whether the session has the
-    /// brick.
-    fn connect(&self, brick: usize) -> Result<SimPeer, PeerError> {
-        self.sim.sched.step();
-        let mut world = self.sim.world();
-        // The pause before the first copy is long enough for what an earlier
-        // connection left with the brick.
-        let old = world
-            .conns
-            .iter()
-            .filter(|(_, c)| c.heals && c.host == self.host && c.brick == brick);
-        let old: Vec<_> = old.map(|(id, _)| *id).collect();
-        old.into_iter().for_each(|id| world.server_notices(id));
-        let conn = world.connect(self.process, self.host, brick);
-        drop(world);
-        let away = || PeerError::NoImage {
-            peer: "no connection".to_owned(),
-        };
-        let conn = conn.ok_or_else(away)?;
-        if let Some(conn) = self.sim.world().conns.get_mut(&conn) {
-            conn.heals = true;
-        }
-        let peer = SimPeer {
-            sim: self.sim.clone(),
-            brick,
-            conn,
-        };
-        let byte = copy_lock::byte_of(self.session);
-        let lock = Held {
-            first: byte,
-            last: byte,
-            ..Held::whole(conn, Domain::Copy)
-        };
-        let taken = peer.take(lock);
-        if taken? && peer.holder()? == Some(self.session) {
-            return Ok(peer);
-        }
-        peer.close();
-        Err(away())
-    }
-
-    fn heal(&self, index: usize, healer: &Arc<Healer>, peer: SimPeer) -> Option<()> {
-        let file = self.sim.world().bricks[self.host].file.try_clone().ok()?;
-        let clock = Arc::new(Threads {
-            sched: self.sim.sched.clone(),
-            process: self.process,
-        });
-        let options = Options {
-            window: 3 * EXTENT,
-            quiet: Duration::ZERO,
-            clock,
-            ..Options::default()
-        };
-        let id = Peer::new(index)?;
-        let compare_first = options.compare_first.clone();
-        let mut engine = Engine::new(healer.clone(), id, Arc::new(file), Box::new(peer), options);
-        loop {
-            let hint = self.report()?;
-            if hint.held.get(index) != Some(&true) {
-                return None;
-            }
-            compare_first.store(hint.suspect.get(index) == Some(&true), Ordering::Relaxed);
-            let dirty = healer.map().next_dirty(id, 0).is_some();
-            if dirty && hint.marked && engine.run_pass().is_err_and(|error| error.lost_peer()) {
-                return None;
-            }
-            if hint.removable {
-                self.unmark()?;
-            }
-            self.pause();
-        }
-    }
-
-    /// `None`: the session is over.
-    fn report(&self) -> Option<Hint> {
-        let report = HealReport::default();
-        let hint = self.ask(|handle| handle.report(&report));
-        hint?.ok()
-    }
-
-    fn unmark(&self) -> Option<()> {
-        let answer = self.ask(|handle| handle.unmark())?;
-        let mut world = self.sim.world();
-        world.tell(|| format!("healer on {}: {answer:?}", self.host));
-        match answer {
-            Ok(Unmarked::All | Unmarked::Some { .. }) => world.unmarked += 1,
-            Ok(Unmarked::NotYet { .. }) | Err(LinkError::Failed(_)) => {}
-            Err(LinkError::Ended(_)) => return None,
-        }
-        Some(())
-    }
-
+impl Healing {
     /// Over the link to the session, which is closed with its daemon.
-    fn ask<T>(
-        &self,
-        question: impl FnOnce(&bypass_blk::image::handle::SessionHandle) -> T,
-    ) -> Option<T> {
+    fn ask<T>(&self, question: impl FnOnce(&SessionHandle) -> T) -> Result<T, LinkError> {
         self.sim.sched.step();
         let mut world = self.sim.world();
         let host = &mut world.hosts[self.host];
         let serving = host.serving.as_ref().filter(|s| s.process == self.daemon);
-        let handle = serving.map(|s| s.handle.clone())?;
+        let handle = serving.map(|s| s.handle.clone());
+        let handle = handle.ok_or_else(|| LinkError::Ended("its daemon is gone".to_owned()))?;
         host.asking += 1;
         drop(world);
         let asking = Asking(self);
         let answer = question(&handle);
         drop((handle, asking));
-        Some(answer)
+        Ok(answer)
     }
 }
 
-struct Asking<'a>(&'a Job);
+struct Asking<'a>(&'a Healing);
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         self.0.sim.world().hosts[self.0.host].asking -= 1;
+    }
+}
+
+impl SessionLink for Healing {
+    fn job(&self) -> Result<Job, LinkError> {
+        let peers = self.ask(SessionHandle::peer_children)?;
+        Ok(Job {
+            volume: "gv0".to_owned(),
+            image: "/image".to_owned(),
+            gfid: GFID,
+            session: self.session,
+            server: String::new(),
+            port: 0,
+            local_path: PathBuf::new(),
+            local: self.host,
+            map: self.sim.map(self.host),
+            peers,
+        })
+    }
+
+    fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
+        self.ask(|session| session.report(report))?
+    }
+
+    fn unmark(&self) -> Result<Unmarked, LinkError> {
+        let answer = self.ask(SessionHandle::unmark)?;
+        let mut world = self.sim.world();
+        world.tell(|| format!("healer on {}: {answer:?}", self.host));
+        world.unmarked += u64::from(matches!(answer, Ok(Unmarked::All | Unmarked::Some { .. })));
+        answer
+    }
+}
+
+impl Copies for Healing {
+    fn local(&self) -> Result<File, LocalError> {
+        let file = self.sim.world().bricks[self.host].file.try_clone();
+        file.map_err(|source| LocalError::Io {
+            what: "open",
+            path: PathBuf::new(),
+            source,
+        })
+    }
+
+    /// Connects, takes the copy lock, and only then looks whether the session has the
+    /// brick.
+    fn connect(&self, map: &DirtyMap, peer: Peer) -> Result<Box<dyn HealPeer>, PeerError> {
+        let child = self
+            .sim
+            .world()
+            .shape(self.host)
+            .peers()
+            .iter()
+            .nth(peer.index());
+        let brick = child.ok_or_else(|| PeerError::NoBrick {
+            volume: map.path().display().to_string(),
+            child: peer.index(),
+        })?;
+        self.sim.sched.step();
+        let peer = SimPeer::connect(&self.sim, self.process, self.host, brick)?;
+        let byte = copy_lock::byte_of(self.session);
+        let name = peer.name().to_owned();
+        if !peer.take(Held {
+            first: byte,
+            last: byte,
+            ..Held::whole(peer.owner(), Domain::Copy)
+        })? {
+            return Err(PeerError::CopyLocked { peer: name });
+        }
+        match peer.holder()? {
+            Some(holder) if holder.session == self.session => Ok(Box::new(peer)),
+            holder => Err(PeerError::NotHeld { peer: name, holder }),
+        }
     }
 }

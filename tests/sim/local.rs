@@ -1,11 +1,16 @@
 //! The local copy, as a session sees it past its brick's process.
 
+use std::time::Duration;
+
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::error::LocalError;
 use bypass_blk::image::local::{Local, Watch};
 
 use super::brick::SIZE;
 use super::sim::Sim;
+
+/// A part of the time that a slow flush takes.
+const SLOW: Duration = Duration::from_secs(4);
 
 pub struct SimLocal {
     pub sim: Sim,
@@ -29,6 +34,33 @@ impl Local for SimLocal {
             host: self.host,
             baseline: self.sim.world().bricks[self.host].changes,
         }))
+    }
+}
+
+/// As long as a flush takes its time.
+struct Slow<'a>(&'a SimWatch);
+
+impl Drop for Slow<'_> {
+    fn drop(&mut self) {
+        self.0.sim.world().hosts[self.0.host].slow -= 1;
+    }
+}
+
+impl SimWatch {
+    /// Now and then a flush takes long.
+    fn dawdle(&self) {
+        let mut world = self.sim.world();
+        let slow = world.slow_flushes == Some(self.host) && world.rng.chance(4);
+        if !slow {
+            drop(world);
+            return self.sim.sched.step();
+        }
+        world.tell(|| format!("host {}: its flush takes long", self.host));
+        world.hosts[self.host].slow += 1;
+        let limit = SLOW * (1 + world.rng.below(8) as u32);
+        drop(world);
+        let _slow = Slow(self);
+        self.sim.sched.wait(&mut || false, Some(limit));
     }
 }
 
@@ -64,7 +96,7 @@ impl Watch for SimWatch {
     }
 
     fn sync(&self) -> Result<(), LocalError> {
-        self.sim.sched.step();
+        self.dawdle();
         let mut world = self.sim.world();
         world.tell(|| format!("host {} flushes its file", self.host));
         world.bricks[self.host].fsync();

@@ -27,6 +27,8 @@ pub struct Conn {
     pub server: bool,
     /// Nothing gets through any more.
     pub cut: bool,
+    /// Before this step the client does not learn of it, unless it asks for something.
+    pub deaf: u64,
     pub lost: Option<Lost>,
     pub late: Vec<Late>,
     /// A healer's.
@@ -52,6 +54,7 @@ impl World {
             client: true,
             server: true,
             cut: false,
+            deaf: 0,
             lost: None,
             late: Vec::new(),
             heals: false,
@@ -116,13 +119,20 @@ impl World {
         self.forget(id);
     }
 
-    /// A brick's process is gone with what it had not done.
+    /// A brick's process is gone with what it had not done. Its own host hears of it at
+    /// once.
     pub fn server_dies(&mut self, brick: usize) {
+        let own = self
+            .conns
+            .iter()
+            .filter(|(_, c)| c.host == brick && c.brick == brick);
+        let own: Vec<_> = own.map(|(id, _)| *id).collect();
         for conn in self.conns.values_mut().filter(|c| c.brick == brick) {
             conn.late.clear();
             conn.server = false;
             conn.cut = true;
         }
+        own.into_iter().for_each(|id| self.client_notices(id));
         self.conns.retain(|_, conn| conn.client || conn.server);
     }
 

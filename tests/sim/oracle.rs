@@ -69,6 +69,12 @@ impl Oracle {
         }
     }
 
+    /// What only others had is given up.
+    pub fn promoted(&mut self, host: usize, copy: &[Version]) {
+        self.host = None;
+        self.opened(host, copy);
+    }
+
     /// The first of the guest's sectors where something is missing.
     pub fn missing(&self, copy: &[Version]) -> Option<String> {
         let mut sectors = self.sectors.iter().zip(copy).enumerate();

@@ -6,21 +6,44 @@ use std::time::Duration;
 
 use bypass_blk::gluster::StrongChecksum;
 use bypass_blk::image::heal::{Answer, HealPeer, PeerError};
+use bypass_blk::image::holder::Holder;
 use sha2::{Digest, Sha256};
 
 use super::brick::{Domain, Held, Owner, SECTOR, SIZE, bytes_of, version_of};
 use super::net::Late;
+use super::sched::Process;
 use super::sim::Sim;
 use super::world::World;
 
-/// Long enough for a session to end and another to begin.
-const STUCK: Duration = Duration::from_secs(8);
+/// Long enough for a session to end, for another to begin and for its guest to write.
+const STUCK: Duration = Duration::from_secs(32);
+/// Not much happens meanwhile.
+const SHORT: Duration = Duration::from_secs(8);
+/// How rarely a call gets stuck.
+pub const RARELY: usize = 200;
+/// The call before which a healer holds nothing but its copy lock.
+const LOCK: &str = "lock data";
+/// So much is written elsewhere before a healer that got stuck goes on.
+const WRITES: u64 = 8;
+
+/// The end of a connection to one brick; goes with it.
+pub struct SimPeer(Wire);
 
 #[derive(Clone)]
-pub struct SimPeer {
-    pub sim: Sim,
-    pub brick: usize,
-    pub conn: Owner,
+struct Wire {
+    sim: Sim,
+    host: usize,
+    brick: usize,
+    conn: Owner,
+}
+
+/// As long as a call is stuck.
+struct Stuck<'a>(&'a Wire);
+
+impl Drop for Stuck<'_> {
+    fn drop(&mut self) {
+        self.0.sim.world().hosts[self.0.host].stuck -= 1;
+    }
 }
 
 fn away() -> PeerError {
@@ -35,8 +58,57 @@ fn sectors(range: &Range<u64>) -> Range<usize> {
 }
 
 impl SimPeer {
+    pub fn connect(
+        sim: &Sim,
+        process: Process,
+        host: usize,
+        brick: usize,
+    ) -> Result<Self, PeerError> {
+        let mut world = sim.world();
+        let conn = world.connect(process, host, brick).ok_or_else(away)?;
+        if let Some(conn) = world.conns.get_mut(&conn) {
+            conn.heals = true;
+        }
+        let sim = sim.clone();
+        Ok(Self(Wire {
+            sim,
+            host,
+            brick,
+            conn,
+        }))
+    }
+
+    /// As whom it takes locks.
+    pub fn owner(&self) -> Owner {
+        self.0.conn
+    }
+
+    /// Takes any lock, of the copy domain say.
+    pub fn take(&self, lock: Held) -> Result<bool, PeerError> {
+        let brick = self.0.brick;
+        self.0
+            .call("lock copy", |world| world.bricks[brick].try_lock(lock))
+    }
+
+    /// Whose record is there.
+    pub fn holder(&self) -> Result<Option<Holder>, PeerError> {
+        let brick = self.0.brick;
+        self.0.call("holder", |world| {
+            let record = world.bricks[brick].record.as_ref();
+            record.map(|(_, holder)| holder.clone())
+        })
+    }
+}
+
+impl Drop for SimPeer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Wire {
     fn call<T>(&self, what: &str, work: impl FnOnce(&mut World) -> T) -> Result<T, PeerError> {
-        self.dawdle();
+        self.dawdle(what);
         let mut world = self.sim.world();
         if !world.gets_through(self.conn) {
             return Err(away());
@@ -50,10 +122,26 @@ impl SimPeer {
     }
 
     /// Now and then a healer gets no further for a while.
-    fn dawdle(&self) {
-        let stuck = self.sim.world().rng.chance(200);
-        let limit = if stuck { STUCK } else { Duration::ZERO };
-        self.sim.sched.wait(&mut || false, Some(limit));
+    fn dawdle(&self, what: &str) {
+        let mut world = self.sim.world();
+        let odds = match what == LOCK {
+            true => world.stuck_odds,
+            false => RARELY,
+        };
+        if !world.rng.chance(odds) {
+            drop(world);
+            return self.sim.sched.step();
+        }
+        world.tell(|| format!("healer {} is stuck at brick {}", self.conn, self.brick));
+        world.hosts[self.host].stuck += 1;
+        let host = self.host;
+        let elsewhere = |world: &World| world.landed.iter().sum::<u64>() - world.landed[host];
+        let begin = elsewhere(&world);
+        let limit = if what == LOCK { STUCK } else { SHORT };
+        drop(world);
+        let _stuck = Stuck(self);
+        let mut over = || elsewhere(&self.sim.world()) >= begin + WRITES;
+        self.sim.sched.wait(&mut over, Some(limit));
     }
 
     fn lock_of(&self, range: &Range<u64>) -> Held {
@@ -62,19 +150,6 @@ impl SimPeer {
             last: range.end - 1,
             ..Held::whole(self.conn, Domain::Data)
         }
-    }
-
-    /// Takes any lock, of the copy domain say.
-    pub fn take(&self, lock: Held) -> Result<bool, PeerError> {
-        self.call("lock copy", |world| world.bricks[self.brick].try_lock(lock))
-    }
-
-    /// The session whose record is there.
-    pub fn holder(&self) -> Result<Option<uuid::Uuid>, PeerError> {
-        self.call("holder", |world| {
-            let record = world.bricks[self.brick].record.as_ref();
-            record.map(|(_, holder)| holder.session)
-        })
     }
 
     fn send(&self, offset: u64, versions: Vec<u64>) -> Result<Answer<()>, PeerError> {
@@ -111,39 +186,43 @@ impl HealPeer for SimPeer {
     }
 
     fn is_connected(&self) -> bool {
-        let world = self.sim.world();
-        world.conns.get(&self.conn).is_some_and(|conn| conn.client)
+        let world = self.0.sim.world();
+        world
+            .conns
+            .get(&self.0.conn)
+            .is_some_and(|conn| conn.client)
     }
 
     fn close(&self) {
-        self.sim.world().hang_up(self.conn);
+        self.0.sim.world().hang_up(self.0.conn);
     }
 
     fn size(&self) -> Result<u64, PeerError> {
-        self.call("size", |_| SIZE)
+        self.0.call("size", |_| SIZE)
     }
 
     fn own_mark(&self) -> Result<i32, PeerError> {
-        let brick = self.brick;
-        self.call("own mark", |world| world.bricks[brick].row.pending[brick])
+        let brick = self.0.brick;
+        self.0
+            .call("own mark", |world| world.bricks[brick].row.pending[brick])
     }
 
     fn truncate(&self, size: u64) -> Result<(), PeerError> {
-        self.call("truncate", |_| assert_eq!(size, SIZE))
+        self.0.call("truncate", |_| assert_eq!(size, SIZE))
     }
 
     fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
         let versions = data.chunks(SECTOR as usize).map(version_of);
-        self.send(offset, versions.collect())
+        self.0.send(offset, versions.collect())
     }
 
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
-        self.send(range.start, vec![0; sectors(&range).len()])
+        self.0.send(range.start, vec![0; sectors(&range).len()])
     }
 
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
-        let sum = self.call("checksum", |world| {
-            let versions = &world.bricks[self.brick].cache[sectors(&range)];
+        let sum = self.0.call("checksum", |world| {
+            let versions = &world.bricks[self.0.brick].cache[sectors(&range)];
             let mut sum = Sha256::new();
             versions.iter().for_each(|v| sum.update(bytes_of(*v)));
             StrongChecksum::Sha256(sum.finalize().into())
@@ -152,18 +231,20 @@ impl HealPeer for SimPeer {
     }
 
     fn fsync(&self) -> Result<(), PeerError> {
-        self.call("fsync", |world| world.bricks[self.brick].fsync())
+        self.0
+            .call("fsync", |world| world.bricks[self.0.brick].fsync())
     }
 
     fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
-        let lock = self.lock_of(&range);
-        self.call("lock data", |world| world.bricks[self.brick].try_lock(lock))
+        let lock = self.0.lock_of(&range);
+        self.0
+            .call(LOCK, |world| world.bricks[self.0.brick].try_lock(lock))
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
-        let lock = self.lock_of(&range);
-        self.call("unlock data", |world| {
-            world.bricks[self.brick].unlock(&lock)
+        let lock = self.0.lock_of(&range);
+        self.0.call("unlock data", |world| {
+            world.bricks[self.0.brick].unlock(&lock)
         })
     }
 }

@@ -20,6 +20,8 @@ pub struct SimPort {
     pub brick: usize,
     pub me: Holder,
     pub conn: Option<Owner>,
+    /// AFR's data lock is held through this connection.
+    pub data_locked: bool,
 }
 
 fn away() -> PortError {
@@ -62,6 +64,18 @@ impl SimPort {
     }
 }
 
+/// An accusation of a promoted copy by one that was given up is taken off, as
+/// `gluster_port.rs` does it.
+fn overrule(world: &mut World, host: usize, brick: usize) {
+    let accusation = world.bricks[brick].row.pending[host];
+    let promotion = world.hosts[host].promotion.as_ref();
+    if promotion.is_some_and(|promotion| promotion.overrules(brick, accusation)) {
+        world.tell(|| format!("brick {brick} no longer accuses the promoted copy"));
+        world.bricks[brick].change_row(|row| row.pending[host] = 0);
+        world.bricks[brick].fsync();
+    }
+}
+
 impl BrickPort for SimPort {
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
@@ -73,18 +87,22 @@ impl BrickPort for SimPort {
             conn.lost = Some(lost);
         }
         self.conn = Some(conn);
+        self.data_locked = false;
         Ok(())
     }
 
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
         let brick = self.brick;
-        self.call(&format!("lock {lock}"), |world, conn| {
+        let taken = self.call(&format!("lock {lock}"), |world, conn| {
             world.bricks[brick].try_lock(Self::lock_of(conn, lock))
-        })
+        })?;
+        self.data_locked |= taken && lock == Lock::Data;
+        Ok(taken)
     }
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
         let brick = self.brick;
+        self.data_locked &= lock != Lock::Data;
         self.call(&format!("unlock {lock}"), |world, conn| {
             world.bricks[brick].unlock(&Self::lock_of(conn, lock));
         })
@@ -121,13 +139,18 @@ impl BrickPort for SimPort {
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
-        let brick = self.brick;
+        let (host, brick) = (self.host, self.brick);
         self.call("probe", |world, _| {
+            overrule(world, host, brick);
             let row = world.bricks[brick].row;
             CopyState {
                 gfid: GFID,
-                size: SIZE,
-                pending: row.pending.to_vec(),
+                size: if world.bricks[brick].has_data {
+                    SIZE
+                } else {
+                    0
+                },
+                pending: row.pending[..world.bricks.len()].to_vec(),
                 dirty: row.dirty,
                 fenced: false,
             }
@@ -156,6 +179,9 @@ impl BrickPort for SimPort {
     }
 
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        if !self.data_locked {
+            return Err(away());
+        }
         let brick = self.brick;
         self.call(&format!("add {changes:?}"), |world, _| {
             world.bricks[brick].change_row(|row| {

@@ -8,7 +8,7 @@ use bypass_blk::image::machine::Phase;
 use super::act::{self, Plan};
 use super::brick::{BRICKS, Row, SECTORS};
 use super::sim::Sim;
-use super::{daemon, fault, healer};
+use super::{daemon, fault, healer, promotion};
 
 /// Steps until everything must have come to an end.
 const LONGEST: u64 = 40_000;
@@ -19,6 +19,7 @@ pub struct Figures {
     pub steps: u64,
     pub opened: u64,
     pub unmarked: u64,
+    pub promoted: u64,
     /// Schedules that failed after [`super::world::World::one_sided`].
     pub excused: u64,
 }
@@ -28,7 +29,11 @@ pub struct Figures {
 /// # Errors
 /// What went wrong first.
 pub fn run(seed: u64, plan: Plan, told: bool) -> Result<Figures, String> {
-    let sim = Sim::new(seed, told);
+    let sim = Sim::new(seed, plan.layout, told);
+    if plan.outlived {
+        sim.world().stuck_odds = 8;
+    }
+    sim.world().slow_flushes = plan.overtaken.then_some(plan.home);
     let run = Run { sim: &sim, plan };
     let done = run.chapters();
     sim.sched.set_act(None);
@@ -37,13 +42,14 @@ pub fn run(seed: u64, plan: Plan, told: bool) -> Result<Figures, String> {
     sim.sched.step();
     let world = sim.world();
     let first = sim.sched.panics().into_iter().next();
-    let excused = world.one_sided;
+    let excused = plan.clients_fail && world.one_sided;
     match first.map_or(done, Err) {
         Err(why) if !excused => Err(format!("step {}: {why}", world.steps)),
         done => Ok(Figures {
             steps: world.steps,
             opened: world.opened,
             unmarked: world.unmarked,
+            promoted: world.promoted,
             excused: u64::from(done.is_err()),
         }),
     }
@@ -120,24 +126,35 @@ impl Run<'_> {
             faults,
             ..self.plan
         });
-        self.until("the time is over", || self.sim.world().steps >= end)
+        self.until("the time is over", || {
+            let world = self.sim.world();
+            let stuck = self.plan.outlived && world.stuck_host().is_some();
+            let overtaken = self.plan.overtaken && act::is_overtaken(&world, &self.plan);
+            world.steps >= end && !stuck || overtaken && world.steps + 300 >= end
+        })
     }
 
     /// Everything is back, and a session that is still there comes to an end of its
     /// debt.
     fn come_to_rest(&self) -> Result<(), String> {
         self.calm(false);
-        act::mend_all(self.sim);
         let open = |host: &super::world::Host| host.serving.is_some() && !host.close;
         let serving = self.sim.world().hosts.iter().position(open);
         let Some(host) = serving else {
+            act::mend_all(self.sim);
             return Ok(());
         };
         self.sim
             .world()
             .tell(|| format!("COME TO REST on host {host}"));
-        if let Some(serving) = &mut self.sim.world().hosts[host].serving {
-            serving.guest.quiet = true;
+        if self.plan.overtaken {
+            let others = (0..self.plan.layout.bricks).filter(|other| *other != host);
+            others.for_each(|other| fault::kill_daemon(self.sim, other));
+        }
+        act::mend_all(self.sim);
+        for host in &mut self.sim.world().hosts {
+            let serving = host.serving.as_mut();
+            serving.into_iter().for_each(|s| s.guest.quiet = true);
         }
         let healer_due = || {
             let healer = self.sim.world().hosts[host].healer;
@@ -150,8 +167,21 @@ impl Run<'_> {
             let world = self.sim.world();
             let over = world.hosts[host].close || world.hosts[host].serving.is_none();
             drop(world);
-            over || self.is_healed(host)
-        })
+            over || self.is_healed(host) && self.has_all_bricks(host)
+        })?;
+        let world = self.sim.world();
+        let on = &world.hosts[host];
+        let lost = world.oracle.missing(&world.bricks[host].cache);
+        match lost.filter(|_| on.serving.is_some() && !on.close) {
+            Some(lost) => Err(format!("host {host} goes on with a stale copy: {lost}")),
+            None => Ok(()),
+        }
+    }
+
+    fn has_all_bricks(&self, host: usize) -> bool {
+        let world = self.sim.world();
+        let serving = world.hosts[host].serving.as_ref();
+        serving.is_none_or(|s| s.handle.snapshot().copies.iter().all(|copy| copy.locked))
     }
 
     /// Everything is back, and nobody uses the image any more.
@@ -161,7 +191,7 @@ impl Run<'_> {
         if mended_first {
             act::mend_all(self.sim);
         }
-        for host in 0..BRICKS {
+        for host in 0..self.plan.layout.bricks {
             let (killed, too) = {
                 let mut world = self.sim.world();
                 (world.rng.chance(3), world.rng.chance(2))
@@ -175,6 +205,11 @@ impl Run<'_> {
             }
         }
         self.until("no session", || self.is_quiet())?;
+        act::mend_all(self.sim);
+        self.until("promoted", || {
+            promotion::go_on(self.sim);
+            self.sim.world().promoting.is_none() && self.is_quiet()
+        })?;
         act::mend_all(self.sim);
         self.until("no connection", || self.sim.world().conns.is_empty())
     }
@@ -194,10 +229,6 @@ impl Run<'_> {
         world.client.is_idle() && !world.hosts.iter().any(busy)
     }
 
-    fn is_unmarked(&self) -> bool {
-        self.sim.world().rows() == [Row::default(); BRICKS]
-    }
-
     /// The session knows of nothing to do.
     fn is_healed(&self, host: usize) -> bool {
         let world = self.sim.world();
@@ -214,8 +245,10 @@ impl Run<'_> {
 
     /// A session on any host that has a fresh copy, with its healer.
     fn heal(&self) -> Result<(), String> {
+        self.until("no stock heal", || self.sim.world().stock.is_idle())?;
         self.sim.world().tell(|| "HEAL".to_owned());
-        let hosts = self.sim.world().rng.shuffled(vec![0, 1, 2]);
+        let hosts = self.sim.world().copies();
+        let hosts = self.sim.world().rng.shuffled(hosts);
         for host in hosts {
             daemon::start(self.sim, host);
             let ready = || {
@@ -244,26 +277,36 @@ impl Run<'_> {
             self.until("no connection", || self.sim.world().conns.is_empty())?;
             return self.crash_all();
         }
-        let rows = self.sim.world().rows();
-        Err(format!("no host can open the image: {rows:?}"))
+        // A brick that accuses itself may stand against every copy; AFR does not listen
+        // to it.
+        self.leave_to_stock()
     }
 
     /// Power fails everywhere: what was healed stays.
     fn crash_all(&self) -> Result<(), String> {
         if self.sim.world().rng.chance(2) {
             self.sim.world().tell(|| "POWER CUT".to_owned());
-            (0..BRICKS).for_each(|host| fault::crash(self.sim, host));
+            (0..self.plan.layout.bricks).for_each(|host| fault::crash(self.sim, host));
             act::mend_all(self.sim);
         }
         Ok(())
     }
 
     fn leave_to_stock(&self) -> Result<(), String> {
-        self.sim.world().tell(|| "STOCK HEAL".to_owned());
+        let mut world = self.sim.world();
+        world.tell(|| "STOCK HEAL".to_owned());
+        world.stock.split_brain = false;
+        drop(world);
         self.calm(true);
         self.until("healed by Gluster", || {
-            self.sim.world().stock.is_idle() && self.is_unmarked()
+            let world = self.sim.world();
+            let over = world.stock.is_idle() && world.rows() == [Row::default(); BRICKS];
+            over || world.stock.split_brain
         })?;
+        if self.sim.world().stock.split_brain {
+            let rows = self.sim.world().rows();
+            return Err(format!("nobody can tell which copy is fresh: {rows:?}"));
+        }
         self.calm(false);
         self.until("stock heal is over", || self.sim.world().stock.is_idle())
     }
@@ -276,7 +319,7 @@ impl Run<'_> {
         if let Some(lost) = world.oracle.missing(&world.bricks[0].cache) {
             return Err(format!("something acknowledged is lost: {lost}"));
         }
-        for brick in 1..BRICKS {
+        for brick in world.copies().into_iter().skip(1) {
             let (one, two) = (&world.bricks[0].cache, &world.bricks[brick].cache);
             // What a client could not write everywhere was never acknowledged.
             let differs = |s: &usize| one[*s] != two[*s] && !world.client.cut_short[*s];

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::rng::Rng;
 use super::sched::{Process, Sched};
-use super::world::World;
+use super::world::{Layout, World};
 
 #[derive(Clone)]
 pub struct Sim {
@@ -15,7 +15,7 @@ pub struct Sim {
 }
 
 impl Sim {
-    pub fn new(seed: u64, told: bool) -> Self {
+    pub fn new(seed: u64, layout: Layout, told: bool) -> Self {
         let mut rng = Rng::new(seed);
         // In memory: nothing here survives the test, and syncing it costs nothing.
         let memory = Path::new("/dev/shm");
@@ -28,7 +28,7 @@ impl Sim {
             .tempdir_in(place);
         Self {
             sched: Sched::new(Rng::new(rng.next())),
-            world: Arc::new(Mutex::new(World::new(rng, told))),
+            world: Arc::new(Mutex::new(World::new(rng, layout, told))),
             directory: Arc::new(directory.unwrap()),
         }
     }

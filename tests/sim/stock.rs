@@ -37,17 +37,17 @@ struct Direction {
 }
 
 /// Which copies it reads, by the rows of all bricks.
-pub fn sources(rows: &[Row; BRICKS]) -> ([bool; BRICKS], [u64; BRICKS]) {
+pub fn sources(bricks: usize, rows: &[Row; BRICKS]) -> ([bool; BRICKS], [u64; BRICKS]) {
     let size = |counter: i32| u64::from(counter.unsigned_abs());
-    let all = 0..BRICKS;
+    let all = 0..bricks;
     let fool = |i: usize| rows[i].pending[i] != 0;
     let accusers = |j: usize| {
         let accuses = |&i: &usize| !fool(i) && rows[i].pending[j] != 0;
         all.clone().filter(accuses).count()
     };
-    let mut sources = [0, 1, 2].map(|j| accusers(j) == 0);
+    let mut sources = [0, 1, 2].map(|j| j < bricks && accusers(j) == 0);
     if !sources.contains(&true) {
-        sources = [0, 1, 2].map(|j| accusers(j) < BRICKS / 2 + 1);
+        sources = [0, 1, 2].map(|j| j < bricks && accusers(j) < bricks / 2 + 1);
     }
     let others = |i: usize| all.clone().filter(move |j| *j != i);
     let pends = |i: usize| others(i).any(|j| rows[i].pending[j] != 0);
@@ -73,7 +73,10 @@ impl Stock {
     pub fn step(&mut self, world: &mut World) {
         let all_up = world.bricks.iter().all(|b| b.up) && !world.hosts.iter().any(|h| h.parted);
         match self.heal.take() {
-            None if all_up && world.lock_all(&Held::whole(STOCK, Domain::Heal)) => {
+            None if all_up
+                && has_landed(world)
+                && world.lock_all(&Held::whole(STOCK, Domain::Heal)) =>
+            {
                 self.heal = Some(Heal {
                     lives: world.lives(),
                     phase: Phase::Inspect,
@@ -81,11 +84,7 @@ impl Stock {
                 });
             }
             Some(heal) if all_up && heal.lives == world.lives() => self.go_on(heal, world),
-            cut_short => {
-                let undoes = |heal: &Heal| matches!(heal.phase, Phase::Undo(_));
-                world.one_sided |= cut_short.as_ref().is_some_and(undoes);
-                release(world);
-            }
+            _ => release(world),
         }
     }
 
@@ -119,7 +118,7 @@ impl Stock {
             }
             Phase::LockAgain if !world.lock_all(&whole) => Some(Phase::LockAgain),
             Phase::LockAgain => Some(Phase::Undo(0)),
-            Phase::Undo(BRICKS) => {
+            Phase::Undo(brick) if brick == world.bricks.len() => {
                 world.unlock_all(&whole);
                 None
             }
@@ -136,27 +135,35 @@ impl Stock {
 
     /// `None`: there is nothing to do, or nothing that can be done.
     fn inspect(&mut self, world: &mut World) -> Option<Direction> {
-        let rows = [0, 1, 2].map(|brick: usize| world.bricks[brick].row);
-        let (mut sources, witness) = sources(&rows);
+        let (rows, bricks) = (world.rows(), world.bricks.len());
+        let (mut sources, witness) = sources(bricks, &rows);
         self.split_brain = !sources.contains(&true);
         if self.split_brain {
             world.tell(|| format!("stock heal: split brain {rows:?}"));
             return None;
         }
-        let best = (0..BRICKS)
-            .filter(|&i| sources[i])
-            .map(|i| witness[i])
-            .max();
+        let best = (0..bricks).filter(|&i| sources[i]);
+        let best = best.map(|i| witness[i]).max();
         if best != Some(0) {
+            // Only the largest files, so no arbiter's.
             // Then the newest of them, which may be any.
-            let best: Vec<_> = (0..BRICKS)
-                .filter(|&i| sources[i] && Some(witness[i]) == best)
-                .collect();
+            let data = (0..bricks).filter(|&i| sources[i] && world.bricks[i].has_data);
+            let most = data.clone().map(|i| witness[i]).max();
+            let best: Vec<_> = data.filter(|&i| Some(witness[i]) == most).collect();
             let one = world.rng.pick(&best);
             sources = [0, 1, 2].map(|i| Some(i) == one);
         }
-        let sinks = sources.map(|source| !source);
-        let source = sources.iter().position(|source| *source)?;
+        // Two that accuse each other are no more sources than sinks.
+        self.split_brain = (0..bricks).all(|i| sources[i]) && rows != [Row::default(); BRICKS];
+        if self.split_brain {
+            return None;
+        }
+        let sinks = [0, 1, 2].map(|i| i < bricks && !sources[i]);
+        let mut readable = (0..bricks).filter(|&i| sources[i] && world.bricks[i].has_data);
+        let source = readable.next();
+        // An arbiter alone heals nobody.
+        self.split_brain = source.is_none();
+        let source = source?;
         if !sinks.contains(&true) {
             return None;
         }
@@ -168,6 +175,15 @@ impl Stock {
         };
         Some(direction)
     }
+}
+
+/// Gluster's daemon reaches a brick that has come back after seconds only. Assumed is that
+/// by then everything has landed that a guest had in flight when its session lost every
+/// brick. A disk that takes longer for a write could lose it: it is acknowledged, and
+/// not marked any more before the session is back.
+fn has_landed(world: &World) -> bool {
+    let mut serving = world.hosts.iter().filter_map(|host| host.serving.as_ref());
+    serving.all(|serving| serving.guest.is_idle())
 }
 
 fn release(world: &mut World) {

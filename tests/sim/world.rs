@@ -4,19 +4,30 @@
 use std::collections::BTreeMap;
 
 use bypass_blk::image::bricks::Shape;
+use bypass_blk::image::dirty::{DirtyMap, Peer};
 use bypass_blk::image::handle::SessionHandle;
+use bypass_blk::image::promote::Promotion;
 use uuid::Uuid;
 
-use super::brick::{BRICKS, Brick, Held, Owner, Row};
+use super::brick::{BRICKS, Brick, EXTENT, Held, Owner, Row, SECTOR, SECTORS};
 use super::client::Client;
 use super::guest::Guest;
 use super::net::Conn;
 use super::oracle::{Oracle, is_guests};
+use super::peer::RARELY;
+use super::promotion::Promoting;
 use super::rng::Rng;
 use super::sched::Process;
 use super::stock::Stock;
 
 pub const GFID: Uuid = Uuid::from_u128(7);
+
+/// A replica set.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub bricks: usize,
+    pub arbiter: Option<usize>,
+}
 
 /// A host with a brick on it.
 #[derive(Default)]
@@ -32,6 +43,19 @@ pub struct Host {
     pub close: bool,
     /// Calls of a handle of its daemon's that are under way.
     pub asking: usize,
+    /// Calls of its healer's that got stuck.
+    pub stuck: usize,
+    /// Flushes of its disk that take long.
+    pub slow: usize,
+    /// What its state directory says of its copy.
+    pub promotion: Option<Promotion>,
+}
+
+impl Host {
+    /// A daemon may start.
+    pub fn is_free(&self) -> bool {
+        self.up && self.daemon.is_none() && self.asking == 0
+    }
 }
 
 /// A session that is open.
@@ -39,6 +63,7 @@ pub struct Serving {
     pub process: Process,
     pub session: Uuid,
     pub handle: SessionHandle,
+    pub map: DirtyMap,
     pub guest: Guest,
 }
 
@@ -53,6 +78,13 @@ pub struct World {
     pub oracle: Oracle,
     pub client: Client,
     pub stock: Stock,
+    pub promoting: Option<Promoting>,
+    /// Writes of guests that came to the copy of each host.
+    pub landed: [u64; BRICKS],
+    /// How rarely a healer gets stuck before it locks what it is to copy.
+    pub stuck_odds: usize,
+    /// Now and then a flush of this host's copy takes long.
+    pub slow_flushes: Option<usize>,
     pub steps: u64,
     pub told: bool,
     /// Marks were stored or taken back by AFR on some bricks, and another one failed just
@@ -62,18 +94,20 @@ pub struct World {
     /// Sessions opened, for the figures.
     pub opened: u64,
     pub unmarked: u64,
+    pub promoted: u64,
 }
 
 impl World {
-    pub fn new(rng: Rng, told: bool) -> Self {
+    pub fn new(rng: Rng, layout: Layout, told: bool) -> Self {
+        let brick = |brick| Brick::new(layout.arbiter != Some(brick));
         let host = || Host {
             up: true,
             ..Host::default()
         };
         Self {
             rng,
-            bricks: (0..BRICKS).map(|_| Brick::new()).collect(),
-            hosts: (0..BRICKS).map(|_| host()).collect(),
+            bricks: (0..layout.bricks).map(brick).collect(),
+            hosts: (0..layout.bricks).map(|_| host()).collect(),
             conns: BTreeMap::new(),
             next_conn: 10,
             next_version: 0,
@@ -86,6 +120,11 @@ impl World {
             one_sided: false,
             opened: 0,
             unmarked: 0,
+            promoted: 0,
+            promoting: None,
+            landed: [0; BRICKS],
+            stuck_odds: RARELY,
+            slow_flushes: None,
         }
     }
 
@@ -96,13 +135,56 @@ impl World {
         }
     }
 
+    /// The replica set, seen from a host.
+    pub fn shape(&self, local: usize) -> Shape {
+        Shape {
+            bricks: self.bricks.len(),
+            local,
+            arbiter: self.bricks.iter().position(|brick| !brick.has_data),
+        }
+    }
+
+    pub fn is_quorum(&self, bricks: &[usize]) -> bool {
+        self.shape(0).is_quorum(bricks.iter().copied().collect())
+    }
+
+    /// The bricks with data.
+    pub fn copies(&self) -> Vec<usize> {
+        self.shape(0).copies().iter().collect()
+    }
+
+    pub fn any_copy(&mut self) -> usize {
+        let copies = self.copies();
+        copies[self.rng.below(copies.len())]
+    }
+
+    pub fn any_brick(&mut self) -> usize {
+        self.rng.below(self.bricks.len())
+    }
+
+    /// One whose healer got stuck.
+    pub fn stuck_host(&self) -> Option<usize> {
+        self.hosts.iter().position(|host| host.stuck > 0)
+    }
+
+    /// It is not to come back before another copy is promoted.
+    pub fn is_given_up(&self, host: usize) -> bool {
+        self.promoting
+            .is_some_and(|promoting| promoting.lost == host)
+    }
+
+    /// Of each brick; of those that are not there, nothing.
+    fn each<T: Default>(&self, of: impl Fn(&Brick) -> T) -> [T; BRICKS] {
+        [0, 1, 2].map(|brick: usize| self.bricks.get(brick).map(&of).unwrap_or_default())
+    }
+
     pub fn lives(&self) -> [u64; BRICKS] {
-        [0, 1, 2].map(|brick: usize| self.bricks[brick].life)
+        self.each(|brick| brick.life)
     }
 
     /// A lock on all bricks or on none.
     pub fn lock_all(&mut self, lock: &Held) -> bool {
-        for brick in 0..BRICKS {
+        for brick in 0..self.bricks.len() {
             if !self.bricks[brick].try_lock(lock.clone()) {
                 self.bricks[..brick].iter_mut().for_each(|b| b.unlock(lock));
                 return false;
@@ -116,17 +198,17 @@ impl World {
     }
 
     pub fn rows(&self) -> [Row; BRICKS] {
-        [0, 1, 2].map(|brick: usize| self.bricks[brick].row)
+        self.each(|brick| brick.row)
     }
 
     /// Invariants 1 and 2, when a guest's write has just landed on its local copy.
     pub fn check_marked(&self, host: usize) {
-        let shape = shape(host);
+        let shape = self.shape(host);
         let marks = |brick: &usize| {
             let marked = |row: &Row| shape.peers().iter().all(|peer| row.pending[peer] != 0);
             self.bricks[*brick].durable_rows().iter().all(marked)
         };
-        let marked = (0..BRICKS).filter(marks).collect();
+        let marked = (0..self.bricks.len()).filter(marks).collect();
         let quorum = shape.is_quorum(marked) && marked.contains(host);
         assert!(
             quorum,
@@ -141,10 +223,32 @@ impl World {
         );
     }
 
+    /// What is clean in the map is durable at the peer.
+    pub fn check_clean(&self) {
+        for (host, on) in self.hosts.iter().enumerate() {
+            let Some(serving) = &on.serving else { continue };
+            for (index, peer) in self.shape(host).peers().iter().enumerate() {
+                let id = Peer::new(index).unwrap();
+                let clean = |extent: u64| serving.map.next_dirty(id, extent) != Some(extent);
+                let lost = |sector: &usize| {
+                    let version = self.bricks[host].cache[*sector];
+                    clean(*sector as u64 * SECTOR / EXTENT)
+                        && !self.bricks[peer].surely_holds(*sector, version)
+                };
+                let sector = (0..SECTORS).find(lost);
+                assert!(
+                    sector.is_none(),
+                    "brick {peer} may not have sector {sector:?}, which the map of host {host} calls clean"
+                );
+            }
+        }
+    }
+
     /// Invariant 4: copies that nobody accuses are equal.
     pub fn check_unaccused(&self) {
         let accused = |copy: usize| self.bricks.iter().any(|b| b.row.pending[copy] != 0);
-        let clean: Vec<_> = (0..BRICKS).filter(|&copy| !accused(copy)).collect();
+        let copies = self.copies().into_iter();
+        let clean: Vec<_> = copies.filter(|&copy| !accused(copy)).collect();
         let Some((first, others)) = clean.split_first() else {
             return;
         };
@@ -157,14 +261,5 @@ impl World {
                 "copies {first} and {other} differ, and nobody says so: {place:?}"
             );
         }
-    }
-}
-
-/// The replica set, seen from a host.
-pub fn shape(local: usize) -> Shape {
-    Shape {
-        bricks: BRICKS,
-        local,
-        arbiter: None,
     }
 }

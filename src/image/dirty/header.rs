@@ -97,6 +97,10 @@ pub struct Record {
     /// Peers that are dirty because nobody knows better: what they miss is found
     /// by comparing.
     pub suspect: Peers,
+    /// Every brick was lost while the guest wrote, and marks are not known to stand since.
+    /// Gluster may have healed and unmarked before the last writes landed: that nobody is
+    /// marked says nothing then.
+    pub unguarded: bool,
 }
 
 impl Record {
@@ -140,7 +144,8 @@ struct Raw {
     peer_count: u8,
     clean: u8,
     suspect: u8,
-    reserved: [u8; 5],
+    unguarded: u8,
+    reserved: [u8; 4],
     stamp: I32,
     previous: I32,
     checksum: [u8; 32],
@@ -184,7 +189,8 @@ impl Header {
             peer_count: self.geometry.all_peers().iter().count() as u8,
             clean: self.clean.into(),
             suspect: self.record.suspect.bits(),
-            reserved: [0; 5],
+            unguarded: self.record.unguarded.into(),
+            reserved: [0; 4],
             stamp: self.record.stamp.into(),
             previous: self.record.previous.into(),
             checksum: [0; 32],
@@ -226,6 +232,7 @@ impl Header {
                 stamp: raw.stamp.get(),
                 previous: raw.previous.get(),
                 suspect: Peers::from_bits(raw.suspect).and(geometry.all_peers()),
+                unguarded: raw.unguarded != 0,
             },
             local: raw.local,
             peers: raw.peers,

@@ -70,9 +70,10 @@ impl DirtyMap {
         let geometry = Geometry::new(identity.size, identity.extent_size, identity.peers.len())?;
         let boot_id = boot_id()?;
         let mut trust = Trust::Fresh;
+        let mut unguarded = false;
         for _ in 0..MAX_TRIES {
             let Some(file) = open_file(path)? else {
-                return match create(path, identity, geometry, boot_id)? {
+                return match create(path, identity, geometry, boot_id, unguarded)? {
                     Some(map) => Ok((map, trust)),
                     None => continue,
                 };
@@ -83,6 +84,8 @@ impl DirtyMap {
             }
             let verdict = read_header(&file, path)?.and_then(|header| {
                 header.check_identity(identity)?;
+                // Durable, unlike the words.
+                unguarded = header.record.unguarded;
                 header.check_boot(boot_id)?;
                 Ok(header)
             });
@@ -236,6 +239,7 @@ fn create(
     identity: &Identity,
     geometry: Geometry,
     boot_id: Uuid,
+    unguarded: bool,
 ) -> Result<Option<DirtyMap>, MapError> {
     let len = geometry.file_len();
     let file = match options().create_new(true).mode(0o600).open(path) {
@@ -250,7 +254,8 @@ fn create(
     if !is_at(&file, path)? {
         return Ok(None);
     }
-    let header = Header::new(identity, geometry, boot_id);
+    let mut header = Header::new(identity, geometry, boot_id);
+    header.record.unguarded = unguarded;
     match fill(&file, path, &header) {
         Ok(()) => DirtyMap::over(path, file, header, Some(session)).map(Some),
         Err(error) => {

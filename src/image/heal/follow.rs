@@ -22,10 +22,8 @@ mod supervisor;
 use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::clock::{Clock, SystemClock};
 use super::copies::{Copies, GlusterCopies};
 use super::link::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
 use super::pass::Options;
@@ -33,6 +31,7 @@ use super::progress::Progress;
 use super::throttle::Throttle;
 use crate::image::dirty::{DirtyMap, Healer, MapError, Peer};
 use crate::image::error::LocalError;
+use crate::image::threads::{Started, Threads};
 
 use board::{Board, Switches};
 use healer::PeerHealer;
@@ -48,8 +47,8 @@ pub struct FollowOptions {
     pub window: u64,
     /// See [`Options::quiet`].
     pub quiet: Duration,
-    /// The time.
-    pub clock: Arc<dyn Clock>,
+    /// Where it works, and the time.
+    pub threads: Threads,
 }
 
 impl Default for FollowOptions {
@@ -59,7 +58,7 @@ impl Default for FollowOptions {
             bandwidth: Arc::default(),
             window: engine.window,
             quiet: engine.quiet,
-            clock: Arc::new(SystemClock::default()),
+            threads: Threads::default(),
         }
     }
 }
@@ -125,7 +124,7 @@ pub struct Follower {
     map: Arc<DirtyMap>,
     snapshot: Arc<Mutex<Snapshot>>,
     /// Until it is joined.
-    thread: Option<JoinHandle<Result<FollowEnd, FollowError>>>,
+    thread: Option<Started<Result<FollowEnd, FollowError>>>,
 }
 
 impl Follower {
@@ -158,7 +157,7 @@ impl Follower {
         let healer = Arc::new(Healer::claim(Arc::clone(&map))?);
         let copies = copies(&job);
         let file = Arc::new(copies.local()?);
-        let board = Arc::new(Board::new(peers.len(), Arc::clone(&options.clock)));
+        let board = Arc::new(Board::new(peers.len(), options.threads.clone()));
         let throttle = Arc::new(Throttle::default());
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
         let progress: Vec<_> = peers.iter().map(|_| Arc::<Progress>::default()).collect();
@@ -176,19 +175,22 @@ impl Follower {
                 options: engine,
                 state: healer::Connection::default(),
             };
-            healers.push(spawn("heal-peer", move || peer.run())?);
+            let started = options.threads.start("heal-peer", move || peer.run());
+            healers.push(started.map_err(FollowError::Thread)?);
         }
         let shared = Shared {
             board: Arc::clone(&board),
             link,
-            clock: Arc::clone(&options.clock),
+            clock: options.threads.clock(),
             map: Arc::clone(&map),
             bandwidth: Arc::clone(&options.bandwidth),
             throttle,
             snapshot: Arc::clone(&snapshot),
         };
         let supervisor = Supervisor::new(shared, peers.into_iter().zip(progress));
-        let thread = spawn("heal", move || follow(supervisor, healers, guard))?;
+        let threads = &options.threads;
+        let thread = threads.start("heal", move || follow(supervisor, healers, guard));
+        let thread = thread.map_err(FollowError::Thread)?;
         Ok(Self {
             board,
             map,
@@ -210,7 +212,7 @@ impl Follower {
 
     /// Has it ended? [`Follower::join`] then says why at once.
     pub fn is_over(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.thread.as_ref().is_none_or(Started::is_over)
     }
 
     /// Tells it to end soon: once what it sent was answered.
@@ -223,10 +225,8 @@ impl Follower {
     /// # Errors
     /// [`FollowError::Died`].
     pub fn join(mut self) -> Result<FollowEnd, FollowError> {
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(end)) => end,
-            Some(Err(_)) | None => Err(FollowError::Died),
-        }
+        let ended = self.thread.take().and_then(Started::join);
+        ended.unwrap_or(Err(FollowError::Died))
     }
 
     /// Ends it and waits for that.
@@ -259,13 +259,13 @@ impl Drop for StopAtEnd {
 
 fn follow(
     supervisor: Supervisor,
-    healers: Vec<JoinHandle<()>>,
+    healers: Vec<Started<()>>,
     guard: StopAtEnd,
 ) -> Result<FollowEnd, FollowError> {
     let end = supervisor.run(&healers);
     drop(guard);
-    let joined: Vec<_> = healers.into_iter().map(JoinHandle::join).collect();
-    match joined.iter().all(Result::is_ok) {
+    let joined: Vec<_> = healers.into_iter().map(Started::join).collect();
+    match joined.iter().all(Option::is_some) {
         true => end,
         false => Err(FollowError::Died),
     }
@@ -283,15 +283,7 @@ fn engine_options(
         throttle: Arc::clone(throttle),
         stop: switches.halt,
         quiet: options.quiet,
-        clock: Arc::clone(&options.clock),
+        clock: options.threads.clock(),
         progress: Arc::clone(progress),
     }
-}
-
-fn spawn<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, FollowError> {
-    let thread = thread::Builder::new().name(name.to_owned());
-    thread.spawn(work).map_err(FollowError::Thread)
 }

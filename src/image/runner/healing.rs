@@ -279,12 +279,21 @@ impl Runner {
 
     /// What was admitted before the gate was closed has to land first.
     pub(super) fn watch_local(&mut self) {
+        self.note_unguarded(true);
         let end = self.threads.now() + LANDING_LIMIT;
         let in_flight = |debt: &Debt| debt.map().extents_in_flight() > 0;
         while self.debt.as_ref().is_some_and(in_flight) && self.threads.now() < end {
             self.threads.sleep(LANDING_PAUSE);
         }
         if let Err(error) = self.local.rebase() {
+            log::error!("{}", chain(&error));
+        }
+    }
+
+    /// What is kept for the next session, should this one not come to mark again.
+    pub(super) fn note_unguarded(&mut self, unguarded: bool) {
+        let kept = self.debt.as_mut().map(|debt| debt.set_unguarded(unguarded));
+        if let Some(Err(error)) = kept {
             log::error!("{}", chain(&error));
         }
     }

@@ -9,17 +9,14 @@ use std::time::Duration;
 
 use super::idle::IdleTime;
 use crate::image::dirty::Peer;
-use crate::image::heal::clock::Clock;
 use crate::image::heal::link::{HealState, Hint};
-
-/// The longest wait before the clock is looked at again.
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
+use crate::image::threads::Threads;
 
 /// Shared by the threads of one follower.
 pub struct Board {
     state: Mutex<State>,
     changed: Condvar,
-    clock: Arc<dyn Clock>,
+    threads: Threads,
     /// Per peer.
     switches: Vec<Switches>,
 }
@@ -81,7 +78,7 @@ pub struct Orders {
 
 impl Board {
     /// For this many peers; nothing is known of the session yet, so nothing is held.
-    pub fn new(peers: usize, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(peers: usize, threads: Threads) -> Self {
         let state = State {
             peers: vec![Healing::default(); peers],
             ..State::default()
@@ -89,7 +86,7 @@ impl Board {
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            clock,
+            threads,
             switches: (0..peers).map(|_| Switches::default()).collect(),
         }
     }
@@ -120,7 +117,7 @@ impl Board {
     pub fn take_hint(&self, hint: Hint) {
         let mut state = self.state();
         let state = &mut *state;
-        let now = self.clock.now();
+        let now = self.threads.now();
         let waits = |peer: &Healing| peer.clean_since.is_some() && !peer.settled;
         let overlooked = hint.removable && !state.peers.iter().any(waits);
         let mut marked_again = false;
@@ -176,7 +173,7 @@ impl Board {
         if !state.hint.marked && !state.hint.removable {
             return None;
         }
-        let idle = state.idle.at(self.clock.now());
+        let idle = state.idle.at(self.threads.now());
         let marked = state.peers.iter().filter(|peer| !peer.settled);
         let since = marked.filter_map(|peer| peer.clean_since).min();
         since.map(|since| since + idle)
@@ -196,7 +193,7 @@ impl Board {
                 news = true;
             }
         }
-        let now = self.clock.now();
+        let now = self.threads.now();
         if news {
             state.idle.unmarked(now);
         }
@@ -287,15 +284,9 @@ impl Board {
     }
 
     fn wait(&self, until: Duration, over: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
-        let mut state = self.state();
-        loop {
-            let left = until.saturating_sub(self.clock.now());
-            if state.stop || left.is_zero() || over(&state) {
-                return state;
-            }
-            let wait = self.changed.wait_timeout(state, left.min(LONGEST_WAIT));
-            state = wait.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let left = until.saturating_sub(self.threads.now());
+        let over = |state: &State| state.stop || over(state);
+        self.threads.wait(&self.state, &self.changed, left, over)
     }
 
     /// Every change is a few assignments: a thread that panicked left none half done.

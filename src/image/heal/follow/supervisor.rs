@@ -3,7 +3,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::board::{Board, Healing};
@@ -16,6 +15,7 @@ use crate::image::heal::clock::Clock;
 use crate::image::heal::link::{HealReport, Hint, LinkError, PeerReport, SessionLink, Unmarked};
 use crate::image::heal::progress::{Figures, Progress};
 use crate::image::heal::throttle::Throttle;
+use crate::image::threads::Started;
 
 /// How often the session hears of the healing.
 const REPORT_PERIOD: Duration = Duration::from_millis(500);
@@ -99,11 +99,11 @@ impl Supervisor {
     ///
     /// # Errors
     /// [`FollowError::Died`].
-    pub fn run(mut self, healers: &[JoinHandle<()>]) -> Result<FollowEnd, FollowError> {
+    pub fn run(mut self, healers: &[Started<()>]) -> Result<FollowEnd, FollowError> {
         let mut next_report = self.clock.now();
         let mut news = 0;
         while !self.board.is_stopped() {
-            if healers.iter().any(JoinHandle::is_finished) {
+            if healers.iter().any(Started::is_over) {
                 return Err(FollowError::Died);
             }
             let spoken = match self.clock.now() >= next_report {

@@ -1,6 +1,8 @@
 //! When marks are asked to go, and what is told to whom; with a clock by hand.
 
 use super::*;
+use crate::image::heal::Clock;
+use crate::image::threads::Scheduler;
 
 /// Shows what it is set to.
 #[derive(Default)]
@@ -16,12 +18,24 @@ impl Clock for Hand {
     }
 }
 
+impl Scheduler for Hand {
+    fn spawn(&self, _: &str, _: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
+        unreachable!("a board has no threads")
+    }
+
+    fn until(&self, ready: &mut dyn FnMut() -> bool, limit: Option<Duration>) {
+        if !ready() {
+            self.sleep(limit.unwrap_or_default());
+        }
+    }
+}
+
 const IDLE: Duration = Duration::from_millis(250);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn board() -> (Arc<Hand>, Board, [Peer; 2]) {
     let clock = Arc::new(Hand::default());
-    let board = Board::new(2, clock.clone());
+    let board = Board::new(2, Threads::simulated(clock.clone()));
     board.take_hint(marked());
     (clock, board, [0, 1].map(|peer| Peer::new(peer).unwrap()))
 }
