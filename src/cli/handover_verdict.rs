@@ -11,8 +11,6 @@ use crate::control::status::Status;
 const FIXED: Duration = Duration::from_millis(250);
 /// Without getting better for so long, an estimate stays as it is.
 const STEADY: Duration = Duration::from_secs(10);
-/// What counts as better, in percent of the best so far.
-const BETTER: u32 = 95;
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,12 +54,10 @@ impl Watch {
             return Verdict::Ready(estimate);
         }
         match self.best {
-            Some((best, at)) if estimate >= best.saturating_mul(BETTER) / 100 => {
-                match now.saturating_sub(at) > STEADY {
-                    true => Verdict::TooLong(best.min(estimate)),
-                    false => Verdict::GoOn,
-                }
-            }
+            Some((best, at)) if estimate >= best => match now.saturating_sub(at) > STEADY {
+                true => Verdict::TooLong(best),
+                false => Verdict::GoOn,
+            },
             _ => {
                 self.best = Some((estimate, now));
                 Verdict::GoOn
@@ -140,33 +136,21 @@ mod tests {
     #[test]
     fn it_is_ready_when_the_rest_fits_and_given_up_when_it_gets_no_better() {
         let mut watch = Watch::new(SECOND);
-        assert_eq!(
-            watch.look(&status(900, Some(100)), 0 * SECOND),
-            Verdict::GoOn
-        );
-        assert_eq!(
-            watch.look(&status(500, Some(100)), 5 * SECOND),
-            Verdict::GoOn
-        );
-        assert_eq!(
-            watch.look(&status(500, Some(100)), 14 * SECOND),
-            Verdict::GoOn
-        );
-        assert_eq!(
-            watch.look(&status(500, Some(100)), 16 * SECOND),
-            Verdict::TooLong(FIXED + 5 * SECOND)
-        );
-        assert_eq!(
-            watch.look(&status(50, Some(100)), 17 * SECOND),
-            Verdict::Ready(FIXED + SECOND / 2)
-        );
+        let mut look =
+            |bytes, seconds| watch.look(&status(bytes, Some(100)), Duration::from_secs(seconds));
+        assert_eq!(look(900, 0), Verdict::GoOn);
+        assert_eq!(look(500, 15), Verdict::GoOn, "it gets better, if slowly");
+        assert_eq!(look(510, 24), Verdict::GoOn);
+        assert_eq!(look(510, 26), Verdict::TooLong(FIXED + 5 * SECOND));
+        assert_eq!(look(50, 27), Verdict::Ready(FIXED + SECOND / 2));
     }
 
     #[test]
     fn a_peer_that_gets_nothing_is_told_after_a_while() {
         let mut watch = Watch::new(SECOND);
-        assert_eq!(watch.look(&status(900, None), 0 * SECOND), Verdict::GoOn);
-        let late = watch.look(&status(900, None), 11 * SECOND);
+        let stuck = status(900, None);
+        assert_eq!(watch.look(&stuck, SECOND), Verdict::GoOn);
+        let late = watch.look(&stuck, 12 * SECOND);
         assert!(matches!(late, Verdict::Hopeless(_)), "{late:?}");
     }
 }

@@ -128,13 +128,18 @@ impl Daemon {
         self.process.pid()
     }
 
-    /// The status document of its one image.
-    pub fn status(&self) -> Value {
+    /// `bypass-blk status` of its host.
+    pub fn status_command(&self) -> Command {
         let mut command = self.node.command(BINARY);
         command
             .args(["status", "--json", "--run-dir"])
             .arg(run_dir(&self.node));
-        let text = bypass_harness::run_command(&mut command, PATIENCE).unwrap();
+        command
+    }
+
+    /// The status document of its one image.
+    pub fn status(&self) -> Value {
+        let text = bypass_harness::run_command(&mut self.status_command(), PATIENCE).unwrap();
         let images: Value = serde_json::from_str(&text).unwrap();
         let ours = |image: &&Value| image["holder"]["pid"] == self.pid();
         let image = images.as_array().unwrap().iter().find(ours);

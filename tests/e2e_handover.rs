@@ -1,0 +1,184 @@
+//! Giving an image to another host: healed first, one owner at any moment, and what
+//! happens when it fails. With front-ends of our own; real guests are in e2e_migrate.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bypass_harness::{Cluster, Volume, wait_until};
+use support::daemon::{Daemon, run_dir, run_on};
+use support::front_end::FrontEnd;
+use support::healer::Healer;
+use support::{IMAGE, PATIENCE, pattern, replica_3};
+
+const MIB: u64 = 1 << 20;
+
+/// `bypass-blk handover` on the host of the daemon of brick 0.
+fn handover(volume: &Volume, extra: &[&str]) -> (Option<i32>, String) {
+    let node = volume.brick_node(0);
+    let run_dir = run_dir(node);
+    let name = format!("{}{IMAGE}", volume.name());
+    let mut args = vec!["handover", &name, "--run-dir", run_dir.to_str().unwrap()];
+    args.extend(extra);
+    run_on(node, &args)
+}
+
+fn custody(daemon: &Daemon) -> String {
+    let mut command = daemon.status_command();
+    let text = bypass_harness::run_command(&mut command, PATIENCE).unwrap();
+    let images: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let socket = daemon.socket().to_str().unwrap();
+    let images = images.as_array().unwrap().iter();
+    let mut ours = images.filter(|image| image["serving"]["socket"] == socket);
+    let image = ours.next().cloned().unwrap_or_default();
+    image["serving"]["custody"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn wait_custody(daemon: &Daemon, wanted: &str) {
+    wait_until(format!("custody {wanted}"), PATIENCE, || {
+        let found = custody(daemon);
+        let fits = found == wanted;
+        fits.then_some(())
+            .ok_or_else(|| format!("{found}: {}", daemon.log()))
+    })
+    .unwrap();
+}
+
+fn write(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
+    let at = mebibyte * MIB;
+    disk.write(at, &pattern(seed, at, MIB as usize), PATIENCE)
+        .unwrap();
+}
+
+fn assert_reads(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
+    let at = mebibyte * MIB;
+    let read = disk.read(at, MIB as usize, PATIENCE).unwrap();
+    assert!(read == pattern(seed, at, MIB as usize));
+}
+
+#[test]
+fn an_image_moves_to_another_host_and_back_and_nobody_else_has_it_meanwhile() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let source = Daemon::serve(&volume, 0, &[]);
+    let target = Daemon::serve(&volume, 1, &["--incoming", "--lock-timeout", "60s"]);
+    assert_eq!(custody(&target), "vacant");
+    let healers = [0, 1].map(|brick| Healer::start(volume.brick_node(brick), &[]));
+    let mut disk = FrontEnd::connect(source.socket());
+    (0..16).for_each(|mebibyte| write(&mut disk, 1, mebibyte));
+
+    let (code, said) = handover(&volume, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("ready"), "{said}");
+    assert_eq!(custody(&source), "armed");
+    write(&mut disk, 2, 3);
+    assert_reads(&mut disk, 2, 3);
+    // QEMU stops the source's rings, and starts the target's.
+    drop(disk);
+    let mut disk = FrontEnd::connect(target.socket());
+    assert_reads(&mut disk, 2, 3);
+    wait_custody(&source, "vacant");
+    wait_custody(&target, "held");
+    write(&mut disk, 3, 4);
+    assert_reads(&mut disk, 3, 4);
+    assert_reads(&mut disk, 1, 5);
+
+    // And back: the target's daemon can give it away as well.
+    let node = volume.brick_node(1);
+    let there = run_dir(node);
+    let name = format!("{}{IMAGE}", volume.name());
+    let (code, said) = run_on(
+        node,
+        &["handover", &name, "--run-dir", there.to_str().unwrap()],
+    );
+    assert_eq!(code, Some(0), "{said}");
+    drop(disk);
+    let mut disk = FrontEnd::connect(source.socket());
+    assert_reads(&mut disk, 3, 4);
+    wait_custody(&source, "held");
+    write(&mut disk, 4, 4);
+    drop(disk);
+    source.wait_state("clean");
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    drop((healers, target, source));
+}
+
+#[test]
+fn a_guest_that_goes_on_at_the_source_keeps_the_image_there() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let source = Daemon::serve(&volume, 0, &["--lock-timeout", "1s"]);
+    let healer = Healer::start(volume.brick_node(0), &[]);
+    let mut disk = FrontEnd::connect(source.socket());
+    write(&mut disk, 1, 1);
+
+    // Cancelled by the operator before the rings stop.
+    assert_eq!(handover(&volume, &[]).0, Some(0));
+    assert_eq!(handover(&volume, &["--cancel"]).0, Some(0));
+    drop(disk);
+    wait_until("the front-end to be gone", PATIENCE, || {
+        let gone = source.status()["serving"]["front_end"] == false;
+        gone.then_some(()).ok_or(source.log())
+    })
+    .unwrap();
+    assert_eq!(custody(&source), "held");
+
+    // The rings stop, and start again here: nobody else took it.
+    let disk = FrontEnd::connect(source.socket());
+    assert_eq!(handover(&volume, &[]).0, Some(0));
+    drop(disk);
+    wait_custody(&source, "vacant");
+    let mut disk = FrontEnd::connect(source.socket());
+    assert_reads(&mut disk, 1, 1);
+    write(&mut disk, 2, 1);
+    assert_eq!(custody(&source), "held");
+
+    // The target has it: the source does not get it back.
+    assert_eq!(handover(&volume, &[]).0, Some(0));
+    drop(disk);
+    wait_custody(&source, "vacant");
+    let target = Daemon::serve(&volume, 1, &["--incoming"]);
+    let mut disk = FrontEnd::connect(target.socket());
+    write(&mut disk, 3, 1);
+    let refused = FrontEnd::connect(source.socket());
+    let (status, log) = source.wait_end(PATIENCE);
+    assert_eq!(status.code(), Some(40), "{log}");
+    assert_reads(&mut disk, 3, 1);
+    drop((refused, disk, target, healer));
+}
+
+#[test]
+fn a_handover_that_cannot_be_made_says_why_and_harms_nobody() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let (code, said) = handover(&volume, &[]);
+    assert_eq!(code, Some(74), "{said}");
+    assert!(said.contains("no daemon"), "{said}");
+
+    let source = Daemon::serve(&volume, 0, &[]);
+    let healer = Healer::start(volume.brick_node(0), &["--bandwidth", "256K"]);
+    let mut disk = FrontEnd::connect(source.socket());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0.. {
+                (0..16).for_each(|mebibyte| write(&mut disk, round, mebibyte));
+                if over.load(Ordering::SeqCst) {
+                    return;
+                }
+            }
+        });
+        let (code, said) = handover(&volume, &["--max-downtime", "300ms"]);
+        over.store(true, Ordering::SeqCst);
+        assert_eq!(code, Some(74), "{said}");
+        assert!(said.contains("--max-downtime"), "{said}");
+    });
+    assert_eq!(custody(&source), "held");
+    write(&mut disk, 2, 0);
+    assert_reads(&mut disk, 2, 0);
+    drop((disk, healer, source));
+}
