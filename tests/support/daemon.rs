@@ -128,19 +128,19 @@ impl Daemon {
         self.process.pid()
     }
 
-    /// `bypass-blk status` of its host.
-    pub fn status_command(&self) -> Command {
+    /// The status documents of its host.
+    pub fn statuses(&self) -> Value {
         let mut command = self.node.command(BINARY);
         command
             .args(["status", "--json", "--run-dir"])
             .arg(run_dir(&self.node));
-        command
+        let text = bypass_harness::run_command(&mut command, PATIENCE).unwrap();
+        serde_json::from_str(&text).unwrap()
     }
 
     /// The status document of its one image.
     pub fn status(&self) -> Value {
-        let text = bypass_harness::run_command(&mut self.status_command(), PATIENCE).unwrap();
-        let images: Value = serde_json::from_str(&text).unwrap();
+        let images = self.statuses();
         let ours = |image: &&Value| image["holder"]["pid"] == self.pid();
         let image = images.as_array().unwrap().iter().find(ours);
         image.cloned().unwrap_or_default()

@@ -79,6 +79,16 @@ impl Agent {
         locked(&self.inbox).ready
     }
 
+    /// A script that was started through another agent connection of the same guest: its
+    /// answer comes here.
+    pub(crate) fn adopt(&self, job: &Job) -> Job {
+        self.next.fetch_max(job.id + 1, Ordering::Relaxed);
+        Job {
+            id: job.id,
+            inbox: Arc::clone(&self.inbox),
+        }
+    }
+
     /// Starts a shell script in the guest.
     pub(crate) fn start(&self, script: &str) -> Result<Job> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);

@@ -19,6 +19,7 @@ use crate::{
 /// Boot takes some 3 s on an idle machine.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 const SOCKET_DEADLINE: Duration = Duration::from_secs(20);
+const MIGRATION_DEADLINE: Duration = Duration::from_secs(180);
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(60);
 /// How much of the console goes into an error.
 const CONSOLE_TAIL: usize = 2000;
@@ -64,6 +65,28 @@ pub struct Guest {
 impl Guest {
     /// Boots a guest whose QEMU runs at `place`, and waits until it answers.
     pub fn boot(image: &GuestImage, place: &Place, config: &GuestConfig) -> Result<Guest> {
+        let (mut guest, errors) = Self::launch(image, place, config, &[])?;
+        guest.wait_ready(&errors)?;
+        Ok(guest)
+    }
+
+    /// Starts a QEMU at `place` that waits for a guest to be migrated to `uri`, such as
+    /// `tcp:10.0.0.2:4444`.
+    pub fn incoming(
+        image: &GuestImage,
+        place: &Place,
+        config: &GuestConfig,
+        uri: &str,
+    ) -> Result<Guest> {
+        Ok(Self::launch(image, place, config, &["-incoming", uri])?.0)
+    }
+
+    fn launch(
+        image: &GuestImage,
+        place: &Place,
+        config: &GuestConfig,
+        more: &[&str],
+    ) -> Result<(Guest, PathBuf)> {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let file = |end: &str| place.dir().join(format!("guest{id}.{end}"));
         let errors = file("err");
@@ -75,6 +98,7 @@ impl Guest {
             .stdout(Stdio::null())
             .stderr(File::create(&errors).at("create", &errors)?);
         add_disks(&mut command, image, config);
+        command.args(more);
         let mut qemu = Background::start(&mut command)?;
         let mut connect = |socket: PathBuf| {
             wait_until("QEMU's sockets", SOCKET_DEADLINE, || {
@@ -87,15 +111,43 @@ impl Guest {
         };
         let agent = Agent::connect(&connect(file("agent"))?)?;
         let qmp = Qmp::connect(&connect(file("qmp"))?)?;
-        let mut guest = Guest {
+        let guest = Guest {
             qemu,
             agent,
             qmp,
             console: file("console"),
             _place: place.clone(),
         };
-        guest.wait_ready(&errors)?;
-        Ok(guest)
+        Ok((guest, errors))
+    }
+
+    /// Begins to migrate the guest to a QEMU that waits at `uri`.
+    pub fn migrate(&self, uri: &str) -> Result<()> {
+        let begin = json!({ "uri": uri });
+        self.qmp.execute("migrate", begin).map(drop)
+    }
+
+    /// How far the migration is: `active`, `completed`, `failed`, `cancelled`, …
+    pub fn migration(&self) -> Result<String> {
+        let told = self.qmp.execute("query-migrate", json!({}))?;
+        Ok(told["status"].as_str().unwrap_or("none").to_owned())
+    }
+
+    /// Waits until the migration has this status.
+    pub fn wait_migration(&self, status: &str) -> Result<()> {
+        wait_until(
+            format!("a migration that is {status}"),
+            MIGRATION_DEADLINE,
+            || {
+                let found = self.migration().map_err(|error| error.to_string())?;
+                (found == status).then_some(()).ok_or(found)
+            },
+        )
+    }
+
+    /// A script that was started before the guest came here.
+    pub fn adopt(&self, job: &Job) -> Job {
+        self.agent.adopt(job)
     }
 
     fn wait_ready(&mut self, errors: &PathBuf) -> Result<()> {
