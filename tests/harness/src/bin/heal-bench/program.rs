@@ -53,12 +53,13 @@ impl Program {
         command
     }
 
-    /// Serves an image, and waits until it listens.
+    /// Serves an image, with extents of the default size or of this one, and waits
+    /// until it listens.
     pub fn serve(
         &self,
         volume: &Volume,
         image: &str,
-        extent_size: &str,
+        extent_size: Option<&str>,
     ) -> Result<Daemon<'_>, Box<dyn Error>> {
         let node = volume.brick_node(NODE);
         let socket = node.place().dir().join("blk.sock");
@@ -66,8 +67,9 @@ impl Program {
         command
             .args(["--server", node.address(), "--volume", volume.name()])
             .args(["--image", image, "--brick", &volume.brick_name(NODE)])
-            .args(["--extent-size", extent_size, "--socket-path"])
-            .arg(&socket);
+            .arg("--socket-path")
+            .arg(&socket)
+            .args(extent_size.map(|size| format!("--extent-size={size}")));
         let (mut process, log) = start(&mut command, node, "serve")?;
         wait_until("bypass-blk to listen", PATIENCE, || {
             let said = fs::read_to_string(&log).unwrap_or_default();
