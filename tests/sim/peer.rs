@@ -2,6 +2,7 @@
 //! carried out late, in any order.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bypass_blk::gluster::StrongChecksum;
@@ -132,9 +133,14 @@ impl HealPeer for SimPeer {
         self.call("truncate", |_| assert_eq!(size, SIZE))
     }
 
-    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
-        let versions = data.chunks(SECTOR as usize).map(version_of);
-        self.send(offset, versions.collect())
+    fn start_writes(&self, writes: &[(u64, &[u8])]) -> Result<Answer<()>, PeerError> {
+        let mut sent = Vec::new();
+        for (offset, data) in writes {
+            let versions = data.chunks(SECTOR as usize).map(version_of);
+            // An error is a lost connection: nothing of it can be answered.
+            sent.push(self.send(*offset, versions.collect())?);
+        }
+        Ok(Answer::new(|| sent.into_iter().try_for_each(Answer::wait)))
     }
 
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
@@ -155,9 +161,22 @@ impl HealPeer for SimPeer {
         self.call("fsync", |world| world.bricks[self.brick].fsync())
     }
 
-    fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
+    fn lock(
+        &self,
+        range: Range<u64>,
+        limit: Duration,
+        stop: &AtomicBool,
+    ) -> Result<bool, PeerError> {
         let lock = self.lock_of(&range);
-        self.call("lock data", |world| world.bricks[self.brick].try_lock(lock))
+        let mut granted = false;
+        let mut over = || {
+            let mut world = self.sim.world();
+            let known = world.gets_through(self.conn);
+            granted = known && world.bricks[self.brick].try_lock(lock.clone());
+            granted || !known || stop.load(Ordering::Relaxed)
+        };
+        self.sim.sched.wait(&mut over, Some(limit));
+        self.call("lock data", |_| granted)
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {

@@ -228,6 +228,32 @@ fn a_short_write_is_an_error() {
 }
 
 #[test]
+fn writes_sent_together_go_through_the_open_file_and_each_has_its_answer() {
+    let (told, asked) = std::sync::mpsc::channel();
+    let brick = attach(move |mut peer| {
+        welcome(&mut peer);
+        for written in [4, 3] {
+            let call = peer.receive().unwrap();
+            peer.reply(call.xid, &results(written, 0, |_| ()));
+            let mut body = Decoder::new(&call.body);
+            let _gfid: [u8; 16] = body.fixed().unwrap();
+            told.send((body.i64().unwrap(), body.u64().unwrap())).unwrap();
+        }
+        peer.drain();
+    })
+    .unwrap();
+    let fd = crate::gluster::fops::RemoteFd {
+        gfid: FILE,
+        number: 5,
+    };
+    let sent = brick.start_writes(fd, &[(0, b"data"), (4096, b"more")]);
+    let outcomes: Vec<_> = sent.unwrap().into_iter().map(|write| write.wait()).collect();
+    assert!(outcomes[0].is_ok());
+    assert!(matches!(outcomes[1], Err(BrickError::Protocol { .. })));
+    assert_eq!(asked.iter().take(2).collect::<Vec<_>>(), [(5, 0), (5, 4096)]);
+}
+
+#[test]
 fn a_read_takes_the_bytes_after_the_answer_and_no_more() {
     let answer = |size: u32| {
         let mut bytes = results(4, 0, |to| {
