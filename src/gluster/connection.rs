@@ -295,7 +295,8 @@ pub struct PendingCall {
 impl PendingCall {
     /// Waits for the reply.
     pub fn wait(self, deadline: Deadline) -> Answer {
-        self.receive(deadline.left()).unwrap_or(Err(deadline.missed()))
+        self.receive(deadline.left())
+            .unwrap_or(Err(deadline.missed()))
     }
 
     /// Waits for the reply, unless `given_up`, which is asked now and then. If the

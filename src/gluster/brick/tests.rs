@@ -237,7 +237,8 @@ fn writes_sent_together_go_through_the_open_file_and_each_has_its_answer() {
             peer.reply(call.xid, &results(written, 0, |_| ()));
             let mut body = Decoder::new(&call.body);
             let _gfid: [u8; 16] = body.fixed().unwrap();
-            told.send((body.i64().unwrap(), body.u64().unwrap())).unwrap();
+            told.send((body.i64().unwrap(), body.u64().unwrap()))
+                .unwrap();
         }
         peer.drain();
     })
@@ -247,10 +248,17 @@ fn writes_sent_together_go_through_the_open_file_and_each_has_its_answer() {
         number: 5,
     };
     let sent = brick.start_writes(fd, &[(0, b"data"), (4096, b"more")]);
-    let outcomes: Vec<_> = sent.unwrap().into_iter().map(|write| write.wait()).collect();
+    let outcomes: Vec<_> = sent
+        .unwrap()
+        .into_iter()
+        .map(|write| write.wait())
+        .collect();
     assert!(outcomes[0].is_ok());
     assert!(matches!(outcomes[1], Err(BrickError::Protocol { .. })));
-    assert_eq!(asked.iter().take(2).collect::<Vec<_>>(), [(5, 0), (5, 4096)]);
+    assert_eq!(
+        asked.iter().take(2).collect::<Vec<_>>(),
+        [(5, 0), (5, 4096)]
+    );
 }
 
 #[test]

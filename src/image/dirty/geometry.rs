@@ -35,7 +35,7 @@ impl ExtentSize {
 
     /// The size for an image of `size` bytes when nobody chose one: the smallest whose
     /// map takes at most 128 MiB. So 4 KiB up to 256 GiB, twice that for each doubling,
-    /// and 1 MiB from 32 TiB on, however large the map. What is sent to the peers is
+    /// and 1 MiB above 32 TiB, however large the map. What is sent to the peers is
     /// rounded to extents: see docs/measurements.md.
     pub fn default_for(size: u64) -> Self {
         let needed = size.div_ceil(DEFAULT_MAP / EXTENT_LEN);
@@ -158,9 +158,10 @@ mod tests {
         assert_eq!([0, 512, 20 * GIB, 256 * GIB].map(default), [4096; 4]);
         assert_eq!(default(256 * GIB + 1), 8192);
         assert_eq!(default(1024 * GIB), 16384);
-        assert_eq!(default(32 * 1024 * GIB), 1 << 20);
+        assert_eq!(default(32 * 1024 * GIB), 512 << 10);
+        assert_eq!(default(32 * 1024 * GIB + 1), 1 << 20);
         assert_eq!(default(u64::MAX), 1 << 20);
-        for size in [GIB, 100 * GIB + 512, 300 * GIB, 5000 * GIB, 32 << 40] {
+        for size in [GIB, 100 * GIB + 512, 300 * GIB, 5000 * GIB, 64 << 40] {
             let geometry = Geometry::new(size, ExtentSize::default_for(size), 2).unwrap();
             assert!(geometry.file_len() <= WORDS_AT + DEFAULT_MAP);
         }

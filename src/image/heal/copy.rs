@@ -110,7 +110,8 @@ impl<'a> Copier<'a> {
         let bytes_of = |run: &Range<u64>| plan::bytes_of(run, geometry);
         let ranges: Vec<_> = batch.iter().map(bytes_of).collect();
         let read = self.local.read(&ranges);
-        let read = read.map_err(|ReadFailed { range, source }| HealError::Read { range, source })?;
+        let read =
+            read.map_err(|ReadFailed { range, source }| HealError::Read { range, source })?;
         let mut writes = Vec::new();
         for ((run, range), bytes) in batch.iter().zip(&ranges).zip(read) {
             self.under_way.figures.bytes_read += bytes.len() as u64;

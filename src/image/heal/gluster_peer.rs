@@ -106,7 +106,6 @@ impl GlusterPeer {
             sent.wait().map_err(|error| failed(&peer, error))
         }))
     }
-
 }
 
 /// Waits for all of them, for the last first: it is mostly answered last, so the waiting

@@ -64,7 +64,9 @@ impl LocalCopy {
             read.map_err(|source| failed(range, source))?;
         }
         let bytes = self.ring.bytes();
-        let lengths = ranges.iter().map(|range| (range.end - range.start) as usize);
+        let lengths = ranges
+            .iter()
+            .map(|range| (range.end - range.start) as usize);
         let parts = pieces.iter().zip(lengths);
         Ok(parts
             .map(|(piece, length)| bytes.get(piece.start..piece.start + length))

@@ -291,7 +291,9 @@ fn a_client_that_takes_its_lock_anew_at_once_starves_nobody() {
 fn scattered_extents_are_sent_together() {
     let mut world = World::healed(19);
     world.options.window = SIZE;
-    (0..40).step_by(2).for_each(|extent| world.write(extent * EXTENT, &[1; 512]));
+    (0..40)
+        .step_by(2)
+        .for_each(|extent| world.write(extent * EXTENT, &[1; 512]));
     let mut engine = world.engine();
     let calls = world.brick.state().calls;
     engine.run_pass().unwrap();
