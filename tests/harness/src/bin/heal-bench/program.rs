@@ -11,7 +11,7 @@ use bypass_harness::{Background, Node, Volume, run_command, wait_until};
 use serde_json::Value;
 
 use crate::NODE;
-use crate::traffic::read_by;
+use crate::traffic::{cpu_of, read_by};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest heal.
@@ -28,6 +28,8 @@ pub struct Healed {
     pub took: Duration,
     /// What it read from files: the local copy.
     pub read: u64,
+    /// The processors' time it had.
+    pub cpu: Duration,
     /// Its summary.
     pub said: String,
 }
@@ -97,16 +99,17 @@ impl Program {
             .args([&volume.brick_name(NODE), "--server", node.address()]);
         let begun = Instant::now();
         let (mut process, log) = start(&mut command, node, "heal")?;
-        let mut read = 0;
+        let (mut read, mut cpu) = (0, Duration::ZERO);
         let status = wait_until("the heal's end", HEAL_DEADLINE, || {
             // The last look is at a healer that has done everything.
             read = read_by(process.pid()).unwrap_or(read);
+            cpu = cpu_of(process.pid()).unwrap_or(cpu);
             process.exited().ok_or_else(String::new)
         })?;
         let took = begun.elapsed();
         let said = fs::read_to_string(log)?.trim().to_owned();
         match status.success() && volume.marks(image)?.is_clean() {
-            true => Ok(Healed { took, read, said }),
+            true => Ok(Healed { took, read, cpu, said }),
             false => Err(format!("not healed, {status}: {said}").into()),
         }
     }

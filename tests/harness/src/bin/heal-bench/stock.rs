@@ -26,6 +26,7 @@ struct Cost {
     took: Duration,
     read: u64,
     sent: u64,
+    cpu: Duration,
 }
 
 impl Cost {
@@ -75,6 +76,12 @@ pub fn measure(
         );
     }
     for (extents, ours) in &ours {
+        let seconds = [stock.cpu, ours.cpu].map(|cpu| cpu.as_secs_f64());
+        let figures = format!("{:.1} s / {:.1} s", seconds[0], seconds[1]);
+        let what = format!("processors' time, {case}: stock / ours with {extents} extents");
+        table.add(&what, &figures, seconds[0] / seconds[1], Goal::None);
+    }
+    for (extents, ours) in &ours {
         let figures = format!("{} / {}", stock.part(), ours.part());
         let what = format!("bytes read + sent, {case}: stock / ours with {extents} extents");
         let ratio = stock.moved() as f64 / ours.moved() as f64;
@@ -98,14 +105,16 @@ fn ours(
     let moved = Traffic::now(volume)? - before;
     let took = healed.took.as_secs_f64();
     step.done(&format!(
-        "{took:.1} s; {}; bricks and network: {moved}",
-        healed.said
+        "{took:.1} s; {}; {:.1} s of CPU; bricks and network: {moved}",
+        healed.said,
+        healed.cpu.as_secs_f64(),
     ));
     check_and_remove(volume, &image, &written)?;
     Ok(Cost {
         took: healed.took,
         read: moved.read + healed.read,
         sent: moved.sent,
+        cpu: moved.cpu + healed.cpu,
     })
 }
 
@@ -136,6 +145,7 @@ fn stock(volume: &Volume, program: &Program, options: &Options) -> Result<Cost, 
         took,
         read: moved.read,
         sent: moved.sent,
+        cpu: moved.cpu,
     })
 }
 
