@@ -86,7 +86,10 @@ fn equal_copies_verify_clean_and_one_changed_byte_is_found_where_it_is() {
     let (code, document) = verify(&volume, 0, &[]);
     assert_eq!(code, Some(71), "{document:#}");
     assert_eq!(*differing(&document, 1), extent_at(12_345_678, UNSERVED));
-    assert_eq!(*differing(&document, 2), extent_at(IMAGE_BYTES - 1, UNSERVED));
+    assert_eq!(
+        *differing(&document, 2),
+        extent_at(IMAGE_BYTES - 1, UNSERVED)
+    );
 
     let node = volume.brick_node(0);
     let target = format!("{}{IMAGE}", volume.name());

@@ -51,8 +51,8 @@ struct Options {
     /// Also write the table to this file.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// The sizes beside stock Gluster: 1 GiB of writes in a 20 GiB image
-    /// (takes long, and needs up to 45 GiB of disk).
+    /// The sizes beside stock Gluster: 1 GiB of writes in a 20 GiB image, with
+    /// the default extents only (takes long, and needs up to 45 GiB of disk).
     #[arg(long)]
     full: bool,
     /// Writes before the image is healed, beside stock Gluster.

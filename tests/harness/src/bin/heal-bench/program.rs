@@ -109,7 +109,12 @@ impl Program {
         let took = begun.elapsed();
         let said = fs::read_to_string(log)?.trim().to_owned();
         match status.success() && volume.marks(image)?.is_clean() {
-            true => Ok(Healed { took, read, cpu, said }),
+            true => Ok(Healed {
+                took,
+                read,
+                cpu,
+                said,
+            }),
             false => Err(format!("not healed, {status}: {said}").into()),
         }
     }

@@ -42,7 +42,7 @@ impl Cost {
 }
 
 /// Adds a row for the time and one for the bytes, per extent size: the default one, and
-/// a coarse one for what rounding costs.
+/// but for the full sizes a coarse one for what rounding costs.
 pub fn measure(
     volume: &Volume,
     program: &Program,
@@ -50,21 +50,21 @@ pub fn measure(
     beside_stock: bool,
     table: &mut Table,
 ) -> Result<(), Box<dyn Error>> {
-    let ours = [
-        ("default", ours(volume, program, options, None)?),
-        ("64K", ours(volume, program, options, Some("64K"))?),
-    ];
+    let mut costs = vec![("default", ours(volume, program, options, None)?)];
+    if !options.full {
+        costs.push(("64K", ours(volume, program, options, Some("64K"))?));
+    }
     let (written, image) = options.against_stock();
     let case = format!("{} in {} GiB", mib(written), image >> 30);
     if !beside_stock {
-        for (extents, ours) in &ours {
+        for (extents, ours) in &costs {
             let what = format!("seconds to clean, {case}: {extents} extents");
             table.add(&what, &ours.part(), ours.took.as_secs_f64(), Goal::None);
         }
         return Ok(());
     }
     let stock = stock(volume, program, options)?;
-    for (extents, ours) in &ours {
+    for (extents, ours) in &costs {
         let seconds = [stock.took, ours.took].map(|took| took.as_secs_f64());
         let figures = format!("{:.1} s / {:.1} s", seconds[0], seconds[1]);
         let what = format!("time to clean, {case}: stock / ours with {extents} extents");
@@ -75,13 +75,13 @@ pub fn measure(
             Goal::AtLeast(10.0),
         );
     }
-    for (extents, ours) in &ours {
+    for (extents, ours) in &costs {
         let seconds = [stock.cpu, ours.cpu].map(|cpu| cpu.as_secs_f64());
         let figures = format!("{:.1} s / {:.1} s", seconds[0], seconds[1]);
         let what = format!("processors' time, {case}: stock / ours with {extents} extents");
         table.add(&what, &figures, seconds[0] / seconds[1], Goal::None);
     }
-    for (extents, ours) in &ours {
+    for (extents, ours) in &costs {
         let figures = format!("{} / {}", stock.part(), ours.part());
         let what = format!("bytes read + sent, {case}: stock / ours with {extents} extents");
         let ratio = stock.moved() as f64 / ours.moved() as f64;
