@@ -337,6 +337,39 @@ fn only_a_try_would_block() {
 }
 
 #[test]
+fn a_lock_that_nobody_waits_for_any_more_is_given_back_when_it_is_granted() {
+    let (go, may_answer) = std::sync::mpsc::channel();
+    let (told, asked) = std::sync::mpsc::channel();
+    let brick = attach(move |mut peer| {
+        welcome(&mut peer);
+        let lock = peer.receive().unwrap();
+        may_answer.recv().unwrap();
+        peer.reply(lock.xid, &results(0, 0, no_dict));
+        for call in [lock, peer.receive().unwrap()] {
+            let mut body = Decoder::new(&call.body);
+            let _gfid: [u8; 16] = body.fixed().unwrap();
+            let _command = body.u32().unwrap();
+            let kind = body.u32().unwrap();
+            let _flock = (body.u32().unwrap(), body.u32().unwrap());
+            let range = (body.u64().unwrap(), body.u64().unwrap());
+            told.send((kind, range)).unwrap();
+        }
+    })
+    .unwrap();
+    let range = LockRange {
+        start: 4096,
+        len: 512,
+    };
+    let stopped = || true;
+    let queued = brick.queue_inodelk(FILE, "domain", LockKind::Write, range, stopped);
+    assert!(!queued.unwrap());
+    go.send(()).unwrap();
+    let (write, unlock) = (1, 2);
+    let asked: Vec<_> = asked.iter().collect();
+    assert_eq!(asked, [(write, (4096, 512)), (unlock, (4096, 512))]);
+}
+
+#[test]
 fn a_lost_connection_is_not_mistaken_for_a_refusal() {
     let brick = attach(|mut peer| {
         welcome(&mut peer);
