@@ -26,7 +26,7 @@ pub struct Program(PathBuf);
 pub struct Healed {
     /// From the program's start to its end.
     pub took: Duration,
-    /// What it read from files: the local copy.
+    /// What it read from disks: the local copy.
     pub read: u64,
     /// The processors' time it had.
     pub cpu: Duration,

@@ -5,7 +5,8 @@
 //! processes, which holds what they read of the copies and what came in by their
 //! sockets; and what left through the interfaces of all nodes, `lo` too, with all
 //! headers. What the self-heal daemons read is not counted again: it is all from
-//! sockets. What our healer reads of the local copy is added by the caller.
+//! sockets. What our healer reads of the local copy is added by the caller: `read_bytes`
+//! of its `/proc/PID/io`, for `rchar` does not have what io_uring reads.
 //!
 //! Time: `utime` and `stime` of `/proc/PID/stat` of all processes in the nodes' network
 //! namespaces. Other programs on the machine change it little, unlike the time that
@@ -44,7 +45,8 @@ impl Traffic {
             let pid = volume.brick_pid(brick.index);
             let pid = pid.map_err(|error| error.to_string())?;
             let pid = pid.ok_or_else(|| format!("brick {} is down", brick.index))?;
-            now.read += read_by(pid).ok_or_else(|| format!("no rchar of brick {pid}"))?;
+            let read = io_of(pid, "rchar");
+            now.read += read.ok_or_else(|| format!("no rchar of brick {pid}"))?;
             now.sent += sent_beside(pid)?;
             namespaces.extend(namespace(pid));
         }
@@ -75,11 +77,16 @@ impl Sub for Traffic {
     }
 }
 
-/// What a live process read so far by system calls of the read(2) family.
+/// What a live process read from disks so far.
 pub fn read_by(pid: u32) -> Option<u64> {
+    io_of(pid, "read_bytes")
+}
+
+/// A counter of a live process.
+fn io_of(pid: u32, counter: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("rchar: "))?;
-    line.trim().parse().ok()
+    let value = |line: &str| line.strip_prefix(counter)?.strip_prefix(": ")?.parse().ok();
+    text.lines().find_map(value)
 }
 
 /// The processors' time that a live process has had so far.
