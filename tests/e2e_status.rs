@@ -48,7 +48,7 @@ fn what_the_guest_wrote_is_a_debt_to_every_peer_until_somebody_heals_it() {
     assert_eq!(status["heal"]["oldest_unsent_seconds"], 0.0, "{status:#}");
     assert_eq!(status["copies"][0]["behind"], Value::Null);
 
-    // Two extents of 64 KiB, and a part of a third.
+    // 33 extents of the default size.
     let mut disk = FrontEnd::connect(daemon.socket());
     disk.write(1 << 20, &pattern(1, 1 << 20, 131_072 + 4096), PATIENCE)
         .unwrap();
@@ -57,8 +57,8 @@ fn what_the_guest_wrote_is_a_debt_to_every_peer_until_somebody_heals_it() {
     let status = daemon.status();
     for (peer, copy) in [(0, 1), (1, 2)] {
         let behind = &status["copies"][copy]["behind"];
-        assert_eq!(behind["extents"], 3, "{status:#}");
-        assert_eq!(behind["bytes"], 3 * 65536);
+        assert_eq!(behind["extents"], 33, "{status:#}");
+        assert_eq!(behind["bytes"], 33 * 4096);
         assert_eq!(behind["suspect"], false);
         let heal = &status["heal"]["peers"][peer];
         assert_eq!(heal["copy"], copy);
@@ -73,7 +73,7 @@ fn what_the_guest_wrote_is_a_debt_to_every_peer_until_somebody_heals_it() {
     for brick in 1..3 {
         let brick = volume.brick_name(brick);
         let behind = format!(
-            "bypass_blk_copy_behind_bytes{{volume=\"gv0\",image=\"{IMAGE}\",brick=\"{brick}\"}} 196608.0\n"
+            "bypass_blk_copy_behind_bytes{{volume=\"gv0\",image=\"{IMAGE}\",brick=\"{brick}\"}} 135168.0\n"
         );
         assert!(text.contains(&behind), "{text}");
     }

@@ -18,7 +18,6 @@ use std::time::Instant;
 use bypass_blk::device::gate::{Admission, Gate};
 use bypass_blk::gluster::glusterd::GLUSTERD_PORT;
 use bypass_blk::gluster::{LkOwner, Timeouts};
-use bypass_blk::image::dirty::ExtentSize;
 use bypass_blk::image::gate::WriteGate;
 use bypass_blk::image::gluster_port::{GlusterPort, identity};
 use bypass_blk::image::holder::Holder;
@@ -131,7 +130,7 @@ impl Writer {
                 quorum_timeout: PATIENCE,
                 map: MapPlace {
                     path: node.place().dir().join("underneath.map"),
-                    extent_size: ExtentSize::default(),
+                    extent_size: None,
                 },
             };
             let terms = LocalTerms {

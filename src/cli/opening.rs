@@ -100,8 +100,8 @@ pub struct Opening {
     pub quorum_timeout: Duration,
     /// Serve it raw whatever it looks like.
     pub force_raw: bool,
-    /// How fine a new one is.
-    pub extent_size: ExtentSize,
+    /// How fine the dirty map is, if not by default.
+    pub extent_size: Option<ExtentSize>,
 }
 
 /// Opens a session and the local file; `cancelled` ends the wait for locks early.
@@ -241,7 +241,7 @@ impl Place {
     }
 
     /// The image's document, with what was noted there before.
-    pub fn entry(&self, state: &StateDir, extent_size: ExtentSize) -> Entry {
+    pub fn entry(&self, state: &StateDir, extent_size: Option<ExtentSize>) -> Entry {
         let Located { volume, gfid, .. } = &self.located;
         let before = state.entry(volume, *gfid);
         Entry {
@@ -251,7 +251,7 @@ impl Place {
             server: self.server.host.clone(),
             port: self.server.port,
             brick: self.located.names().one(self.local),
-            extent_size: u32::try_from(extent_size.bytes()).unwrap_or(ExtentSize::MAX),
+            extent_size: extent_size.and_then(|size| u32::try_from(size.bytes()).ok()),
             settled: false,
             handed_over: false,
             verified: before.as_ref().and_then(|entry| entry.verified.clone()),

@@ -68,7 +68,7 @@ impl OwnSession {
             false,
         )?;
         let known = wanted.state.entry(wanted.volume, place.located.gfid);
-        let extent_size = known.and_then(|entry| ExtentSize::new(entry.extent_size).ok());
+        let extent_size = known.and_then(|entry| ExtentSize::new(entry.extent_size?).ok());
         let opening = Opening {
             terms: Terms {
                 read_only: false,
@@ -79,7 +79,7 @@ impl OwnSession {
             },
             quorum_timeout: QUORUM_TIMEOUT,
             force_raw: true,
-            extent_size: extent_size.unwrap_or_default(),
+            extent_size,
         };
         let stopped = Arc::new(AtomicBool::new(false));
         let stop = stopped.clone();

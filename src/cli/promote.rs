@@ -264,8 +264,8 @@ fn record(place: &Place, plan: &Plan, args: &PromoteArgs) -> Result<(), Failure>
     let state = StateDir::new(&args.state_dir.state_dir);
     state.create()?;
     let known = state.entry(&place.located.volume, place.located.gfid);
-    let extent_size = known.and_then(|entry| ExtentSize::new(entry.extent_size).ok());
-    let mut entry = place.entry(&state, extent_size.unwrap_or_default());
+    let extent_size = known.and_then(|entry| ExtentSize::new(entry.extent_size?).ok());
+    let mut entry = place.entry(&state, extent_size);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     entry.promoted = Some(Promotion {
         at: now.unwrap_or_default().as_secs(),

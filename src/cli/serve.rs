@@ -119,10 +119,11 @@ pub struct ServeArgs {
     #[arg(long)]
     pub(super) print_capabilities: bool,
 
-    /// How finely it is noted what the other copies miss: 4K to 1M, a power of two.
+    /// How finely it is noted what the other copies miss: 4K to 1M, a power of two. By
+    /// default 4K for images of up to 256 GiB, then as small as 128 MiB of map allow.
     /// Another size than before makes everything that is marked count as missing
-    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = opening::extent_size)]
-    extent_size: ExtentSize,
+    #[arg(long, value_name = "SIZE", value_parser = opening::extent_size)]
+    extent_size: Option<ExtentSize>,
 
     /// Give metrics of the image to Prometheus: unix:PATH answers HTTP on a unix
     /// socket, textfile:PATH.prom is written every 15 s for node_exporter. They are

@@ -123,7 +123,7 @@ fn remember(args: &VerifyArgs, located: &Located, server: &Server, report: &Repo
         server: server.host.clone(),
         port: server.port,
         brick: String::new(),
-        extent_size: 0,
+        extent_size: None,
         // Nobody has served it on this host.
         settled: true,
         handed_over: false,

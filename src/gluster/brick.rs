@@ -243,17 +243,45 @@ impl Brick {
         weight: Weight,
         deadline: Deadline,
     ) -> Result<PendingCall, BrickError> {
-        let call = Call {
-            program: FILE_OPERATIONS,
-            procedure: operation.number,
-            credentials: &self.inner.credentials,
-            arguments: &arguments.into_bytes(),
-            payload,
-        };
+        let arguments = arguments.into_bytes();
+        let call = self.operation_call(operation, &arguments, payload);
         self.inner
             .connection
             .call(&call, weight, deadline)
             .map_err(|error| self.call_failed(operation.name, error))
+    }
+
+    /// Sends one counted operation several times, with these arguments and payloads:
+    /// all or none, together.
+    pub(super) fn start_all(
+        &self,
+        operation: Operation,
+        each: &[(Vec<u8>, &[u8])],
+        deadline: Deadline,
+    ) -> Result<Vec<PendingCall>, BrickError> {
+        let calls = each.iter();
+        let calls: Vec<_> = calls
+            .map(|(arguments, payload)| self.operation_call(operation, arguments, payload))
+            .collect();
+        self.inner
+            .connection
+            .call_all(&calls, Weight::Counted, deadline)
+            .map_err(|error| self.call_failed(operation.name, error))
+    }
+
+    fn operation_call<'a>(
+        &'a self,
+        operation: Operation,
+        arguments: &'a [u8],
+        payload: &'a [u8],
+    ) -> Call<'a> {
+        Call {
+            program: FILE_OPERATIONS,
+            procedure: operation.number,
+            credentials: &self.inner.credentials,
+            arguments,
+            payload,
+        }
     }
 
     /// The operation that gives back what another one took too late.

@@ -7,7 +7,7 @@
 //! when that stays unanswered. The thread ends with the connection, and the
 //! connection with its last handle. It never reconnects.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -37,6 +37,13 @@ pub const MAX_COUNTED_CALLS: usize = 48;
 /// so that blocked ones cannot keep out the unlock they wait for
 /// (`rpcsvc_can_outstanding_req_be_ignored`, rpc/rpc-lib/src/rpcsvc.c).
 pub const MAX_CALLS: usize = 1024;
+
+/// The most calls that are sent together: two such batches can be under way, so that
+/// the brick has work while the next is made ready.
+pub const MAX_BATCH: usize = MAX_COUNTED_CALLS / 2;
+
+/// How often a caller who waits for a lock is asked whether he still wants it.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// Why a connection is gone.
 #[derive(Debug, Error)]
@@ -192,17 +199,43 @@ impl Connection {
         weight: Weight,
         deadline: Deadline,
     ) -> Result<PendingCall, CallError> {
-        let (xid, answer) = self.link().enlist(weight, deadline)?;
-        let Some(head) = call.encode(xid) else {
-            self.link().withdraw(xid);
+        let sent = self.call_all(std::slice::from_ref(call), weight, deadline)?;
+        sent.into_iter().next().ok_or(CallError::TooLong)
+    }
+
+    /// Sends calls, at most [`MAX_BATCH`], with as few system calls as that takes. All
+    /// of them or none.
+    pub fn call_all(
+        &self,
+        calls: &[Call<'_>],
+        weight: Weight,
+        deadline: Deadline,
+    ) -> Result<Vec<PendingCall>, CallError> {
+        if calls.len() > MAX_BATCH {
+            return Err(CallError::TooLong);
+        }
+        let pending: Vec<_> = self
+            .link()
+            .enlist(calls.len(), weight, deadline)?
+            .into_iter()
+            .map(|(xid, answer)| PendingCall {
+                xid,
+                answer,
+                link: Arc::clone(self.link()),
+            })
+            .collect();
+        let encoded = calls.iter().zip(&pending).map(|(c, p)| c.encode(p.xid));
+        let Some(heads) = encoded.collect::<Option<Vec<_>>>() else {
+            for call in &pending {
+                self.link().withdraw(call.xid);
+            }
             return Err(CallError::TooLong);
         };
-        self.link().send(&head, call.payload)?;
-        Ok(PendingCall {
-            xid,
-            answer,
-            link: Arc::clone(self.link()),
-        })
+        let parts = heads.iter().zip(calls);
+        let parts = parts.flat_map(|(head, call)| [head.as_slice(), call.payload]);
+        let mut parts: Vec<_> = parts.map(IoSlice::new).collect();
+        self.link().send(&mut parts)?;
+        Ok(pending)
     }
 
     /// Is the connection up, as far as known?
@@ -262,14 +295,27 @@ pub struct PendingCall {
 impl PendingCall {
     /// Waits for the reply.
     pub fn wait(self, deadline: Deadline) -> Answer {
-        self.receive(deadline).unwrap_or(Err(deadline.missed()))
+        self.receive(deadline.left())
+            .unwrap_or(Err(deadline.missed()))
     }
 
-    /// Waits for the reply; if it comes after all when nobody waits any more, and
-    /// says that something was taken, `undo` gives that back.
-    pub fn wait_or_undo(self, deadline: Deadline, undo: Undo) -> Answer {
-        if let Some(answer) = self.receive(deadline) {
-            return answer;
+    /// Waits for the reply, unless `given_up`, which is asked now and then. If the
+    /// reply comes after all when nobody waits any more, and says that something was
+    /// taken, `undo` gives that back.
+    pub fn wait_or_undo(
+        self,
+        deadline: Deadline,
+        given_up: impl Fn() -> bool,
+        undo: Undo,
+    ) -> Answer {
+        loop {
+            let left = deadline.left();
+            if let Some(answer) = self.receive(left.min(GLANCE)) {
+                return answer;
+            }
+            if left <= GLANCE || given_up() {
+                break;
+            }
         }
         if self.link.abandon(self.xid, undo) {
             return Err(deadline.missed());
@@ -279,8 +325,8 @@ impl PendingCall {
         self.answer.recv().unwrap_or(Err(deadline.missed()))
     }
 
-    fn receive(&self, deadline: Deadline) -> Option<Answer> {
-        match self.answer.recv_timeout(deadline.left()) {
+    fn receive(&self, limit: Duration) -> Option<Answer> {
+        match self.answer.recv_timeout(limit) {
             Ok(answer) => Some(answer),
             Err(RecvTimeoutError::Timeout) => None,
             // Withdrawn without an answer, which only a gone connection does.

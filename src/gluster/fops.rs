@@ -60,6 +60,16 @@ pub struct RemoteFd {
     pub(super) number: i64,
 }
 
+impl From<Gfid> for RemoteFd {
+    /// The anonymous one: the brick opens the file for each operation.
+    fn from(gfid: Gfid) -> Self {
+        Self {
+            gfid,
+            number: ANONYMOUS_FD,
+        }
+    }
+}
+
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
@@ -118,13 +128,23 @@ impl Brick {
     ) -> Result<InFlight<T>, BrickError> {
         let deadline = self.deadline();
         let pending = self.start(operation, arguments, payload, Weight::Counted, deadline)?;
-        Ok(InFlight {
+        Ok(self.in_flight(operation, pending, deadline, decode))
+    }
+
+    pub(super) fn in_flight<T>(
+        &self,
+        operation: Operation,
+        pending: PendingCall,
+        deadline: Deadline,
+        decode: impl FnOnce(u32, &mut Decoder<'_>) -> Result<T, ProtocolError> + Send + 'static,
+    ) -> InFlight<T> {
+        InFlight {
             brick: self.clone(),
             operation,
             pending,
             deadline,
             decode: Box::new(decode),
-        })
+        }
     }
 
     pub(super) fn run<T>(
@@ -265,9 +285,10 @@ impl Brick {
     }
 
     /// Makes the file durable on the brick: its bytes and attributes, or with
-    /// `datasync` its bytes.
-    pub fn fsync(&self, gfid: Gfid, datasync: bool) -> Result<(), BrickError> {
-        let mut arguments = by_gfid(gfid);
+    /// `datasync` its bytes. Through a file opened before it was written to, an error of
+    /// writing it back is told whoever else was told of it.
+    pub fn fsync(&self, file: impl Into<RemoteFd>, datasync: bool) -> Result<(), BrickError> {
+        let mut arguments = by_fd(file.into());
         arguments.u32(datasync.into());
         Dict::new().encode(&mut arguments);
         self.run(FSYNC, arguments, |_| Ok(()))
@@ -356,7 +377,12 @@ impl Brick {
 
 /// The start of the arguments of every operation on a file's bytes.
 pub(super) fn by_gfid(gfid: Gfid) -> Encoder {
+    by_fd(gfid.into())
+}
+
+/// The same of an open file.
+pub(super) fn by_fd(fd: RemoteFd) -> Encoder {
     let mut arguments = Encoder::new();
-    arguments.fixed(gfid.as_bytes()).i64(ANONYMOUS_FD);
+    arguments.fixed(fd.gfid.as_bytes()).i64(fd.number);
     arguments
 }

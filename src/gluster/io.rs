@@ -1,15 +1,18 @@
 //! The bytes of a brick's files: read, written, compared, punched.
 //!
 //! By gfid alone, through the anonymous file descriptor, so nothing is opened or
-//! left open. What moves bytes also comes as `start_…`, so that many can be on
+//! left open; except many writes, for which the brick would open and close its file
+//! again and again. What moves bytes also comes as `start_…`, so that many can be on
 //! their way at one time.
 
 use super::brick::{Brick, Operation};
 use super::dict::Dict;
 use super::error::{BrickError, Errno, ProtocolError};
-use super::fops::{InFlight, by_gfid, operation};
+use super::fops::{InFlight, RemoteFd, by_fd, by_gfid, operation};
 use super::inode::{Gfid, Iatt};
-use super::xdr::Decoder;
+use super::xdr::{Decoder, Encoder};
+
+pub use super::connection::MAX_BATCH;
 
 /// The most bytes of one read, write or checksum.
 pub const MAX_IO: usize = 1 << 20;
@@ -87,26 +90,32 @@ impl Brick {
 
     /// Writes `data` (at most [`MAX_IO`] bytes) at byte `offset`, all of it.
     pub fn write(&self, gfid: Gfid, offset: u64, data: &[u8]) -> Result<(), BrickError> {
-        self.start_write(gfid, offset, data)?.wait()
+        let length = self.io_length(WRITE, data.len())?;
+        let arguments = write_arguments(by_gfid(gfid), offset, length);
+        self.begin(WRITE, arguments, data, written(length))?.wait()
     }
 
-    /// Begins a [`Brick::write`]; `data` is sent before this returns.
-    pub fn start_write(
+    /// Begins writes of an open file, each of at most [`MAX_IO`] bytes at a byte
+    /// offset, at most [`MAX_BATCH`] of them; the brick carries them out in any order.
+    /// They are sent before this returns, together, and all or none.
+    pub fn start_writes(
         &self,
-        gfid: Gfid,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<InFlight<()>, BrickError> {
-        let length = self.io_length(WRITE, data.len())?;
-        let mut arguments = by_gfid(gfid);
-        arguments.u64(offset).u32(length).u32(0);
-        Dict::new().encode(&mut arguments);
-        self.begin(WRITE, arguments, data, move |written, _| {
-            if written != length {
-                return Err(ProtocolError::ShortWrite { written, length });
-            }
-            Ok(())
-        })
+        fd: RemoteFd,
+        writes: &[(u64, &[u8])],
+    ) -> Result<Vec<InFlight<()>>, BrickError> {
+        let mut each = Vec::with_capacity(writes.len());
+        for (offset, data) in writes {
+            let length = self.io_length(WRITE, data.len())?;
+            let arguments = write_arguments(by_fd(fd), *offset, length);
+            each.push((arguments.into_bytes(), *data));
+        }
+        let deadline = self.deadline();
+        let pending = self.start_all(WRITE, &each, deadline)?.into_iter();
+        let lengths = each.iter().map(|(_, data)| data.len() as u32);
+        Ok(pending
+            .zip(lengths)
+            .map(|(call, length)| self.in_flight(WRITE, call, deadline, written(length)))
+            .collect())
     }
 
     /// The brick's checksum of `length` bytes (at most [`MAX_IO`]) at `offset`.
@@ -190,6 +199,20 @@ impl Brick {
             Ok(short) if length <= MAX_IO => Ok(short),
             _ => Err(self.too_long(operation.name)),
         }
+    }
+}
+
+fn write_arguments(mut arguments: Encoder, offset: u64, length: u32) -> Encoder {
+    arguments.u64(offset).u32(length).u32(0);
+    Dict::new().encode(&mut arguments);
+    arguments
+}
+
+/// Were all `length` bytes written?
+fn written(length: u32) -> impl FnOnce(u32, &mut Decoder<'_>) -> Result<(), ProtocolError> {
+    move |written, _| match written == length {
+        true => Ok(()),
+        false => Err(ProtocolError::ShortWrite { written, length }),
     }
 }
 

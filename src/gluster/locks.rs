@@ -159,18 +159,46 @@ impl Brick {
         kind: LockKind,
         range: LockRange,
     ) -> Result<Locked, BrickError> {
-        let arguments = |op: LockOp| {
-            let mut arguments = Encoder::new();
-            arguments
-                .fixed(gfid.as_bytes())
-                .u32(op.command())
-                .u32(op.wire_type(kind));
-            self.flock(&mut arguments, op.wire_type(kind), range);
-            arguments.string(domain);
-            Dict::new().encode(&mut arguments);
-            arguments
-        };
-        self.set_lock(INODELK, op, arguments)
+        let arguments = |op| self.inodelk_arguments(gfid, domain, op, kind, range);
+        self.set_lock(INODELK, op, arguments, || false)
+    }
+
+    /// Queues for a lock as [`LockOp::Wait`] does, for the call's time limit at most
+    /// and until `given_up`, which is asked now and then. `false`: it was not granted by
+    /// then; granted later, it is given back at once.
+    pub fn queue_inodelk(
+        &self,
+        gfid: Gfid,
+        domain: &str,
+        kind: LockKind,
+        range: LockRange,
+        given_up: impl Fn() -> bool,
+    ) -> Result<bool, BrickError> {
+        let arguments = |op| self.inodelk_arguments(gfid, domain, op, kind, range);
+        match self.set_lock(INODELK, LockOp::Wait, arguments, given_up) {
+            Ok(locked) => Ok(locked == Locked::Granted),
+            Err(BrickError::Timeout { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn inodelk_arguments(
+        &self,
+        gfid: Gfid,
+        domain: &str,
+        op: LockOp,
+        kind: LockKind,
+        range: LockRange,
+    ) -> Encoder {
+        let mut arguments = Encoder::new();
+        arguments
+            .fixed(gfid.as_bytes())
+            .u32(op.command())
+            .u32(op.wire_type(kind));
+        self.flock(&mut arguments, op.wire_type(kind), range);
+        arguments.string(domain);
+        Dict::new().encode(&mut arguments);
+        arguments
     }
 
     /// Takes or gives back a posix lock through an open file. A mandatory one
@@ -193,7 +221,7 @@ impl Brick {
     ) -> Result<Locked, BrickError> {
         let arguments =
             |op: LockOp| self.lk_arguments(fd, op.command(), op.wire_type(kind), range, mandatory);
-        self.set_lock(LK, op, arguments)
+        self.set_lock(LK, op, arguments, || false)
     }
 
     /// The first posix lock of somebody else in the way of a lock of this kind,
@@ -221,6 +249,7 @@ impl Brick {
         operation: Operation,
         op: LockOp,
         arguments: impl Fn(LockOp) -> Encoder,
+        given_up: impl Fn() -> bool,
     ) -> Result<Locked, BrickError> {
         let deadline = self.deadline();
         let pending = self.start(operation, arguments(op), &[], Weight::Uncounted, deadline)?;
@@ -228,7 +257,7 @@ impl Brick {
             LockOp::Unlock => pending.wait(deadline),
             LockOp::Try | LockOp::Wait => {
                 let unlock = self.undo(operation, arguments(LockOp::Unlock), was_granted);
-                pending.wait_or_undo(deadline, unlock)
+                pending.wait_or_undo(deadline, given_up, unlock)
             }
         };
         let reply = answer.map_err(|error| self.call_failed(operation.name, error))?;

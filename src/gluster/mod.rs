@@ -38,7 +38,7 @@ pub use error::{BrickError, Errno, GlusterdError};
 pub use fops::{Entry, InFlight, OpenMode, RemoteFd, Space};
 pub use glusterd::{Glusterd, VolumeInfo, VolumeState};
 pub use inode::{FileType, Gfid, Iatt};
-pub use io::{Checksum, MAX_IO, SeekTo, StrongChecksum};
+pub use io::{Checksum, MAX_BATCH, MAX_IO, SeekTo, StrongChecksum};
 pub use locks::{ForeignLock, LockKind, LockOp, LockRange, Locked};
 pub use pending::Pending;
 pub use rpc::LkOwner;

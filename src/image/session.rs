@@ -52,8 +52,8 @@ pub struct Setup {
 pub struct MapPlace {
     /// Its file.
     pub path: PathBuf,
-    /// How finely it counts.
-    pub extent_size: ExtentSize,
+    /// How finely it counts; `None`: as [`ExtentSize::default_for`] the image.
+    pub extent_size: Option<ExtentSize>,
 }
 
 /// A running session.
@@ -272,10 +272,11 @@ fn open_map(
     gfid: uuid::Uuid,
     size: u64,
 ) -> Result<(Arc<DirtyMap>, Trust), MapError> {
+    let by_default = || ExtentSize::default_for(size);
     let identity = dirty::Identity {
         gfid,
         size,
-        extent_size: place.extent_size,
+        extent_size: place.extent_size.unwrap_or_else(by_default),
         local: names.one(shape.local),
         peers: shape.peers().iter().map(|peer| names.one(peer)).collect(),
     };

@@ -39,8 +39,9 @@ pub struct Entry {
     pub port: u16,
     /// The local brick, `host:/path`.
     pub brick: String,
-    /// Bytes of an extent of the map.
-    pub extent_size: u32,
+    /// Bytes of an extent of the map, if not by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extent_size: Option<u32>,
     /// The last session left all copies equal and no mark behind.
     pub settled: bool,
     /// The last session gave the image to another host, which heals it from now on.
@@ -210,7 +211,7 @@ mod tests {
             server: "localhost".to_owned(),
             port: 24007,
             brick: "a:/brick".to_owned(),
-            extent_size: 65536,
+            extent_size: Some(65536),
             settled: false,
             handed_over: false,
             promoted: None,

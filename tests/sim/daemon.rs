@@ -160,7 +160,7 @@ fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
         quorum_timeout: QUORUM_TIMEOUT,
         map: MapPlace {
             path: sim.map(host),
-            extent_size: ExtentSize::new(EXTENT as u32).unwrap(),
+            extent_size: Some(ExtentSize::new(EXTENT as u32).unwrap()),
         },
     }
 }

@@ -2,6 +2,7 @@
 //! carried out late, in any order.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bypass_blk::gluster::StrongChecksum;
@@ -211,9 +212,14 @@ impl HealPeer for SimPeer {
         self.0.call("truncate", |_| assert_eq!(size, SIZE))
     }
 
-    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
-        let versions = data.chunks(SECTOR as usize).map(version_of);
-        self.0.send(offset, versions.collect())
+    fn start_writes(&self, writes: &[(u64, &[u8])]) -> Result<Answer<()>, PeerError> {
+        let mut sent = Vec::new();
+        for (offset, data) in writes {
+            let versions = data.chunks(SECTOR as usize).map(version_of);
+            // An error is a lost connection: nothing of it can be answered.
+            sent.push(self.0.send(*offset, versions.collect())?);
+        }
+        Ok(Answer::new(|| sent.into_iter().try_for_each(Answer::wait)))
     }
 
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
@@ -235,10 +241,22 @@ impl HealPeer for SimPeer {
             .call("fsync", |world| world.bricks[self.0.brick].fsync())
     }
 
-    fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
+    fn lock(
+        &self,
+        range: Range<u64>,
+        limit: Duration,
+        stop: &AtomicBool,
+    ) -> Result<bool, PeerError> {
         let lock = self.0.lock_of(&range);
-        self.0
-            .call(LOCK, |world| world.bricks[self.0.brick].try_lock(lock))
+        let mut granted = false;
+        let mut over = || {
+            let mut world = self.0.sim.world();
+            let known = world.gets_through(self.0.conn);
+            granted = known && world.bricks[self.0.brick].try_lock(lock.clone());
+            granted || !known || stop.load(Ordering::Relaxed)
+        };
+        self.0.sim.sched.wait(&mut over, Some(limit));
+        self.0.call(LOCK, |_| granted)
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {

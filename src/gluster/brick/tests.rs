@@ -228,6 +228,40 @@ fn a_short_write_is_an_error() {
 }
 
 #[test]
+fn writes_sent_together_go_through_the_open_file_and_each_has_its_answer() {
+    let (told, asked) = std::sync::mpsc::channel();
+    let brick = attach(move |mut peer| {
+        welcome(&mut peer);
+        for written in [4, 3] {
+            let call = peer.receive().unwrap();
+            peer.reply(call.xid, &results(written, 0, |_| ()));
+            let mut body = Decoder::new(&call.body);
+            let _gfid: [u8; 16] = body.fixed().unwrap();
+            told.send((body.i64().unwrap(), body.u64().unwrap()))
+                .unwrap();
+        }
+        peer.drain();
+    })
+    .unwrap();
+    let fd = crate::gluster::fops::RemoteFd {
+        gfid: FILE,
+        number: 5,
+    };
+    let sent = brick.start_writes(fd, &[(0, b"data"), (4096, b"more")]);
+    let outcomes: Vec<_> = sent
+        .unwrap()
+        .into_iter()
+        .map(|write| write.wait())
+        .collect();
+    assert!(outcomes[0].is_ok());
+    assert!(matches!(outcomes[1], Err(BrickError::Protocol { .. })));
+    assert_eq!(
+        asked.iter().take(2).collect::<Vec<_>>(),
+        [(5, 0), (5, 4096)]
+    );
+}
+
+#[test]
 fn a_read_takes_the_bytes_after_the_answer_and_no_more() {
     let answer = |size: u32| {
         let mut bytes = results(4, 0, |to| {
@@ -300,6 +334,39 @@ fn only_a_try_would_block() {
     assert_eq!(lock(LockOp::Try).unwrap(), Locked::WouldBlock);
     assert!(lock(LockOp::Wait).is_err());
     assert!(lock(LockOp::Try).is_err());
+}
+
+#[test]
+fn a_lock_that_nobody_waits_for_any_more_is_given_back_when_it_is_granted() {
+    let (go, may_answer) = std::sync::mpsc::channel();
+    let (told, asked) = std::sync::mpsc::channel();
+    let brick = attach(move |mut peer| {
+        welcome(&mut peer);
+        let lock = peer.receive().unwrap();
+        may_answer.recv().unwrap();
+        peer.reply(lock.xid, &results(0, 0, no_dict));
+        for call in [lock, peer.receive().unwrap()] {
+            let mut body = Decoder::new(&call.body);
+            let _gfid: [u8; 16] = body.fixed().unwrap();
+            let _command = body.u32().unwrap();
+            let kind = body.u32().unwrap();
+            let _flock = (body.u32().unwrap(), body.u32().unwrap());
+            let range = (body.u64().unwrap(), body.u64().unwrap());
+            told.send((kind, range)).unwrap();
+        }
+    })
+    .unwrap();
+    let range = LockRange {
+        start: 4096,
+        len: 512,
+    };
+    let stopped = || true;
+    let queued = brick.queue_inodelk(FILE, "domain", LockKind::Write, range, stopped);
+    assert!(!queued.unwrap());
+    go.send(()).unwrap();
+    let (write, unlock) = (1, 2);
+    let asked: Vec<_> = asked.iter().collect();
+    assert_eq!(asked, [(write, (4096, 512)), (unlock, (4096, 512))]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! table of unanswered calls, and the end.
 
 use std::collections::HashMap;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::net::SendFlags;
 
 use super::pulse::{Beat, Pulse};
-use super::socket::{is_timeout, write_record};
+use super::socket::{is_timeout, write_all};
 use super::{Answer, CallError, Deadline, Disconnect, Reply, Undo, Weight};
 use super::{MAX_CALLS, MAX_COUNTED_CALLS};
 use crate::gluster::record::RecordDecoder;
@@ -29,6 +29,9 @@ const PING: u32 = 3;
 
 pub(super) type DisconnectListener = Box<dyn FnOnce(&Arc<Disconnect>) + Send>;
 
+/// A call's transaction id, and where its answer comes.
+pub(super) type Enlisted = (u32, Receiver<Answer>);
+
 pub(super) struct Waiter {
     answer: SyncSender<Answer>,
     weight: Weight,
@@ -40,6 +43,8 @@ pub(super) struct Waiter {
 struct State {
     calls: HashMap<u32, Waiter>,
     counted: usize,
+    /// Callers that wait for room.
+    waiting: usize,
     last_xid: u32,
     gone: Option<Arc<Disconnect>>,
     listeners: Vec<DisconnectListener>,
@@ -48,7 +53,7 @@ struct State {
 /// One connection, without its owners.
 pub(super) struct Link {
     stream: TcpStream,
-    /// Held while one record is written.
+    /// Held while records are written.
     turn: Mutex<()>,
     send_timeout: Duration,
     state: Mutex<State>,
@@ -99,42 +104,33 @@ impl Link {
         }
     }
 
-    /// Waits for room and enters a call into the table.
+    /// Waits for room and enters `count` calls into the table, all at once.
     pub(super) fn enlist(
         &self,
+        count: usize,
         weight: Weight,
         deadline: Deadline,
-    ) -> Result<(u32, Receiver<Answer>), CallError> {
+    ) -> Result<Vec<Enlisted>, CallError> {
         let mut state = self.lock();
         loop {
             if let Some(reason) = &state.gone {
                 return Err(CallError::Disconnected(Arc::clone(reason)));
             }
-            if state.has_room(weight) {
+            if state.has_room(count, weight) {
                 break;
             }
             let left = deadline.left();
             if left.is_zero() {
                 return Err(deadline.missed());
             }
+            state.waiting += 1;
             (state, _) = self
                 .room
                 .wait_timeout(state, left)
                 .unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
-        let xid = state.new_xid();
-        // One answer at most, so the reader never waits for the caller.
-        let (sender, answer) = mpsc::sync_channel(1);
-        if weight == Weight::Counted {
-            state.counted += 1;
-        }
-        let waiter = Waiter {
-            answer: sender,
-            weight,
-            undo: None,
-        };
-        state.calls.insert(xid, waiter);
-        Ok((xid, answer))
+        Ok((0..count).map(|_| state.enter(weight)).collect())
     }
 
     /// Takes a call out of the table, which makes room for the next.
@@ -144,18 +140,22 @@ impl Link {
         if waiter.weight == Weight::Counted {
             state.counted = state.counted.saturating_sub(1);
         }
+        // To wake nobody would cost a system call for every answer.
+        let awaited = state.waiting > 0;
         drop(state);
-        self.room.notify_all();
+        if awaited {
+            self.room.notify_all();
+        }
         Some(waiter)
     }
 
-    /// Sends one record; a failure in the middle of it ends the connection.
-    pub(super) fn send(&self, head: &[u8], payload: &[u8]) -> Result<(), CallError> {
+    /// Sends the parts of records; a failure in the middle of it ends the connection.
+    pub(super) fn send(&self, parts: &mut [IoSlice<'_>]) -> Result<(), CallError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reason) = &self.lock().gone {
             return Err(CallError::Disconnected(Arc::clone(reason)));
         }
-        write_record(&self.stream, head, payload, self.send_timeout)
+        write_all(&self.stream, parts, self.send_timeout)
             .map_err(|reason| CallError::Disconnected(self.disconnect(reason)))
     }
 
@@ -302,15 +302,31 @@ impl Link {
         };
         if let Some(head) = call.encode(xid) {
             // Fails where the connection is gone, and what was taken with it.
-            let _ = self.send(&head, &[]);
+            let _ = self.send(&mut [IoSlice::new(&head)]);
         }
     }
 }
 
 impl State {
-    fn has_room(&self, weight: Weight) -> bool {
-        self.calls.len() < MAX_CALLS
-            && (weight == Weight::Uncounted || self.counted < MAX_COUNTED_CALLS)
+    fn has_room(&self, count: usize, weight: Weight) -> bool {
+        self.calls.len() + count <= MAX_CALLS
+            && (weight == Weight::Uncounted || self.counted + count <= MAX_COUNTED_CALLS)
+    }
+
+    fn enter(&mut self, weight: Weight) -> Enlisted {
+        let xid = self.new_xid();
+        // One answer at most, so the reader never waits for the caller.
+        let (sender, answer) = mpsc::sync_channel(1);
+        if weight == Weight::Counted {
+            self.counted += 1;
+        }
+        let waiter = Waiter {
+            answer: sender,
+            weight,
+            undo: None,
+        };
+        self.calls.insert(xid, waiter);
+        (xid, answer)
     }
 
     /// An id that no unanswered call has; there are far fewer of those than ids.

@@ -51,16 +51,13 @@ pub(super) fn configure(
     socket.set_tcp_keepalive(&keepalive)
 }
 
-/// Writes one record whole, within `timeout`.
-pub(super) fn write_record(
+/// Writes the parts of records whole, within `timeout`.
+pub(super) fn write_all(
     mut stream: &TcpStream,
-    head: &[u8],
-    payload: &[u8],
+    mut parts: &mut [IoSlice<'_>],
     timeout: Duration,
 ) -> Result<(), Disconnect> {
     let started = Instant::now();
-    let mut parts = [IoSlice::new(head), IoSlice::new(payload)];
-    let mut parts = &mut parts[..];
     IoSlice::advance_slices(&mut parts, 0); // leaves empty ones out
     while !parts.is_empty() {
         match stream.write_vectored(parts) {

@@ -258,7 +258,7 @@ fn what_was_taken_too_late_is_given_back() {
             credentials: Credentials::None,
             arguments: arguments.to_vec(),
         };
-        let missed = ask(&connection, arguments).wait_or_undo(soon(), undo);
+        let missed = ask(&connection, arguments).wait_or_undo(soon(), || false, undo);
         assert!(matches!(missed, Err(CallError::TimedOut { .. })));
     }
     go.send(()).unwrap();
@@ -306,6 +306,61 @@ fn a_call_over_the_limit_is_refused_and_takes_no_room() {
         assert!(matches!(refused, Err(CallError::TooLong)));
     }
     assert!(connection.is_connected());
+}
+
+#[test]
+fn calls_sent_together_arrive_whole_and_in_order() {
+    let (connection, peer) = connect(&patient(), |mut peer| {
+        let calls: Vec<_> = (0..MAX_BATCH).map(|_| peer.receive().unwrap()).collect();
+        for call in &calls {
+            peer.reply(call.xid, &call.body);
+        }
+        calls.into_iter().map(|call| call.body).collect::<Vec<_>>()
+    });
+    let payloads: Vec<_> = (0..MAX_BATCH as u8).map(|i| vec![i; 4096]).collect();
+    let call = |payload| Call { payload, ..ECHO };
+    let calls: Vec<_> = payloads.iter().map(|payload| call(payload)).collect();
+    let deadline = Deadline::after(PATIENCE);
+    let sent = connection.call_all(&calls, Weight::Counted, deadline);
+    for (call, payload) in sent.unwrap().into_iter().zip(&payloads) {
+        assert!(answer(call).unwrap().results() == payload);
+    }
+    assert!(peer.join().unwrap() == payloads);
+}
+
+#[test]
+fn calls_sent_together_are_sent_all_or_none() {
+    let (connection, peer) = connect(&patient(), |mut peer| {
+        let alone = peer.receive().unwrap();
+        peer.reply(alone.xid, b"here");
+    });
+    let payload = vec![0; record::MAX_RECORD];
+    let mut calls = vec![ECHO; MAX_BATCH + 1];
+    let send = |calls: &[_]| connection.call_all(calls, Weight::Counted, soon());
+    assert!(matches!(send(&calls), Err(CallError::TooLong)));
+    calls.truncate(MAX_BATCH);
+    calls[MAX_BATCH - 1].payload = &payload;
+    for _ in 0..=MAX_COUNTED_CALLS / MAX_BATCH {
+        assert!(matches!(send(&calls), Err(CallError::TooLong)));
+    }
+    answer(ask(&connection, b"")).unwrap();
+    peer.join().unwrap();
+}
+
+#[test]
+fn a_caller_who_gives_up_waits_no_longer() {
+    let (connection, _peer) = connect(&patient(), |mut peer| peer.drain());
+    let undo = Undo {
+        took: |_| true,
+        program: FILE_OPERATIONS,
+        procedure: 2,
+        credentials: Credentials::None,
+        arguments: Vec::new(),
+    };
+    let (begun, deadline) = (Instant::now(), Deadline::after(PATIENCE));
+    let missed = ask(&connection, b"").wait_or_undo(deadline, || true, undo);
+    assert!(matches!(missed, Err(CallError::TimedOut { .. })));
+    assert!(begun.elapsed() < PATIENCE);
 }
 
 #[test]

@@ -7,6 +7,11 @@ use std::ops::Range;
 use super::error::MapError;
 use super::extent::{LANES, MAX_PEERS, Peers};
 
+/// The most bytes of a map whose extents nobody chose the size of.
+const DEFAULT_MAP: u64 = 128 << 20;
+/// Bytes of an extent in the map.
+const EXTENT_LEN: u64 = (size_of::<u64>() / LANES) as u64;
+
 /// The size of an extent in bytes: a power of two, 4 KiB to 1 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtentSize(u32);
@@ -28,16 +33,19 @@ impl ExtentSize {
         }
     }
 
+    /// The size for an image of `size` bytes when nobody chose one: the smallest whose
+    /// map takes at most 128 MiB. So 4 KiB up to 256 GiB, twice that for each doubling,
+    /// and 1 MiB above 32 TiB, however large the map. What is sent to the peers is
+    /// rounded to extents: see docs/measurements.md.
+    pub fn default_for(size: u64) -> Self {
+        let needed = size.div_ceil(DEFAULT_MAP / EXTENT_LEN);
+        let allowed = needed.clamp(Self::MIN.into(), Self::MAX.into());
+        Self(u32::try_from(allowed.next_power_of_two()).unwrap_or(Self::MAX))
+    }
+
     /// In bytes.
     pub fn bytes(self) -> u64 {
         self.0.into()
-    }
-}
-
-impl Default for ExtentSize {
-    /// 64 KiB.
-    fn default() -> Self {
-        Self(64 << 10)
     }
 }
 
@@ -144,6 +152,22 @@ mod tests {
     }
 
     #[test]
+    fn extents_are_as_small_as_a_map_of_limited_size_allows() {
+        let default = |size| ExtentSize::default_for(size).bytes();
+        const GIB: u64 = 1 << 30;
+        assert_eq!([0, 512, 20 * GIB, 256 * GIB].map(default), [4096; 4]);
+        assert_eq!(default(256 * GIB + 1), 8192);
+        assert_eq!(default(1024 * GIB), 16384);
+        assert_eq!(default(32 * 1024 * GIB), 512 << 10);
+        assert_eq!(default(32 * 1024 * GIB + 1), 1 << 20);
+        assert_eq!(default(u64::MAX), 1 << 20);
+        for size in [GIB, 100 * GIB + 512, 300 * GIB, 5000 * GIB, 64 << 40] {
+            let geometry = Geometry::new(size, ExtentSize::default_for(size), 2).unwrap();
+            assert!(geometry.file_len() <= WORDS_AT + DEFAULT_MAP);
+        }
+    }
+
+    #[test]
     fn a_write_touches_every_extent_it_reaches_into() {
         let geometry = geometry(10 * 4096 + 512);
         assert_eq!(geometry.extents(), 11);
@@ -180,7 +204,7 @@ mod tests {
 
     #[test]
     fn more_peers_than_an_extent_can_hold_are_refused() {
-        let refused = Geometry::new(1, ExtentSize::default(), 5);
+        let refused = Geometry::new(1, ExtentSize::default_for(1), 5);
         assert!(matches!(refused, Err(MapError::TooManyPeers { peers: 5 })));
     }
 }

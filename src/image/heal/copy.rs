@@ -1,29 +1,44 @@
 //! Copying the runs of one stretch: compare, send or punch, and wait for all of it.
 //!
+//! A batch of runs at a time, however far apart: it is read at once and sent at once,
+//! while the peer writes the batches before.
+//!
 //! Called by the engine with the lock held and every copy begun. Clears nothing.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::error::HealError;
-use super::local::{LocalCopy, has_sum, is_zero};
+use super::local::{LocalCopy, ReadFailed, has_sum, is_zero};
 use super::peer::{Answer, HealPeer, PeerError};
 use super::plan;
 use super::progress::Figures;
-use crate::gluster::StrongChecksum;
+use crate::gluster::{MAX_BATCH, MAX_IO, StrongChecksum};
 use crate::image::dirty::geometry::Geometry;
+
+/// Writes on their way: one batch is made ready while another is written.
+const MAX_WRITES: usize = 2 * MAX_BATCH;
 
 /// From one file to one peer.
 pub struct Copier<'a> {
     peer: &'a dyn HealPeer,
     local: &'a mut LocalCopy,
     geometry: &'a Geometry,
-    sent: Vec<Sent>,
+    under_way: UnderWay,
+}
+
+/// Changes of the peer that are not answered yet, the earliest first, and what was done
+/// before.
+#[derive(Default)]
+struct UnderWay {
+    sent: VecDeque<Sent>,
     figures: Figures,
 }
 
-/// A change of the peer that is not answered yet, and what it counts for.
+/// A change, or several sent together, and what it counts for.
 struct Sent {
     answer: Answer<()>,
+    writes: usize,
     figures: Figures,
 }
 
@@ -42,14 +57,13 @@ impl<'a> Copier<'a> {
             peer,
             local,
             geometry,
-            sent: Vec::new(),
-            figures: Figures::default(),
+            under_way: UnderWay::default(),
         }
     }
 
     /// What was done so far, as far as it was answered.
     pub fn figures(&self) -> Figures {
-        self.figures
+        self.under_way.figures
     }
 
     /// Copies `runs` of extents, each of at most the local buffer's size; with
@@ -61,63 +75,126 @@ impl<'a> Copier<'a> {
     /// The first of what failed; a lost connection before all else.
     pub fn copy(&mut self, runs: &[Range<u64>], compare: bool) -> Result<(), HealError> {
         let mut outcome = self.start(runs, compare);
-        for sent in self.sent.drain(..) {
-            match sent.answer.wait() {
-                Ok(()) => self.figures += sent.figures,
-                Err(error) => {
-                    let error = HealError::from(error);
-                    let keep = |first: &HealError| first.lost_peer() || !error.lost_peer();
-                    if !outcome.as_ref().is_err_and(keep) {
-                        outcome = Err(error);
-                    }
-                }
+        while let Some(answer) = self.under_way.settle() {
+            let Err(error) = answer.map_err(HealError::from) else {
+                continue;
+            };
+            let keep = |first: &HealError| first.lost_peer() || !error.lost_peer();
+            if !outcome.as_ref().is_err_and(keep) {
+                outcome = Err(error);
             }
         }
         outcome
     }
 
     fn start(&mut self, runs: &[Range<u64>], compare: bool) -> Result<(), HealError> {
-        let mut asked = Vec::new();
+        let mut sums = Vec::new();
         if compare {
-            asked = ask_sums(self.peer, self.geometry, runs.iter().cloned())?;
+            sums = ask_sums(self.peer, self.geometry, runs.iter().cloned())?;
         }
-        let mut asked = asked.into_iter();
-        for run in runs {
-            let range = plan::bytes_of(run, self.geometry);
-            let bytes = match self.local.read(&range) {
-                Ok(bytes) => bytes,
-                Err(source) => return Err(HealError::Read { range, source }),
-            };
-            self.figures.bytes_read += bytes.len() as u64;
+        let mut sums = sums.into_iter();
+        for batch in plan::batches(runs, self.geometry, MAX_BATCH, MAX_IO as u64) {
+            self.start_batch(batch, &mut sums)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a batch, and sends what is to be sent of it. `sums` are those of its runs
+    /// and of the ones after, if they are compared.
+    fn start_batch(
+        &mut self,
+        batch: &[Range<u64>],
+        sums: &mut impl Iterator<Item = Answer<StrongChecksum>>,
+    ) -> Result<(), HealError> {
+        let geometry = self.geometry;
+        let bytes_of = |run: &Range<u64>| plan::bytes_of(run, geometry);
+        let ranges: Vec<_> = batch.iter().map(bytes_of).collect();
+        let read = self.local.read(&ranges);
+        let read =
+            read.map_err(|ReadFailed { range, source }| HealError::Read { range, source })?;
+        let mut writes = Vec::new();
+        for ((run, range), bytes) in batch.iter().zip(&ranges).zip(read) {
+            self.under_way.figures.bytes_read += bytes.len() as u64;
             let view = View {
                 bytes,
                 start: range.start,
-                geometry: self.geometry,
+                geometry,
             };
-            let equal = match asked.next() {
+            let equal = match sums.next() {
                 Some(sum) => {
-                    self.figures.bytes_compared += bytes.len() as u64;
+                    self.under_way.figures.bytes_compared += bytes.len() as u64;
                     equal_extents(self.peer, &view, run, sum)?
                 }
                 None => Vec::new(),
             };
-            for (kind, part) in plan::split(run.clone(), |extent| {
-                view.kind(extent, equal.contains(&extent))
-            }) {
-                self.sent.extend(send(self.peer, &view, kind, &part)?);
+            let kind = |extent| view.kind(extent, equal.contains(&extent));
+            for (kind, part) in plan::split(run.clone(), kind) {
+                match kind {
+                    Kind::Equal => {}
+                    Kind::Zero => self.under_way.zero(self.peer, bytes_of(&part))?,
+                    Kind::Data => writes.push((bytes_of(&part).start, view.of(&part))),
+                }
             }
+        }
+        for writes in writes.chunks(MAX_BATCH) {
+            self.under_way.write(self.peer, writes)?;
         }
         Ok(())
     }
 }
 
+impl UnderWay {
+    /// Sends writes, at most [`MAX_BATCH`], when few enough others are under way.
+    fn write(&mut self, peer: &dyn HealPeer, writes: &[(u64, &[u8])]) -> Result<(), PeerError> {
+        while self.writes() + writes.len() > MAX_WRITES {
+            self.settle().transpose()?;
+        }
+        let lengths = writes.iter().map(|(_, bytes)| bytes.len() as u64);
+        let figures = Figures {
+            bytes_sent: lengths.sum(),
+            ..Figures::default()
+        };
+        self.sent.push_back(Sent {
+            answer: peer.start_writes(writes)?,
+            writes: writes.len(),
+            figures,
+        });
+        Ok(())
+    }
+
+    fn zero(&mut self, peer: &dyn HealPeer, range: Range<u64>) -> Result<(), PeerError> {
+        let figures = Figures {
+            bytes_zeroed: range.end - range.start,
+            ..Figures::default()
+        };
+        self.sent.push_back(Sent {
+            answer: peer.start_zero(range)?,
+            writes: 0,
+            figures,
+        });
+        Ok(())
+    }
+
+    fn writes(&self) -> usize {
+        self.sent.iter().map(|sent| sent.writes).sum()
+    }
+
+    /// Waits for the earliest answer; `None`: all is answered.
+    fn settle(&mut self) -> Option<Result<(), PeerError>> {
+        let earliest = self.sent.pop_front()?;
+        let answer = earliest.answer.wait();
+        if answer.is_ok() {
+            self.figures += earliest.figures;
+        }
+        Some(answer)
+    }
+}
+
 /// Also when something panicked in between: whoever ends the connection may rely on
 /// it that the peer is done with everything it was sent.
-impl Drop for Copier<'_> {
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        for sent in self.sent.drain(..) {
-            let _ = sent.answer.wait();
-        }
+        while self.settle().is_some() {}
     }
 }
 
@@ -129,9 +206,9 @@ struct View<'a> {
     geometry: &'a Geometry,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
     /// The bytes of some of its extents.
-    fn of(&self, extents: &Range<u64>) -> &[u8] {
+    fn of(&self, extents: &Range<u64>) -> &'a [u8] {
         let range = plan::bytes_of(extents, self.geometry);
         let index = |at: u64| usize::try_from(at - self.start).unwrap_or(usize::MAX);
         let part = index(range.start)..index(range.end);
@@ -181,27 +258,4 @@ fn ask_sums(
 ) -> Result<Vec<Answer<StrongChecksum>>, PeerError> {
     runs.map(|run| peer.start_checksum(plan::bytes_of(&run, geometry)))
         .collect()
-}
-
-fn send(
-    peer: &dyn HealPeer,
-    view: &View<'_>,
-    kind: Kind,
-    part: &Range<u64>,
-) -> Result<Option<Sent>, PeerError> {
-    let bytes = view.of(part);
-    let range = plan::bytes_of(part, view.geometry);
-    let mut figures = Figures::default();
-    let answer = match kind {
-        Kind::Equal => return Ok(None),
-        Kind::Zero => {
-            figures.bytes_zeroed = bytes.len() as u64;
-            peer.start_zero(range)?
-        }
-        Kind::Data => {
-            figures.bytes_sent = bytes.len() as u64;
-            peer.start_write(range.start, bytes)?
-        }
-    };
-    Ok(Some(Sent { answer, figures }))
 }

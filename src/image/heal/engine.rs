@@ -30,7 +30,8 @@
 //! under the same lock. So while it stands, the peer has nothing that we have not.
 //!
 //! One stretch is locked at a time, and the next only after it was given back: a
-//! client that queues for the lock gets it in between.
+//! client that queues for the lock gets it in between. We queue for it, too: a client
+//! that takes it anew as soon as it has given it back would never be found without.
 //!
 //! # Extents with a write in flight
 //!
@@ -49,7 +50,7 @@ use super::copy::Copier;
 use super::error::HealError;
 use super::local::LocalCopy;
 use super::pass::{Options, Pass, PassEnd};
-use super::peer::{HealPeer, PeerError};
+use super::peer::HealPeer;
 use super::plan::{self, Limits};
 use super::progress::Figures;
 use crate::gluster::MAX_IO;
@@ -57,11 +58,6 @@ use crate::image::dirty::{Copied, Healer, Peer, Peers};
 
 /// The most of an image that is locked at once, in bytes.
 const LOCK_SPAN: u64 = 64 << 20;
-/// How long a stretch waits for other clients' data locks.
-const LOCK_LIMIT: Duration = Duration::from_secs(10);
-/// The pause between two attempts: each makes the brick ask the holders to give
-/// way, so there is no need to queue.
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes copied between two FSYNCs.
 const COMMIT_BYTES: u64 = 64 << 20;
 /// How often extents with a write in flight are tried again at the end of a pass.
@@ -71,8 +67,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 /// The most extents that are remembered for that, more than a queue of writes
 /// touches; the others are left to the next pass.
 const MAX_MISSED: usize = 4096;
-/// The longest sleep before the rate and the stop flag are looked at again.
-const NAP: Duration = Duration::from_millis(50);
 
 /// What to do about an extent with a write in flight.
 #[derive(Clone, Copy)]
@@ -85,11 +79,11 @@ enum InFlight {
 
 /// Heals one peer through one connection.
 pub struct Engine {
-    healer: Arc<Healer>,
+    pub(super) healer: Arc<Healer>,
     id: Peer,
-    peer: Box<dyn HealPeer>,
+    pub(super) peer: Box<dyn HealPeer>,
     local: LocalCopy,
-    options: Options,
+    pub(super) options: Options,
     /// The extents whose copy was begun and not ended yet.
     begun: Vec<u64>,
     /// Extents that had a write in flight, to be tried again in this pass.
@@ -140,21 +134,27 @@ impl Engine {
         !self.broken && self.peer.is_connected()
     }
 
-    /// Goes once over the map, in ascending order, and copies what is dirty.
+    /// Goes once over the map, in ascending order, and copies what is dirty. After
+    /// [`PassEnd::Locked`] the connection is not used any more: the request for the lock
+    /// that was not granted stands in the brick's queue as long as that lasts.
     ///
     /// # Errors
     /// See [`HealError`]. What was not durable at the peer by then stays dirty.
     pub fn run_pass(&mut self) -> Result<Pass, HealError> {
         let done = self.pass();
-        if let Err(error) = &done {
+        if done.is_err() {
             for extent in self.begun.drain(..) {
                 self.healer.abandon_copy(self.id, extent);
             }
             self.uncommitted = 0;
-            if error.lost_peer() {
-                self.broken = true;
-                self.peer.close();
-            }
+        }
+        let leave = match &done {
+            Ok(pass) => pass.end == PassEnd::Locked,
+            Err(error) => error.lost_peer(),
+        };
+        if leave {
+            self.broken = true;
+            self.peer.close();
         }
         done
     }
@@ -182,7 +182,7 @@ impl Engine {
         }
         let mut from = 0;
         while let Some(extent) = self.next_dirty(from) {
-            if !self.wait_for_tokens() {
+            if !self.options.wait_for_tokens() {
                 return Ok(PassEnd::Stopped);
             }
             let extents = self.stretch_of(self.dirty_from(extent));
@@ -208,7 +208,7 @@ impl Engine {
             }
             let mut rest = missed.as_slice();
             while !rest.is_empty() {
-                if !self.wait_for_tokens() {
+                if !self.options.wait_for_tokens() {
                     return Ok(PassEnd::Stopped);
                 }
                 let extents = self.stretch_of(rest.iter().copied());
@@ -244,7 +244,7 @@ impl Engine {
     /// size. What the peer's lacks counts as dirty.
     fn prepare(&mut self) -> Result<PassEnd, HealError> {
         let until = self.options.clock.now() + self.options.quiet;
-        if !self.sleep_until(until) {
+        if !self.options.sleep_until(until) {
             return Ok(PassEnd::Stopped);
         }
         let expected = self.healer.map().geometry().size();
@@ -342,79 +342,6 @@ impl Engine {
         pass.cleared += figures.extents_cleared;
         pass.again += figures.extents_again;
         Ok(())
-    }
-
-    /// Runs `work` with AFR's data lock on `span`, if it is to be had, on a copy that
-    /// still is this session's to heal.
-    fn under_lock(
-        &mut self,
-        span: Range<u64>,
-        work: impl FnOnce(&mut Self) -> Result<(), HealError>,
-    ) -> Result<PassEnd, HealError> {
-        let begin = self.options.clock.now();
-        while !self.peer.try_lock(span.clone())? {
-            if self.is_stopped() {
-                return Ok(PassEnd::Stopped);
-            }
-            if self.options.clock.now().saturating_sub(begin) > LOCK_LIMIT {
-                return Ok(PassEnd::Locked);
-            }
-            self.options.clock.sleep(LOCK_PAUSE);
-        }
-        let done = self.check_mark().and_then(|()| work(self));
-        // A lock that cannot be given back goes with the connection.
-        let unlocked = self.peer.unlock(span).map_err(|error| match error {
-            PeerError::Refused { peer, source } => PeerError::Away { peer, source },
-            error => error,
-        });
-        match (done, unlocked) {
-            (Ok(()), Ok(())) => Ok(PassEnd::Complete),
-            (Err(error), Ok(())) => Err(error),
-            (Err(error), Err(_)) if error.lost_peer() => Err(error),
-            (_, Err(error)) => Err(error.into()),
-        }
-    }
-
-    /// Does the peer still accuse itself with a stamp of the map? Only then nobody has
-    /// healed it behind the session's back, and nobody has written to it since: under
-    /// the data lock, nobody can before our own write is answered.
-    fn check_mark(&self) -> Result<(), HealError> {
-        let counter = self.peer.own_mark()?;
-        let map = self.healer.map();
-        match map.record().explains(counter) || map.read_record()?.explains(counter) {
-            true => Ok(()),
-            false => Err(HealError::Unexplained {
-                peer: self.peer.name().to_owned(),
-                counter,
-            }),
-        }
-    }
-
-    /// `false`: stopped.
-    fn wait_for_tokens(&mut self) -> bool {
-        loop {
-            let now = self.options.clock.now();
-            let delay = self.options.throttle.delay(now);
-            if self.is_stopped() || delay.is_zero() {
-                return !self.is_stopped();
-            }
-            self.options.clock.sleep(delay.min(NAP));
-        }
-    }
-
-    /// `false`: stopped.
-    fn sleep_until(&self, until: Duration) -> bool {
-        loop {
-            let left = until.saturating_sub(self.options.clock.now());
-            if self.is_stopped() || left.is_zero() {
-                return !self.is_stopped();
-            }
-            self.options.clock.sleep(left.min(NAP));
-        }
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.options.stop.load(Ordering::Relaxed)
     }
 
     fn next_dirty(&self, from: u64) -> Option<u64> {

@@ -2,6 +2,8 @@
 //! healer's own.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -10,7 +12,7 @@ use crate::gluster::fops::InFlight;
 use crate::gluster::locks::domain;
 use crate::gluster::{
     Brick, BrickError, Errno, FileType, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
-    LockRange, Locked, OpenMode, Pending, StrongChecksum, Timeouts,
+    LockRange, Locked, OpenMode, Pending, RemoteFd, StrongChecksum, Timeouts,
 };
 use crate::image::copy_lock;
 use crate::image::gluster_port::RECORD;
@@ -21,6 +23,10 @@ use crate::image::locate::Located;
 pub struct GlusterPeer {
     brick: Brick,
     gfid: Gfid,
+    /// The file, open as long as the connection lasts: a brick opens and closes it for
+    /// each write without. An FSYNC through it is told of everything that went wrong
+    /// with the writes.
+    fd: RemoteFd,
     /// The domain of AFR's data locks.
     data_domain: String,
     /// The attribute with which bricks accuse this copy.
@@ -47,38 +53,22 @@ impl GlusterPeer {
             child,
         })?;
         let name = spec.to_string();
+        let failed = |error| failed(&name, error);
+        let gfid = Gfid(located.gfid);
+        // The connection ends with its last handle, whatever happens.
         let brick = Brick::connect(spec, located.volume_id, &identity(), timeouts);
-        // From here on the connection ends with this, whatever happens.
+        let brick = brick.map_err(failed)?;
+        check_file(&brick, gfid, &located.image)?;
+        let fd = brick.open(gfid, OpenMode::ReadWrite).map_err(failed)?;
         let peer = Self {
-            brick: brick.map_err(|error| failed(&name, error))?,
-            gfid: Gfid(located.gfid),
+            brick,
+            gfid,
+            fd,
             data_domain: domain::data(&located.set),
             pending_name: pending_name.clone(),
         };
-        peer.check_file(&located.image)?;
         peer.lock_copies(session)?;
         Ok(peer)
-    }
-
-    /// Is the image's name that of the image's file here?
-    fn check_file(&self, image: &str) -> Result<(), PeerError> {
-        let peer = self.brick.name().to_owned();
-        let entry = match self.brick.resolve(image, &[]) {
-            Err(error) if error.errno() == Some(Errno::NOENT) => {
-                return Err(PeerError::NoImage { peer });
-            }
-            found => found.map_err(|error| self.failed(error))?,
-        };
-        let found = match entry.iatt.file_type() {
-            FileType::Regular if entry.gfid() == self.gfid => return Ok(()),
-            FileType::Regular => entry.gfid().to_string(),
-            kind => format!("{kind:?}"),
-        };
-        Err(PeerError::OtherFile {
-            peer,
-            found,
-            expected: self.gfid.to_string(),
-        })
     }
 
     /// First the lock, then the look at the record. The other way round, a session
@@ -93,11 +83,8 @@ impl GlusterPeer {
         if taken.map_err(|error| self.failed(error))? == Locked::WouldBlock {
             return Err(PeerError::CopyLocked { peer });
         }
-        let fd = self.brick.open(self.gfid, OpenMode::Read);
-        let fd = fd.map_err(|error| self.failed(error))?;
-        let record = self.brick.lk_conflict(fd, LockKind::Write, RECORD);
+        let record = self.brick.lk_conflict(self.fd, LockKind::Write, RECORD);
         let record = record.map_err(|error| self.failed(error))?;
-        self.brick.release(fd).map_err(|error| self.failed(error))?;
         let holder = record.and_then(|lock| Holder::decode(&lock.lk_owner));
         match holder {
             Some(holder) if holder.session == session => Ok(()),
@@ -119,16 +106,43 @@ impl GlusterPeer {
             sent.wait().map_err(|error| failed(&peer, error))
         }))
     }
+}
 
-    fn data_lock(&self, op: LockOp, range: &Range<u64>) -> Result<Locked, PeerError> {
-        let range = LockRange {
-            start: range.start,
-            len: range.end - range.start,
-        };
-        let domain = &self.data_domain;
-        self.brick
-            .inodelk(self.gfid, domain, op, LockKind::Write, range)
-            .map_err(|error| self.failed(error))
+/// Waits for all of them, for the last first: it is mostly answered last, so the waiting
+/// thread is woken once. The first error counts.
+fn wait_all(sent: Vec<InFlight<()>>) -> Result<(), BrickError> {
+    let mut outcome = Ok(());
+    for write in sent.into_iter().rev() {
+        outcome = write.wait().and(outcome);
+    }
+    outcome
+}
+
+/// Is the image's name that of the image's file here?
+fn check_file(brick: &Brick, gfid: Gfid, image: &str) -> Result<(), PeerError> {
+    let peer = brick.name().to_owned();
+    let entry = match brick.resolve(image, &[]) {
+        Err(error) if error.errno() == Some(Errno::NOENT) => {
+            return Err(PeerError::NoImage { peer });
+        }
+        found => found.map_err(|error| failed(&peer, error))?,
+    };
+    let found = match entry.iatt.file_type() {
+        FileType::Regular if entry.gfid() == gfid => return Ok(()),
+        FileType::Regular => entry.gfid().to_string(),
+        kind => format!("{kind:?}"),
+    };
+    Err(PeerError::OtherFile {
+        peer,
+        found,
+        expected: gfid.to_string(),
+    })
+}
+
+fn lock_range(range: &Range<u64>) -> LockRange {
+    LockRange {
+        start: range.start,
+        len: range.end - range.start,
     }
 }
 
@@ -169,8 +183,13 @@ impl HealPeer for GlusterPeer {
         done.map_err(|error| self.failed(error))
     }
 
-    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
-        self.answer(self.brick.start_write(self.gfid, offset, data))
+    fn start_writes(&self, writes: &[(u64, &[u8])]) -> Result<Answer<()>, PeerError> {
+        let sent = self.brick.start_writes(self.fd, writes);
+        let sent = sent.map_err(|error| self.failed(error))?;
+        let peer = self.brick.name().to_owned();
+        Ok(Answer::new(move || {
+            wait_all(sent).map_err(|error| failed(&peer, error))
+        }))
     }
 
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
@@ -194,17 +213,29 @@ impl HealPeer for GlusterPeer {
     }
 
     fn fsync(&self) -> Result<(), PeerError> {
-        let done = self.brick.fsync(self.gfid, false);
+        let done = self.brick.fsync(self.fd, false);
         done.map_err(|error| self.failed(error))
     }
 
-    fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
-        Ok(self.data_lock(LockOp::Try, &range)? == Locked::Granted)
+    fn lock(
+        &self,
+        range: Range<u64>,
+        limit: Duration,
+        stop: &AtomicBool,
+    ) -> Result<bool, PeerError> {
+        let (domain, range) = (&self.data_domain, lock_range(&range));
+        let stopped = || stop.load(Ordering::Relaxed);
+        self.brick
+            .with_timeout(limit)
+            .queue_inodelk(self.gfid, domain, LockKind::Write, range, stopped)
+            .map_err(|error| self.failed(error))
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
-        let _ = self.data_lock(LockOp::Unlock, &range)?;
-        Ok(())
+        let (domain, range) = (&self.data_domain, lock_range(&range));
+        let (op, kind) = (LockOp::Unlock, LockKind::Write);
+        let done = self.brick.inodelk(self.gfid, domain, op, kind, range);
+        done.map(|_| ()).map_err(|error| self.failed(error))
     }
 }
 

@@ -10,32 +10,31 @@ use std::sync::Arc;
 
 use md5::Md5;
 use sha2::{Digest, Sha256};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use crate::gluster::StrongChecksum;
-
-/// What direct I/O must be aligned to, on any disk.
-const PAGE: usize = 4096;
-
-/// A page, for its alignment.
-#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C, align(4096))]
-struct Page([u8; PAGE]);
+use super::ring::{PAGE, Piece, Ring};
+use crate::gluster::{MAX_BATCH, StrongChecksum};
 
 /// The file and a buffer for its bytes.
 pub struct LocalCopy {
     file: Arc<File>,
-    buffer: Vec<Page>,
+    ring: Ring,
+}
+
+/// Why bytes of the local copy could not be read, and which.
+#[derive(Debug)]
+pub struct ReadFailed {
+    /// In bytes.
+    pub range: Range<u64>,
+    /// The system's reason.
+    pub source: io::Error,
 }
 
 impl LocalCopy {
-    /// Reads `file`, which may be open for direct I/O, in pieces of at most `max`
-    /// bytes.
+    /// Reads `file`, which may be open for direct I/O, at most `max` bytes at one time.
     pub fn new(file: Arc<File>, max: usize) -> Self {
-        let page = Page::new_zeroed();
         Self {
             file,
-            buffer: vec![page; max.div_ceil(PAGE)],
+            ring: Ring::new(MAX_BATCH as u32, max),
         }
     }
 
@@ -47,32 +46,77 @@ impl LocalCopy {
         Ok(self.file.metadata()?.len())
     }
 
-    /// The bytes of `range`, which begins at a multiple of 4096.
+    /// The bytes of each of `ranges`, which begin at multiples of 4096. All are read at
+    /// the same time, as far as there are at most [`MAX_BATCH`].
     ///
     /// # Errors
     /// The system's; `UnexpectedEof` behind the file's end, `InvalidInput` for
     /// more than the buffer takes.
-    pub fn read(&mut self, range: &Range<u64>) -> io::Result<&[u8]> {
-        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let buffer = self.buffer.as_mut_bytes();
-        // Direct I/O reads whole blocks, also of the last one of a file.
-        let buffer = length
-            .checked_next_multiple_of(PAGE)
-            .and_then(|whole| buffer.get_mut(..whole))
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        let mut have = 0;
+    pub fn read(&mut self, ranges: &[Range<u64>]) -> Result<Vec<&[u8]>, ReadFailed> {
+        let pieces = pieces(ranges, self.ring.bytes().len())?;
+        let came = match pieces.as_slice() {
+            // The plain way is as fast.
+            [_] => vec![0],
+            several => self.ring.read(&self.file, several),
+        };
+        for ((range, piece), came) in ranges.iter().zip(&pieces).zip(came) {
+            let read = self.read_rest(range, *piece, came);
+            read.map_err(|source| failed(range, source))?;
+        }
+        let bytes = self.ring.bytes();
+        let lengths = ranges
+            .iter()
+            .map(|range| (range.end - range.start) as usize);
+        let parts = pieces.iter().zip(lengths);
+        Ok(parts
+            .map(|(piece, length)| bytes.get(piece.start..piece.start + length))
+            .map(Option::unwrap_or_default)
+            .collect())
+    }
+
+    /// Reads what is missing of a range of which `have` bytes are there.
+    fn read_rest(&mut self, range: &Range<u64>, piece: Piece, mut have: usize) -> io::Result<()> {
+        let length = (range.end - range.start) as usize;
         while have < length {
-            let space = buffer.get_mut(have..).unwrap_or_default();
-            match self.file.read_at(space, range.start + have as u64) {
+            let space = piece.start + have..piece.start + piece.length;
+            let space = self.ring.bytes_mut().get_mut(space).unwrap_or_default();
+            match self.file.read_at(space, piece.offset + have as u64) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => have += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        buffer
-            .get(..length)
-            .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+        Ok(())
+    }
+}
+
+/// One behind the other in a buffer of `room` bytes. Direct I/O reads whole blocks,
+/// also of the last one of a file.
+fn pieces(ranges: &[Range<u64>], room: usize) -> Result<Vec<Piece>, ReadFailed> {
+    let mut start = 0;
+    let mut pieces = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let length = usize::try_from(range.end.saturating_sub(range.start)).ok();
+        let length = length.and_then(|length| length.checked_next_multiple_of(PAGE));
+        let Some(length) = length.filter(|length| *length <= room - start) else {
+            return Err(failed(range, io::ErrorKind::InvalidInput.into()));
+        };
+        let offset = range.start;
+        pieces.push(Piece {
+            offset,
+            start,
+            length,
+        });
+        start += length;
+    }
+    Ok(pieces)
+}
+
+fn failed(range: &Range<u64>, source: io::Error) -> ReadFailed {
+    ReadFailed {
+        range: range.clone(),
+        source,
     }
 }
 
@@ -106,23 +150,52 @@ mod tests {
         LocalCopy::new(Arc::new(direct.open(file.path()).unwrap()), max)
     }
 
+    fn some_bytes(length: usize) -> Vec<u8> {
+        (0..length).map(|i| (i / 7) as u8).collect()
+    }
+
     #[test]
     fn direct_reads_reach_the_end_of_an_odd_image_and_no_further() {
-        let bytes: Vec<u8> = (0..3 * PAGE + 512).map(|i| (i / 7) as u8).collect();
+        let bytes = some_bytes(3 * PAGE + 512);
         let mut local = copy_of(&bytes, 4 * PAGE);
-        let (start, end) = (2 * PAGE, bytes.len());
-        let read = local.read(&(start as u64..end as u64)).unwrap();
-        assert!(read == &bytes[start..]);
-        let behind = local.read(&(start as u64..end as u64 + 512));
-        assert_eq!(behind.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let (start, end) = (2 * PAGE as u64, bytes.len() as u64);
+        let read = local.read(&[0..PAGE as u64, start..end]).unwrap();
+        assert!(read == [&bytes[..PAGE], &bytes[2 * PAGE..]]);
+        for ranges in [&[start..end + 512][..], &[0..512, start..end + 512]] {
+            let behind = local.read(ranges).unwrap_err();
+            assert_eq!(behind.range, start..end + 512);
+            assert_eq!(behind.source.kind(), io::ErrorKind::UnexpectedEof);
+        }
+    }
+
+    #[test]
+    fn scattered_ranges_are_read_with_and_without_a_ring() {
+        let bytes = some_bytes(200 * PAGE);
+        let start = |i: u64| (i * 37 % 199) * PAGE as u64;
+        // More of them than the ring takes, too.
+        for count in [1, 2, MAX_BATCH as u64, 100] {
+            let mut ranges: Vec<_> = (0..count).map(|i| start(i)..start(i) + 4096).collect();
+            ranges.push(0..8192);
+            let wanted = |range: &Range<u64>| &bytes[range.start as usize..range.end as usize];
+            let wanted: Vec<_> = ranges.iter().map(wanted).collect();
+            let mut local = copy_of(&bytes, 102 * PAGE);
+            assert!(local.read(&ranges).unwrap() == wanted);
+            local.ring = Ring::without_io_uring(102 * PAGE);
+            assert!(local.read(&ranges).unwrap() == wanted);
+        }
     }
 
     #[test]
     fn more_than_the_buffer_takes_is_refused() {
         let mut local = copy_of(&[1; 2 * PAGE], PAGE);
-        for end in [2 * PAGE as u64, u64::MAX] {
-            let error = local.read(&(0..end)).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        let page = 0..PAGE as u64;
+        for ranges in [
+            &[0..2 * PAGE as u64][..],
+            &[0..u64::MAX],
+            &[page.clone(), page],
+        ] {
+            let error = local.read(ranges).unwrap_err();
+            assert_eq!(error.source.kind(), io::ErrorKind::InvalidInput);
         }
     }
 

@@ -10,9 +10,10 @@
 //! * [`follow`]: healing as long as a session lasts. [`copies`]: where the copies are.
 //! * [`link`]: what a healer and its session tell each other.
 //! * [`peer`]: what is asked of a peer. [`gluster_peer`]: a brick as such a peer.
-//! * [`engine`]: passes over the map; [`pass`]: what one is told and tells.
+//! * [`engine`]: passes over the map; [`pass`]: what one is told and tells;
+//!   `under_lock`: what keeps others from the peer's copy meanwhile.
 //! * [`plan`]: which bytes go together; `copy`: one stretch of them.
-//! * [`local`]: reading and summing the local copy.
+//! * [`local`]: reading and summing the local copy. `ring`: many reads at one time.
 //! * [`throttle`]: the bandwidth limit. [`backoff`]: a lower one for the guest's sake.
 //! * [`progress`]: what a status shows.
 
@@ -30,7 +31,9 @@ pub mod pass;
 pub mod peer;
 pub mod plan;
 pub mod progress;
+mod ring;
 pub mod throttle;
+mod under_lock;
 
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,15 @@
 //! What a pass is told and what it tells.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::clock::{Clock, SystemClock};
 use super::progress::Progress;
 use super::throttle::Throttle;
+
+/// The longest sleep before the rate and the stop flag are looked at again.
+const NAP: Duration = Duration::from_millis(50);
 
 /// How an engine works.
 #[derive(Clone)]
@@ -40,6 +43,34 @@ impl Default for Options {
             quiet: Duration::from_secs(1),
             clock: Arc::new(SystemClock::default()),
             progress: Arc::default(),
+        }
+    }
+}
+
+impl Options {
+    /// Is the pass to end early?
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the bandwidth limit allows to go on. `false`: stopped.
+    pub(super) fn wait_for_tokens(&self) -> bool {
+        self.nap_while(|now| self.throttle.delay(now))
+    }
+
+    /// `false`: stopped.
+    pub(super) fn sleep_until(&self, until: Duration) -> bool {
+        self.nap_while(|now| until.saturating_sub(now))
+    }
+
+    /// Sleeps as long as something is left. `false`: stopped.
+    fn nap_while(&self, left: impl Fn(Duration) -> Duration) -> bool {
+        loop {
+            let left = left(self.clock.now());
+            if self.is_stopped() || left.is_zero() {
+                return !self.is_stopped();
+            }
+            self.clock.sleep(left.min(NAP));
         }
     }
 }

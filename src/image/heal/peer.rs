@@ -6,6 +6,8 @@
 use std::error::Error;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use super::link::Obstacle;
 use crate::gluster::StrongChecksum;
@@ -50,12 +52,14 @@ pub trait HealPeer: Send {
     /// See [`PeerError`].
     fn truncate(&self, size: u64) -> Result<(), PeerError>;
 
-    /// Sends at most [`crate::gluster::MAX_IO`] bytes for byte `offset`; they are
-    /// taken over before this returns, and written when the answer is there.
+    /// Sends bytes for byte offsets, at most [`crate::gluster::MAX_BATCH`] pieces of at
+    /// most [`crate::gluster::MAX_IO`] each. They are taken over before this returns, and
+    /// all written when the answer is there. After an error nothing of it is under way
+    /// that an answer can still be had for.
     ///
     /// # Errors
     /// See [`PeerError`].
-    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError>;
+    fn start_writes(&self, writes: &[(u64, &[u8])]) -> Result<Answer<()>, PeerError>;
 
     /// Makes a range read as zeros, as a hole where the file system can.
     ///
@@ -75,12 +79,18 @@ pub trait HealPeer: Send {
     /// See [`PeerError`].
     fn fsync(&self) -> Result<(), PeerError>;
 
-    /// Tries to take AFR's data lock on a range, without waiting. `false`:
-    /// somebody else has it; the brick has then asked them to give way.
+    /// Queues for AFR's data lock on a range, for at most `limit` and until `stop` is
+    /// set. `false`: somebody else has had it for that long, though the brick asked them
+    /// to give way. Whatever is granted later is given back at once.
     ///
     /// # Errors
     /// See [`PeerError`].
-    fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError>;
+    fn lock(
+        &self,
+        range: Range<u64>,
+        limit: Duration,
+        stop: &AtomicBool,
+    ) -> Result<bool, PeerError>;
 
     /// Gives the lock on exactly that range back.
     ///

@@ -1,7 +1,8 @@
 //! Which extents are copied together. Pure arithmetic.
 //!
-//! A *stretch* is copied under one lock, a *run* is read and sent at once, and a
-//! run falls into *parts* that are zero or are not.
+//! A *stretch* is copied under one lock. It falls into *runs* of neighbours, each no
+//! longer than one request takes; several runs are read and sent together, as a
+//! *batch*; and a run falls into *parts* that are zero or are not.
 
 use std::ops::Range;
 
@@ -46,6 +47,29 @@ pub fn runs(extents: &[u64], geometry: &Geometry, max: u64) -> Vec<Range<u64>> {
         }
     }
     runs
+}
+
+/// Cuts `runs` into batches of at most `count` runs and of at most `max` bytes, or of one
+/// run.
+pub fn batches<'a>(
+    runs: &'a [Range<u64>],
+    geometry: &Geometry,
+    count: usize,
+    max: u64,
+) -> Vec<&'a [Range<u64>]> {
+    let mut batches = Vec::new();
+    let (mut first, mut bytes) = (0, 0);
+    for (index, run) in runs.iter().enumerate() {
+        let range = bytes_of(run, geometry);
+        let length = range.end - range.start;
+        if index > first && (index - first == count || length > max - bytes) {
+            batches.extend(runs.get(first..index));
+            (first, bytes) = (index, 0);
+        }
+        bytes = max.min(bytes + length);
+    }
+    batches.extend(runs.get(first..).filter(|rest| !rest.is_empty()));
+    batches
 }
 
 /// The bytes of a range of extents.
@@ -110,6 +134,21 @@ mod tests {
     #[test]
     fn an_extent_above_the_limit_is_a_run_of_its_own() {
         assert_eq!(runs(&[1, 2], &geometry(), 1), [1..2, 2..3]);
+    }
+
+    #[test]
+    fn a_batch_ends_at_its_number_of_runs_and_at_its_bytes() {
+        let runs = [0..1, 2..4, 5..6, 7..8, 9..18, 20..21];
+        let cut = |count, extents| {
+            let batches = batches(&runs, &geometry(), count, extents * EXTENT);
+            assert_eq!(batches.concat(), runs);
+            batches.iter().map(|batch| batch.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(9, 99), [6]);
+        assert_eq!(cut(2, 99), [2, 2, 2]);
+        assert_eq!(cut(9, 3), [2, 2, 1, 1]);
+        assert_eq!(cut(1, 99), [1; 6]);
+        assert!(batches(&[], &geometry(), 9, 9).is_empty());
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! What is known of who misses what, while an image is verified.
 
-use crate::image::dirty::{DirtyMap, ExtentSize, Peer};
+use crate::image::dirty::{DirtyMap, Peer};
 use crate::image::heal::{Job, LinkError, SessionLink};
 
 use super::error::VerifyError;
+
+/// Bytes of the pieces that a difference is narrowed down to where there is no map.
+const UNSERVED_EXTENT: u64 = 64 << 10;
 
 /// Who serves the image.
 pub enum Situation {
@@ -87,7 +90,7 @@ impl Situation {
     pub(super) fn extent_size(&self) -> u64 {
         match self {
             Self::Served(served) => served.map.geometry().extent_size().bytes(),
-            Self::Unserved => ExtentSize::default().bytes(),
+            Self::Unserved => UNSERVED_EXTENT,
         }
     }
 

@@ -6,7 +6,7 @@ fn identity() -> Identity {
     Identity {
         gfid: Uuid::from_u128(7),
         size: 10 << 20,
-        extent_size: ExtentSize::default(),
+        extent_size: ExtentSize::new(65536).unwrap(),
         local: "a:/brick".into(),
         peers: vec!["b:/brick".into(), "c:/brick".into()],
     }

@@ -3,7 +3,9 @@
 //! healer may do: write without the copy lock, or give that up too soon.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -49,6 +51,8 @@ pub struct State {
     pub fsyncs: u64,
     /// Calls of any kind, and connections.
     pub calls: u64,
+    /// Times that writes were sent, several at once.
+    pub batches: u64,
     /// Nobody gets through to it.
     pub away: bool,
     /// Its counter against itself.
@@ -57,6 +61,8 @@ pub struct State {
     pub record: Option<Uuid>,
     /// The connection that has the copy lock.
     pub copy_lock: Option<u64>,
+    /// What a healer waits for: no newcomer gets it before.
+    queued: Option<Range<u64>>,
     pub violations: Vec<String>,
     /// The most bytes that were on their way at one time.
     pub most_unanswered: u64,
@@ -193,10 +199,9 @@ impl Brick {
     pub fn lock(&self, owner: u64, range: &Range<u64>) -> bool {
         let mut state = self.state();
         let meets = |held: &Range<u64>| held.start < range.end && range.start < held.end;
-        let free = !state
-            .locks
-            .iter()
-            .any(|(o, held)| *o != owner && meets(held));
+        let mut locks = state.locks.iter();
+        let free = !locks.any(|(o, held)| *o != owner && meets(held))
+            && !state.queued.as_ref().is_some_and(meets);
         if free {
             state.locks.push((owner, range.clone()));
         }
@@ -216,6 +221,9 @@ impl Brick {
         state.locks.swap_remove(place.expect("a lock that is held"));
     }
 }
+
+/// Calls of others that a healer waits for a lock.
+const PATIENCE: usize = 100;
 
 /// The owner of a healer's locks.
 const HEALER: u64 = 1;
@@ -285,6 +293,26 @@ impl Link {
 }
 
 impl Link {
+    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
+        let mut state = self.call(Call::Write)?;
+        state.check_copy_lock("write");
+        let number = state.next_write;
+        let length = data.len() as u64;
+        state.next_write += 1;
+        state.unanswered += length;
+        state.most_unanswered = state.most_unanswered.max(state.unanswered);
+        state.late.push((number, offset, data.to_vec()));
+        state.written.push(offset..offset + length);
+        let link = self.clone();
+        Ok(Answer::new(move || {
+            let mut state = link.answer(length)?;
+            if let Some(index) = state.late.iter().position(|late| late.0 == number) {
+                state.carry_out(index);
+            }
+            Ok(())
+        }))
+    }
+
     /// An answer about that many bytes; also one that says no answers them.
     fn answer(&self, length: u64) -> Result<MutexGuard<'_, State>, PeerError> {
         let refused = match self.call(Call::Any) {
@@ -300,6 +328,15 @@ impl Link {
         }
         Err(refused)
     }
+}
+
+/// All of them are answered, whatever the outcome.
+fn wait_all(sent: Vec<Answer<()>>) -> Result<(), PeerError> {
+    let mut outcome = Ok(());
+    for answer in sent {
+        outcome = outcome.and(answer.wait());
+    }
+    outcome
 }
 
 impl HealPeer for SimPeer {
@@ -337,26 +374,20 @@ impl HealPeer for SimPeer {
         Ok(())
     }
 
-    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
-        let mut state = self.0.call(Call::Write)?;
-        state.check_copy_lock("write");
-        let number = state.next_write;
-        let length = data.len() as u64;
-        state.next_write += 1;
-        state.unanswered += length;
-        state.most_unanswered = state.most_unanswered.max(state.unanswered);
-        state.late.push((number, offset, data.to_vec()));
-        state.written.push(offset..offset + length);
-        let link = self.0.clone();
-        Ok(Answer::new(move || {
-            let mut state = link.answer(length)?;
-            if let Some(index) = state.late.iter().position(|late| late.0 == number) {
-                state.carry_out(index);
+    fn start_writes(&self, writes: &[(u64, &[u8])]) -> Result<Answer<()>, PeerError> {
+        self.0.brick.state().batches += 1;
+        let mut sent = Vec::new();
+        for (offset, data) in writes {
+            match self.0.start_write(*offset, data) {
+                Ok(answer) => sent.push(answer),
+                Err(error) => {
+                    wait_all(sent)?;
+                    return Err(error);
+                }
             }
-            Ok(())
-        }))
+        }
+        Ok(Answer::new(|| wait_all(sent)))
     }
-
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
         let mut state = self.0.call(Call::Write)?;
         state.check_copy_lock("zero");
@@ -380,9 +411,26 @@ impl HealPeer for SimPeer {
         Ok(())
     }
 
-    fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
-        drop(self.0.call(Call::Any)?);
-        Ok(self.0.brick.lock(HEALER, &range))
+    fn lock(
+        &self,
+        range: Range<u64>,
+        _limit: Duration,
+        stop: &AtomicBool,
+    ) -> Result<bool, PeerError> {
+        for _ in 0..PATIENCE {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let mut state = self.0.call(Call::Any)?;
+            state.queued = None;
+            drop(state);
+            if self.0.brick.lock(HEALER, &range) {
+                return Ok(true);
+            }
+            self.0.brick.state().queued = Some(range.clone());
+        }
+        self.0.brick.state().queued = None;
+        Ok(false)
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {

@@ -264,7 +264,46 @@ fn a_lock_that_another_client_keeps_ends_the_pass() {
     assert_eq!(engine.run_pass().unwrap().end, PassEnd::Locked);
     assert_eq!(world.brick.state().written.len(), before);
     assert_eq!(world.debt(), 1);
+    // The request in the brick's queue goes with the connection.
+    assert!(!engine.is_usable());
+    drop(engine);
     world.brick.unlock(CLIENT, &(0..512));
+    world.finish(world.engine());
+}
+
+#[test]
+fn a_client_that_takes_its_lock_anew_at_once_starves_nobody() {
+    let world = World::new(18);
+    let mut engine = world.engine();
+    let (brick, mut held) = (world.brick.clone(), world.brick.lock(CLIENT, &(0..SIZE)));
+    assert!(held);
+    world.brick.meanwhile(move || {
+        if held {
+            brick.unlock(CLIENT, &(0..SIZE));
+        }
+        held = brick.lock(CLIENT, &(0..SIZE));
+    });
+    let pass = engine.run_pass().unwrap();
+    assert_eq!((pass.end, world.debt()), (PassEnd::Complete, 0));
+}
+
+#[test]
+fn scattered_extents_are_sent_together() {
+    let mut world = World::healed(19);
+    world.options.window = SIZE;
+    (0..40)
+        .step_by(2)
+        .for_each(|extent| world.write(extent * EXTENT, &[1; 512]));
+    let mut engine = world.engine();
+    let calls = world.brick.state().calls;
+    engine.run_pass().unwrap();
+    let (brick, written) = (world.brick.state(), 20);
+    assert_eq!((brick.written.len(), brick.batches), (written, 1));
+    // Each write and its answer; beside them lock, mark, unlock and FSYNC, twice for
+    // the look at the size.
+    let others = brick.calls - calls - 2 * written as u64;
+    assert!(others <= 9, "{others} calls besides the writes");
+    drop(brick);
     world.finish(engine);
 }
 

@@ -33,7 +33,7 @@ pub fn measure(
     table: &mut Table,
 ) -> Result<(), Box<dyn Error>> {
     volume.create_image(IMAGE, IMAGE_BYTES, Fill::Noise)?;
-    let daemon = program.serve(volume, IMAGE, "64K")?;
+    let daemon = program.serve(volume, IMAGE, None)?;
     let step = Step::begin_parts(
         "writes without and with healing",
         2 * options.rounds as usize,

@@ -51,8 +51,8 @@ struct Options {
     /// Also write the table to this file.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// The sizes beside stock Gluster: 1 GiB of writes in a 20 GiB image
-    /// (takes long, and needs up to 45 GiB of disk).
+    /// The sizes beside stock Gluster: 1 GiB of writes in a 20 GiB image, with
+    /// the default extents only (takes long, and needs up to 45 GiB of disk).
     #[arg(long)]
     full: bool,
     /// Writes before the image is healed, beside stock Gluster.
@@ -93,6 +93,8 @@ enum Part {
     Sent,
     /// Time and bytes to clean, beside stock Gluster.
     Stock,
+    /// The same without stock Gluster beside it.
+    Ours,
     /// The guest's writes with and without healing.
     Guest,
 }
@@ -132,7 +134,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     for part in &options.only {
         match part {
             Part::Sent => sent::measure(&volume, &program, options.seed, &mut table)?,
-            Part::Stock => stock::measure(&volume, &program, options, &mut table)?,
+            Part::Stock => stock::measure(&volume, &program, options, true, &mut table)?,
+            Part::Ours => stock::measure(&volume, &program, options, false, &mut table)?,
             Part::Guest => guest::measure(&volume, &program, options, &mut table)?,
         }
     }

@@ -11,7 +11,7 @@ use bypass_harness::{Background, Node, Volume, run_command, wait_until};
 use serde_json::Value;
 
 use crate::NODE;
-use crate::traffic::read_by;
+use crate::traffic::{cpu_of, read_by};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest heal.
@@ -26,8 +26,10 @@ pub struct Program(PathBuf);
 pub struct Healed {
     /// From the program's start to its end.
     pub took: Duration,
-    /// What it read from files: the local copy.
+    /// What it read from disks: the local copy.
     pub read: u64,
+    /// The processors' time it had.
+    pub cpu: Duration,
     /// Its summary.
     pub said: String,
 }
@@ -53,12 +55,13 @@ impl Program {
         command
     }
 
-    /// Serves an image, and waits until it listens.
+    /// Serves an image, with extents of the default size or of this one, and waits
+    /// until it listens.
     pub fn serve(
         &self,
         volume: &Volume,
         image: &str,
-        extent_size: &str,
+        extent_size: Option<&str>,
     ) -> Result<Daemon<'_>, Box<dyn Error>> {
         let node = volume.brick_node(NODE);
         let socket = node.place().dir().join("blk.sock");
@@ -66,8 +69,9 @@ impl Program {
         command
             .args(["--server", node.address(), "--volume", volume.name()])
             .args(["--image", image, "--brick", &volume.brick_name(NODE)])
-            .args(["--extent-size", extent_size, "--socket-path"])
-            .arg(&socket);
+            .arg("--socket-path")
+            .arg(&socket)
+            .args(extent_size.map(|size| format!("--extent-size={size}")));
         let (mut process, log) = start(&mut command, node, "serve")?;
         wait_until("bypass-blk to listen", PATIENCE, || {
             let said = fs::read_to_string(&log).unwrap_or_default();
@@ -95,16 +99,22 @@ impl Program {
             .args([&volume.brick_name(NODE), "--server", node.address()]);
         let begun = Instant::now();
         let (mut process, log) = start(&mut command, node, "heal")?;
-        let mut read = 0;
+        let (mut read, mut cpu) = (0, Duration::ZERO);
         let status = wait_until("the heal's end", HEAL_DEADLINE, || {
             // The last look is at a healer that has done everything.
             read = read_by(process.pid()).unwrap_or(read);
+            cpu = cpu_of(process.pid()).unwrap_or(cpu);
             process.exited().ok_or_else(String::new)
         })?;
         let took = begun.elapsed();
         let said = fs::read_to_string(log)?.trim().to_owned();
         match status.success() && volume.marks(image)?.is_clean() {
-            true => Ok(Healed { took, read, said }),
+            true => Ok(Healed {
+                took,
+                read,
+                cpu,
+                said,
+            }),
             false => Err(format!("not healed, {status}: {said}").into()),
         }
     }

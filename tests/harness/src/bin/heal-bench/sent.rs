@@ -15,8 +15,8 @@ const IMAGE: &str = "/sent.img";
 const IMAGE_BYTES: u64 = 256 * MIB;
 const WRITES: u64 = 4096;
 const PEERS: u64 = 2;
-/// Extents for which what was written is about what is sent, and the default.
-const EXTENTS: [(&str, u64); 2] = [("4K", 4 << 10), ("64K", 64 << 10)];
+/// Extents of an image of this size by default, and coarse ones for what rounding costs.
+const EXTENTS: [(Option<&str>, u64); 2] = [(None, 4 << 10), (Some("64K"), 64 << 10)];
 
 /// Adds a row per extent size, and for the coarse one how much the rounding costs.
 pub fn measure(
@@ -27,8 +27,9 @@ pub fn measure(
 ) -> Result<(), Box<dyn Error>> {
     let step = Step::begin("bytes sent for bytes written");
     volume.create_image(IMAGE, IMAGE_BYTES, Fill::Noise)?;
-    for (stream, (name, extent)) in EXTENTS.into_iter().enumerate() {
-        let daemon = program.serve(volume, IMAGE, name)?;
+    for (stream, (size, extent)) in EXTENTS.into_iter().enumerate() {
+        let daemon = program.serve(volume, IMAGE, size)?;
+        let name = size.unwrap_or("default (4K)");
         let rng = Rng::new(seed, stream as u64);
         let written = load::write(&daemon.socket, IMAGE_BYTES, rng, Until::Writes(WRITES))?;
         program.heal(volume, IMAGE)?;

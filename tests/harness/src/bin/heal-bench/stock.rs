@@ -26,29 +26,45 @@ struct Cost {
     took: Duration,
     read: u64,
     sent: u64,
+    cpu: Duration,
 }
 
 impl Cost {
     fn moved(&self) -> u64 {
         self.read + self.sent
     }
+
+    /// For a cell of the table.
+    fn part(&self) -> String {
+        let all = mib(self.moved());
+        format!("{all} (read {}, sent {})", mib(self.read), mib(self.sent))
+    }
 }
 
-/// Adds a row for the time and one for the bytes, per extent size.
+/// Adds a row for the time and one for the bytes, per extent size: the default one, and
+/// but for the full sizes a coarse one for what rounding costs.
 pub fn measure(
     volume: &Volume,
     program: &Program,
     options: &Options,
+    beside_stock: bool,
     table: &mut Table,
 ) -> Result<(), Box<dyn Error>> {
-    let ours = [
-        ("4K", ours(volume, program, options, "4K")?),
-        ("64K", ours(volume, program, options, "64K")?),
-    ];
-    let stock = stock(volume, program, options)?;
+    let mut costs = vec![("default", ours(volume, program, options, None)?)];
+    if !options.full {
+        costs.push(("64K", ours(volume, program, options, Some("64K"))?));
+    }
     let (written, image) = options.against_stock();
     let case = format!("{} in {} GiB", mib(written), image >> 30);
-    for (extents, ours) in &ours {
+    if !beside_stock {
+        for (extents, ours) in &costs {
+            let what = format!("seconds to clean, {case}: {extents} extents");
+            table.add(&what, &ours.part(), ours.took.as_secs_f64(), Goal::None);
+        }
+        return Ok(());
+    }
+    let stock = stock(volume, program, options)?;
+    for (extents, ours) in &costs {
         let seconds = [stock.took, ours.took].map(|took| took.as_secs_f64());
         let figures = format!("{:.1} s / {:.1} s", seconds[0], seconds[1]);
         let what = format!("time to clean, {case}: stock / ours with {extents} extents");
@@ -59,16 +75,14 @@ pub fn measure(
             Goal::AtLeast(10.0),
         );
     }
-    for (extents, ours) in &ours {
-        let part = |cost: &Cost| {
-            format!(
-                "{} (read {}, sent {})",
-                mib(cost.moved()),
-                mib(cost.read),
-                mib(cost.sent)
-            )
-        };
-        let figures = format!("{} / {}", part(&stock), part(ours));
+    for (extents, ours) in &costs {
+        let seconds = [stock.cpu, ours.cpu].map(|cpu| cpu.as_secs_f64());
+        let figures = format!("{:.1} s / {:.1} s", seconds[0], seconds[1]);
+        let what = format!("processors' time, {case}: stock / ours with {extents} extents");
+        table.add(&what, &figures, seconds[0] / seconds[1], Goal::None);
+    }
+    for (extents, ours) in &costs {
+        let figures = format!("{} / {}", stock.part(), ours.part());
         let what = format!("bytes read + sent, {case}: stock / ours with {extents} extents");
         let ratio = stock.moved() as f64 / ours.moved() as f64;
         table.add(&what, &figures, ratio, Goal::AtLeast(20.0));
@@ -80,20 +94,27 @@ fn ours(
     volume: &Volume,
     program: &Program,
     options: &Options,
-    extents: &str,
+    extents: Option<&str>,
 ) -> Result<Cost, Box<dyn Error>> {
-    let image = format!("/ours-{extents}.img");
+    let name = extents.unwrap_or("default");
+    let image = format!("/ours-{name}.img");
     let written = leave_behind(volume, program, options, &image, extents)?;
-    let step = Step::begin(&format!("bypass-blk heal, {extents} extents"));
+    let step = Step::begin(&format!("bypass-blk heal, {name} extents"));
     let before = Traffic::now(volume)?;
     let healed = program.heal(volume, &image)?;
     let moved = Traffic::now(volume)? - before;
-    step.done(&format!("{}; bricks and network: {moved}", healed.said));
+    let took = healed.took.as_secs_f64();
+    step.done(&format!(
+        "{took:.1} s; {}; {:.1} s of CPU; bricks and network: {moved}",
+        healed.said,
+        healed.cpu.as_secs_f64(),
+    ));
     check_and_remove(volume, &image, &written)?;
     Ok(Cost {
         took: healed.took,
         read: moved.read + healed.read,
         sent: moved.sent,
+        cpu: moved.cpu + healed.cpu,
     })
 }
 
@@ -107,7 +128,7 @@ fn stock(volume: &Volume, program: &Program, options: &Options) -> Result<Cost, 
         volume.trigger_heal().map_err(|error| error.to_string())
     })?;
     step.done("");
-    let written = leave_behind(volume, program, options, image, "64K")?;
+    let written = leave_behind(volume, program, options, image, None)?;
     let step = Step::begin("gluster volume heal");
     let (before, begun) = (Traffic::now(volume)?, Instant::now());
     volume.trigger_heal()?;
@@ -124,6 +145,7 @@ fn stock(volume: &Volume, program: &Program, options: &Options) -> Result<Cost, 
         took,
         read: moved.read,
         sent: moved.sent,
+        cpu: moved.cpu,
     })
 }
 
@@ -133,7 +155,7 @@ fn leave_behind(
     program: &Program,
     options: &Options,
     image: &str,
-    extents: &str,
+    extents: Option<&str>,
 ) -> Result<Written, Box<dyn Error>> {
     let step = Step::begin(&format!("writes to {image}"));
     let (bytes, size) = options.against_stock();
