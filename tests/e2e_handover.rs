@@ -46,6 +46,16 @@ fn wait_custody(daemon: &Daemon, wanted: &str) {
     .unwrap();
 }
 
+/// A healer that has not reported yet is none, as far as the daemon knows.
+fn wait_healed_by(daemon: &Daemon, healer: &Healer) {
+    wait_until("the healer's first report", PATIENCE, || {
+        let status = daemon.status();
+        let known = status["heal"]["healer"]["pid"] == healer.pid();
+        known.then_some(()).ok_or_else(|| status.to_string())
+    })
+    .unwrap();
+}
+
 fn write(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
     let at = mebibyte * MIB;
     disk.write(at, &pattern(seed, at, MIB as usize), PATIENCE)
@@ -66,6 +76,7 @@ fn an_image_moves_to_another_host_and_back_and_nobody_else_has_it_meanwhile() {
     let target = Daemon::serve(&volume, 1, &["--incoming", "--lock-timeout", "60s"]);
     assert_eq!(custody(&target), "vacant");
     let healers = [0, 1].map(|brick| Healer::start(volume.brick_node(brick), &[]));
+    wait_healed_by(&source, &healers[0]);
     let mut disk = FrontEnd::connect(source.socket());
     (0..16).for_each(|mebibyte| write(&mut disk, 1, mebibyte));
 
@@ -86,6 +97,7 @@ fn an_image_moves_to_another_host_and_back_and_nobody_else_has_it_meanwhile() {
     assert_reads(&mut disk, 1, 5);
 
     // And back: the target's daemon can give it away as well.
+    wait_healed_by(&target, &healers[1]);
     let node = volume.brick_node(1);
     let there = run_dir(node);
     let name = format!("{}{IMAGE}", volume.name());
@@ -111,6 +123,7 @@ fn a_guest_that_goes_on_at_the_source_keeps_the_image_there() {
     let volume = replica_3(&cluster);
     let source = Daemon::serve(&volume, 0, &["--lock-timeout", "1s"]);
     let healer = Healer::start(volume.brick_node(0), &[]);
+    wait_healed_by(&source, &healer);
     let mut disk = FrontEnd::connect(source.socket());
     write(&mut disk, 1, 1);
 
@@ -159,6 +172,7 @@ fn a_handover_that_cannot_be_made_says_why_and_harms_nobody() {
 
     let source = Daemon::serve(&volume, 0, &[]);
     let healer = Healer::start(volume.brick_node(0), &["--bandwidth", "256K"]);
+    wait_healed_by(&source, &healer);
     let mut disk = FrontEnd::connect(source.socket());
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -65,6 +65,7 @@ impl Door {
     }
 }
 
+/// A device subscribes once, with an event fd per queue for its whole life.
 impl Gate for Door {
     fn may_take(&self) -> bool {
         self.open.load(Ordering::SeqCst)
@@ -104,11 +105,62 @@ impl Gate for Door {
 
     fn subscribe(&self, wake: Arc<EventFd>) {
         let mut wakers = self.wakers.lock().unwrap_or_else(|e| e.into_inner());
-        // A queue that is gone holds its event fd no longer; the session's gate may.
-        wakers.retain(|known| Arc::strong_count(known) > 2);
         if let Some(gate) = &*self.session.load() {
             gate.subscribe(wake.clone());
         }
         wakers.push(wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::machine::GateState;
+
+    fn wake() -> Arc<EventFd> {
+        Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())
+    }
+
+    #[test]
+    fn every_queue_is_woken_when_the_door_opens_and_by_the_session_s_gate_after() {
+        let door = Door::new(|_| {});
+        let queues = [wake(), wake(), wake()];
+        queues
+            .iter()
+            .for_each(|queue| door.subscribe(queue.clone()));
+        assert!(!door.may_take());
+        assert_eq!(
+            door.admit_read(),
+            Admission::Refuse,
+            "nobody holds the image"
+        );
+        let gate = Arc::new(WriteGate::new(None, || {}));
+        door.put(Some(gate.clone()));
+        door.set(true);
+        assert!(door.may_take());
+        assert_eq!(door.admit_read(), Admission::Go);
+        for queue in &queues {
+            assert!(queue.read().is_ok());
+        }
+        gate.set(GateState::FailAll);
+        for queue in &queues {
+            assert!(queue.read().is_ok());
+        }
+        assert_eq!(door.admit_read(), Admission::Refuse);
+    }
+
+    #[test]
+    fn the_first_ring_and_the_last_one_are_told() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let tell = told.clone();
+        let door = Door::new(move |rings| tell.lock().unwrap().push(rings));
+        door.ring_started();
+        door.ring_started();
+        door.ring_stopped();
+        assert_eq!(*told.lock().unwrap(), [Rings::Started]);
+        door.ring_stopped();
+        door.ring_started();
+        let all = [Rings::Started, Rings::Stopped, Rings::Started];
+        assert_eq!(*told.lock().unwrap(), all);
     }
 }
