@@ -184,6 +184,13 @@ fn a_handover_that_cannot_be_made_says_why_and_harms_nobody() {
                 }
             }
         });
+        wait_until("a debt", PATIENCE, || {
+            let status = source.status();
+            let behind = status["copies"][1]["behind"]["bytes"].as_u64();
+            let much = behind.is_some_and(|bytes| bytes >= 8 * MIB);
+            much.then_some(()).ok_or_else(|| status.to_string())
+        })
+        .unwrap();
         let (code, said) = handover(&volume, &["--max-downtime", "300ms"]);
         over.store(true, Ordering::SeqCst);
         assert_eq!(code, Some(74), "{said}");
