@@ -343,6 +343,10 @@ impl BrickPort for GlusterPort {
         }
     }
 
+    fn look(&mut self) -> Result<CopyState, PortError> {
+        self.look_up()
+    }
+
     fn probe(&mut self) -> Result<CopyState, PortError> {
         let mut copy = self.look_up()?;
         if let Some(Overruled { promotion, local }) = self.overruled.clone()

@@ -183,7 +183,13 @@ pub trait BrickPort: Send {
     /// As the connection fails.
     fn lift_fence(&mut self) -> Result<(), PortError>;
 
-    /// Reads identity, size and marks.
+    /// Reads identity, size and marks of a copy that is not ours to lock; changes nothing.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn look(&mut self) -> Result<CopyState, PortError>;
+
+    /// Reads identity, size and marks of a copy that is locked.
     ///
     /// # Errors
     /// As the connection fails.
