@@ -7,21 +7,25 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
 use super::config_space;
 use super::control::Control;
 use super::gate::Gate;
+use super::logging::Logging;
 use super::memory::{DirtyBitmap, Epoch, MemoryHandle};
-use super::queue::{Queue, Shared};
+use super::queue::Queue;
+use super::shared::Shared;
 use super::vring::Vring;
 
 /// One connection's device.
 pub struct Backend<G> {
     shared: Arc<Shared<G>>,
     epoch: Arc<Epoch>,
+    logging: Arc<Logging>,
     controls: Vec<Arc<Control>>,
     /// Each is locked by its own thread alone, once per wake-up.
     queues: Vec<Mutex<Queue<G>>>,
@@ -32,12 +36,14 @@ impl<G: Gate> Backend<G> {
     pub fn new(
         shared: Arc<Shared<G>>,
         epoch: Arc<Epoch>,
+        logging: Arc<Logging>,
         controls: Vec<Arc<Control>>,
         queues: Vec<Queue<G>>,
     ) -> Self {
         Self {
             shared,
             epoch,
+            logging,
             controls,
             queues: queues.into_iter().map(Mutex::new).collect(),
         }
@@ -68,6 +74,8 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
 
     fn acked_features(&self, features: u64) {
         self.shared.cache.negotiated(features);
+        let log_all = VhostUserVirtioFeatures::LOG_ALL.bits();
+        self.logging.set_all(features & log_all != 0);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -79,6 +87,7 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
         for control in &self.controls {
             control.drain();
         }
+        self.logging.set_all(false);
     }
 
     /// Kept by each ring.
@@ -108,8 +117,12 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
         Ok(())
     }
 
-    /// Wakes the queues so that they let go of the old map.
-    fn update_memory(&self, _memory: MemoryHandle) -> io::Result<()> {
+    /// Wakes the queues so that they let go of the old map. During a migration the
+    /// log must have been enlarged before.
+    fn update_memory(&self, memory: MemoryHandle) -> io::Result<()> {
+        self.logging
+            .check(&memory.memory())
+            .map_err(io::Error::other)?;
         self.epoch.advance();
         for control in &self.controls {
             control.wake();

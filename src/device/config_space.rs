@@ -71,10 +71,8 @@ pub fn features(disk: &Disk) -> u64 {
             VIRTIO_BLK_F_WRITE_ZEROES,
         ]);
     }
-    bits.iter().fold(
-        VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(),
-        |all, &bit| all | 1 << bit,
-    )
+    let vhost = VhostUserVirtioFeatures::PROTOCOL_FEATURES | VhostUserVirtioFeatures::LOG_ALL;
+    bits.iter().fold(vhost.bits(), |all, &bit| all | 1 << bit)
 }
 
 /// The vhost-user protocol features offered.
@@ -84,6 +82,8 @@ pub fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::LOG_SHMFD
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
 }
 
 /// `size` bytes of the config space from `offset`; what lies behind the last
@@ -199,16 +199,22 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_can_be_migrated_and_its_requests_outlive_us() {
+        let logging = VhostUserVirtioFeatures::LOG_ALL.bits();
+        assert_ne!(features(&disk(true)) & logging, 0);
+        assert!(protocol_features().contains(
+            VhostUserProtocolFeatures::LOG_SHMFD | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        ));
+    }
+
+    #[test]
     fn nothing_unfinished_is_offered() {
         use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
         let features = features(&disk(true));
         assert_eq!(features & 1 << VIRTIO_F_RING_PACKED, 0);
-        assert_eq!(features & VhostUserVirtioFeatures::LOG_ALL.bits(), 0);
         let protocol = protocol_features();
         assert!(!protocol.intersects(
-            VhostUserProtocolFeatures::INFLIGHT_SHMFD
-                | VhostUserProtocolFeatures::LOG_SHMFD
-                | VhostUserProtocolFeatures::BACKEND_REQ
+            VhostUserProtocolFeatures::BACKEND_REQ
                 | VhostUserProtocolFeatures::STATUS
                 | VhostUserProtocolFeatures::DEVICE_STATE
         ));

@@ -1,5 +1,5 @@
 //! How the control plane stops a queue: it asks, the queue's own thread drains
-//! and answers.
+//! and answers. And how it learns that a queue has adopted what is logged.
 //!
 //! Each request to drain is a ticket, a number that only grows; the queue answers
 //! the newest it has seen. The last possible ticket closes the queue for good and
@@ -8,7 +8,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -20,8 +20,16 @@ pub struct Control {
     /// Wakes the thread: completions, the gate and this control all use it.
     wake: Arc<EventFd>,
     asked: AtomicU64,
-    answered: Mutex<u64>,
+    answers: Mutex<Answers>,
     answer: Condvar,
+}
+
+#[derive(Default)]
+struct Answers {
+    /// The newest ticket of a drain.
+    drained: u64,
+    /// The newest epoch of the log.
+    adopted: u64,
 }
 
 impl Control {
@@ -30,7 +38,7 @@ impl Control {
         Self {
             wake,
             asked: AtomicU64::new(0),
-            answered: Mutex::new(0),
+            answers: Mutex::default(),
             answer: Condvar::new(),
         }
     }
@@ -64,24 +72,34 @@ impl Control {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |asked| {
                 asked.checked_add(1)
             });
-        self.wait_for(before.map_or(CLOSED, |before| before + 1));
+        let ticket = before.map_or(CLOSED, |before| before + 1);
+        self.wait_for(|answers| answers.drained >= ticket);
     }
 
     /// Like [`drain`](Self::drain); afterwards the queue's thread is about to end.
     pub fn close(&self) {
         self.asked.store(CLOSED, Ordering::Release);
-        self.wait_for(CLOSED);
+        self.wait_for(|answers| answers.drained == CLOSED);
     }
 
-    fn wait_for(&self, ticket: u64) {
+    /// Returns when the queue has adopted `epoch` of what is logged, or is closed.
+    pub fn wait_adopted(&self, epoch: u64) {
+        self.wait_for(|answers| answers.adopted >= epoch || answers.drained == CLOSED);
+    }
+
+    fn wait_for(&self, answered: impl Fn(&Answers) -> bool) {
         self.wake();
-        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        while *answered < ticket {
-            answered = self
+        let mut answers = self.lock();
+        while !answered(&answers) {
+            answers = self
                 .answer
-                .wait(answered)
+                .wait(answers)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For the queue's thread: the ticket to answer once nothing is in flight,
@@ -93,7 +111,13 @@ impl Control {
 
     /// For the queue's thread: nothing is in flight, as asked by `ticket`.
     pub fn drained(&self, ticket: u64) {
-        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = ticket;
+        self.lock().drained = ticket;
+        self.answer.notify_all();
+    }
+
+    /// For the queue's thread: what it writes from now on is logged as of `epoch`.
+    pub fn adopted(&self, epoch: u64) {
+        self.lock().adopted = epoch;
         self.answer.notify_all();
     }
 }

@@ -5,8 +5,13 @@
 
 use std::io;
 
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+
 use super::config::{MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE};
+use super::dirty_log::LogError;
 use super::disk::{MAX_ALIGNMENT, SECTOR, SERIAL_LEN};
+use super::inflight::InflightError;
+use super::mapping::MapError;
 use super::relay::{MAX_BODY, MAX_FDS};
 
 /// Why the device could not be made, or why serving a front-end ended badly.
@@ -84,6 +89,31 @@ pub enum DeviceError {
          this process may open (its limit of open files)"
     )]
     TooManyFds,
+    /// The payload or the files of a message are not what its kind has.
+    #[error("the front-end's message {code} has the wrong payload or number of file descriptors")]
+    Malformed {
+        /// Number of the request.
+        code: u32,
+    },
+    /// A message of a feature that the front-end did not accept before.
+    #[error(
+        "the front-end's message {code} needs the protocol feature {feature:?}, which it did not accept"
+    )]
+    NotNegotiated {
+        /// Number of the request.
+        code: u32,
+        /// What it needs.
+        feature: VhostUserProtocolFeatures,
+    },
+    /// A region of the guest's memory does not fit its file.
+    #[error("the guest's memory cannot be mapped as the front-end describes it")]
+    Memory(#[source] MapError),
+    /// Memory for the record of requests in flight was refused.
+    #[error("the front-end's record of requests in flight cannot be used")]
+    Inflight(#[source] InflightError),
+    /// A log of dirty pages was refused.
+    #[error("the front-end's log of dirty pages cannot be used")]
+    Log(#[source] LogError),
     /// The front-end broke the protocol.
     #[error("the front-end broke the vhost-user protocol")]
     Protocol(#[source] HandlerError),

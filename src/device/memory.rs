@@ -10,25 +10,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
-/// Records writes to guest memory during a migration; none yet.
+/// Nothing on the map records writes: the queues log what they know they wrote,
+/// and what the kernel wrote for them (see `logging`).
 pub type DirtyBitmap = ();
 /// One map of the guest's memory.
 pub type Memory = GuestMemoryMmap<DirtyBitmap>;
 /// The map in force, replaced by the protocol handler.
 pub type MemoryHandle = GuestMemoryAtomic<Memory>;
 
-/// Counts the maps that the front-end has set, so that a queue sees with one
-/// load that there is a new one.
+/// Counts what the front-end has set anew, the map or the log, so that a queue
+/// sees a change with one load.
 #[derive(Debug, Default)]
 pub struct Epoch(AtomicU64);
 
 impl Epoch {
-    /// A new map is in force.
+    /// Something new is in force.
     pub fn advance(&self) {
         self.0.fetch_add(1, Ordering::Release);
     }
 
-    fn get(&self) -> u64 {
+    /// The newest.
+    pub fn now(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -45,7 +47,7 @@ impl View {
     /// A view of the map in `handle`, whose changes `epoch` counts.
     pub fn new(handle: MemoryHandle, epoch: Arc<Epoch>) -> Self {
         Self {
-            seen: epoch.get(),
+            seen: epoch.now(),
             current: Arc::new((*handle.memory()).clone()),
             handle,
             epoch,
@@ -54,12 +56,12 @@ impl View {
 
     /// Whether there is a newer map than the current one.
     pub fn is_stale(&self) -> bool {
-        self.epoch.get() != self.seen
+        self.epoch.now() != self.seen
     }
 
     /// Adopts the newest map. Returns whether it is a new one.
     pub fn refresh(&mut self) -> bool {
-        let now = self.epoch.get();
+        let now = self.epoch.now();
         if now == self.seen {
             return false;
         }

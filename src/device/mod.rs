@@ -8,12 +8,16 @@
 //! It does not open the file, does not listen on a socket, and does not know why
 //! a write may have to wait: that is the gate's business.
 //!
-//! One request's way through the files: `vring` takes the head of a descriptor
-//! chain from the available ring, `chain` walks the descriptors, `request`
-//! decides what they ask for, `queue` asks the gate and drives `slot`, the state
-//! machine of one request, whose operations `engine` hands to io_uring; the
-//! answer goes back through `vring`. `relay` and `backend` are the control
-//! plane, and take no part in it.
+//! One request's way through the files: `intake` and `ring` take the head of a
+//! descriptor chain from the available ring, `chain` walks the descriptors,
+//! `request` decides what they ask for, `queue` asks the gate and drives `slot`,
+//! the state machine of one request, whose operations `engine` hands to io_uring;
+//! the answer goes back through `ring`. `relay`, `intercept`, `backend` and `vring`
+//! are the control plane, and take no part in it.
+//!
+//! Two things are shared with the front-end so that others can go on where we
+//! stop: `inflight`, the record of requests in flight, and `dirty_log`, the log of
+//! written pages of a migration, which `logging` switches.
 
 mod backend;
 mod bounce;
@@ -22,16 +26,24 @@ mod chain;
 mod config;
 mod config_space;
 mod control;
+mod dirty_log;
 mod disk;
 mod engine;
 mod error;
 pub mod gate;
+mod inflight;
+mod intake;
+mod intercept;
+mod logging;
+mod mapping;
 mod memory;
 mod queue;
 mod ranges;
 mod relay;
 mod request;
+mod ring;
 mod server;
+mod shared;
 mod slot;
 mod stats;
 mod transfer;

@@ -9,7 +9,8 @@
 //! queue takes no further request. So at most one request per queue waits, it is
 //! always the last one taken, and when the ring stops it is simply put back: the
 //! available index goes one back, and whoever starts the ring next, here or on
-//! another host, takes it again. The price is that reads behind a parked write
+//! another host, takes it again. (Of requests that are done again after a crash
+//! more than one may wait so: see `intake`.) The price is that reads behind a parked write
 //! in the same queue wait too; reads on other queues go on.
 //!
 //! # A ring without its memory
@@ -20,34 +21,21 @@
 use std::sync::Arc;
 
 use super::bounce::BouncePool;
-use super::cache::CacheMode;
-use super::config::Config;
 use super::control::{CLOSED, Control};
-use super::disk::Disk;
 use super::engine::{Completion, Engine};
 use super::gate::{Admission, Gate};
+use super::intake::Intake;
+use super::logging::LogView;
 use super::memory::View;
 use super::request::Status;
-use super::slot::{Access, Kind, Loaded, Next, Slot};
-use super::stats::{QueueStats, Stats, Stopwatch};
-use super::vring::{Ring, RingError, Vring};
+use super::ring::{Ring, RingError};
+use super::shared::{Connection, Shared};
+use super::slot::{Access, Loaded, Next, Slot};
+use super::stats::Stopwatch;
+use super::vring::Vring;
 
 /// Rounds over the ring before the thread looks at its other events.
 const MAX_ROUNDS: usize = 16;
-
-/// What all queues of a connection share.
-pub struct Shared<G> {
-    /// What is served.
-    pub disk: Disk,
-    /// Who is asked before a change.
-    pub gate: Arc<G>,
-    /// The device's shape.
-    pub config: Config,
-    /// What is counted.
-    pub stats: Arc<Stats>,
-    /// Whether changes must be durable when they are answered.
-    pub cache: CacheMode,
-}
 
 /// One queue, for one connection.
 pub struct Queue<G> {
@@ -55,6 +43,8 @@ pub struct Queue<G> {
     shared: Arc<Shared<G>>,
     control: Arc<Control>,
     view: View,
+    log: LogView,
+    intake: Intake,
     engine: Engine,
     slots: Vec<Slot>,
     free: Vec<usize>,
@@ -80,6 +70,7 @@ impl<G: Gate> Queue<G> {
         index: usize,
         shared: Arc<Shared<G>>,
         control: Arc<Control>,
+        connection: &Connection,
         view: View,
     ) -> std::io::Result<Self> {
         let size = shared.config.queue_size;
@@ -89,6 +80,8 @@ impl<G: Gate> Queue<G> {
             shared,
             control,
             view,
+            log: LogView::new(Arc::clone(&connection.logging), index),
+            intake: Intake::new(index, Arc::clone(&connection.inflight)),
             slots: (0..size).map(|_| Slot::new()).collect(),
             free: (0..usize::from(size)).rev().collect(),
             parked: None,
@@ -130,6 +123,12 @@ impl<G: Gate> Queue<G> {
         if self.view.refresh() || self.stranded {
             self.find_ring(ring);
         }
+        if let Some(epoch) = self.log.refresh() {
+            self.control.adopted(epoch);
+            if ring.running() {
+                ring.check_log(self.log.current())?;
+            }
+        }
         if self.stranded && !stopping {
             return Ok(false);
         }
@@ -138,12 +137,13 @@ impl<G: Gate> Queue<G> {
         if stopping {
             self.unpark(ring);
         } else if taking {
+            self.start(ring)?;
             self.retry_parked(ring)?;
             self.take(ring)?;
         }
         let submitted = self.engine.submit();
         if !self.broken {
-            ring.publish(self.view.current())?;
+            self.publish(ring)?;
         }
         if let Err(error) = submitted {
             if !std::mem::replace(&mut self.refused, true) {
@@ -159,7 +159,7 @@ impl<G: Gate> Queue<G> {
             return Ok(true);
         }
         if taking && self.parked.is_none() && !self.free.is_empty() {
-            return ring.rearm(self.view.current());
+            return ring.rearm(self.view.current(), self.log.current());
         }
         Ok(false)
     }
@@ -172,6 +172,25 @@ impl<G: Gate> Queue<G> {
                 self.index
             );
         }
+    }
+
+    /// The first time that a ring is seen to run.
+    fn start(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        if !self.intake.started() {
+            ring.check_log(self.log.current())?;
+            self.intake.start(ring)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        let memory = self.view.current();
+        if let Some(published) = ring.publish(memory, self.log.current())? {
+            self.intake.published(ring);
+            self.log.current().tell();
+            ring.signal(memory, &published)?;
+        }
+        Ok(())
     }
 
     fn reap(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
@@ -202,7 +221,7 @@ impl<G: Gate> Queue<G> {
             return Ok(());
         }
         while let Some(&token) = self.free.last() {
-            let Some(head) = ring.take(self.view.current())? else {
+            let Some(head) = self.intake.take(ring, self.view.current())? else {
                 break;
             };
             let Some(slot) = self.slots.get_mut(token) else {
@@ -255,12 +274,15 @@ impl<G: Gate> Queue<G> {
         }
     }
 
-    /// Puts the parked request back into the ring, of which it was the last taken.
+    /// Puts the parked request back, which was the last taken.
     fn unpark(&mut self, ring: &mut Ring<'_>) {
         if let Some(token) = self.parked.take() {
-            ring.untake();
+            if let Some(slot) = self.slots.get(token) {
+                self.intake.put_back(ring, slot.head());
+            }
             self.free.push(token);
         }
+        self.intake.stop(ring, self.view.current());
     }
 
     fn go_on(
@@ -300,16 +322,19 @@ impl<G: Gate> Queue<G> {
             }
         }
         if let Some(stats) = self.shared.stats.queue(self.index) {
-            count(stats, slot.kind(), status);
+            stats.count(slot.kind(), status);
             self.stopwatch.end(token, stats);
         }
-        let written = slot.answer(status);
+        let log = self.log.current();
+        let written = slot.answer(status, log.data());
         let head = slot.head();
         self.free.push(token);
         if self.broken {
             return Ok(());
         }
-        ring.push_used(self.view.current(), head, written)
+        ring.push_used(self.view.current(), log, head, written)?;
+        self.intake.answered(head);
+        Ok(())
     }
 
     fn break_ring(&mut self, error: &RingError) {
@@ -338,6 +363,7 @@ impl<G: Gate> Queue<G> {
             && self.in_flight() == 0
         {
             ring.stop();
+            self.intake.stopped();
             self.broken = false;
             self.drained = ticket;
             self.control.drained(ticket);
@@ -362,26 +388,5 @@ fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
             }
             Admission::Go
         }
-    }
-}
-
-fn count(stats: &QueueStats, kind: Kind, status: Status) {
-    if status != Status::Ok {
-        stats.errors.add(1);
-        return;
-    }
-    match kind {
-        Kind::Read(bytes) => {
-            stats.reads.add(1);
-            stats.read_bytes.add(bytes);
-        }
-        Kind::Write(bytes) => {
-            stats.writes.add(1);
-            stats.written_bytes.add(bytes);
-        }
-        Kind::Flush => stats.flushes.add(1),
-        Kind::Discard => stats.discards.add(1),
-        Kind::WriteZeroes => stats.write_zeroes.add(1),
-        Kind::Other => {}
     }
 }

@@ -4,8 +4,11 @@
 //! its own only. The relay between it and the real connection knows when a
 //! connection ends, and how: closed, cut off in a message, or by our own wish,
 //! in which case the rings are drained before the front-end learns of it. It
-//! reads no more of a message than its length; later it is the place to answer
-//! messages that the handler cannot.
+//! reads no more of a message than its header; what is to be answered without the
+//! handler is for `intercept` to say.
+//!
+//! A message that is answered here may be so before the handler has finished the
+//! one before: whoever asks for an answer waits for it, as all front-ends do.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -23,9 +26,12 @@ use uuid::Uuid;
 use vhost::vhost_user::Listener;
 
 use super::error::DeviceError;
+use super::intercept::{Intercept, Request, Verdict};
 
 /// Bytes of a message's header: request, flags, length of the body.
 const HEADER_LEN: usize = 12;
+/// Flags of a reply: version 1, and that it is one.
+const REPLY_FLAGS: u32 = 1 | 1 << 2;
 /// Most bytes of a message's body, as in the `vhost` crate.
 pub const MAX_BODY: u32 = 4096;
 /// Most file descriptors with one message, as in the `vhost` crate.
@@ -69,10 +75,16 @@ pub fn relay(
     front_end: &UnixStream,
     handler: &UnixStream,
     stop: BorrowedFd<'_>,
+    intercept: &mut Intercept,
 ) -> Result<RelayEnd, DeviceError> {
     let mut requests = Message::default();
     let mut replies = Message::default();
     loop {
+        replies.pass = true;
+        // An answer of ours must not get into the middle of one of the handler's.
+        if requests.complete()? && !requests.pass && replies.bytes.is_empty() {
+            look_at(&mut requests, &mut replies, intercept)?;
+        }
         let mut fds = [
             PollFd::from_borrowed_fd(stop, PollFlags::IN),
             PollFd::new(handler, interest(&replies, &requests)?),
@@ -99,13 +111,41 @@ pub fn relay(
     }
 }
 
+/// Lets a complete request pass to the handler, or replaces it by its reply.
+fn look_at(
+    message: &mut Message,
+    reply: &mut Message,
+    intercept: &mut Intercept,
+) -> Result<(), DeviceError> {
+    let word = |at: usize| {
+        let bytes = message.bytes.get(at..at + 4)?.try_into().ok()?;
+        Some(u32::from_ne_bytes(bytes))
+    };
+    let (code, flags) = (word(0).unwrap_or(0), word(4).unwrap_or(0));
+    let body = message.bytes.get(HEADER_LEN..).unwrap_or_default();
+    let request = Request { code, flags, body };
+    match intercept.request(&request, &mut message.fds)? {
+        Verdict::Pass => message.pass = true,
+        Verdict::Done => *message = Message::default(),
+        Verdict::Reply { body, fd } => {
+            *message = Message::default();
+            for word in [code, REPLY_FLAGS, body.len() as u32] {
+                reply.bytes.extend(word.to_ne_bytes());
+            }
+            reply.bytes.extend(body);
+            reply.fds.extend(fd);
+        }
+    }
+    Ok(())
+}
+
 /// What to wait for on a socket that `inbound` comes from and `outbound` goes to.
 fn interest(inbound: &Message, outbound: &Message) -> Result<PollFlags, DeviceError> {
     let mut flags = PollFlags::empty();
     if !inbound.complete()? {
         flags |= PollFlags::IN;
     }
-    if outbound.complete()? {
+    if outbound.ready()? {
         flags |= PollFlags::OUT;
     }
     Ok(flags)
@@ -119,7 +159,7 @@ fn pump(
     outbound: &mut Message,
 ) -> Result<Pumped, DeviceError> {
     let gone = ready.intersects(PollFlags::HUP | PollFlags::ERR);
-    if outbound.complete()? && ready.contains(PollFlags::OUT) && !gone {
+    if outbound.ready()? && ready.contains(PollFlags::OUT) && !gone {
         outbound.send(socket)?;
     }
     if !inbound.complete()? {
@@ -150,6 +190,8 @@ struct Message {
     bytes: Vec<u8>,
     sent: usize,
     fds: Vec<OwnedFd>,
+    /// It may be sent once it is complete.
+    pass: bool,
 }
 
 impl Message {
@@ -175,6 +217,10 @@ impl Message {
 
     fn complete(&self) -> Result<bool, DeviceError> {
         Ok(self.bytes.len() >= HEADER_LEN && self.bytes.len() == self.expected()?)
+    }
+
+    fn ready(&self) -> Result<bool, DeviceError> {
+        Ok(self.pass && self.complete()?)
     }
 
     /// Receives what there is of this message, and nothing of the next, so that

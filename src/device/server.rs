@@ -21,9 +21,13 @@ use super::control::Control;
 use super::disk::Disk;
 use super::error::DeviceError;
 use super::gate::Gate;
+use super::inflight::Inflight;
+use super::intercept::Intercept;
+use super::logging::Logging;
 use super::memory::{Epoch, Memory, MemoryHandle, View};
-use super::queue::{Queue, Shared};
+use super::queue::Queue;
 use super::relay::{RelayEnd, handler_channel, relay};
+use super::shared::{Connection, Shared};
 use super::stats::Stats;
 
 /// Why [`Server::serve`] returned.
@@ -103,8 +107,14 @@ impl<G: Gate> Server<G> {
             .iter()
             .map(|wake| Arc::new(Control::new(Arc::clone(wake))))
             .collect();
-        let backend = Arc::new(self.backend(&memory, &controls)?);
+        let connection = Connection {
+            inflight: Arc::new(Inflight::new(&self.shared.config)),
+            logging: Arc::new(Logging::new(controls.clone())),
+        };
+        let backend = Arc::new(self.backend(&memory, &controls, &connection)?);
         let wake_event = backend.wake_event();
+        let Connection { inflight, logging } = connection;
+        let mut intercept = Intercept::new(inflight, logging, memory.clone());
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
             .map_err(|error| DeviceError::Start(error.into()))?;
         for (handler, wake) in daemon.get_epoll_handlers().iter().zip(&self.wakes) {
@@ -121,7 +131,7 @@ impl<G: Gate> Server<G> {
         daemon
             .start(&mut listener)
             .map_err(|error| DeviceError::Start(error.into()))?;
-        let end = relay(&stream, &near, self.stop.0.as_fd());
+        let end = relay(&stream, &near, self.stop.0.as_fd(), &mut intercept);
         drop(closing);
         // The handler may have closed it already.
         let _ = near.shutdown(Shutdown::Both);
@@ -142,6 +152,7 @@ impl<G: Gate> Server<G> {
         &self,
         memory: &MemoryHandle,
         controls: &[Arc<Control>],
+        connection: &Connection,
     ) -> Result<Backend<G>, DeviceError> {
         self.shared.cache.negotiated(0);
         let epoch = Arc::new(Epoch::default());
@@ -150,12 +161,20 @@ impl<G: Gate> Server<G> {
             .enumerate()
             .map(|(index, control)| {
                 let view = View::new(memory.clone(), Arc::clone(&epoch));
-                Queue::new(index, Arc::clone(&self.shared), Arc::clone(control), view)
+                let shared = Arc::clone(&self.shared);
+                Queue::new(index, shared, Arc::clone(control), connection, view)
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(DeviceError::Engine)?;
         let shared = Arc::clone(&self.shared);
-        Ok(Backend::new(shared, epoch, controls.to_vec(), queues))
+        let logging = Arc::clone(&connection.logging);
+        Ok(Backend::new(
+            shared,
+            epoch,
+            logging,
+            controls.to_vec(),
+            queues,
+        ))
     }
 
     /// Ends [`serve`](Self::serve) from another thread.

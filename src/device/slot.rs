@@ -10,10 +10,11 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::bounce::BouncePool;
 use super::chain::{Chain, ChainError, copy_from_guest, copy_to_guest, total_len};
+use super::dirty_log::DirtyLog;
 use super::disk::Disk;
 use super::engine::{Buffer, Operation, Vectors};
 use super::memory::Memory;
@@ -320,14 +321,23 @@ impl Slot {
         }
     }
 
-    /// Writes the status and lets go of the guest's memory. Returns the bytes
-    /// written into the chain, for the used element.
-    pub fn answer(&mut self, status: Status) -> u32 {
+    /// Writes the status and lets go of the guest's memory; marks in `log` what was
+    /// written there for this request, by whomever. Returns the bytes written into
+    /// the chain, for the used element.
+    pub fn answer(&mut self, status: Status, log: Option<&DirtyLog>) -> u32 {
         self.work = Work::Idle;
         let (Some(memory), Some(status_at)) = (self.memory.take(), self.status_at.take()) else {
             return 0;
         };
-        match memory.write_obj(status as u8, status_at) {
+        let answered = memory.write_obj(status as u8, status_at);
+        if let Some(log) = log {
+            // All that may have been written: a read that failed may have left a part.
+            for segment in self.chain.writable() {
+                log.mark(segment.addr.raw_value(), segment.len.into());
+            }
+            log.mark(status_at.raw_value(), 1);
+        }
+        match answered {
             Ok(()) => u32::try_from(total_len(self.chain.writable()) + 1).unwrap_or(u32::MAX),
             Err(_) => 0,
         }

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::request::Status;
+use super::slot::Kind;
+
 /// A number with one writer.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
@@ -46,6 +49,30 @@ pub(super) struct QueueStats {
     pub(super) parked: Counter,
     timed: Counter,
     timed_ns: Counter,
+}
+
+impl QueueStats {
+    /// A request of this kind was answered so.
+    pub(super) fn count(&self, kind: Kind, status: Status) {
+        if status != Status::Ok {
+            self.errors.add(1);
+            return;
+        }
+        match kind {
+            Kind::Read(bytes) => {
+                self.reads.add(1);
+                self.read_bytes.add(bytes);
+            }
+            Kind::Write(bytes) => {
+                self.writes.add(1);
+                self.written_bytes.add(bytes);
+            }
+            Kind::Flush => self.flushes.add(1),
+            Kind::Discard => self.discards.add(1),
+            Kind::WriteZeroes => self.write_zeroes.add(1),
+            Kind::Other => {}
+        }
+    }
 }
 
 /// Times a part of one queue's requests, one at a time: the clock costs too much for all.

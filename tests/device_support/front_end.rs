@@ -1,15 +1,18 @@
 //! A vhost-user front-end and virtio driver that obeys its caller, not the
 //! specification.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -59,6 +62,72 @@ pub struct FrontEnd {
     pub memory: GuestMemoryMmap,
     queues: Vec<Queue>,
     scratch: u64,
+    features: u64,
+    /// Where the used rings are logged, if they are: added to their addresses.
+    pub log_used_at: Option<u64>,
+}
+
+/// The log of dirty pages of a migration.
+pub struct Log {
+    pub file: File,
+    pub len: u64,
+}
+
+impl Log {
+    /// A log for `pages` pages.
+    pub fn new(pages: u64) -> Self {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(pages / 8).unwrap();
+        let len = pages / 8;
+        Self { file, len }
+    }
+
+    fn region(&self) -> VhostUserDirtyLogRegion {
+        VhostUserDirtyLogRegion {
+            mmap_size: self.len,
+            mmap_offset: 0,
+            mmap_handle: self.file.as_raw_fd(),
+        }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len as usize];
+        self.file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    pub fn has(&self, page: u64) -> bool {
+        self.bytes()[page as usize / 8] & 1 << (page % 8) != 0
+    }
+}
+
+/// What a front-end keeps of the requests in flight.
+pub struct Inflight {
+    pub description: VhostUserInflight,
+    pub file: File,
+}
+
+fn negotiate(stream: UnixStream, queues: usize, features: u64) -> Frontend {
+    let mut vhost = Frontend::from_stream(stream, queues as u64);
+    vhost.set_owner().unwrap();
+    let offered = vhost.get_features().unwrap();
+    let wanted = features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    vhost.set_features(offered & wanted).unwrap();
+    let protocol = vhost.get_protocol_features().unwrap();
+    vhost
+        .set_protocol_features(
+            protocol
+                & (VhostUserProtocolFeatures::MQ
+                    | VhostUserProtocolFeatures::CONFIG
+                    | VhostUserProtocolFeatures::REPLY_ACK
+                    | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+                    | VhostUserProtocolFeatures::RESET_DEVICE
+                    | VhostUserProtocolFeatures::LOG_SHMFD
+                    | VhostUserProtocolFeatures::INFLIGHT_SHMFD),
+        )
+        .unwrap();
+    vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    vhost
 }
 
 fn guest_memory() -> GuestMemoryMmap {
@@ -81,23 +150,7 @@ impl FrontEnd {
     }
 
     pub fn connect(stream: UnixStream, queues: usize, features: u64) -> Self {
-        let mut vhost = Frontend::from_stream(stream, queues as u64);
-        vhost.set_owner().unwrap();
-        let offered = vhost.get_features().unwrap();
-        let wanted = features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        vhost.set_features(offered & wanted).unwrap();
-        let protocol = vhost.get_protocol_features().unwrap();
-        vhost
-            .set_protocol_features(
-                protocol
-                    & (VhostUserProtocolFeatures::MQ
-                        | VhostUserProtocolFeatures::CONFIG
-                        | VhostUserProtocolFeatures::REPLY_ACK
-                        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-                        | VhostUserProtocolFeatures::RESET_DEVICE),
-            )
-            .unwrap();
-        vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        let vhost = negotiate(stream, queues, features);
         let queues = (0..queues)
             .map(|_| Queue {
                 kick: EventFd::new(0).unwrap(),
@@ -112,10 +165,87 @@ impl FrontEnd {
             memory: guest_memory(),
             queues,
             scratch: SCRATCH,
+            features,
+            log_used_at: None,
         }
     }
 
-    fn region(&self) -> VhostUserMemoryRegionInfo {
+    /// Connects anew, as QEMU does after its back-end died: the rings begin where
+    /// the used index is, and the record of requests in flight is handed over.
+    pub fn reconnect(&mut self, stream: UnixStream, inflight: &Inflight) {
+        // The old connection ends first.
+        let (nobody, _) = UnixStream::pair().unwrap();
+        self.vhost = Frontend::from_stream(nobody, 1);
+        self.vhost = negotiate(stream, self.queues.len(), self.features);
+        self.set_inflight(inflight).unwrap();
+        self.share_memory();
+        for queue in 0..self.queues.len() {
+            self.start_queue(queue, self.used_index(queue));
+        }
+    }
+
+    pub fn get_inflight(&mut self) -> Inflight {
+        let asked = VhostUserInflight::new(0, 0, self.queues.len() as u16, RING_SIZE);
+        let (description, file) = self.vhost.get_inflight_fd(&asked).unwrap();
+        Inflight { description, file }
+    }
+
+    pub fn set_inflight(&mut self, inflight: &Inflight) -> vhost::Result<()> {
+        let fd = inflight.file.as_raw_fd();
+        self.vhost.set_inflight_fd(&inflight.description, fd)
+    }
+
+    pub fn set_log(&self, log: &Log) -> vhost::Result<()> {
+        self.vhost.set_log_base(0, Some(log.region()))
+    }
+
+    /// Switches the logging of data and of the used rings, at their addresses.
+    pub fn set_logging(&mut self, on: bool) {
+        self.set_logging_of_data(on);
+        self.log_used_at = on.then_some(0);
+        for queue in 0..self.queues.len() {
+            self.set_vring_addr(queue);
+        }
+    }
+
+    pub fn set_logging_of_data(&mut self, on: bool) {
+        let log_all = VhostUserVirtioFeatures::LOG_ALL.bits();
+        let features = self.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let features = features | if on { log_all } else { 0 };
+        let offered = self.vhost.get_features().unwrap();
+        self.vhost.set_features(offered & features).unwrap();
+    }
+
+    pub fn contents(&self) -> Vec<u8> {
+        self.read(0, MEMORY_SIZE as usize)
+    }
+
+    pub fn used_ring(&self, queue: usize) -> u64 {
+        self.ring(queue).2
+    }
+
+    /// The next used element, if there is one.
+    pub fn poll_used(&mut self, queue: usize) -> Option<(u32, u32)> {
+        (self.used_index(queue) != self.queues[queue].next_used).then(|| self.wait_used(queue))
+    }
+
+    /// Answers a chain as an earlier device would have, without the driver's knowing.
+    pub fn push_used(&mut self, queue: usize, head: u16) {
+        let (_, _, used) = self.ring(queue);
+        let index = self.used_index(queue);
+        let at = used + 4 + 8 * u64::from(index % RING_SIZE);
+        self.write(at, &u64::from(head).to_le_bytes());
+        self.write(used + 2, &index.wrapping_add(1).to_le_bytes());
+        self.queues[queue].next_used = index.wrapping_add(1);
+    }
+
+    /// Makes a chain in the descriptors from `head` on available.
+    pub fn put_chain_at(&mut self, queue: usize, head: u16, descs: &[(u64, u32, u16)]) {
+        self.queues[queue].next_desc = head;
+        self.put_chain(queue, descs);
+    }
+
+    pub fn region(&self) -> VhostUserMemoryRegionInfo {
         use vm_memory::GuestMemoryBackend;
         VhostUserMemoryRegionInfo::from_guest_region(self.memory.iter().next().unwrap()).unwrap()
     }
@@ -163,11 +293,11 @@ impl FrontEnd {
         let config = VringConfigData {
             queue_max_size: RING_SIZE,
             queue_size: RING_SIZE,
-            flags: 0,
+            flags: self.log_used_at.is_some().into(),
             desc_table_addr: base + desc,
             used_ring_addr: base + used,
             avail_ring_addr: base + avail,
-            log_addr: None,
+            log_addr: self.log_used_at.map(|at| at + used),
         };
         self.vhost.set_vring_addr(queue, &config).unwrap();
     }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -61,6 +62,10 @@ impl Image {
             .unwrap()
     }
 
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     pub fn disk(&self, write: bool) -> Disk {
         Disk::new(self.open(write), SERIAL).unwrap()
     }
@@ -83,6 +88,8 @@ pub struct TestGate {
     answer: Mutex<Option<Admission>>,
     wakes: Mutex<Vec<Arc<EventFd>>>,
     begun: Mutex<HashMap<(u64, u64), i64>>,
+    /// Offsets of the changes let through, in their order.
+    order: Mutex<Vec<u64>>,
     pub asked: AtomicU64,
 }
 
@@ -96,6 +103,15 @@ impl TestGate {
 
     fn answer(&self) -> Admission {
         self.answer.lock().unwrap().unwrap_or(Admission::Go)
+    }
+
+    pub fn order(&self) -> Vec<u64> {
+        self.order.lock().unwrap().clone()
+    }
+
+    /// Forgets the order so far.
+    pub fn forget(&self) {
+        self.order.lock().unwrap().clear();
     }
 
     /// Extents begun more often than ended, or the other way round.
@@ -122,6 +138,7 @@ impl Gate for TestGate {
         let answer = self.answer();
         if answer == Admission::Go {
             *self.begun.lock().unwrap().entry((offset, len)).or_default() += 1;
+            self.order.lock().unwrap().push(offset);
         }
         answer
     }

@@ -1,5 +1,13 @@
 use super::*;
+use crate::device::control::{CLOSED, Control};
+use crate::device::dirty_log::DirtyLog;
+use crate::device::logging::{LogView, Logging, QueueLog};
+use crate::device::memory::Memory;
+use crate::device::ring::{Ring, RingError};
 use rustix::event::{EventfdFlags, eventfd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use vm_memory::{Bytes, GuestAddress};
 
 const DESC: u64 = 0x1000;
 const AVAIL: u64 = 0x2000;
@@ -39,6 +47,13 @@ fn get(memory: &Memory, addr: u64) -> u16 {
     memory.read_obj(GuestAddress(addr)).unwrap()
 }
 
+/// Publishes what was pushed, and interrupts if that is wanted.
+fn publish(ring: &mut Ring<'_>, memory: &Memory) {
+    if let Some(published) = ring.publish(memory, &QueueLog::default()).unwrap() {
+        ring.signal(memory, &published).unwrap();
+    }
+}
+
 #[test]
 fn a_running_ring_keeps_its_indices() {
     let (vring, _, _) = ring(true);
@@ -59,15 +74,16 @@ fn used_elements_are_seen_and_signalled_once_per_batch() {
     put(&memory, USED_EVENT, 0);
     let mut ring = vring.open();
     for head in 0..3 {
-        ring.push_used(&memory, head, 100).unwrap();
+        ring.push_used(&memory, &QueueLog::default(), head, 100)
+            .unwrap();
     }
     assert_eq!(get(&memory, USED + 2), 0);
     assert!(!signalled(&call));
-    ring.publish(&memory).unwrap();
+    publish(&mut ring, &memory);
     assert_eq!(get(&memory, USED + 2), 3);
     assert_eq!(get(&memory, USED + 4 + 8), 1);
     assert!(signalled(&call));
-    ring.publish(&memory).unwrap();
+    publish(&mut ring, &memory);
     assert!(!signalled(&call));
 }
 
@@ -79,8 +95,9 @@ fn a_guest_is_interrupted_only_when_it_wants_to_be() {
     let mut signals = Vec::new();
     for head in 0..SIZE {
         let mut ring = vring.open();
-        ring.push_used(&memory, head, 0).unwrap();
-        ring.publish(&memory).unwrap();
+        ring.push_used(&memory, &QueueLog::default(), head, 0)
+            .unwrap();
+        publish(&mut ring, &memory);
         signals.push(signalled(&call));
     }
     assert_eq!(signals.iter().position(|&signal| signal), Some(4));
@@ -90,8 +107,8 @@ fn a_guest_is_interrupted_only_when_it_wants_to_be() {
     for (flags, wanted) in [(0, true), (1, false)] {
         put(&memory, AVAIL, flags);
         let mut ring = vring.open();
-        ring.push_used(&memory, 0, 0).unwrap();
-        ring.publish(&memory).unwrap();
+        ring.push_used(&memory, &QueueLog::default(), 0, 0).unwrap();
+        publish(&mut ring, &memory);
         assert_eq!(signalled(&call), wanted);
     }
 }
@@ -100,14 +117,14 @@ fn a_guest_is_interrupted_only_when_it_wants_to_be() {
 fn what_came_while_asking_for_a_kick_is_noticed() {
     let (vring, memory, _) = ring(true);
     let mut ring = vring.open();
-    assert!(!ring.rearm(&memory).unwrap());
+    assert!(!ring.rearm(&memory, &QueueLog::default()).unwrap());
     put(&memory, AVAIL + 2, 2);
-    assert!(ring.rearm(&memory).unwrap());
+    assert!(ring.rearm(&memory, &QueueLog::default()).unwrap());
     ring.look(&memory).unwrap();
     ring.take(&memory).unwrap().unwrap();
     ring.take(&memory).unwrap().unwrap();
     assert_eq!(ring.take(&memory).unwrap(), None);
-    assert!(!ring.rearm(&memory).unwrap());
+    assert!(!ring.rearm(&memory, &QueueLog::default()).unwrap());
     assert_eq!(get(&memory, AVAIL_EVENT), 2);
 }
 
@@ -127,9 +144,9 @@ fn indices_wrap_around() {
     assert_eq!(ring.take(&memory).unwrap(), Some(3));
     assert_eq!(ring.take(&memory).unwrap(), Some(4));
     assert_eq!(ring.take(&memory).unwrap(), None);
-    ring.push_used(&memory, 3, 0).unwrap();
-    ring.push_used(&memory, 4, 0).unwrap();
-    ring.publish(&memory).unwrap();
+    ring.push_used(&memory, &QueueLog::default(), 3, 0).unwrap();
+    ring.push_used(&memory, &QueueLog::default(), 4, 0).unwrap();
+    publish(&mut ring, &memory);
     assert_eq!(get(&memory, USED + 2), 1);
     assert!(signalled(&call));
 }
@@ -146,7 +163,7 @@ fn a_ring_that_is_too_full_or_not_in_memory_is_an_error() {
     let mut ring = vring.open();
     assert!(matches!(ring.look(&elsewhere), Err(RingError::Memory(_))));
     assert!(matches!(
-        ring.push_used(&elsewhere, 0, 0),
+        ring.push_used(&elsewhere, &QueueLog::default(), 0, 0),
         Err(RingError::Memory(_))
     ));
 }
@@ -164,4 +181,69 @@ fn a_kick_that_cannot_be_read_does_not_end_the_thread() {
     assert!(vring.read_kick().unwrap());
     vring.set_enabled(false);
     assert!(!vring.read_kick().unwrap());
+}
+
+/// A log of eight pages in which the used ring begins at `base`, and its file.
+fn log_of_used(memory: &Memory, base: u64) -> (QueueLog, File) {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(8).unwrap();
+    let wake = vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let control = Arc::new(Control::new(Arc::new(wake)));
+    // There is no thread to adopt what is set.
+    control.drained(CLOSED);
+    let logging = Arc::new(Logging::new(vec![control]));
+    let log = DirtyLog::new(file.try_clone().unwrap(), 0, 8).unwrap();
+    logging.set_log(log, memory).unwrap();
+    logging.set_used(0, Some(base));
+    let mut view = LogView::new(logging, 0);
+    assert!(view.refresh().is_some());
+    (view.current().clone(), file)
+}
+
+/// The log's first byte, which is set to 0.
+fn take_marks(file: &File) -> u8 {
+    let mut marks = [0];
+    file.read_exact_at(&mut marks, 0).unwrap();
+    file.write_all_at(&[0], 0).unwrap();
+    marks[0]
+}
+
+#[test]
+fn every_write_to_the_used_ring_is_logged_in_its_own_place() {
+    const PAGE: u64 = 4096;
+    for event_idx in [true, false] {
+        let (vring, memory, _) = ring(event_idx);
+        // Flags and index in the first page, elements and event index in the second.
+        let (log, marks) = log_of_used(&memory, PAGE - 4);
+        let mut ring = vring.open();
+        ring.push_used(&memory, &log, 0, 0).unwrap();
+        assert_eq!(take_marks(&marks), 0b10);
+        let _ = ring.publish(&memory, &log).unwrap();
+        assert_eq!(take_marks(&marks), 0b01);
+        let _ = ring.rearm(&memory, &log).unwrap();
+        assert_eq!(take_marks(&marks), if event_idx { 0b10 } else { 0b01 });
+        // The last element begins in one page and ends in the next.
+        let before_last = 4 + 8 * (u64::from(SIZE) - 1);
+        let (log, marks) = log_of_used(&memory, PAGE - before_last - 4);
+        for _ in 1..SIZE - 1 {
+            ring.push_used(&memory, &log, 0, 0).unwrap();
+        }
+        assert_eq!(take_marks(&marks), 0b01);
+        ring.push_used(&memory, &log, 0, 0).unwrap();
+        assert_eq!(take_marks(&marks), 0b11);
+        let _ = ring.publish(&memory, &log).unwrap();
+    }
+}
+
+#[test]
+fn a_log_must_reach_to_the_end_of_the_used_ring() {
+    let (vring, memory, _) = ring(true);
+    let end = 64 * 4096;
+    let len = 4 + 8 * u64::from(SIZE) + 2;
+    let (log, _marks) = log_of_used(&memory, end - len);
+    assert!(vring.open().check_log(&log).is_ok());
+    for base in [end - len + 1, end, u64::MAX] {
+        let (log, _marks) = log_of_used(&memory, base);
+        assert!(matches!(vring.open().check_log(&log), Err(RingError::Log)));
+    }
 }

@@ -1,0 +1,32 @@
+//! What the queues share: over all connections, and for one.
+
+use std::sync::Arc;
+
+use super::cache::CacheMode;
+use super::config::Config;
+use super::disk::Disk;
+use super::inflight::Inflight;
+use super::logging::Logging;
+use super::stats::Stats;
+
+/// What all queues share.
+pub struct Shared<G> {
+    /// What is served.
+    pub disk: Disk,
+    /// Who is asked before a change.
+    pub gate: Arc<G>,
+    /// The device's shape.
+    pub config: Config,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+    /// Whether changes must be durable when they are answered.
+    pub cache: CacheMode,
+}
+
+/// What one connection has for each of its queues.
+pub struct Connection {
+    /// The record of requests in flight.
+    pub inflight: Arc<Inflight>,
+    /// What is logged for a migration.
+    pub logging: Arc<Logging>,
+}
