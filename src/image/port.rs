@@ -81,10 +81,15 @@ pub struct CopyState {
 impl CopyState {
     /// The children with a non-zero counter.
     pub fn accuses(&self) -> BrickSet {
-        (0..self.pending.len())
-            .filter(|&child| self.pending[child] != 0)
-            .collect()
+        accused(&self.pending)
     }
+}
+
+/// The children whose counter in a brick's row is not zero.
+pub fn accused(pending: &[i32]) -> BrickSet {
+    let counters = pending.iter().enumerate();
+    let accused = counters.filter(|(_, counter)| **counter != 0);
+    accused.map(|(child, _)| child).collect()
 }
 
 /// One of AFR's counters of a file on one brick.

@@ -281,14 +281,13 @@ impl State {
                 (self.report)(Report::Rejoined(copy));
             }
             Err(blocked) => {
-                let accuses = self.port.look().map(|copy| copy.accuses()).ok();
+                self.tell(blocked);
                 self.port.disconnect();
                 let pause = match self.keep {
                     Keep::Away { pause } => (pause * 2).min(LONGEST_PAUSE),
                     Keep::Off | Keep::Joined | Keep::Lost => FIRST_PAUSE,
                 };
                 self.keep = Keep::Away { pause };
-                self.tell(blocked, accuses);
             }
         }
     }
@@ -300,9 +299,10 @@ impl State {
         Ok(read_copy(&mut *self.port, &self.claim)?)
     }
 
-    fn tell(&mut self, blocked: Blocked, accuses: Option<BrickSet>) {
+    fn tell(&mut self, blocked: Blocked) {
         let why = match blocked {
             Blocked::Session(Some(holder)) if holder.session != self.claim.session => {
+                let accuses = self.port.look().map(|copy| copy.accuses()).ok();
                 return (self.report)(Report::TakenByOther { holder, accuses });
             }
             // A lock of our own dead connection: the brick lets it go in time.
