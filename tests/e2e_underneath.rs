@@ -72,6 +72,10 @@ impl BrickPort for NoHealLock {
         self.0.lift_fence()
     }
 
+    fn look(&mut self) -> Result<CopyState, PortError> {
+        self.0.look()
+    }
+
     fn probe(&mut self) -> Result<CopyState, PortError> {
         self.0.probe()
     }

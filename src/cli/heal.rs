@@ -154,8 +154,7 @@ impl Image {
 
     /// Heals, unless another healer does.
     fn healer(&self, args: &HealArgs) -> Result<Option<Follower>, Failure> {
-        let healed = |status: &Status| status.heal.as_ref().is_some_and(|h| h.healer.is_some());
-        if healed(&self.status()?) {
+        if has_healer(&self.status()?) {
             return Ok(None);
         }
         let link: Arc<dyn SessionLink> = match self {
@@ -177,8 +176,7 @@ impl Image {
     fn is_healed_soon(&self) -> bool {
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_secs(3) {
-            let healed = |status: Status| status.heal.is_some_and(|heal| heal.healer.is_some());
-            if self.status().is_ok_and(healed) {
+            if self.status().is_ok_and(|status| has_healer(&status)) {
                 return true;
             }
             std::thread::sleep(ROUND);
@@ -195,6 +193,12 @@ impl Image {
             drop(control);
         }
     }
+}
+
+/// Is a healer at work, as far as the session knows?
+fn has_healer(status: &Status) -> bool {
+    let heal = status.heal.as_ref();
+    heal.is_some_and(|heal| heal.healer.is_some())
 }
 
 /// Shows how far it is until it is over.
@@ -214,11 +218,7 @@ fn watch(
     loop {
         let status = image.status()?;
         display.show(&status);
-        let healed = status
-            .heal
-            .as_ref()
-            .is_some_and(|heal| heal.healer.is_some());
-        if follower.is_none() && !healed {
+        if follower.is_none() && !has_healer(&status) {
             // The healer that was at work when we began has ended.
             *follower = image.healer(args)?;
         }

@@ -9,7 +9,6 @@ use clap::ValueEnum;
 
 use crate::control::socket::{Answer, ControlSocket, Request};
 use crate::control::status::{Identity, Status};
-use crate::image::dirty::ExtentSize;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
 use crate::image::locate::Bypassable;
@@ -68,7 +67,7 @@ impl OwnSession {
             false,
         )?;
         let known = wanted.state.entry(wanted.volume, place.located.gfid);
-        let extent_size = known.and_then(|entry| ExtentSize::new(entry.extent_size?).ok());
+        let extent_size = known.and_then(|entry| entry.chosen_extent_size());
         let opening = Opening {
             terms: Terms {
                 read_only: false,

@@ -8,7 +8,6 @@ use clap::Args;
 
 use crate::gluster::Timeouts;
 use crate::image::bricks::{BrickSet, Shape};
-use crate::image::dirty::ExtentSize;
 use crate::image::error::{Names, OpenError};
 use crate::image::gluster_port::GlusterPort;
 use crate::image::locate::Bypassable;
@@ -264,7 +263,7 @@ fn record(place: &Place, plan: &Plan, args: &PromoteArgs) -> Result<(), Failure>
     let state = StateDir::new(&args.state_dir.state_dir);
     state.create()?;
     let known = state.entry(&place.located.volume, place.located.gfid);
-    let extent_size = known.and_then(|entry| ExtentSize::new(entry.extent_size?).ok());
+    let extent_size = known.and_then(|entry| entry.chosen_extent_size());
     let mut entry = place.entry(&state, extent_size);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     entry.promoted = Some(Promotion {

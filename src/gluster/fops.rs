@@ -12,7 +12,7 @@ use super::connection::{Deadline, PendingCall, Weight};
 use super::dict::{Dict, Value};
 use super::error::{BrickError, Errno, ProtocolError};
 use super::inode::{FileType, Gfid, Iatt};
-use super::pending::{PENDING_LEN, Pending};
+use super::pending::{BadPending, PENDING_LEN, Pending};
 use super::xdr::{Decoder, Encoder};
 
 /// "The file of this gfid, without an open": `GF_ANON_FD_NO`.
@@ -47,6 +47,17 @@ impl Entry {
     /// The file's identity.
     pub fn gfid(&self) -> Gfid {
         self.iatt.gfid
+    }
+
+    /// The data counter of the pending attribute `name`; zero where there is none.
+    ///
+    /// # Errors
+    /// A value that is none.
+    pub fn pending_data(&self, name: &str) -> Result<i32, BadPending> {
+        let value = self.xattrs.get(name);
+        value.map_or(Ok(0), |value| {
+            Pending::from_bytes(value).map(|pending| pending.data)
+        })
     }
 }
 

@@ -160,11 +160,9 @@ impl GlusterPort {
             .collect();
         want.extend([DIRTY_XATTR, FENCE_XATTR]);
         let entry = live.brick.lookup_gfid(live.gfid, &want).map_err(refused)?;
-        let data_counter = |name: &str| match entry.xattrs.get(name) {
-            None => Ok(0),
-            Some(value) => Pending::from_bytes(value)
-                .map(|pending| pending.data)
-                .map_err(|error| PortError::Refused(format!("{name}: {error}"))),
+        let data_counter = |name: &str| {
+            let counter = entry.pending_data(name);
+            counter.map_err(|error| PortError::Refused(format!("{name}: {error}")))
         };
         Ok(CopyState {
             gfid: entry.iatt.gfid.0,
@@ -341,6 +339,10 @@ impl BrickPort for GlusterPort {
             Err(error) if error.errno() == Some(Errno::NODATA) => Ok(()),
             done => done.map_err(refused),
         }
+    }
+
+    fn look(&mut self) -> Result<CopyState, PortError> {
+        self.look_up()
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {

@@ -172,7 +172,7 @@ impl Machine {
                 Some(by) => self.stop(StopReason::CopyAccused { by }),
                 None => self.rejoined(brick, marks_stand, local_untouched),
             },
-            Event::TakenByOther(brick) => self.taken_by_other(brick),
+            Event::TakenByOther { brick, accused } => self.taken_by_other(brick, accused),
             Event::LocalChanged => self.stop(StopReason::ChangedUnderneath),
             Event::QuorumTimeout => self.quorum_timeout(),
             Event::UnmarkBegun => self.unmark_begun(),
@@ -290,10 +290,19 @@ impl Machine {
         actions
     }
 
-    fn taken_by_other(&mut self, brick: usize) -> Vec<Action> {
-        if self.shape.is_quorum(self.held) {
-            // The other one is the minority: it gives way, and the brick's
-            // worker keeps trying.
+    /// The other one may have begun after us, and then we are over. Not while we hold a
+    /// quorum: then it is the minority and gives way. Nor while our marks stand on a
+    /// quorum and some brick is held, so that nobody heals: whoever wants to open
+    /// another copy meets one that accuses it. Then the other one is older, and mostly
+    /// dead, its lock kept by a brick that has not noticed yet. But a promotion opens a
+    /// copy in spite of marks; then every brick accuses ours.
+    fn taken_by_other(&mut self, brick: usize, accused: bool) -> Vec<Action> {
+        let marked = matches!(
+            self.phase,
+            Phase::Dirty | Phase::Unmarking { was_dirty: true }
+        );
+        if self.shape.is_quorum(self.held) || marked && !accused {
+            // The brick's worker keeps trying.
             return Vec::new();
         }
         self.stop(StopReason::LockTaken { on: brick })

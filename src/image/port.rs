@@ -81,10 +81,15 @@ pub struct CopyState {
 impl CopyState {
     /// The children with a non-zero counter.
     pub fn accuses(&self) -> BrickSet {
-        (0..self.pending.len())
-            .filter(|&child| self.pending[child] != 0)
-            .collect()
+        accused(&self.pending)
     }
+}
+
+/// The children whose counter in a brick's row is not zero.
+pub fn accused(pending: &[i32]) -> BrickSet {
+    let counters = pending.iter().enumerate();
+    let accused = counters.filter(|(_, counter)| **counter != 0);
+    accused.map(|(child, _)| child).collect()
 }
 
 /// One of AFR's counters of a file on one brick.
@@ -183,7 +188,13 @@ pub trait BrickPort: Send {
     /// As the connection fails.
     fn lift_fence(&mut self) -> Result<(), PortError>;
 
-    /// Reads identity, size and marks.
+    /// Reads identity, size and marks of a copy that is not ours to lock; changes nothing.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn look(&mut self) -> Result<CopyState, PortError>;
+
+    /// Reads identity, size and marks of a copy that is locked.
     ///
     /// # Errors
     /// As the connection fails.

@@ -168,12 +168,13 @@ impl Runner {
                 log::info!("brick {name} not joined yet: {why}");
                 self.note(brick, |copy| copy.why_away = Some(why));
             }
-            Report::TakenByOther(holder) => {
+            Report::TakenByOther { holder, accuses } => {
                 log::warn!("brick {name} is back, but locked by another session: {holder}");
                 self.note(brick, |copy| {
                     copy.why_away = Some(format!("locked by {holder}"))
                 });
-                self.take(Event::TakenByOther(brick));
+                let accused = accuses.is_some_and(|accuses| accuses.contains(self.shape.local));
+                self.take(Event::TakenByOther { brick, accused });
             }
             Report::Rejoined(copy) => self.rejoined(brick, copy),
         }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::dirty::ExtentSize;
 use super::promote::Promotion;
 use super::verify::VerifyRecord;
 
@@ -53,6 +54,13 @@ pub struct Entry {
     /// The last comparison of all copies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<VerifyRecord>,
+}
+
+impl Entry {
+    /// The extent size that was chosen for the image, if one was.
+    pub fn chosen_extent_size(&self) -> Option<ExtentSize> {
+        ExtentSize::new(self.extent_size?).ok()
+    }
 }
 
 /// The state directory could not be used.

@@ -9,6 +9,7 @@
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
+use super::bricks::BrickSet;
 use super::holder::Holder;
 use super::locking::{Blocked, Claim, lock_background, lock_session, read_copy};
 use super::port::{BrickPort, CopyState, PortError};
@@ -29,7 +30,12 @@ pub enum Report {
     /// The brick is back and locked.
     Rejoined(CopyState),
     /// The brick is back, but another session is established there.
-    TakenByOther(Holder),
+    TakenByOther {
+        /// Which.
+        holder: Holder,
+        /// Whom the brick accuses; absent if it did not say.
+        accuses: Option<BrickSet>,
+    },
     /// The brick cannot be joined yet, for this reason (told once per reason).
     Waiting(String),
 }
@@ -275,13 +281,13 @@ impl State {
                 (self.report)(Report::Rejoined(copy));
             }
             Err(blocked) => {
+                self.tell(blocked);
                 self.port.disconnect();
                 let pause = match self.keep {
                     Keep::Away { pause } => (pause * 2).min(LONGEST_PAUSE),
                     Keep::Off | Keep::Joined | Keep::Lost => FIRST_PAUSE,
                 };
                 self.keep = Keep::Away { pause };
-                self.tell(blocked);
             }
         }
     }
@@ -296,7 +302,8 @@ impl State {
     fn tell(&mut self, blocked: Blocked) {
         let why = match blocked {
             Blocked::Session(Some(holder)) if holder.session != self.claim.session => {
-                return (self.report)(Report::TakenByOther(holder));
+                let accuses = self.port.look().map(|copy| copy.accuses()).ok();
+                return (self.report)(Report::TakenByOther { holder, accuses });
             }
             // A lock of our own dead connection: the brick lets it go in time.
             Blocked::Session(Some(_)) => {

@@ -46,7 +46,11 @@ impl Setting {
                 self.rim(world, slot).lose(brick);
             }
             Step::Rejoin(slot, brick) => self.rim(world, slot).rejoin(brick),
-            Step::FindOther(slot, brick) => self.rim(world, slot).take(Event::TakenByOther(brick)),
+            Step::FindOther(slot, brick) => {
+                let accused = world.bricks[brick].stored[self.locals[slot]] != 0;
+                self.rim(world, slot)
+                    .take(Event::TakenByOther { brick, accused });
+            }
             Step::BrickDrops(slot, brick) => brick_drops(world, slot, brick),
             Step::GhostGone(brick) => world.bricks[brick].lease = None,
             Step::KillBrick(brick) => world.brick_down(brick),

@@ -76,6 +76,21 @@ fn overrule(world: &mut World, host: usize, brick: usize) {
     }
 }
 
+fn copy_state(world: &World, brick: usize) -> CopyState {
+    let row = world.bricks[brick].row;
+    let size = match world.bricks[brick].has_data {
+        true => SIZE,
+        false => 0,
+    };
+    CopyState {
+        gfid: GFID,
+        size,
+        pending: row.pending[..world.bricks.len()].to_vec(),
+        dirty: row.dirty,
+        fenced: false,
+    }
+}
+
 impl BrickPort for SimPort {
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
@@ -138,22 +153,16 @@ impl BrickPort for SimPort {
         self.call("lift fence", |_, _| ())
     }
 
+    fn look(&mut self) -> Result<CopyState, PortError> {
+        let brick = self.brick;
+        self.call("look", |world, _| copy_state(world, brick))
+    }
+
     fn probe(&mut self) -> Result<CopyState, PortError> {
         let (host, brick) = (self.host, self.brick);
         self.call("probe", |world, _| {
             overrule(world, host, brick);
-            let row = world.bricks[brick].row;
-            CopyState {
-                gfid: GFID,
-                size: if world.bricks[brick].has_data {
-                    SIZE
-                } else {
-                    0
-                },
-                pending: row.pending[..world.bricks.len()].to_vec(),
-                dirty: row.dirty,
-                fenced: false,
-            }
+            copy_state(world, brick)
         })
     }
 

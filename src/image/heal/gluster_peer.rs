@@ -12,7 +12,7 @@ use crate::gluster::fops::InFlight;
 use crate::gluster::locks::domain;
 use crate::gluster::{
     Brick, BrickError, Errno, FileType, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
-    LockRange, Locked, OpenMode, Pending, RemoteFd, StrongChecksum, Timeouts,
+    LockRange, Locked, OpenMode, RemoteFd, StrongChecksum, Timeouts,
 };
 use crate::image::copy_lock;
 use crate::image::gluster_port::RECORD;
@@ -168,14 +168,12 @@ impl HealPeer for GlusterPeer {
         let name = self.pending_name.as_str();
         let entry = self.brick.lookup_gfid(self.gfid, &[name]);
         let entry = entry.map_err(|error| self.failed(error))?;
-        let Some(value) = entry.xattrs.get(name) else {
-            return Ok(0);
-        };
-        let pending = Pending::from_bytes(value).map_err(|error| PeerError::Refused {
-            peer: self.brick.name().to_owned(),
-            source: Box::new(error),
-        });
-        pending.map(|pending| pending.data)
+        entry
+            .pending_data(name)
+            .map_err(|error| PeerError::Refused {
+                peer: self.brick.name().to_owned(),
+                source: Box::new(error),
+            })
     }
 
     fn truncate(&self, size: u64) -> Result<(), PeerError> {

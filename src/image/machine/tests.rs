@@ -32,6 +32,11 @@ fn rejoined(brick: usize, accuses: &[usize]) -> Event {
     }
 }
 
+fn taken_by_other(brick: usize) -> Event {
+    let accused = false;
+    Event::TakenByOther { brick, accused }
+}
+
 fn opens_gate(actions: &[Action]) -> bool {
     actions.contains(&Action::SetGate(GateState::Open))
 }
@@ -244,9 +249,26 @@ fn an_accused_local_copy_stops_the_session_in_every_phase() {
 fn only_the_session_without_quorum_gives_way_to_another() {
     let mut machine = session();
     machine.step(Event::Lost(1));
-    assert!(machine.step(Event::TakenByOther(1)).is_empty());
+    assert!(machine.step(taken_by_other(1)).is_empty());
     machine.step(Event::Lost(2));
-    machine.step(Event::TakenByOther(1));
+    machine.step(taken_by_other(1));
+    assert_eq!(
+        machine.phase(),
+        &Phase::Stopped(StopReason::LockTaken { on: 1 })
+    );
+}
+
+#[test]
+fn a_session_whose_marks_stand_outlasts_the_lock_of_a_dead_one_but_not_a_promotion() {
+    let mut machine = dirty();
+    machine.step(Event::Lost(1));
+    machine.step(Event::Lost(2));
+    assert!(machine.step(taken_by_other(1)).is_empty());
+    assert_eq!(machine.phase(), &Phase::Dirty);
+    machine.step(Event::TakenByOther {
+        brick: 1,
+        accused: true,
+    });
     assert_eq!(
         machine.phase(),
         &Phase::Stopped(StopReason::LockTaken { on: 1 })
@@ -340,7 +362,7 @@ fn marks_are_not_removed_without_the_local_brick_or_a_quorum() {
     machine.step(Event::Lost(2));
     assert_eq!(machine.may_unmark(), Err(CannotUnmark::NoQuorum));
     let mut machine = dirty();
-    machine.step(Event::TakenByOther(1));
+    machine.step(taken_by_other(1));
     machine.step(Event::LocalAccused { by: 1 });
     assert_eq!(machine.may_unmark(), Err(CannotUnmark::Busy));
 }

@@ -76,7 +76,12 @@ pub enum Event {
         local_untouched: bool,
     },
     /// A brick is back, but another session's lock is established there.
-    TakenByOther(usize),
+    TakenByOther {
+        /// Which brick.
+        brick: usize,
+        /// It says that the local copy misses data.
+        accused: bool,
+    },
     /// The local file changed behind our back; see [`Machine::watches_local`].
     LocalChanged,
     /// The time that writes may wait for a quorum is over.

@@ -14,7 +14,7 @@ use crate::image::error::chain;
 use crate::image::heal::Unmarked;
 use crate::image::local::Watch;
 use crate::image::machine::{Action, Event, Phase};
-use crate::image::port::CopyState;
+use crate::image::port::{CopyState, accused};
 use crate::image::session::Ending;
 use crate::image::snapshot::CopySnapshot;
 use crate::image::unmarking::Absent;
@@ -245,21 +245,16 @@ impl Runner {
     fn absent_rows(&self) -> Vec<(usize, Absent)> {
         let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
         let absent = self.shape.all().without(self.machine.held());
-        let not_reached = self.debt.as_ref().map(Debt::not_reached);
-        let row = |brick: usize| {
-            let marks = snapshot.copies.get(brick)?.pending.as_ref();
-            match marks {
-                Some(marks) => {
-                    let accused = (0..marks.len()).filter(|&child| marks[child] != 0);
-                    Some(Absent::Read(accused.collect()))
-                }
-                // A change of its marks was not answered.
-                None if self.reached.contains(brick) => None,
-                None => not_reached,
-            }
+        let debt = self.debt.as_ref();
+        let not_reached = debt.map_or(Absent::Unknown, Debt::not_reached);
+        let marks = |brick: usize| snapshot.copies.get(brick)?.pending.as_deref();
+        let row = |brick| match marks(brick) {
+            Some(marks) => Absent::Read(accused(marks)),
+            // A change of its marks was not answered.
+            None if self.reached.contains(brick) => Absent::Unknown,
+            None => not_reached,
         };
-        let row = |brick| (brick, row(brick).unwrap_or(Absent::Unknown));
-        absent.iter().map(row).collect()
+        absent.iter().map(|brick| (brick, row(brick))).collect()
     }
 
     /// The peers that miss nothing, if there are any and the healer has nothing to do

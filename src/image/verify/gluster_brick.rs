@@ -9,7 +9,7 @@ use super::error::VerifyError;
 use crate::gluster::locks::domain;
 use crate::gluster::{
     Brick, BrickError, BrickSpec, Errno, FileType, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind,
-    LockOp, LockRange, Locked, OpenMode, Pending, StrongChecksum, Timeouts,
+    LockOp, LockRange, Locked, OpenMode, StrongChecksum, Timeouts,
 };
 use crate::image::gluster_port::{RECORD, SESSION_DOMAIN};
 use crate::image::heal::{Answer, PeerError};
@@ -153,14 +153,12 @@ impl VerifyBrick for GlusterBrick {
         let want: Vec<&str> = self.pending_names.iter().map(String::as_str).collect();
         let entry = self.brick.lookup_gfid(self.gfid, &want);
         let entry = entry.map_err(|error| self.failed(error))?;
-        let counter = |name: &String| match entry.xattrs.get(name) {
-            None => Ok(0),
-            Some(value) => Pending::from_bytes(value)
-                .map(|pending| pending.data)
-                .map_err(|error| PeerError::Refused {
-                    peer: self.brick.name().to_owned(),
-                    source: format!("{name}: {error}").into(),
-                }),
+        let counter = |name: &String| {
+            let counter = entry.pending_data(name);
+            counter.map_err(|error| PeerError::Refused {
+                peer: self.brick.name().to_owned(),
+                source: format!("{name}: {error}").into(),
+            })
         };
         let pending = self.pending_names.iter().map(counter);
         Ok(CopyState {
