@@ -51,6 +51,11 @@ impl CacheMode {
         self.writeback.load(Ordering::Relaxed)
     }
 
+    /// The `writeback` byte as it stands.
+    pub fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
     /// Whether a write must be durable before it is answered.
     pub fn write_through(&self) -> bool {
         self.write_through.load(Ordering::Relaxed)

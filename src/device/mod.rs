@@ -15,6 +15,9 @@
 //! the answer goes back through `ring`. `relay`, `intercept`, `backend` and `vring`
 //! are the control plane, and take no part in it.
 //!
+//! A front-end can go on with another server, of another process even: `said` keeps what
+//! it has said, `pause` stops its rings and tells that again.
+//!
 //! Two things are shared with the front-end so that others can go on where we
 //! stop: `inflight`, the record of requests in flight, and `dirty_log`, the log of
 //! written pages of a migration, which `logging` switches.
@@ -37,11 +40,13 @@ mod intercept;
 mod logging;
 mod mapping;
 mod memory;
+mod pause;
 mod queue;
 mod ranges;
 mod relay;
 mod request;
 mod ring;
+mod said;
 mod server;
 mod shared;
 mod slot;
@@ -52,5 +57,7 @@ mod vring;
 pub use config::Config;
 pub use disk::{Alignment, Disk};
 pub use error::{DeviceError, HandlerError};
-pub use server::{EndReason, Server, StopHandle};
+pub use pause::FrontEnd;
+pub use said::Message;
+pub use server::{EndReason, PauseHandle, Served, Server, StopHandle};
 pub use stats::{QueueSnapshot, Snapshot, Stats};

@@ -24,12 +24,14 @@ use rustix::net::{
 };
 use uuid::Uuid;
 use vhost::vhost_user::Listener;
+use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 
 use super::error::DeviceError;
 use super::intercept::{Intercept, Request, Verdict};
+use super::said::Said;
 
 /// Bytes of a message's header: request, flags, length of the body.
-const HEADER_LEN: usize = 12;
+pub const HEADER_LEN: usize = 12;
 /// Flags of a reply: version 1, and that it is one.
 const REPLY_FLAGS: u32 = 1 | 1 << 2;
 /// Most bytes of a message's body, as in the `vhost` crate.
@@ -46,6 +48,16 @@ pub enum RelayEnd {
     Stopped,
     /// The handler closed its side: it did not like what it read.
     HandlerClosed,
+    /// We were asked to pause: nothing is under way between the two.
+    Paused,
+}
+
+/// What ends or interrupts relaying from outside, each once it is readable.
+pub struct Wishes<'a> {
+    /// To end.
+    pub stop: BorrowedFd<'a>,
+    /// To stop between two messages, with everything answered.
+    pub pause: BorrowedFd<'a>,
 }
 
 /// A stream to a handler that accepts from the listener. The socket is made in
@@ -66,35 +78,54 @@ pub fn handler_channel() -> io::Result<(UnixStream, Listener)> {
     Ok(pair)
 }
 
-/// Relays until one side is gone or `stop` is readable. Never waits for one
-/// side alone, so neither can hold up the end by not reading.
+/// Relays until one side is gone or it is wished otherwise. Never waits for one
+/// side alone, so neither can hold up the end by not reading. What the front-end says is
+/// kept in `said`. A pause that cannot be now is refused, in the log.
 ///
 /// # Errors
 /// The front-end broke off or misused the protocol, or a connection failed.
 pub fn relay(
     front_end: &UnixStream,
     handler: &UnixStream,
-    stop: BorrowedFd<'_>,
+    wishes: &Wishes<'_>,
     intercept: &mut Intercept,
+    said: &mut Said,
 ) -> Result<RelayEnd, DeviceError> {
     let mut requests = Message::default();
     let mut replies = Message::default();
+    let mut unanswered = 0usize;
+    let mut pausing = false;
     loop {
         replies.pass = true;
         // An answer of ours must not get into the middle of one of the handler's.
         if requests.complete()? && !requests.pass && replies.bytes.is_empty() {
-            look_at(&mut requests, &mut replies, intercept)?;
+            unanswered += usize::from(look_at(&mut requests, &mut replies, intercept, said)?);
+        }
+        let idle = requests.bytes.is_empty() && replies.bytes.is_empty() && unanswered == 0;
+        if pausing && idle {
+            match said.may_pause() {
+                Ok(()) => return Ok(RelayEnd::Paused),
+                Err(why) => log::warn!("the front-end cannot go on with another process: {why}"),
+            }
+            pausing = false;
+            forget(wishes.pause);
         }
         let mut fds = [
-            PollFd::from_borrowed_fd(stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(wishes.stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(wishes.pause, only_if(!pausing, PollFlags::IN)),
             PollFd::new(handler, interest(&replies, &requests)?),
             PollFd::new(front_end, interest(&requests, &replies)?),
         ];
+        if pausing && requests.bytes.is_empty() {
+            // No further request; HUP comes in any case.
+            fds[3] = PollFd::new(front_end, only_if(replies.ready()?, PollFlags::OUT));
+        }
         wait(&mut fds)?;
-        let [stopped, from_handler, from_front_end] = fds.map(|fd| fd.revents());
+        let [stopped, paused, from_handler, from_front_end] = fds.map(|fd| fd.revents());
         if !stopped.is_empty() {
             return Ok(RelayEnd::Stopped);
         }
+        pausing |= !paused.is_empty();
         if !from_handler.is_empty() {
             match pump(handler, from_handler, &mut replies, &mut requests)? {
                 Pumped::End => return Ok(RelayEnd::HandlerClosed),
@@ -102,7 +133,12 @@ pub fn relay(
             }
         }
         if !from_front_end.is_empty() {
-            match pump(front_end, from_front_end, &mut requests, &mut replies)? {
+            let replying = !replies.bytes.is_empty();
+            let pumped = pump(front_end, from_front_end, &mut requests, &mut replies)?;
+            if replying && replies.bytes.is_empty() {
+                unanswered = unanswered.saturating_sub(1);
+            }
+            match pumped {
                 Pumped::End if requests.partial()? => return Err(DeviceError::HalfMessage),
                 Pumped::End => return Ok(RelayEnd::FrontEndClosed),
                 Pumped::Some => {}
@@ -111,12 +147,39 @@ pub fn relay(
     }
 }
 
-/// Lets a complete request pass to the handler, or replaces it by its reply.
+fn only_if(condition: bool, flags: PollFlags) -> PollFlags {
+    if condition { flags } else { PollFlags::empty() }
+}
+
+/// Takes back what made an event fd readable.
+pub fn forget(event: BorrowedFd<'_>) {
+    // It fails when nothing is there, which is what is wanted.
+    let _ = rustix::io::read(event, &mut [0; 8]);
+}
+
+/// Does the handler answer this request?
+fn is_answered(code: u32, flags: u32, said: &Said) -> bool {
+    let acknowledged = said.protocol() & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
+    let wants = flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
+    let gets = [
+        FrontendReq::GET_FEATURES,
+        FrontendReq::GET_VRING_BASE,
+        FrontendReq::GET_PROTOCOL_FEATURES,
+        FrontendReq::GET_QUEUE_NUM,
+        FrontendReq::GET_CONFIG,
+        FrontendReq::GET_MAX_MEM_SLOTS,
+    ];
+    wants && acknowledged || gets.iter().any(|get| *get as u32 == code)
+}
+
+/// Lets a complete request pass to the handler, or replaces it by its reply. Returns
+/// whether a reply is to come.
 fn look_at(
     message: &mut Message,
     reply: &mut Message,
     intercept: &mut Intercept,
-) -> Result<(), DeviceError> {
+    said: &mut Said,
+) -> Result<bool, DeviceError> {
     let word = |at: usize| {
         let bytes = message.bytes.get(at..at + 4)?.try_into().ok()?;
         Some(u32::from_ne_bytes(bytes))
@@ -124,11 +187,25 @@ fn look_at(
     let (code, flags) = (word(0).unwrap_or(0), word(4).unwrap_or(0));
     let body = message.bytes.get(HEADER_LEN..).unwrap_or_default();
     let request = Request { code, flags, body };
+    said.note(code, body, &message.fds)
+        .map_err(DeviceError::Connection)?;
     match intercept.request(&request, &mut message.fds)? {
-        Verdict::Pass => message.pass = true,
-        Verdict::Done => *message = Message::default(),
+        Verdict::Pass => {
+            message.pass = true;
+            return Ok(is_answered(code, flags, said));
+        }
+        Verdict::Done => {
+            *message = Message::default();
+            return Ok(false);
+        }
         Verdict::Reply { body, fd } => {
             *message = Message::default();
+            if code == FrontendReq::GET_INFLIGHT_FD as u32 {
+                // Used from now on, even if it is never given back.
+                let given = FrontendReq::SET_INFLIGHT_FD as u32;
+                said.note(given, &body, fd.as_slice())
+                    .map_err(DeviceError::Connection)?;
+            }
             for word in [code, REPLY_FLAGS, body.len() as u32] {
                 reply.bytes.extend(word.to_ne_bytes());
             }
@@ -136,7 +213,7 @@ fn look_at(
             reply.fds.extend(fd);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// What to wait for on a socket that `inbound` comes from and `outbound` goes to.

@@ -5,7 +5,7 @@
 //! connection and is gone, with all its I/O, before the next.
 
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,8 +25,10 @@ use super::inflight::Inflight;
 use super::intercept::Intercept;
 use super::logging::Logging;
 use super::memory::{Epoch, Memory, MemoryHandle, View};
+use super::pause::{self, FrontEnd};
 use super::queue::Queue;
-use super::relay::{RelayEnd, handler_channel, relay};
+use super::relay::{RelayEnd, Wishes, forget, handler_channel, relay};
+use super::said::Said;
 use super::shared::{Connection, Shared};
 use super::stats::Stats;
 
@@ -52,12 +54,45 @@ impl StopHandle {
     }
 }
 
+/// Interrupts [`Server::serve_on`] so that the front-end can go on elsewhere.
+#[derive(Clone, Debug)]
+pub struct PauseHandle(Arc<OwnedFd>);
+
+impl PauseHandle {
+    /// Makes `serve_on` return [`Served::Paused`] soon, or at its next call. It goes on
+    /// instead if that cannot be now, and says why in the log.
+    pub fn pause(&self) {
+        // It fails only when the counter is full, and then it has been said already.
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Takes the wish back.
+    pub fn forget(&self) {
+        forget(self.0.as_fd());
+    }
+
+    /// Readable while it is wished.
+    pub fn readable(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// How [`Server::serve_on`] ended.
+#[derive(Debug)]
+pub enum Served {
+    /// The front-end's connection is closed.
+    Ended(EndReason),
+    /// It can go on, here or with another server of the same disk and shape.
+    Paused(FrontEnd),
+}
+
 /// A vhost-user-blk device over one disk.
 pub struct Server<G> {
     shared: Arc<Shared<G>>,
     /// One per queue, subscribed to the gate for good.
     wakes: Vec<Arc<EventFd>>,
     stop: StopHandle,
+    pause: PauseHandle,
     /// One front-end at a time.
     serving: Mutex<()>,
 }
@@ -73,8 +108,10 @@ impl<G: Gate> Server<G> {
             .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()
             .map_err(DeviceError::Engine)?;
-        let stop = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|errno| DeviceError::Engine(errno.into()))?;
+        let event = || {
+            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+                .map_err(|errno| DeviceError::Engine(errno.into()))
+        };
         for wake in &wakes {
             gate.subscribe(Arc::clone(wake));
         }
@@ -87,20 +124,46 @@ impl<G: Gate> Server<G> {
                 cache: CacheMode::new(),
             }),
             wakes,
-            stop: StopHandle(Arc::new(stop)),
+            stop: StopHandle(Arc::new(event()?)),
+            pause: PauseHandle(Arc::new(event()?)),
             serving: Mutex::new(()),
         })
     }
 
     /// Serves the front-end at the other end of `stream` until it goes away or
-    /// [`StopHandle::stop`] is called. When this returns, with or without an
-    /// error, no I/O is in flight, every request taken has been answered or put
-    /// back, the guest's memory is unmapped, and the next front-end can be served.
+    /// [`StopHandle::stop`] is called, and as [`Self::serve_on`].
+    ///
+    /// # Errors
+    /// As [`Self::serve_on`].
+    pub fn serve(&self, stream: UnixStream) -> Result<EndReason, DeviceError> {
+        match self.serve_on(stream.into())? {
+            Served::Ended(reason) => Ok(reason),
+            Served::Paused(_) => Ok(EndReason::Stopped),
+        }
+    }
+
+    /// Serves a front-end, a new one or one that was paused, until it goes away or one of
+    /// the handles is used. When this returns, with or without an error, no I/O is in
+    /// flight, every request taken has been answered or put back, the guest's memory is
+    /// unmapped, and the next front-end can be served.
     ///
     /// # Errors
     /// The front-end broke the protocol, or what serving it takes cannot be had.
-    pub fn serve(&self, stream: UnixStream) -> Result<EndReason, DeviceError> {
+    pub fn serve_on(&self, front_end: FrontEnd) -> Result<Served, DeviceError> {
         let _serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let FrontEnd {
+            stream,
+            said: before,
+            writeback,
+        } = front_end;
+        if !before.is_empty() {
+            self.shared.cache.set_writeback(writeback);
+        }
+        let mut said = Said::new(self.shared.config.num_queues);
+        for message in before {
+            said.note(message.code, &message.body, &message.fds)
+                .map_err(DeviceError::Connection)?;
+        }
         let memory = MemoryHandle::new(Memory::new());
         let controls: Vec<_> = self
             .wakes
@@ -131,15 +194,33 @@ impl<G: Gate> Server<G> {
         daemon
             .start(&mut listener)
             .map_err(|error| DeviceError::Start(error.into()))?;
-        let end = relay(&stream, &near, self.stop.0.as_fd(), &mut intercept);
+        let wishes = Wishes {
+            stop: self.stop.0.as_fd(),
+            pause: self.pause.readable(),
+        };
+        let end = match said.is_empty() {
+            true => Ok(()),
+            false => pause::tell(&said, &near, &mut intercept),
+        };
+        let end = end
+            .and_then(|()| relay(&stream, &near, &wishes, &mut intercept, &mut said))
+            .and_then(|end| match end {
+                RelayEnd::Paused => pause::stop_rings(&mut said, &near).map(|()| end),
+                _ => Ok(end),
+            });
         drop(closing);
         // The handler may have closed it already.
         let _ = near.shutdown(Shutdown::Both);
         let verdict = daemon.wait();
         drop(daemon);
         match end? {
-            RelayEnd::FrontEndClosed => Ok(EndReason::Disconnected),
-            RelayEnd::Stopped => Ok(EndReason::Stopped),
+            RelayEnd::FrontEndClosed => Ok(Served::Ended(EndReason::Disconnected)),
+            RelayEnd::Stopped => Ok(Served::Ended(EndReason::Stopped)),
+            RelayEnd::Paused => Ok(Served::Paused(FrontEnd {
+                stream,
+                said: said.into_messages(),
+                writeback: self.shared.cache.writeback(),
+            })),
             RelayEnd::HandlerClosed => {
                 Err(verdict.err().map_or(DeviceError::HandlerGone, |error| {
                     DeviceError::Protocol(error.into())
@@ -180,6 +261,11 @@ impl<G: Gate> Server<G> {
     /// Ends [`serve`](Self::serve) from another thread.
     pub fn stop_handle(&self) -> StopHandle {
         self.stop.clone()
+    }
+
+    /// Interrupts [`serve_on`](Self::serve_on) from another thread.
+    pub fn pause_handle(&self) -> PauseHandle {
+        self.pause.clone()
     }
 
     /// What the queues have done, over all connections.
