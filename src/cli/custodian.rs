@@ -16,8 +16,9 @@ use crate::image::handle::SessionHandle;
 use crate::image::heal::Job;
 use crate::image::local::LocalFile;
 use crate::image::machine::StopReason;
-use crate::image::port::CopyState;
-use crate::image::session::{Ending, Session};
+use crate::image::open::FenceWish;
+use crate::image::port::{CopyState, Fence, KeptBrick};
+use crate::image::session::{Ending, Kept, Session};
 use crate::image::state_dir::StateDir;
 
 use super::Failure;
@@ -28,6 +29,14 @@ use super::stop::Stop;
 const LEAVE_PAUSE: Duration = Duration::from_millis(5);
 /// How often it is said what that waits for.
 const TELL: Duration = Duration::from_secs(5);
+
+/// The session of the process before; who had it says the place in [`Terms`].
+pub struct KeptBricks {
+    /// Per brick, those that were held.
+    pub bricks: Vec<Option<KeptBrick>>,
+    /// The fence that stands.
+    pub fence: Fence,
+}
 
 /// What is fixed for the daemon's life.
 pub struct Terms {
@@ -60,9 +69,19 @@ pub struct Now {
     pub stopped: Option<StopReason>,
 }
 
+/// Everything at rest for the next process; when this is dropped instead, it goes on.
+pub struct Resting {
+    /// The session.
+    pub session: Kept,
+    /// Whose it is.
+    pub place: Place,
+    _custodian: Sender<()>,
+}
+
 enum Input {
     Event(Event),
     Stopped(StopReason),
+    Rest(Sender<Result<Resting, String>>),
     Close,
 }
 
@@ -75,6 +94,17 @@ impl Seat {
     /// Gives the image away when the rings have stopped, or not after all.
     pub fn arm(&self, armed: bool) {
         self.send(Input::Event(if armed { Event::Arm } else { Event::Disarm }));
+    }
+
+    /// Lets session and custodian rest. The device must be drained before.
+    ///
+    /// # Errors
+    /// Why not; all goes on.
+    pub fn rest(&self) -> Result<Resting, String> {
+        let (answer, receiver) = mpsc::channel();
+        self.send(Input::Rest(answer));
+        let over = |_| Err("the daemon ends".to_owned());
+        receiver.recv().unwrap_or_else(over)
     }
 
     fn rings(&self, rings: Rings) {
@@ -104,11 +134,17 @@ pub struct Custodian {
 
 impl Custodian {
     /// Of an image whose local file was opened (and claimed, if it is held): opens a
-    /// session at once, or waits for the rings.
+    /// session at once, or waits for the rings. With `kept` it goes on with that of the
+    /// process before.
     ///
     /// # Errors
     /// What forbids a session.
-    pub fn start(terms: Terms, local: &LocalFile, incoming: bool) -> Result<Self, Failure> {
+    pub fn start(
+        terms: Terms,
+        local: &LocalFile,
+        incoming: bool,
+        kept: Option<KeptBricks>,
+    ) -> Result<Self, Failure> {
         let (sender, inbox) = mpsc::channel();
         let seat = Arc::new(Seat {
             now: Mutex::new(Now {
@@ -131,7 +167,7 @@ impl Custodian {
             told: Instant::now(),
         };
         if !incoming {
-            worker.open_session()?;
+            worker.open_session(kept)?;
             worker.door.set(true);
         }
         worker.publish();
@@ -196,6 +232,7 @@ impl Worker {
                     self.take(Event::SessionStopped);
                 }
                 Err(RecvTimeoutError::Timeout) => self.try_to_leave(),
+                Ok(Input::Rest(answer)) => self.rest(&answer),
                 Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
@@ -204,6 +241,24 @@ impl Worker {
             opening::close(&place, &self.terms.state, session);
         }
         self.failure.map_or(Ok(()), Err)
+    }
+
+    /// Takes no event before the others go on, too.
+    fn rest(&self, answer: &Sender<Result<Resting, String>>) {
+        let kept = match (self.machine.custody(), &self.session) {
+            (Custody::Held, Some((session, place))) => session.keep().map(|kept| (kept, place)),
+            _ => Err("the image is not held, or is to be given away".to_owned()),
+        };
+        let (sender, over) = mpsc::channel();
+        let resting = kept.map(|(session, place)| Resting {
+            session,
+            place: place.clone(),
+            _custodian: sender,
+        });
+        if answer.send(resting).is_ok() {
+            // Nothing is sent: the other end is dropped, at once if it was refused.
+            let _ = over.recv();
+        }
     }
 
     fn take(&mut self, event: Event) {
@@ -226,7 +281,7 @@ impl Worker {
     }
 
     fn open(&mut self) {
-        match self.open_session() {
+        match self.open_session(None) {
             Ok(()) => self.take(Event::Opened),
             Err(why) => {
                 log::error!("{}", chain(&why));
@@ -236,7 +291,7 @@ impl Worker {
         }
     }
 
-    fn open_session(&mut self) -> Result<(), Failure> {
+    fn open_session(&mut self, kept: Option<KeptBricks>) -> Result<(), Failure> {
         let Terms {
             opening,
             state,
@@ -244,8 +299,11 @@ impl Worker {
             stop,
             ..
         } = &self.terms;
-        let place = self.terms.place.again();
-        if !opening.terms.read_only {
+        let (mut opening, mut place) = (*opening, self.terms.place.again());
+        if let Some(kept) = &kept {
+            opening.terms.fence = FenceWish::Exactly(kept.fence);
+            place = self.terms.place.clone();
+        } else if !opening.terms.read_only {
             opening::take_over(run_dir, place.located.gfid)?;
         }
         let gfid = place.located.gfid;
@@ -258,7 +316,9 @@ impl Worker {
         };
         let seat = self.seat.clone();
         let on_stop = move |reason| seat.send(Input::Stopped(reason));
-        let (session, _) = opening::open_with(&place, opening, state, stop.flag(), claim, on_stop)?;
+        let bricks = kept.map(|kept| kept.bricks);
+        let (session, _) =
+            opening::open_with(&place, &opening, state, stop.flag(), bricks, claim, on_stop)?;
         self.door.put(Some(session.gate()));
         self.session = Some((session, place));
         Ok(())

@@ -2,7 +2,7 @@
 //! that the parent process passed on.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -31,6 +31,8 @@ pub enum Next {
     FrontEnd(UnixStream),
     /// No more will come.
     End,
+    /// Somebody wishes to do something else in between.
+    Interrupted,
 }
 
 /// Refuses a path that a live process listens on, or that is no socket. A dead
@@ -88,25 +90,23 @@ impl Listener {
             what: format!("--fd {fd}"),
             source,
         };
-        let target = std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(failed)?;
-        if fd <= 2 || !target.to_string_lossy().starts_with("socket:") {
-            return Err(failed(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "this file descriptor is no socket",
-            )));
-        }
-        // SAFETY: the descriptor is open (just looked up) and was given to this
-        // process for this purpose, so nothing else in it owns it; it is taken once,
-        // before any other thread opens files.
-        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        let owned = take_socket(fd).map_err(failed)?;
         Ok(Self::Fd(Some(UnixStream::from(owned))))
     }
 
-    /// Waits for the next front-end or for the end.
+    /// The listening socket, if there is one.
+    pub fn socket(&self) -> Option<&UnixListener> {
+        match self {
+            Self::Path { listener, .. } => Some(listener),
+            Self::Fd(_) => None,
+        }
+    }
+
+    /// Waits for the next front-end, for the end, or until `interrupt` is readable.
     ///
     /// # Errors
     /// [`Failure::Socket`].
-    pub fn next(&mut self, stop: &Stop) -> Result<Next, Failure> {
+    pub fn next(&mut self, stop: &Stop, interrupt: BorrowedFd<'_>) -> Result<Next, Failure> {
         match self {
             Self::Fd(stream) => Ok(stream.take().map_or(Next::End, Next::FrontEnd)),
             Self::Path { listener, path } => {
@@ -117,12 +117,14 @@ impl Listener {
                 let mut fds = [
                     PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(stop.readable(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
                 ];
                 loop {
                     match poll(&mut fds, None) {
                         Err(rustix::io::Errno::INTR) => continue,
                         Err(errno) => return Err(failed(errno.into())),
                         Ok(_) if !fds[1].revents().is_empty() => return Ok(Next::End),
+                        Ok(_) if !fds[2].revents().is_empty() => return Ok(Next::Interrupted),
                         Ok(_) => return Ok(Next::FrontEnd(listener.accept().map_err(failed)?.0)),
                     }
                 }
@@ -137,6 +139,24 @@ impl Listener {
             Self::Fd(_) => "passed file descriptor".to_owned(),
         }
     }
+}
+
+/// Takes over the socket with this number, which was left to this process.
+///
+/// # Errors
+/// There is none.
+pub fn take_socket(fd: RawFd) -> io::Result<OwnedFd> {
+    let target = std::fs::read_link(format!("/proc/self/fd/{fd}"))?;
+    if fd <= 2 || !target.to_string_lossy().starts_with("socket:") {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "this file descriptor is no socket",
+        ));
+    }
+    // SAFETY: the descriptor is open (just looked up) and was given to this
+    // process for this purpose, so nothing else in it owns it; it is taken once,
+    // before any other thread opens files.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl Drop for Listener {

@@ -18,7 +18,7 @@ use crate::image::local::{self, LocalFile, LocalTerms};
 use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
 use crate::image::machine::StopReason;
 use crate::image::open::Terms;
-use crate::image::port::CopyState;
+use crate::image::port::{CopyState, KeptBrick};
 use crate::image::session::{Ending, MapPlace, Session, Setup};
 use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
 
@@ -118,11 +118,11 @@ pub fn open(
     let path = place.local_path();
     let terms = opening.local_terms();
     let open_local = |copy: &CopyState| local::open(&path, copy.gfid, terms);
-    open_with(place, opening, state, cancelled, open_local, on_stop)
+    open_with(place, opening, state, cancelled, None, open_local, on_stop)
 }
 
 /// Opens a session over a local file that `open_local` gives, once the copy is known to
-/// be fresh.
+/// be fresh. With `kept` it is the session of the process before, as `place` names it.
 ///
 /// # Errors
 /// Whatever forbids it.
@@ -131,6 +131,7 @@ pub fn open_with(
     opening: &Opening,
     state: &StateDir,
     cancelled: &AtomicBool,
+    kept: Option<Vec<Option<KeptBrick>>>,
     open_local: impl FnOnce(&CopyState) -> Result<LocalFile, LocalError>,
     on_stop: impl Fn(StopReason) + Send + 'static,
 ) -> Result<(Session, LocalFile), Failure> {
@@ -151,11 +152,12 @@ pub fn open_with(
     let setup = Setup {
         shape: located.shape(*local),
         names: located.names(),
-        ports: GlusterPort::for_set(
+        ports: GlusterPort::for_set_from(
             located,
             &lock_owner(me)?,
             Timeouts::default(),
             overruled.as_ref().filter(|_| !read_only),
+            kept,
         ),
         pending_names: located.set.pending_names.clone(),
         me: me.clone(),

@@ -1,6 +1,7 @@
 //! `bypass-blk serve`: one image to one front-end after the other, until a signal
 //! or the session ends it.
 
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,20 +14,23 @@ use clap::{ArgGroup, Args, ValueEnum};
 use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::socket::ControlSocket;
 use crate::control::status::Identity;
-use crate::device::{Config, Disk, Server};
+use crate::device::{Config, Disk, FrontEnd, Served, Server};
 use crate::image::dirty::ExtentSize;
-use crate::image::error::stop_message;
-use crate::image::local;
+use crate::image::door::Door;
+use crate::image::error::{chain, stop_message};
+use crate::image::local::{self, LocalFile};
 use crate::image::locate::{Bypassable, Located};
 use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
 use crate::image::state_dir::StateDir;
 
 use super::custodian::{self, Custodian, Seat};
+use super::kept::{self, Kept, Leaving};
 use super::listen::{self, Listener, Next};
 use super::opening::{self, Opening, Place, StateDirArgs};
 use super::service::{Device, Image, Service};
 use super::stop::Stop;
+use super::upgrade::{self, Resume, Upgrade, UpgradeError};
 use super::{Failure, ImagePath, LogArgs, RunDirArgs, ServerArgs, logging, volume_name};
 
 /// Arguments of `serve`.
@@ -34,7 +38,8 @@ use super::{Failure, ImagePath, LogArgs, RunDirArgs, ServerArgs, logging, volume
 #[command(
     group = ArgGroup::new("socket").args(["socket_path", "fd"]),
     override_usage = "bypass-blk serve --volume NAME --image PATH (--socket-path PATH | --fd N) [OPTIONS]",
-    after_help = "Example: bypass-blk serve --volume vms --image /vm1.img --socket-path /run/bypass-blk/vm1.sock"
+    after_help = "SIGTERM ends it; SIGUSR1 replaces it by the program as it is on the disk now, unseen by the guest.\n\
+Example: bypass-blk serve --volume vms --image /vm1.img --socket-path /run/bypass-blk/vm1.sock"
 )]
 pub struct ServeArgs {
     /// The Gluster volume
@@ -131,6 +136,15 @@ pub struct ServeArgs {
     #[arg(long, value_name = "unix:PATH|textfile:PATH")]
     metrics: Option<Endpoint>,
 
+    /// The program that takes this one's place at SIGUSR1 (docs/upgrade.md). Default: the one
+    /// that stands then where this one was started from
+    #[arg(long, value_name = "PATH")]
+    upgrade_binary: Option<PathBuf>,
+
+    /// Go on with what the process before left
+    #[arg(long, value_name = "N", hide = true)]
+    resume: Option<Resume>,
+
     #[command(flatten)]
     state_dir: StateDirArgs,
 
@@ -169,32 +183,28 @@ pub(super) fn print_capabilities() -> ExitCode {
 }
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
+    if args.resume == Some(Resume::Check) {
+        println!("{}", upgrade::understood());
+        return Ok(());
+    }
     logging::start(args.log.log_level);
     let stop = Stop::on_signals()?;
-    let adopted = match (&args.socket_path, args.fd) {
-        (Some(path), _) => listen::check_path(path).map(|()| None)?,
-        (None, Some(fd)) => Some(Listener::adopt(fd)?),
-        (None, None) => {
-            return Err(Failure::Usage(
-                "one of --socket-path and --fd is needed".to_owned(),
-            ));
-        }
-    };
+    let wishes = upgrade::on_signal()?;
+    let upgrade = Arc::new(Upgrade::new(args.upgrade_binary.as_deref())?);
     let config = Config {
         num_queues: args.num_queues,
         queue_size: args.queue_size,
     };
     config.validate()?;
-
-    let place = find(&args)?;
     let opening = opening_of(&args);
     let state = StateDir::new(&args.state_dir.state_dir);
-    let local = local::look_at(
-        &place.local_path(),
-        place.located.gfid,
-        opening.local_terms(),
-    )
-    .map_err(|error| Failure::Open(error.into()))?;
+    let Begin {
+        place,
+        local,
+        front_ends,
+        kept,
+    } = begin(&args, &opening)?;
+
     let terms = custodian::Terms {
         place: place.clone(),
         opening,
@@ -202,62 +212,87 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         run_dir: args.run_dir.run_dir.clone(),
         stop: stop.clone(),
     };
-    let custodian = Custodian::start(terms, &local, args.incoming)?;
-    let (size, path) = (local.size, local.path);
-    let disk = Disk::new(local.file, &serial(&args, &place.located))?;
+    let upgraded = kept.is_some();
+    let (bricks, control, front_end, since) = match kept {
+        Some(kept) => (
+            Some(kept.bricks),
+            Some(kept.control),
+            kept.front_end,
+            kept.since,
+        ),
+        None => (None, None, None, 0),
+    };
+    let incoming = args.incoming && !upgraded;
+    let custodian = Custodian::start(terms, &local, incoming, bricks)?;
+    let (size, path) = (local.size, local.path.clone());
+    let disk = local
+        .try_clone()
+        .map_err(|error| Failure::Open(error.into()))?;
+    let disk = Disk::new(disk.file, &serial(&args, &place.located))?;
     let server = Server::new(disk, custodian.door(), config)?;
     let handle = server.stop_handle();
     stop.tell(move || handle.stop());
 
-    let mut listener = match (adopted, &args.socket_path) {
+    let listener = match (front_ends, &args.socket_path) {
         (Some(listener), _) => listener,
         (None, Some(path)) => Listener::bind(path)?,
-        (None, None) => {
-            return Err(Failure::Usage(
-                "one of --socket-path and --fd is needed".to_owned(),
-            ));
-        }
+        (None, None) => return Err(no_socket()),
     };
-    let front_end = Arc::new(AtomicBool::new(false));
+    let connected = Arc::new(AtomicBool::new(front_end.is_some()));
     let service = Arc::new(Service {
         identity: identity(&place, size),
         image: Image::Seat(custodian.seat()),
         state,
         serving: Some(Device {
             stats: server.stats(),
-            front_end: front_end.clone(),
+            front_end: connected.clone(),
             socket: listener.name(),
             read_only: args.read_only,
         }),
         last_timed: Mutex::default(),
     });
     let _metrics = start_metrics(&args, &service)?;
-    let control = ControlSocket::bind(
-        &args.run_dir.run_dir,
-        &place.located.volume,
-        place.located.gfid,
-    )?;
+    let (run_dir, located) = (&args.run_dir.run_dir, &place.located);
+    let control = match control {
+        Some(socket) => ControlSocket::adopt(run_dir, &located.volume, located.gfid, socket),
+        None => ControlSocket::bind(run_dir, &located.volume, located.gfid)?,
+    };
     control
         .answer(move |request| service.answer(request))
         .map_err(|source| Failure::System {
             what: "start the control thread",
             source,
         })?;
+    upgrade.listen(wishes, custodian.seat(), server.pause_handle())?;
 
+    let told = match (upgraded, incoming) {
+        (true, _) => "serving again, upgraded,",
+        (false, true) => "waiting to serve",
+        (false, false) => "serving",
+    };
     log::info!(
-        "{} {}{} from {}; listening on {}",
-        if args.incoming {
-            "waiting to serve"
-        } else {
-            "serving"
-        },
-        place.located.volume,
-        place.located.image,
+        "{told} {}{} from {}; listening on {}",
+        located.volume,
+        located.image,
         path.display(),
         listener.name()
     );
+    if front_end.is_some() {
+        let stall = Duration::from_nanos(monotonic().saturating_sub(since));
+        log::info!("the front-end stood still for {} ms", stall.as_millis());
+    }
     let seat = custodian.seat();
-    serve_front_ends(&server, &mut listener, &stop, &front_end, &seat)?;
+    let mut counter = Counter {
+        server: &server,
+        listener,
+        stop: &stop,
+        connected: &connected,
+        seat: &seat,
+        upgrade: &upgrade,
+        local: &local.file,
+        control: &control,
+    };
+    counter.serve_front_ends(front_end)?;
     // The device is drained: nothing of the guest is under way.
     custodian.close()?;
     let reason = seat.now().stopped;
@@ -268,6 +303,85 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         ))),
         None => Ok(()),
     }
+}
+
+/// What a daemon begins with.
+struct Begin {
+    place: Place,
+    local: LocalFile,
+    /// Where front-ends come from, if that is known already.
+    front_ends: Option<Listener>,
+    /// What the process before left.
+    kept: Option<Kept>,
+}
+
+fn begin(args: &ServeArgs, opening: &Opening) -> Result<Begin, Failure> {
+    let from = match args.resume {
+        Some(Resume::From(number)) => Some(kept::take(number)),
+        _ => None,
+    };
+    match from {
+        Some(Ok(kept)) => return resume(args, kept),
+        // As after a crash: all of it is closed, and the front-end connects anew.
+        Some(Err(why)) => log::error!("starting anew: {}", chain(&why)),
+        None => {}
+    }
+    let front_ends = match (&args.socket_path, args.fd) {
+        (Some(path), _) => listen::check_path(path).map(|()| None)?,
+        (None, Some(fd)) => Some(Listener::adopt(fd)?),
+        (None, None) => return Err(no_socket()),
+    };
+    let place = find(args)?;
+    let local = local::look_at(
+        &place.local_path(),
+        place.located.gfid,
+        opening.local_terms(),
+    )
+    .map_err(|error| Failure::Open(error.into()))?;
+    Ok(Begin {
+        place,
+        local,
+        front_ends,
+        kept: None,
+    })
+}
+
+/// Goes on where the process before stopped.
+fn resume(args: &ServeArgs, mut kept: Kept) -> Result<Begin, Failure> {
+    let place = kept.place.clone();
+    let path = place.local_path();
+    let local = kept.local.try_clone().and_then(|file| {
+        let size = file.metadata()?.len();
+        Ok(LocalFile { file, path, size })
+    });
+    let front_ends = match (kept.listener.take(), &args.socket_path) {
+        (Some(listener), Some(path)) => Some(Listener::Path {
+            listener,
+            path: path.clone(),
+        }),
+        (None, Some(_)) => None,
+        _ => Some(Listener::Fd(None)),
+    };
+    Ok(Begin {
+        place,
+        local: local.map_err(|source| Failure::System {
+            what: "go on with the image's file",
+            source,
+        })?,
+        front_ends,
+        kept: Some(kept),
+    })
+}
+
+fn no_socket() -> Failure {
+    Failure::Usage("one of --socket-path and --fd is needed".to_owned())
+}
+
+/// Nanoseconds of the clock that goes on over an upgrade.
+fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let nanoseconds = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+    u64::try_from(nanoseconds).unwrap_or_default()
 }
 
 /// They end when this is dropped.
@@ -282,30 +396,77 @@ fn start_metrics(
     args.metrics.as_ref().map(start).transpose()
 }
 
-fn serve_front_ends<G: crate::device::gate::Gate>(
-    server: &Server<G>,
-    listener: &mut Listener,
-    stop: &Stop,
-    front_end: &AtomicBool,
-    seat: &Seat,
-) -> Result<(), Failure> {
-    // A session that stopped by itself fails the guest's requests for as long as
-    // the front-end stays, so that the guest sees errors and not silence.
-    while !stop.is_requested() && seat.now().stopped.is_none() {
-        let stream = match listener.next(stop)? {
-            Next::FrontEnd(stream) => stream,
-            Next::End => break,
-        };
-        log::info!("front-end connected");
-        front_end.store(true, Ordering::SeqCst);
-        let ended = server.serve(stream);
-        front_end.store(false, Ordering::SeqCst);
-        match ended {
-            Ok(reason) => log::info!("front-end gone: {reason:?}"),
-            Err(error) => log::warn!("front-end dropped: {}", crate::image::error::chain(&error)),
+/// Where front-ends are served, one after the other.
+struct Counter<'a> {
+    server: &'a Server<Door>,
+    listener: Listener,
+    stop: &'a Stop,
+    connected: &'a AtomicBool,
+    seat: &'a Seat,
+    upgrade: &'a Upgrade,
+    local: &'a File,
+    control: &'a ControlSocket,
+}
+
+impl Counter<'_> {
+    /// `first` is one that the process before had.
+    fn serve_front_ends(&mut self, mut first: Option<FrontEnd>) -> Result<(), Failure> {
+        let pause = self.server.pause_handle();
+        // A session that stopped by itself fails the guest's requests for as long as
+        // the front-end stays, so that the guest sees errors and not silence.
+        while !self.stop.is_requested() && (first.is_some() || self.seat.now().stopped.is_none()) {
+            let front_end = match first.take() {
+                Some(front_end) => front_end,
+                None => match self.listener.next(self.stop, pause.readable())? {
+                    Next::FrontEnd(stream) => {
+                        log::info!("front-end connected");
+                        stream.into()
+                    }
+                    Next::End => break,
+                    Next::Interrupted => {
+                        pause.forget();
+                        self.replace(None);
+                        continue;
+                    }
+                },
+            };
+            self.connected.store(true, Ordering::SeqCst);
+            let served = self.server.serve_on(front_end);
+            if let Ok(Served::Paused(front_end)) = served {
+                pause.forget();
+                self.replace(Some(&front_end));
+                first = Some(front_end);
+                continue;
+            }
+            self.connected.store(false, Ordering::SeqCst);
+            match served {
+                Ok(Served::Ended(reason)) => log::info!("front-end gone: {reason:?}"),
+                Ok(Served::Paused(_)) => {}
+                Err(error) => log::warn!("front-end dropped: {}", chain(&error)),
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Becomes the new program, or goes on as if nothing had been.
+    fn replace(&self, front_end: Option<&FrontEnd>) {
+        let since = monotonic();
+        if self.stop.is_requested() {
+            return;
+        }
+        let why = match self.seat.rest() {
+            Err(why) => UpgradeError::NotNow(why),
+            Ok(resting) => self.upgrade.replace(&Leaving {
+                resting: &resting,
+                local: self.local,
+                listener: self.listener.socket(),
+                control: self.control.listener(),
+                front_end,
+                since,
+            }),
+        };
+        log::error!("not upgraded: {}", chain(&why));
+    }
 }
 
 fn identity(place: &Place, size: u64) -> Identity {

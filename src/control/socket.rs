@@ -215,6 +215,19 @@ impl ControlSocket {
         Ok(Self { path, listener })
     }
 
+    /// Goes on with the socket that this process had before it was upgraded: whoever asked
+    /// meanwhile is answered.
+    pub fn adopt(run_dir: &Path, volume: &str, gfid: uuid::Uuid, listener: UnixListener) -> Self {
+        let pid = std::process::id();
+        let path = run_dir.join(format!("{volume}-{gfid}-{pid}.control"));
+        Self { path, listener }
+    }
+
+    /// The socket, for that.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
     /// Answers requests on a thread of its own until the process ends.
     ///
     /// # Errors

@@ -4,13 +4,14 @@
 //! brick that is gone stays gone; its locks and open files went with it.
 
 use std::fmt;
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::connection::{
-    CallError, Connection, Deadline, Disconnect, PendingCall, Timeouts, Undo, Weight,
+    CallError, Connection, Deadline, Disconnect, HoldError, PendingCall, Timeouts, Undo, Weight,
 };
 use super::dict;
 use super::error::{BrickError, Errno, ProtocolError};
@@ -44,6 +45,15 @@ pub struct Identity {
     /// Owner of every lock that is taken and every write that is made on the
     /// connection.
     pub lk_owner: LkOwner,
+}
+
+/// A connection at rest.
+#[derive(Debug)]
+pub struct KeptConnection {
+    /// Its socket, between two records.
+    pub socket: TcpStream,
+    /// The last transaction id that was used.
+    pub last_xid: u32,
 }
 
 /// A handle of a brick connection; clones share it.
@@ -110,6 +120,17 @@ impl Brick {
                     source,
                 }
             })?;
+        let connected = Self::over(brick, connection, identity, timeouts);
+        connected.set_volume(spec, volume_id, identity)?;
+        Ok(connected)
+    }
+
+    fn over(
+        brick: String,
+        connection: Connection,
+        identity: &Identity,
+        timeouts: &Timeouts,
+    ) -> Self {
         let inner = Inner {
             name: brick,
             connection,
@@ -118,12 +139,43 @@ impl Brick {
                 lk_owner: identity.lk_owner.clone(),
             },
         };
-        let connected = Self {
+        Self {
             inner: Arc::new(inner),
             call_timeout: timeouts.call,
-        };
-        connected.set_volume(spec, volume_id, identity)?;
-        Ok(connected)
+        }
+    }
+
+    /// Goes on with a connection that another process had introduced to the brick, with
+    /// the same identity. The brick does not notice: locks and open files stand.
+    pub fn adopt(
+        spec: &BrickSpec,
+        kept: KeptConnection,
+        identity: &Identity,
+        timeouts: &Timeouts,
+    ) -> Result<Self, BrickError> {
+        let brick = spec.to_string();
+        let connection = Connection::adopt(kept.socket, kept.last_xid, &spec.host, timeouts)
+            .map_err(|source| BrickError::Unreachable {
+                brick: brick.clone(),
+                port: 0,
+                source,
+            })?;
+        Ok(Self::over(brick, connection, identity, timeouts))
+    }
+
+    /// Lets the connection rest for another process to go on with it, or until
+    /// [`Brick::go_on`].
+    ///
+    /// # Errors
+    /// Why not; the connection goes on.
+    pub fn hold(&self, limit: Duration) -> Result<KeptConnection, HoldError> {
+        let (socket, last_xid) = self.inner.connection.hold(limit)?;
+        Ok(KeptConnection { socket, last_xid })
+    }
+
+    /// Ends what [`Brick::hold`] began.
+    pub fn go_on(&self) {
+        self.inner.connection.go_on();
     }
 
     /// The handshake (`client_setvolume` of client-handshake.c,

@@ -8,6 +8,7 @@
 //! connection with its last handle. It never reconnects.
 
 use std::io::{self, IoSlice};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -112,6 +113,20 @@ pub enum CallError {
     Rejected(#[source] Rejection),
 }
 
+/// Why a connection cannot rest.
+#[derive(Debug, Error)]
+pub enum HoldError {
+    /// It is gone.
+    #[error("disconnected")]
+    Gone(#[source] Arc<Disconnect>),
+    /// Calls are under way, or the peer does not answer.
+    #[error("the peer owes an answer")]
+    Busy,
+    /// There is no file descriptor left.
+    #[error("no second handle of the socket is to be had")]
+    Clone(#[source] io::Error),
+}
+
 /// Does the peer count a call among the outstanding ones?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weight {
@@ -176,9 +191,29 @@ impl Connection {
         pings: bool,
     ) -> Result<Self, ConnectError> {
         let stream = dial(host, port, timeouts.connect)?;
+        Self::over(stream, 0, host, timeouts, pings)
+    }
+
+    /// Goes on with a connection of another process's, as its [`Connection::hold`] left it.
+    pub fn adopt(
+        stream: TcpStream,
+        last_xid: u32,
+        host: &str,
+        timeouts: &Timeouts,
+    ) -> Result<Self, ConnectError> {
+        Self::over(stream, last_xid, host, timeouts, true)
+    }
+
+    fn over(
+        stream: TcpStream,
+        last_xid: u32,
+        host: &str,
+        timeouts: &Timeouts,
+        pings: bool,
+    ) -> Result<Self, ConnectError> {
         let pulse = pings.then(|| Pulse::new(timeouts, Instant::now()));
         configure(&stream, timeouts, pulse.as_ref()).map_err(ConnectError::Setup)?;
-        let link = Arc::new(Link::new(stream, timeouts.send));
+        let link = Arc::new(Link::new(stream, last_xid, timeouts.send));
         let reader = Arc::clone(&link);
         thread::Builder::new()
             .name(format!("gluster {host}"))
@@ -236,6 +271,21 @@ impl Connection {
         let mut parts: Vec<_> = parts.map(IoSlice::new).collect();
         self.link().send(&mut parts)?;
         Ok(pending)
+    }
+
+    /// Lets the connection rest between two records, so that another process can go on
+    /// with its socket and with the transaction ids after the one that is returned. Nothing
+    /// may wait for an answer; it takes one round trip, at most `limit`.
+    ///
+    /// # Errors
+    /// [`HoldError`]; the connection goes on as before.
+    pub fn hold(&self, limit: Duration) -> Result<(TcpStream, u32), HoldError> {
+        self.link().hold(limit)
+    }
+
+    /// Ends what [`Connection::hold`] began.
+    pub fn go_on(&self) {
+        self.link().go_on();
     }
 
     /// Is the connection up, as far as known?

@@ -71,6 +71,18 @@ pub struct RemoteFd {
     pub(super) number: i64,
 }
 
+impl RemoteFd {
+    /// Its number in this connection, for a process that goes on with it.
+    pub fn number(self) -> i64 {
+        self.number
+    }
+
+    /// A file that another process opened on a connection that it left to this one.
+    pub fn adopt(gfid: Gfid, number: i64) -> Self {
+        Self { gfid, number }
+    }
+}
+
 impl From<Gfid> for RemoteFd {
     /// The anonymous one: the brick opens the file for each operation.
     fn from(gfid: Gfid) -> Self {

@@ -32,7 +32,7 @@ pub mod volfile;
 pub mod volume;
 pub mod xdr;
 
-pub use brick::{Brick, INTERNAL_PID, Identity};
+pub use brick::{Brick, INTERNAL_PID, Identity, KeptConnection};
 pub use connection::{Disconnect, Timeouts};
 pub use error::{BrickError, Errno, GlusterdError};
 pub use fops::{Entry, InFlight, OpenMode, RemoteFd, Space};

@@ -96,6 +96,11 @@ impl RecordDecoder {
         }
     }
 
+    /// Nothing of a next record has arrived.
+    pub fn is_between_records(&self) -> bool {
+        matches!(self.part, Part::Header { have: 0, .. }) && self.fragments == 0
+    }
+
     /// Says that `count` bytes were put at the start of [`Self::space`].
     /// Returns the record if that completed it.
     pub fn advance(&mut self, count: usize) -> Result<Option<Vec<u8>>, RecordError> {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -32,7 +33,7 @@ pub struct Volume {
 }
 
 /// The bricks that hold copies of the same files.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaSet {
     /// Name of the `cluster/replicate` translator (`gv0-replicate-0`): the lock
     /// domain of AFR's writes, and with `:self-heal` appended that of its heal.
@@ -49,7 +50,7 @@ pub struct ReplicaSet {
 }
 
 /// The options `cluster.quorum-type` and `cluster.quorum-count`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum QuorumOption {
     /// Not in the volfile: AFR's default for that many bricks.
     Default,
@@ -62,7 +63,7 @@ pub enum QuorumOption {
 }
 
 /// How to reach a brick.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BrickSpec {
     /// Name of its `protocol/client` translator.
     pub client_name: String,

@@ -3,13 +3,17 @@
 //! Turns what a session wants of a brick into file operations and locks. It
 //! keeps the connection and the open file that posix locks need, nothing else.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::copy_lock;
 use super::error::chain;
 use super::holder::Holder;
 use super::locate::Located;
-use super::port::{BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication};
+use super::port::{
+    BrickPort, Conflict, CopyState, Counter, Fence, KeptBrick, Lock, PortError, Publication,
+};
 use super::promote::Promotion;
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::{ForeignLock, domain};
@@ -55,6 +59,16 @@ mod qemu {
     pub const RESIZE: u64 = 3;
 }
 
+/// What a session holds from its beginning to its end.
+const LASTING: [Lock; 4] = [
+    Lock::Session { shared: false },
+    Lock::Session { shared: true },
+    Lock::Heal,
+    Lock::Rebalance,
+];
+/// How long a brick may take to answer before its connection is kept.
+const HOLD_LIMIT: Duration = Duration::from_millis(500);
+
 /// One brick's port.
 pub struct GlusterPort {
     /// Its child index.
@@ -64,7 +78,18 @@ pub struct GlusterPort {
     identity: Identity,
     timeouts: Timeouts,
     overruled: Option<Overruled>,
+    first: First,
     live: Option<Live>,
+}
+
+/// What the first connection is.
+enum First {
+    /// A new one, like all others.
+    New,
+    /// That of the process before.
+    Kept(KeptBrick),
+    /// None: the process before had none, and the guest does not wait for one.
+    Away,
 }
 
 /// Accusations of the local copy that were given up when it was promoted.
@@ -83,6 +108,10 @@ struct Live {
     fd: Option<RemoteFd>,
     /// AFR's data lock is held through this connection.
     data_locked: bool,
+    /// Locks that the process before took through it.
+    standing: Vec<Lock>,
+    /// What stands of the record and the fence.
+    published: Option<Fence>,
 }
 
 impl GlusterPort {
@@ -95,7 +124,25 @@ impl GlusterPort {
         timeouts: Timeouts,
         overruled: Option<&Overruled>,
     ) -> Vec<Box<dyn BrickPort>> {
+        Self::for_set_from(located, owner, timeouts, overruled, None)
+    }
+
+    /// As [`Self::for_set`]. With `kept`, per brick, the first connections are those of
+    /// the process before, which had the same `owner`.
+    pub fn for_set_from(
+        located: &Located,
+        owner: &LkOwner,
+        timeouts: Timeouts,
+        overruled: Option<&Overruled>,
+        kept: Option<Vec<Option<KeptBrick>>>,
+    ) -> Vec<Box<dyn BrickPort>> {
+        let mut kept = kept.map(Vec::into_iter);
         let port = |(child, spec): (usize, &BrickSpec)| -> Box<dyn BrickPort> {
+            let first = match kept.as_mut().map(|kept| kept.next().flatten()) {
+                None => First::New,
+                Some(Some(kept)) => First::Kept(kept),
+                Some(None) => First::Away,
+            };
             Box::new(Self {
                 child,
                 spec: spec.clone(),
@@ -103,6 +150,7 @@ impl GlusterPort {
                 identity: identity(owner.clone()),
                 timeouts,
                 overruled: overruled.cloned(),
+                first,
                 live: None,
             })
         };
@@ -277,13 +325,24 @@ impl GlusterPort {
 impl BrickPort for GlusterPort {
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
-        let brick = Brick::connect(
-            &self.spec,
-            self.located.volume_id,
-            &self.identity,
-            &self.timeouts,
-        )
-        .map_err(refused)?;
+        let (mut open, mut published, mut standing) = (None, None, Vec::new());
+        let connected = match std::mem::replace(&mut self.first, First::New) {
+            First::New => Brick::connect(
+                &self.spec,
+                self.located.volume_id,
+                &self.identity,
+                &self.timeouts,
+            ),
+            First::Kept(kept) => {
+                (open, published) = (kept.open, kept.published);
+                standing = LASTING.to_vec();
+                Brick::adopt(&self.spec, kept.connection, &self.identity, &self.timeouts)
+            }
+            First::Away => {
+                return Err(PortError::Away("away since before the upgrade".to_owned()));
+            }
+        };
+        let brick = connected.map_err(refused)?;
         let entry = match brick.resolve(&self.located.image, &[]) {
             Ok(entry) => entry,
             Err(error) => {
@@ -300,13 +359,36 @@ impl BrickPort for GlusterPort {
         self.live = Some(Live {
             brick,
             gfid: entry.gfid(),
-            fd: None,
+            fd: open.map(|number| RemoteFd::adopt(entry.gfid(), number)),
             data_locked: false,
+            standing,
+            published,
         });
         Ok(())
     }
 
+    fn keep(&mut self) -> Result<KeptBrick, PortError> {
+        let live = self.live()?;
+        let connection = live.brick.hold(HOLD_LIMIT);
+        let connection = connection.map_err(|error| PortError::Refused(chain(&error)))?;
+        Ok(KeptBrick {
+            connection,
+            open: live.fd.map(RemoteFd::number),
+            published: live.published,
+        })
+    }
+
+    fn go_on(&mut self) {
+        if let Some(live) = &self.live {
+            live.brick.go_on();
+        }
+    }
+
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
+        // As long as the connection is the same, the brick keeps it.
+        if self.live()?.standing.contains(&lock) {
+            return Ok(true);
+        }
         let granted = self.inodelk(lock, LockOp::Try, LockRange::WHOLE)? == Locked::Granted;
         self.note_data_lock(lock, granted);
         Ok(granted)
@@ -314,6 +396,9 @@ impl BrickPort for GlusterPort {
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
         self.note_data_lock(lock, false);
+        if let Some(live) = &mut self.live {
+            live.standing.retain(|standing| *standing != lock);
+        }
         let _ = self.inodelk(lock, LockOp::Unlock, LockRange::WHOLE)?;
         Ok(())
     }
@@ -327,13 +412,23 @@ impl BrickPort for GlusterPort {
     }
 
     fn publish(&mut self, fence: Fence, read_only: bool) -> Result<Publication, PortError> {
-        match fence {
+        if self.live()?.published == Some(fence) {
+            return Ok(Publication::Done);
+        }
+        let answer = match fence {
             Fence::Advisory => self.publish_advisory(read_only),
             Fence::Mandatory => self.publish_mandatory(),
+        }?;
+        if let Some(live) = &mut self.live {
+            live.published = (answer == Publication::Done).then_some(fence);
         }
+        Ok(answer)
     }
 
     fn lift_fence(&mut self) -> Result<(), PortError> {
+        if let Some(live) = &mut self.live {
+            live.published = None;
+        }
         let live = self.live()?;
         match live.brick.removexattr(live.gfid, FENCE_XATTR) {
             Err(error) if error.errno() == Some(Errno::NODATA) => Ok(()),

@@ -9,6 +9,7 @@ mod local_brick;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::bricks::{MAX_BRICKS, Shape};
@@ -32,7 +33,7 @@ pub struct Catalog {
 }
 
 /// An image in its replica set.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Located {
     /// The volume's name.
     pub volume: String,

@@ -7,10 +7,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::bricks::BrickSet;
 use super::holder::Holder;
+use crate::gluster::KeptConnection;
 
 /// A lock that a session takes on a brick, each over the whole file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,7 +46,7 @@ impl fmt::Display for Lock {
 }
 
 /// How other clients are kept from the image while it is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Fence {
     /// The posix locks that QEMU's tools respect; others are not stopped.
     Advisory,
@@ -148,8 +150,31 @@ pub enum PortError {
     Refused(String),
 }
 
+/// What stands on a brick, for a process that goes on with it.
+#[derive(Debug)]
+pub struct KeptBrick {
+    /// The connection.
+    pub connection: KeptConnection,
+    /// The number of the open file to which posix locks belong, if there is one.
+    pub open: Option<i64>,
+    /// What was published.
+    pub published: Option<Fence>,
+}
+
 /// One brick, for one image. Blocking; called from one thread.
 pub trait BrickPort: Send {
+    /// Lets the connection rest, locks and all, for another process to go on with it or
+    /// until [`BrickPort::go_on`].
+    ///
+    /// # Errors
+    /// Why not; it goes on as before.
+    fn keep(&mut self) -> Result<KeptBrick, PortError> {
+        Err(PortError::Refused("this kind of brick stays".to_owned()))
+    }
+
+    /// Ends what [`BrickPort::keep`] began.
+    fn go_on(&mut self) {}
+
     /// Connects and resolves the image. `lost` is called at most once, from any
     /// thread, when the connection goes.
     ///

@@ -21,12 +21,13 @@ use super::local::Watch;
 use super::machine::{Action, Event, GateState, Machine, Phase, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
-use super::session::Ending;
+use super::session::{Ending, Kept};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
 use super::worker::{Report, Worker};
 
 mod healing;
+mod keeping;
 
 use healing::stamp_for;
 
@@ -52,6 +53,8 @@ pub enum Input {
     /// By the session's owner: end it if no copy that is held misses anything, with no
     /// mark left on it.
     HandOver(Sender<Result<Ending, String>>),
+    /// By the session's owner: rest, for another process to go on.
+    Keep(Sender<Result<Kept, String>>),
     /// By the session's owner: end it.
     Close,
 }
@@ -128,6 +131,7 @@ impl Runner {
                     }
                     let _ = answer.send(settled);
                 }
+                Ok(Input::Keep(answer)) => self.rest(&answer),
                 Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,
             }
             self.update_snapshot();

@@ -21,7 +21,7 @@ use super::local::Local;
 use super::locking::Claim;
 use super::machine::{Machine, Phase, StopReason};
 use super::open::{self, Opened, Terms, Waiting};
-use super::port::{BrickPort, CopyState};
+use super::port::{BrickPort, CopyState, Fence, KeptBrick};
 use super::runner::{Input, Runner};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
@@ -64,6 +64,18 @@ pub struct Session {
     threads: Threads,
     /// Taken when it is over.
     ended: Option<Receiver<Ending>>,
+}
+
+/// A session at rest, for another process to go on with. If this is dropped instead, it
+/// goes on here.
+#[derive(Debug)]
+pub struct Kept {
+    /// Per brick, those that are held.
+    pub bricks: Vec<Option<KeptBrick>>,
+    /// The fence that stands.
+    pub fence: Fence,
+    /// As long as this is there.
+    pub(super) _resting: Sender<()>,
 }
 
 /// How a session ended.
@@ -243,6 +255,18 @@ impl Session {
             Ok(Err(why)) => Err(why),
             Ok(Ok(_)) | Err(_) => Ok(self.end()),
         }
+    }
+
+    /// Lets the session rest. The device must be drained before.
+    ///
+    /// # Errors
+    /// Why not; the session goes on.
+    pub fn keep(&self) -> Result<Kept, String> {
+        let (answer, receiver) = mpsc::channel();
+        let over = || "the session is over".to_owned();
+        self.inbox.send(Input::Keep(answer)).map_err(|_| over())?;
+        let answer = self.threads.receive(&receiver, None);
+        answer.unwrap_or_else(|_| Err(over()))
     }
 
     fn end(&mut self) -> Ending {

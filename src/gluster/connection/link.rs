@@ -12,7 +12,7 @@ use rustix::net::SendFlags;
 
 use super::pulse::{Beat, Pulse};
 use super::socket::{is_timeout, write_all};
-use super::{Answer, CallError, Deadline, Disconnect, Reply, Undo, Weight};
+use super::{Answer, CallError, Deadline, Disconnect, HoldError, Reply, Undo, Weight};
 use super::{MAX_CALLS, MAX_COUNTED_CALLS};
 use crate::gluster::record::RecordDecoder;
 use crate::gluster::rpc::{self, Call, Credentials, Message};
@@ -48,6 +48,10 @@ struct State {
     last_xid: u32,
     gone: Option<Arc<Disconnect>>,
     listeners: Vec<DisconnectListener>,
+    /// Nothing is to be sent or read.
+    held: bool,
+    /// The reader has seen that, between two records.
+    resting: bool,
 }
 
 /// One connection, without its owners.
@@ -58,16 +62,23 @@ pub(super) struct Link {
     send_timeout: Duration,
     state: Mutex<State>,
     room: Condvar,
+    /// `held` or `resting` has changed.
+    rest: Condvar,
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream, send_timeout: Duration) -> Self {
+    /// The next call has the transaction id after `last_xid`.
+    pub(super) fn new(stream: TcpStream, last_xid: u32, send_timeout: Duration) -> Self {
         Self {
             stream,
             turn: Mutex::default(),
             send_timeout,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                last_xid,
+                ..State::default()
+            }),
             room: Condvar::new(),
+            rest: Condvar::new(),
         }
     }
 
@@ -102,6 +113,68 @@ impl Link {
             }
             None => false,
         }
+    }
+
+    /// Stops sending and reading, between two records and with no call unanswered. The
+    /// socket, and the last transaction id; until [`Link::go_on`].
+    pub(super) fn hold(&self, limit: Duration) -> Result<(TcpStream, u32), HoldError> {
+        {
+            let mut state = self.lock();
+            if let Some(reason) = &state.gone {
+                return Err(HoldError::Gone(Arc::clone(reason)));
+            }
+            if state.held || !state.calls.is_empty() {
+                return Err(HoldError::Busy);
+            }
+            state.held = true;
+        }
+        let held = self.wait_for_rest(limit);
+        if held.is_err() {
+            self.go_on();
+        }
+        held
+    }
+
+    fn wait_for_rest(&self, limit: Duration) -> Result<(TcpStream, u32), HoldError> {
+        // Its reply brings the reader out of its wait. A peer that is not pinged is not
+        // kept either.
+        self.ping()
+            .map_err(|reason| HoldError::Gone(self.disconnect(reason)))?;
+        let waiting = |state: &mut State| !state.resting && state.gone.is_none();
+        let (state, _) = self
+            .rest
+            .wait_timeout_while(self.lock(), limit, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        match &state.gone {
+            Some(reason) => Err(HoldError::Gone(Arc::clone(reason))),
+            None if !state.resting || !state.calls.is_empty() => Err(HoldError::Busy),
+            None => Ok((
+                self.stream.try_clone().map_err(HoldError::Clone)?,
+                state.last_xid,
+            )),
+        }
+    }
+
+    /// Ends [`Link::hold`].
+    pub(super) fn go_on(&self) {
+        self.lock().held = false;
+        self.rest.notify_all();
+        self.room.notify_all();
+    }
+
+    /// The reader waits here while the connection is held.
+    fn rest_while_held(&self) {
+        let mut state = self.lock();
+        while state.held && state.gone.is_none() {
+            if !std::mem::replace(&mut state.resting, true) {
+                self.rest.notify_all();
+            }
+            state = self
+                .rest
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.resting = false;
     }
 
     /// Waits for room and enters `count` calls into the table, all at once.
@@ -206,6 +279,7 @@ impl Link {
             let _ = waiter.answer.try_send(answer);
         }
         self.room.notify_all();
+        self.rest.notify_all();
         reason
     }
 
@@ -223,6 +297,9 @@ impl Link {
         let mut stream = BufReader::with_capacity(READ_BUFFER, &self.stream);
         let mut records = RecordDecoder::default();
         loop {
+            if stream.buffer().is_empty() && records.is_between_records() {
+                self.rest_while_held();
+            }
             match stream.read(records.space()) {
                 Ok(0) => return Disconnect::ClosedByPeer,
                 Ok(count) => {
@@ -309,7 +386,8 @@ impl Link {
 
 impl State {
     fn has_room(&self, count: usize, weight: Weight) -> bool {
-        self.calls.len() + count <= MAX_CALLS
+        !self.held
+            && self.calls.len() + count <= MAX_CALLS
             && (weight == Weight::Uncounted || self.counted + count <= MAX_COUNTED_CALLS)
     }
 

@@ -1,0 +1,317 @@
+//! What a daemon leaves to the process that takes its place at an upgrade: a document,
+//! and the file descriptors that it names by number.
+//!
+//! Both go through one socket, whose number is all that the next process is told
+//! (`serve --resume`). They may be of different versions of this program: a document of
+//! another [`VERSION`], or one that is damaged, is not used in part but as a
+//! whole not at all. What is closed with it is then found as after a crash.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::device::{FrontEnd, Message};
+use crate::gluster::KeptConnection;
+use crate::image::holder::Holder;
+use crate::image::locate::Located;
+use crate::image::port::{Fence, KeptBrick};
+
+use super::Server;
+use super::custodian::{KeptBricks, Resting};
+use super::listen::take_socket;
+use super::opening::Place;
+
+/// Of the document. To be raised with every change of what it says or means.
+pub const VERSION: u32 = 1;
+
+/// File descriptors sent at once; the kernel takes 253.
+const AT_ONCE: usize = 128;
+/// The most of them: 64 rings with three each, memory, bricks, sockets.
+const MAX_FDS: usize = 1024;
+/// The longest document in bytes.
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// What is left behind.
+pub struct Leaving<'a> {
+    /// The session.
+    pub resting: &'a Resting,
+    /// The image's file, claimed.
+    pub local: &'a File,
+    /// Where front-ends connect, if at a path.
+    pub listener: Option<&'a UnixListener>,
+    /// The control socket.
+    pub control: &'a UnixListener,
+    /// The front-end, if one is connected.
+    pub front_end: Option<&'a FrontEnd>,
+    /// Nanoseconds of the monotonic clock at which the front-end was stopped.
+    pub since: u64,
+}
+
+/// What was found.
+pub struct Kept {
+    /// Image, brick and session.
+    pub place: Place,
+    /// The session's connections.
+    pub bricks: KeptBricks,
+    /// See [`Leaving`].
+    pub local: File,
+    /// See [`Leaving`].
+    pub listener: Option<UnixListener>,
+    /// See [`Leaving`].
+    pub control: UnixListener,
+    /// See [`Leaving`].
+    pub front_end: Option<FrontEnd>,
+    /// See [`Leaving`].
+    pub since: u64,
+}
+
+/// Why it cannot be used.
+#[derive(Debug, Error)]
+pub enum KeptError {
+    /// The socket or what came through it.
+    #[error("what the process before left cannot be read")]
+    Read(#[source] io::Error),
+    /// No document.
+    #[error("the document of the process before is damaged")]
+    Document(#[source] serde_json::Error),
+    /// Of an older or newer program.
+    #[error("the process before left a document of version {found}; this program knows {VERSION}")]
+    Version {
+        /// As found.
+        found: u32,
+    },
+    /// It names what did not come with it, or nobody.
+    #[error("the document of the process before names {0} that is not there")]
+    Missing(&'static str),
+}
+
+/// Read first, and alone.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// Numbers name file descriptors in the order in which they were sent.
+#[derive(Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    located: Located,
+    brick: usize,
+    /// As in the owner of its locks.
+    holder: Vec<u8>,
+    server: (String, u16),
+    fence: Fence,
+    bricks: Vec<Option<BrickWords>>,
+    local: usize,
+    listener: Option<usize>,
+    control: usize,
+    front_end: Option<FrontEndWords>,
+    since: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct BrickWords {
+    socket: usize,
+    last_xid: u32,
+    open: Option<i64>,
+    published: Option<Fence>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrontEndWords {
+    stream: usize,
+    writeback: bool,
+    /// Code, payload, file descriptors.
+    said: Vec<(u32, Vec<u8>, Vec<usize>)>,
+}
+
+/// A socket that holds all of it, and that an exec leaves open.
+///
+/// # Errors
+/// The system's.
+pub fn leave(leaving: &Leaving<'_>) -> io::Result<OwnedFd> {
+    let mut fds = Vec::new();
+    let document = document(leaving, &mut fds);
+    let text = serde_json::to_vec(&document)?;
+    let mut file = File::from(memfd_create("bypass-blk-kept", MemfdFlags::CLOEXEC)?);
+    file.write_all(&text)?;
+    fds.insert(0, file.as_fd());
+    let kinds = (AddressFamily::UNIX, SocketType::STREAM);
+    let (near, far) = socketpair(kinds.0, kinds.1, SocketFlags::CLOEXEC, None)?;
+    for chunk in fds.chunks(AT_ONCE) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(chunk)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(&near, &[IoSlice::new(&[0])], &mut control, flags)?;
+    }
+    fcntl_setfd(&far, FdFlags::empty())?;
+    // What was sent stays in `far`; its end shows that there is no more.
+    Ok(far)
+}
+
+/// Takes what [`leave`] put into the socket with this number. Whatever is not used is
+/// closed.
+///
+/// # Errors
+/// [`KeptError`].
+pub fn take(number: RawFd) -> Result<Kept, KeptError> {
+    let socket = take_socket(number).map_err(KeptError::Read)?;
+    fcntl_setfd(&socket, FdFlags::CLOEXEC).map_err(|errno| KeptError::Read(errno.into()))?;
+    let mut fds = receive(&socket).map_err(KeptError::Read)?.into_iter();
+    let first = fds.next().ok_or(KeptError::Missing("a document"))?;
+    let mut fds: Vec<Option<OwnedFd>> = fds.map(Some).collect();
+    let text = read_document(first.into()).map_err(KeptError::Read)?;
+    let Versioned { version } = serde_json::from_slice(&text).map_err(KeptError::Document)?;
+    if version != VERSION {
+        return Err(KeptError::Version { found: version });
+    }
+    let document = serde_json::from_slice(&text).map_err(KeptError::Document)?;
+    kept(document, &mut fds)
+}
+
+fn document<'a>(leaving: &Leaving<'a>, fds: &mut Vec<BorrowedFd<'a>>) -> Document {
+    let mut add = |fd: BorrowedFd<'a>| {
+        fds.push(fd);
+        fds.len() - 1
+    };
+    let Resting { session, place, .. } = leaving.resting;
+    let bricks = session.bricks.iter().map(|brick| {
+        brick.as_ref().map(|brick| BrickWords {
+            socket: add(brick.connection.socket.as_fd()),
+            last_xid: brick.connection.last_xid,
+            open: brick.open,
+            published: brick.published,
+        })
+    });
+    Document {
+        version: VERSION,
+        located: place.located.clone(),
+        brick: place.local,
+        holder: place.me.encode(),
+        server: (place.server.host.clone(), place.server.port),
+        fence: session.fence,
+        bricks: bricks.collect(),
+        local: add(leaving.local.as_fd()),
+        listener: leaving.listener.map(|listener| add(listener.as_fd())),
+        control: add(leaving.control.as_fd()),
+        front_end: leaving.front_end.map(|front_end| FrontEndWords {
+            stream: add(front_end.stream.as_fd()),
+            writeback: front_end.writeback,
+            said: (front_end.said.iter())
+                .map(|message| {
+                    let fds = message.fds.iter().map(|fd| add(fd.as_fd())).collect();
+                    (message.code, message.body.clone(), fds)
+                })
+                .collect(),
+        }),
+        since: leaving.since,
+    }
+}
+
+fn kept(document: Document, fds: &mut [Option<OwnedFd>]) -> Result<Kept, KeptError> {
+    let mut fd = |number: usize| {
+        let fd = fds.get_mut(number).and_then(Option::take);
+        fd.ok_or(KeptError::Missing("a file descriptor"))
+    };
+    let mut bricks = Vec::new();
+    for brick in document.bricks {
+        bricks.push(match brick {
+            None => None,
+            Some(brick) => Some(KeptBrick {
+                connection: KeptConnection {
+                    socket: TcpStream::from(fd(brick.socket)?),
+                    last_xid: brick.last_xid,
+                },
+                open: brick.open,
+                published: brick.published,
+            }),
+        });
+    }
+    let front_end = match document.front_end {
+        None => None,
+        Some(words) => {
+            let mut said = Vec::new();
+            for (code, body, numbers) in words.said {
+                let fds = numbers.into_iter().map(&mut fd);
+                let fds = fds.collect::<Result<_, _>>()?;
+                said.push(Message { code, body, fds });
+            }
+            Some(FrontEnd {
+                stream: UnixStream::from(fd(words.stream)?),
+                said,
+                writeback: words.writeback,
+            })
+        }
+    };
+    if document.brick >= document.located.set.bricks.len()
+        || bricks.len() != document.located.set.bricks.len()
+    {
+        return Err(KeptError::Missing("a brick"));
+    }
+    let (host, port) = document.server;
+    Ok(Kept {
+        place: Place {
+            located: document.located,
+            local: document.brick,
+            me: Holder::decode(&document.holder).ok_or(KeptError::Missing("a session"))?,
+            server: Server { host, port },
+        },
+        bricks: KeptBricks {
+            bricks,
+            fence: document.fence,
+        },
+        local: File::from(fd(document.local)?),
+        listener: (document.listener.map(&mut fd).transpose()?).map(UnixListener::from),
+        control: UnixListener::from(fd(document.control)?),
+        front_end,
+        since: document.since,
+    })
+}
+
+/// All file descriptors, until the end of the stream.
+fn receive(socket: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
+    let mut fds = Vec::new();
+    loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(
+            socket,
+            &mut [IoSliceMut::new(&mut byte)],
+            &mut control,
+            flags,
+        )?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = message {
+                fds.extend(more);
+            }
+        }
+        if received.bytes == 0 || fds.len() > MAX_FDS {
+            return Ok(fds);
+        }
+    }
+}
+
+fn read_document(mut file: File) -> io::Result<Vec<u8>> {
+    use std::io::Seek;
+    file.rewind()?;
+    let mut text = Vec::new();
+    file.take(MAX_DOCUMENT).read_to_end(&mut text)?;
+    Ok(text)
+}
