@@ -213,6 +213,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         stop: stop.clone(),
     };
     let upgraded = kept.is_some();
+    let config = kept.as_ref().map_or(config, |kept| kept.config);
     let (bricks, control, front_end, since) = match kept {
         Some(kept) => (
             Some(kept.bricks),
@@ -291,6 +292,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         upgrade: &upgrade,
         local: &local.file,
         control: &control,
+        config,
     };
     counter.serve_front_ends(front_end)?;
     // The device is drained: nothing of the guest is under way.
@@ -406,6 +408,7 @@ struct Counter<'a> {
     upgrade: &'a Upgrade,
     local: &'a File,
     control: &'a ControlSocket,
+    config: Config,
 }
 
 impl Counter<'_> {
@@ -462,6 +465,7 @@ impl Counter<'_> {
                 listener: self.listener.socket(),
                 control: self.control.listener(),
                 front_end,
+                config: self.config,
                 since,
             }),
         };

@@ -384,6 +384,11 @@ impl BrickPort for GlusterPort {
         }
     }
 
+    fn stood(&self) -> bool {
+        let live = self.live.as_ref();
+        live.is_some_and(|live| live.standing == LASTING)
+    }
+
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
         // As long as the connection is the same, the brick keeps it.
         if self.live()?.standing.contains(&lock) {

@@ -82,12 +82,13 @@ pub fn lock_background(port: &mut dyn BrickPort, claim: &Claim) -> Result<(), Bl
 
 /// Reads a copy that was just locked, as a power cut would leave it. Who removed marks
 /// may have died before that was durable: they came back with the next power cut, and
-/// accused whatever copy is written from now on.
+/// accused whatever copy is written from now on. Not again where our locks have stood
+/// since it was done: a guest stands still, and what a healer sent may take long.
 ///
 /// # Errors
 /// As the connection fails.
 pub fn read_copy(port: &mut dyn BrickPort, claim: &Claim) -> Result<CopyState, PortError> {
-    if !claim.read_only {
+    if !claim.read_only && !port.stood() {
         port.fsync()?;
     }
     port.probe()

@@ -175,6 +175,11 @@ pub trait BrickPort: Send {
     /// Ends what [`BrickPort::keep`] began.
     fn go_on(&mut self) {}
 
+    /// Have the session's locks stood here since the process before read this copy?
+    fn stood(&self) -> bool {
+        false
+    }
+
     /// Connects and resolves the image. `lost` is called at most once, from any
     /// thread, when the connection goes.
     ///

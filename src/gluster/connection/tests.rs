@@ -374,3 +374,70 @@ fn an_unreachable_peer_is_an_error_in_time() {
     let nameless = Connection::connect("no\0name", 1, &patient(), true);
     assert!(matches!(nameless, Err(ConnectError::Resolve(_))));
 }
+
+#[test]
+fn a_connection_at_rest_goes_on_with_another_owner_where_it_was() {
+    let (connection, _peer) = connect(&patient(), |mut peer| {
+        let first = peer.receive().unwrap();
+        peer.reply(first.xid, b"one.");
+        // A notice of which a half is there already when it is to rest.
+        let notice = [9u32, 0, 2, 52_743_234, 1, 10, 0, 0, 0, 0]
+            .map(u32::to_be_bytes)
+            .concat();
+        let mark = record::mark(notice.len()).unwrap();
+        std::io::Write::write_all(&mut peer.0, &[&mark[..], &notice[..30]].concat()).unwrap();
+        let ping = peer.receive().unwrap();
+        assert_eq!((ping.xid, ping.procedure), (0, 3));
+        std::io::Write::write_all(&mut peer.0, &notice[30..]).unwrap();
+        peer.reply(ping.xid, b"");
+        let next = peer.receive().unwrap();
+        assert_eq!(next.xid, first.xid + 1);
+        // Late, for the owner before.
+        peer.reply(first.xid, b"old.");
+        peer.reply(next.xid, b"two.");
+        peer.drain();
+    });
+    assert_eq!(answer(ask(&connection, b"")).unwrap().results(), b"one.");
+    let (socket, last_xid) = connection.hold(PATIENCE).unwrap();
+    let next = Connection::adopt(socket, last_xid, "peer", &patient()).unwrap();
+    assert_eq!(answer(ask(&next, b"")).unwrap().results(), b"two.");
+}
+
+#[test]
+fn a_connection_that_waits_for_an_answer_or_is_silent_does_not_rest_and_goes_on() {
+    let (connection, _peer) = connect(&patient(), |mut peer| {
+        let first = peer.receive().unwrap();
+        let (ping, second) = (peer.receive().unwrap(), first.xid + 1);
+        assert_eq!(ping.xid, second, "no ping while a call is under way");
+        peer.reply(first.xid, b"one.");
+        peer.reply(second, b"two.");
+        let (ping, third) = (peer.receive().unwrap(), peer.receive().unwrap());
+        assert_eq!(ping.xid, 0);
+        peer.reply(third.xid, b"tri.");
+        peer.drain();
+    });
+    let first = ask(&connection, b"");
+    assert!(matches!(connection.hold(PATIENCE), Err(HoldError::Busy)));
+    assert_eq!(answer(ask(&connection, b"")).unwrap().results(), b"two.");
+    assert_eq!(answer(first).unwrap().results(), b"one.");
+    let soon = Duration::from_millis(20);
+    assert!(matches!(connection.hold(soon), Err(HoldError::Busy)));
+    assert_eq!(answer(ask(&connection, b"")).unwrap().results(), b"tri.");
+}
+
+#[test]
+fn while_a_connection_rests_nothing_is_sent_and_afterwards_it_goes_on() {
+    let (connection, _peer) = connect(&patient(), |mut peer| {
+        let ping = peer.receive().unwrap();
+        peer.reply(ping.xid, b"");
+        let call = peer.receive().unwrap();
+        peer.reply(call.xid, b"one.");
+        peer.drain();
+    });
+    let held = connection.hold(PATIENCE).unwrap();
+    let refused = connection.call(&ECHO, Weight::Counted, soon());
+    assert!(matches!(refused, Err(CallError::TimedOut { .. })));
+    connection.go_on();
+    assert_eq!(answer(ask(&connection, b"")).unwrap().results(), b"one.");
+    drop(held);
+}
