@@ -4,7 +4,9 @@
 //! image by itself.
 
 mod bandwidth;
+mod begin;
 mod brick_view;
+mod counter;
 mod custodian;
 mod exit;
 mod finish;

@@ -1,11 +1,10 @@
 //! `bypass-blk serve`: one image to one front-end after the other, until a signal
 //! or the session ends it.
 
-use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,23 +13,22 @@ use clap::{ArgGroup, Args, ValueEnum};
 use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::socket::ControlSocket;
 use crate::control::status::Identity;
-use crate::device::{Config, Disk, FrontEnd, Served, Server};
+use crate::device::{Config, Disk, Server};
 use crate::image::dirty::ExtentSize;
-use crate::image::door::Door;
-use crate::image::error::{chain, stop_message};
-use crate::image::local::{self, LocalFile};
+use crate::image::error::stop_message;
 use crate::image::locate::{Bypassable, Located};
 use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
 use crate::image::state_dir::StateDir;
 
-use super::custodian::{self, Custodian, Seat};
-use super::kept::{self, Kept, Leaving};
-use super::listen::{self, Listener, Next};
+use super::begin::{self, Begin};
+use super::counter::{self, Counter};
+use super::custodian::{self, Custodian};
+use super::listen::Listener;
 use super::opening::{self, Opening, Place, StateDirArgs};
 use super::service::{Device, Image, Service};
 use super::stop::Stop;
-use super::upgrade::{self, Resume, Upgrade, UpgradeError};
+use super::upgrade::{self, Resume, Upgrade};
 use super::{Failure, ImagePath, LogArgs, RunDirArgs, ServerArgs, logging, volume_name};
 
 /// Arguments of `serve`.
@@ -44,7 +42,7 @@ Example: bypass-blk serve --volume vms --image /vm1.img --socket-path /run/bypas
 pub struct ServeArgs {
     /// The Gluster volume
     #[arg(long, value_name = "NAME", value_parser = volume_name, required_unless_present = "print_capabilities")]
-    volume: Option<String>,
+    pub(super) volume: Option<String>,
 
     /// The image: its path inside the volume, such as /vms/vm1.img (raw format)
     #[arg(
@@ -52,25 +50,25 @@ pub struct ServeArgs {
         value_name = "PATH",
         required_unless_present = "print_capabilities"
     )]
-    image: Option<ImagePath>,
+    pub(super) image: Option<ImagePath>,
 
     /// Listen for front-ends (QEMU) at this path; one is served at a time, and
     /// the next one when it has gone
     #[arg(long, value_name = "PATH")]
-    socket_path: Option<PathBuf>,
+    pub(super) socket_path: Option<PathBuf>,
 
     /// Serve the one front-end that is connected to this socket already, and end
     /// with it
     #[arg(long, value_name = "N")]
-    fd: Option<RawFd>,
+    pub(super) fd: Option<RawFd>,
 
     #[command(flatten)]
-    server: ServerArgs,
+    pub(super) server: ServerArgs,
 
     /// Which copy to serve: this host's brick, as `gluster volume info` names it.
     /// Default: found by itself when this host has one
     #[arg(long, value_name = "HOST:/PATH")]
-    brick: Option<String>,
+    pub(super) brick: Option<String>,
 
     /// Request queues, 1 to 64, a thread each; the front-end may use fewer
     #[arg(long, value_name = "N", default_value_t = Config::default().num_queues)]
@@ -83,7 +81,7 @@ pub struct ServeArgs {
     /// Serve a disk that cannot be written; other read-only sessions may serve
     /// the image at the same time
     #[arg(long)]
-    read_only: bool,
+    pub(super) read_only: bool,
 
     /// The disk's serial, at most 20 characters. Default: from the image's gfid
     #[arg(long, value_name = "TEXT")]
@@ -117,7 +115,7 @@ pub struct ServeArgs {
 
     /// Serve in spite of a feature that will not see the guest's writes
     #[arg(long, value_enum, value_delimiter = ',', value_name = "FEATURE")]
-    allow: Vec<Bypassable>,
+    pub(super) allow: Vec<Bypassable>,
 
     /// Print what this backend can do, as QEMU's vhost-user conventions want it,
     /// and exit
@@ -143,7 +141,7 @@ pub struct ServeArgs {
 
     /// Go on with what the process before left
     #[arg(long, value_name = "N", hide = true)]
-    resume: Option<Resume>,
+    pub(super) resume: Option<Resume>,
 
     #[command(flatten)]
     state_dir: StateDirArgs,
@@ -203,7 +201,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         local,
         front_ends,
         kept,
-    } = begin(&args, &opening)?;
+    } = begin::begin(&args, &opening)?;
 
     let terms = custodian::Terms {
         place: place.clone(),
@@ -237,7 +235,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let listener = match (front_ends, &args.socket_path) {
         (Some(listener), _) => listener,
         (None, Some(path)) => Listener::bind(path)?,
-        (None, None) => return Err(no_socket()),
+        (None, None) => return Err(begin::no_socket()),
     };
     let connected = Arc::new(AtomicBool::new(front_end.is_some()));
     let service = Arc::new(Service {
@@ -279,7 +277,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         listener.name()
     );
     if front_end.is_some() {
-        let stall = Duration::from_nanos(monotonic().saturating_sub(since));
+        let stall = Duration::from_nanos(counter::monotonic().saturating_sub(since));
         log::info!("the front-end stood still for {} ms", stall.as_millis());
     }
     let seat = custodian.seat();
@@ -307,85 +305,6 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     }
 }
 
-/// What a daemon begins with.
-struct Begin {
-    place: Place,
-    local: LocalFile,
-    /// Where front-ends come from, if that is known already.
-    front_ends: Option<Listener>,
-    /// What the process before left.
-    kept: Option<Kept>,
-}
-
-fn begin(args: &ServeArgs, opening: &Opening) -> Result<Begin, Failure> {
-    let from = match args.resume {
-        Some(Resume::From(number)) => Some(kept::take(number)),
-        _ => None,
-    };
-    match from {
-        Some(Ok(kept)) => return resume(args, kept),
-        // As after a crash: all of it is closed, and the front-end connects anew.
-        Some(Err(why)) => log::error!("starting anew: {}", chain(&why)),
-        None => {}
-    }
-    let front_ends = match (&args.socket_path, args.fd) {
-        (Some(path), _) => listen::check_path(path).map(|()| None)?,
-        (None, Some(fd)) => Some(Listener::adopt(fd)?),
-        (None, None) => return Err(no_socket()),
-    };
-    let place = find(args)?;
-    let local = local::look_at(
-        &place.local_path(),
-        place.located.gfid,
-        opening.local_terms(),
-    )
-    .map_err(|error| Failure::Open(error.into()))?;
-    Ok(Begin {
-        place,
-        local,
-        front_ends,
-        kept: None,
-    })
-}
-
-/// Goes on where the process before stopped.
-fn resume(args: &ServeArgs, mut kept: Kept) -> Result<Begin, Failure> {
-    let place = kept.place.clone();
-    let path = place.local_path();
-    let local = kept.local.try_clone().and_then(|file| {
-        let size = file.metadata()?.len();
-        Ok(LocalFile { file, path, size })
-    });
-    let front_ends = match (kept.listener.take(), &args.socket_path) {
-        (Some(listener), Some(path)) => Some(Listener::Path {
-            listener,
-            path: path.clone(),
-        }),
-        (None, Some(_)) => None,
-        _ => Some(Listener::Fd(None)),
-    };
-    Ok(Begin {
-        place,
-        local: local.map_err(|source| Failure::System {
-            what: "go on with the image's file",
-            source,
-        })?,
-        front_ends,
-        kept: Some(kept),
-    })
-}
-
-fn no_socket() -> Failure {
-    Failure::Usage("one of --socket-path and --fd is needed".to_owned())
-}
-
-/// Nanoseconds of the clock that goes on over an upgrade.
-fn monotonic() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let nanoseconds = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
-    u64::try_from(nanoseconds).unwrap_or_default()
-}
-
 /// They end when this is dropped.
 fn start_metrics(
     args: &ServeArgs,
@@ -398,81 +317,6 @@ fn start_metrics(
     args.metrics.as_ref().map(start).transpose()
 }
 
-/// Where front-ends are served, one after the other.
-struct Counter<'a> {
-    server: &'a Server<Door>,
-    listener: Listener,
-    stop: &'a Stop,
-    connected: &'a AtomicBool,
-    seat: &'a Seat,
-    upgrade: &'a Upgrade,
-    local: &'a File,
-    control: &'a ControlSocket,
-    config: Config,
-}
-
-impl Counter<'_> {
-    /// `first` is one that the process before had.
-    fn serve_front_ends(&mut self, mut first: Option<FrontEnd>) -> Result<(), Failure> {
-        let pause = self.server.pause_handle();
-        // A session that stopped by itself fails the guest's requests for as long as
-        // the front-end stays, so that the guest sees errors and not silence.
-        while !self.stop.is_requested() && (first.is_some() || self.seat.now().stopped.is_none()) {
-            let front_end = match first.take() {
-                Some(front_end) => front_end,
-                None => match self.listener.next(self.stop, pause.readable())? {
-                    Next::FrontEnd(stream) => {
-                        log::info!("front-end connected");
-                        stream.into()
-                    }
-                    Next::End => break,
-                    Next::Interrupted => {
-                        pause.forget();
-                        self.replace(None);
-                        continue;
-                    }
-                },
-            };
-            self.connected.store(true, Ordering::SeqCst);
-            let served = self.server.serve_on(front_end);
-            if let Ok(Served::Paused(front_end)) = served {
-                pause.forget();
-                self.replace(Some(&front_end));
-                first = Some(front_end);
-                continue;
-            }
-            self.connected.store(false, Ordering::SeqCst);
-            match served {
-                Ok(Served::Ended(reason)) => log::info!("front-end gone: {reason:?}"),
-                Ok(Served::Paused(_)) => {}
-                Err(error) => log::warn!("front-end dropped: {}", chain(&error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Becomes the new program, or goes on as if nothing had been.
-    fn replace(&self, front_end: Option<&FrontEnd>) {
-        let since = monotonic();
-        if self.stop.is_requested() {
-            return;
-        }
-        let why = match self.seat.rest() {
-            Err(why) => UpgradeError::NotNow(why),
-            Ok(resting) => self.upgrade.replace(&Leaving {
-                resting: &resting,
-                local: self.local,
-                listener: self.listener.socket(),
-                control: self.control.listener(),
-                front_end,
-                config: self.config,
-                since,
-            }),
-        };
-        log::error!("not upgraded: {}", chain(&why));
-    }
-}
-
 fn identity(place: &Place, size: u64) -> Identity {
     Identity {
         volume: place.located.volume.clone(),
@@ -483,20 +327,6 @@ fn identity(place: &Place, size: u64) -> Identity {
         arbiter: place.located.arbiter(),
         last_verified: None,
     }
-}
-
-fn find(args: &ServeArgs) -> Result<Place, Failure> {
-    let (Some(volume), Some(image)) = (&args.volume, &args.image) else {
-        return Err(Failure::Usage("--volume and --image are needed".to_owned()));
-    };
-    opening::find(
-        &args.server.server,
-        volume,
-        &image.0,
-        args.brick.as_deref(),
-        &args.allow,
-        args.read_only,
-    )
 }
 
 fn opening_of(args: &ServeArgs) -> Opening {

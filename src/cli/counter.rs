@@ -1,0 +1,112 @@
+//! Where `serve` serves front-ends, one after the other, and where an upgrade has them
+//! all at rest: the front-end, the session, then the process is replaced.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::control::socket::ControlSocket;
+use crate::device::{Config, FrontEnd, Served, Server};
+use crate::image::door::Door;
+use crate::image::error::chain;
+
+use super::Failure;
+use super::custodian::Seat;
+use super::kept::Leaving;
+use super::listen::{Listener, Next};
+use super::stop::Stop;
+use super::upgrade::{Upgrade, UpgradeError};
+
+/// Where front-ends are served, one after the other.
+pub struct Counter<'a> {
+    /// The device.
+    pub server: &'a Server<Door>,
+    /// Where they come from.
+    pub listener: Listener,
+    /// The wish to end.
+    pub stop: &'a Stop,
+    /// Whether one is there, for the status.
+    pub connected: &'a AtomicBool,
+    /// The image.
+    pub seat: &'a Seat,
+    /// How to be replaced.
+    pub upgrade: &'a Upgrade,
+    /// The image's file, claimed.
+    pub local: &'a File,
+    /// The control socket.
+    pub control: &'a ControlSocket,
+    /// The device's shape.
+    pub config: Config,
+}
+
+impl Counter<'_> {
+    /// Until the end is wished for, or no more come. `first` is one that the process before
+    /// had.
+    ///
+    /// # Errors
+    /// [`Failure::Socket`].
+    pub fn serve_front_ends(&mut self, mut first: Option<FrontEnd>) -> Result<(), Failure> {
+        let pause = self.server.pause_handle();
+        // A session that stopped by itself fails the guest's requests for as long as
+        // the front-end stays, so that the guest sees errors and not silence.
+        while !self.stop.is_requested() && (first.is_some() || self.seat.now().stopped.is_none()) {
+            let front_end = match first.take() {
+                Some(front_end) => front_end,
+                None => match self.listener.next(self.stop, pause.readable())? {
+                    Next::FrontEnd(stream) => {
+                        log::info!("front-end connected");
+                        stream.into()
+                    }
+                    Next::End => break,
+                    Next::Interrupted => {
+                        pause.forget();
+                        self.replace(None);
+                        continue;
+                    }
+                },
+            };
+            self.connected.store(true, Ordering::SeqCst);
+            let served = self.server.serve_on(front_end);
+            if let Ok(Served::Paused(front_end)) = served {
+                pause.forget();
+                self.replace(Some(&front_end));
+                first = Some(front_end);
+                continue;
+            }
+            self.connected.store(false, Ordering::SeqCst);
+            match served {
+                Ok(Served::Ended(reason)) => log::info!("front-end gone: {reason:?}"),
+                Ok(Served::Paused(_)) => {}
+                Err(error) => log::warn!("front-end dropped: {}", chain(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Becomes the new program, or goes on as if nothing had been.
+    fn replace(&self, front_end: Option<&FrontEnd>) {
+        let since = monotonic();
+        if self.stop.is_requested() {
+            return;
+        }
+        let why = match self.seat.rest() {
+            Err(why) => UpgradeError::NotNow(why),
+            Ok(resting) => self.upgrade.replace(&Leaving {
+                resting: &resting,
+                local: self.local,
+                listener: self.listener.socket(),
+                control: self.control.listener(),
+                front_end,
+                config: self.config,
+                since,
+            }),
+        };
+        log::error!("not upgraded: {}", chain(&why));
+    }
+}
+
+/// Nanoseconds of the clock that goes on over an upgrade.
+pub fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let nanoseconds = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+    u64::try_from(nanoseconds).unwrap_or_default()
+}
