@@ -5,6 +5,7 @@
 
 mod device_support;
 
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,6 +14,7 @@ use bypass_blk::device::gate::Admission;
 use bypass_blk::device::{Config, EndReason, FrontEnd as Paused, Served, Server};
 use device_support::front_end::{DATA, FrontEnd, Log, MEMORY_SIZE};
 use device_support::{Image, TestGate, pattern, wait_for};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use virtio_bindings::virtio_blk::*;
@@ -27,6 +29,8 @@ struct Servers {
     gate: Arc<TestGate>,
     server: Arc<Server<TestGate>>,
     serving: Option<JoinHandle<Served>>,
+    /// The servers' end of the connection.
+    far: UnixStream,
 }
 
 fn server(image: &Image) -> (Arc<TestGate>, Arc<Server<TestGate>>) {
@@ -49,6 +53,7 @@ impl Servers {
             gate,
             server,
             serving: None,
+            far: theirs.try_clone().unwrap(),
         };
         this.serve(theirs.into());
         (ours, this)
@@ -74,6 +79,14 @@ impl Servers {
         let front_end = self.pause();
         (self.gate, self.server) = server(&self.image);
         self.serve(front_end);
+    }
+
+    fn wait_refused(&self) {
+        wait_for("the wish to be forgotten", || {
+            let pause = self.server.pause_handle();
+            let mut fds = [PollFd::from_borrowed_fd(pause.readable(), PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec::default())).unwrap() == 0
+        });
     }
 
     fn end(mut self) -> EndReason {
@@ -195,6 +208,26 @@ fn a_front_end_that_said_nothing_yet_goes_on_too() {
 }
 
 #[test]
+fn a_front_end_in_the_middle_of_a_message_is_neither_paused_nor_held_up() {
+    let (mut stream, mut servers) = Servers::start();
+    let get_features = [1u32, 1, 0].map(u32::to_ne_bytes).concat();
+    stream.write_all(&get_features[..6]).unwrap();
+    wait_for("the half message to be read", || {
+        rustix::io::ioctl_fionread(&servers.far).unwrap() == 0
+    });
+    servers.server.pause_handle().pause();
+    servers.wait_refused();
+    stream.write_all(&get_features[6..]).unwrap();
+    let mut reply = [0; 20];
+    stream.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[0], 1);
+    servers.exchange();
+    stream.write_all(&get_features).unwrap();
+    stream.read_exact(&mut reply).unwrap();
+    servers.end();
+}
+
+#[test]
 fn while_the_guest_is_being_migrated_nothing_is_paused() {
     let (stream, mut servers) = Servers::start();
     let mut driver = FrontEnd::start(stream, 2);
@@ -208,12 +241,7 @@ fn while_the_guest_is_being_migrated_nothing_is_paused() {
             VIRTIO_BLK_S_OK
         );
     }
-    wait_for("the wish to be forgotten", || {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let pause = servers.server.pause_handle();
-        let mut fds = [PollFd::from_borrowed_fd(pause.readable(), PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec::default())).unwrap() == 0
-    });
+    servers.wait_refused();
     driver.set_logging(false);
     servers.exchange();
     assert_eq!(

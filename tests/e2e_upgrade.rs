@@ -278,7 +278,7 @@ fn a_new_process_that_dies_is_a_crash_and_loses_nothing() {
     drop(disk);
     let daemon = Daemon::serve(&volume, 0, &[]);
     assert!(
-        daemon.log().contains("did not end properly; 0 extents"),
+        daemon.log().contains("(killed, or upgraded); 0 extents"),
         "{}",
         daemon.log()
     );

@@ -15,8 +15,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -24,7 +25,7 @@ use rustix::net::{
 };
 use uuid::Uuid;
 use vhost::vhost_user::Listener;
-use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
 
 use super::error::DeviceError;
 use super::intercept::{Intercept, Request, Verdict};
@@ -38,6 +39,9 @@ const REPLY_FLAGS: u32 = 1 | 1 << 2;
 pub const MAX_BODY: u32 = 4096;
 /// Most file descriptors with one message, as in the `vhost` crate.
 pub const MAX_FDS: usize = 32;
+
+/// How long a front-end's messages may wait for a pause.
+const PAUSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How relaying ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +98,7 @@ pub fn relay(
     let mut requests = Message::default();
     let mut replies = Message::default();
     let mut unanswered = 0usize;
-    let mut pausing = false;
+    let mut pausing: Option<Instant> = None;
     loop {
         replies.pass = true;
         // An answer of ours must not get into the middle of one of the handler's.
@@ -102,30 +106,35 @@ pub fn relay(
             unanswered += usize::from(look_at(&mut requests, &mut replies, intercept, said)?);
         }
         let idle = requests.bytes.is_empty() && replies.bytes.is_empty() && unanswered == 0;
-        if pausing && idle {
-            match said.may_pause() {
-                Ok(()) => return Ok(RelayEnd::Paused),
-                Err(why) => log::warn!("the front-end cannot go on with another process: {why}"),
-            }
-            pausing = false;
+        let late = pausing.is_some_and(|since| since.elapsed() >= PAUSE_LIMIT);
+        if pausing.is_some() && (idle || late) {
+            let refusal = match said.may_pause() {
+                Ok(()) if idle => return Ok(RelayEnd::Paused),
+                Ok(()) => "a message of its is not answered yet",
+                Err(why) => why,
+            };
+            log::warn!("the front-end cannot go on with another process: {refusal}");
+            pausing = None;
             forget(wishes.pause);
         }
         let mut fds = [
             PollFd::from_borrowed_fd(wishes.stop, PollFlags::IN),
-            PollFd::from_borrowed_fd(wishes.pause, only_if(!pausing, PollFlags::IN)),
+            PollFd::from_borrowed_fd(wishes.pause, only_if(pausing.is_none(), PollFlags::IN)),
             PollFd::new(handler, interest(&replies, &requests)?),
             PollFd::new(front_end, interest(&requests, &replies)?),
         ];
-        if pausing && requests.bytes.is_empty() {
+        if pausing.is_some() && requests.bytes.is_empty() {
             // No further request; HUP comes in any case.
             fds[3] = PollFd::new(front_end, only_if(replies.ready()?, PollFlags::OUT));
         }
-        wait(&mut fds)?;
+        wait(&mut fds, pausing.map(|_| PAUSE_LIMIT))?;
         let [stopped, paused, from_handler, from_front_end] = fds.map(|fd| fd.revents());
         if !stopped.is_empty() {
             return Ok(RelayEnd::Stopped);
         }
-        pausing |= !paused.is_empty();
+        if !paused.is_empty() {
+            pausing = Some(Instant::now());
+        }
         if !from_handler.is_empty() {
             match pump(handler, from_handler, &mut replies, &mut requests)? {
                 Pumped::End => return Ok(RelayEnd::HandlerClosed),
@@ -159,7 +168,6 @@ pub fn forget(event: BorrowedFd<'_>) {
 
 /// Does the handler answer this request?
 fn is_answered(code: u32, flags: u32, said: &Said) -> bool {
-    let acknowledged = said.protocol() & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
     let wants = flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
     let gets = [
         FrontendReq::GET_FEATURES,
@@ -169,7 +177,7 @@ fn is_answered(code: u32, flags: u32, said: &Said) -> bool {
         FrontendReq::GET_CONFIG,
         FrontendReq::GET_MAX_MEM_SLOTS,
     ];
-    wants && acknowledged || gets.iter().any(|get| *get as u32 == code)
+    wants && said.wants_acknowledgements() || gets.iter().any(|get| *get as u32 == code)
 }
 
 /// Lets a complete request pass to the handler, or replaces it by its reply. Returns
@@ -246,9 +254,10 @@ fn pump(
     Ok(if gone { Pumped::End } else { Pumped::Some })
 }
 
-fn wait(fds: &mut [PollFd<'_>]) -> Result<(), DeviceError> {
+fn wait(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), DeviceError> {
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     loop {
-        match poll(fds, None) {
+        match poll(fds, limit.as_ref()) {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(DeviceError::Connection(errno.into())),

@@ -203,8 +203,15 @@ impl Said {
         }
     }
 
+    /// Both features are negotiated that make the handler answer whoever asks for it.
+    pub fn wants_acknowledgements(&self) -> bool {
+        let negotiated = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        self.word64(FrontendReq::SET_FEATURES) & negotiated != 0
+            && self.protocol() & Protocol::REPLY_ACK.bits() != 0
+    }
+
     /// The protocol features that the front-end accepted.
-    pub fn protocol(&self) -> u64 {
+    fn protocol(&self) -> u64 {
         self.word64(FrontendReq::SET_PROTOCOL_FEATURES)
     }
 

@@ -308,7 +308,7 @@ fn open_map(
     match trust {
         Trust::Fresh | Trust::CleanClose => {}
         Trust::Kept { interrupted } => log::info!(
-            "the former daemon did not end properly; {interrupted} extents had writes in flight"
+            "the former daemon did not close the dirty map (killed, or upgraded); {interrupted} extents had writes in flight"
         ),
         Trust::Distrusted(why) => log::warn!(
             "the dirty map {} is not trusted ({why}): copies that are marked are compared as a whole",
