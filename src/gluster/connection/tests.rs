@@ -388,7 +388,11 @@ fn a_connection_at_rest_goes_on_with_another_owner_where_it_was() {
         std::io::Write::write_all(&mut peer.0, &[&mark[..], &notice[..30]].concat()).unwrap();
         let ping = peer.receive().unwrap();
         assert_eq!((ping.xid, ping.procedure), (0, 3));
-        std::io::Write::write_all(&mut peer.0, &notice[30..]).unwrap();
+        for byte in &notice[30..] {
+            // Each is seen on its own: the reader must not rest before the last.
+            std::io::Write::write_all(&mut peer.0, &[*byte]).unwrap();
+            thread::sleep(Duration::from_millis(2));
+        }
         peer.reply(ping.xid, b"");
         let next = peer.receive().unwrap();
         assert_eq!(next.xid, first.xid + 1);
