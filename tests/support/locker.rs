@@ -73,3 +73,15 @@ fn hold(
         Held { brick }
     })
 }
+
+/// Whether a stock heal waits on child `brick` for AFR's heal lock of `image`, which a
+/// session has.
+pub fn heal_waits(volume: &Volume, brick: usize, image: &str) -> bool {
+    let mut waits = false;
+    let held = hold(volume, brick, image, b"looker", |brick, set, gfid| {
+        waits = brick.inodelk_count(gfid, &domain::self_heal(set))? > 1;
+        Ok(Locked::Granted)
+    });
+    drop(held);
+    waits
+}
