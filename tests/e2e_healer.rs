@@ -1,4 +1,5 @@
-//! What a healer meets: marks that somebody took away, and another healer that ends.
+//! What a healer meets: marks that somebody took away, marks that need not be, another healer
+//! that ends.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
@@ -7,9 +8,11 @@ use std::fs::File;
 use std::process::Stdio;
 
 use bypass_harness::{Background, Cluster, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 use support::daemon::{BINARY, Daemon, run_dir};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
+use support::locker::heal_waits;
 use support::{IMAGE, PATIENCE, pattern, replica_3};
 
 const MIB: usize = 1 << 20;
@@ -76,4 +79,64 @@ fn a_heal_in_the_foreground_goes_on_when_the_healer_that_was_at_work_ends() {
     assert!(volume.marks(IMAGE).unwrap().is_clean());
     assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
     drop((disk, daemon));
+}
+
+#[test]
+fn a_session_that_wrote_nothing_leaves_no_mark_though_a_brick_is_away() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    volume.kill_brick(2).unwrap();
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    assert_eq!(daemon.status()["state"], "clean");
+    assert_eq!(daemon.stop().code(), Some(0));
+    let marks = volume.marks(IMAGE).unwrap();
+    assert!(marks.is_clean(), "{marks}");
+    // And one that wrote leaves those against the copy that misses it alone.
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    disk.write(0, &pattern(1, 0, 4096), PATIENCE).unwrap();
+    drop(disk);
+    let healer = Healer::start(volume.brick_node(0), &[]);
+    wait_until("brick 1 to be healed", PATIENCE, || {
+        let marks = volume.marks(IMAGE).unwrap();
+        let healed = !marks.accuses(0, 1) && !marks.accuses(1, 1);
+        healed.then_some(()).ok_or(marks.to_string())
+    })
+    .unwrap();
+    daemon.stop();
+    drop(healer);
+    let marks = volume.marks(IMAGE).unwrap();
+    assert!(marks.accuses(0, 2) && marks.accuses(1, 2), "{marks}");
+    assert!(!marks.accuses(0, 1) && !marks.accuses(1, 1), "{marks}");
+}
+
+/// Most bricks were lost for a moment, and a stock heal had them locked before the session
+/// was back. It waits for the brick that the session still holds.
+#[test]
+fn a_stock_heal_that_waits_for_our_last_brick_does_not_keep_the_others() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let daemon = Daemon::serve(&volume, 2, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    disk.write(0, &pattern(1, 0, MIB), PATIENCE).unwrap();
+    volume.kill_brick(0).unwrap();
+    volume.kill_brick(1).unwrap();
+    let pid = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    volume.revive().unwrap();
+    wait_until("a stock heal to wait", PATIENCE, || {
+        volume.trigger_heal().map_err(|error| error.to_string())?;
+        let waits = heal_waits(&volume, 2, IMAGE);
+        waits.then_some(()).ok_or_else(String::new)
+    })
+    .unwrap();
+
+    kill_process(pid, Signal::CONT).unwrap();
+    disk.write(0, &pattern(2, 0, MIB), PATIENCE).unwrap();
+    daemon.wait_log("turned away");
+    let healer = Healer::start(volume.brick_node(2), &[]);
+    daemon.wait_state("clean");
+    assert!(volume.marks(IMAGE).unwrap().is_clean());
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    drop((disk, healer, daemon));
 }

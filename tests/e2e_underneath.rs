@@ -60,6 +60,10 @@ impl BrickPort for NoHealLock {
         self.0.connect(lost)
     }
 
+    fn turn_heals_away(&mut self) -> Result<bool, PortError> {
+        self.0.turn_heals_away()
+    }
+
     fn holder(&mut self) -> Result<Option<Holder>, PortError> {
         self.0.holder()
     }

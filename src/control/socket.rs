@@ -25,8 +25,10 @@ pub const RUN_DIR: &str = "/run/bypass-blk";
 const MAX_LINE: u64 = 1 << 20;
 /// The longest time that a peer may take for its line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest time that an answer may take: a session may be waiting for bricks.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// The longest time that an answer may take, of a process that is not stuck.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for what changes marks: a session may be waiting for bricks.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Requests that are answered at one time; more wait.
 const MAX_CLIENTS: usize = 16;
 
@@ -71,6 +73,15 @@ pub enum Request {
     },
     /// To a healer that opened the image itself: somebody wants to serve it.
     Yield,
+}
+
+impl Request {
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Unmark | Self::Repair { .. } => CHANGE_TIMEOUT,
+            _ => ANSWER_TIMEOUT,
+        }
+    }
 }
 
 /// What is answered.
@@ -329,7 +340,10 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
     let ask = || -> io::Result<Answer> {
         let stream = UnixStream::connect(path)?;
         write_line(&stream, &serde_json::to_string(request)?)?;
-        Ok(serde_json::from_str(&read_line(&stream, ANSWER_TIMEOUT)?)?)
+        Ok(serde_json::from_str(&read_line(
+            &stream,
+            request.patience(),
+        )?)?)
     };
     let path = path.to_owned();
     match ask() {

@@ -272,6 +272,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_in_flight_in_a_killed_daemon_stays_dirty_though_nobody_is_marked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("map");
+        let killed = adopt(&path);
+        let begun = killed.map().begin_write(4096, 512);
+        assert_eq!(begun, crate::image::dirty::Begun::Yes);
+        drop(killed);
+        let peer = Peer::new(0).unwrap();
+        assert_eq!(adopt(&path).map().dirty_extents(peer), 1);
+    }
+
+    #[test]
     fn after_a_restart_of_the_host_all_of_it_is_compared() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("map");

@@ -318,6 +318,24 @@ impl BrickPort for GlusterPort {
         Ok(())
     }
 
+    fn turn_heals_away(&mut self) -> Result<bool, PortError> {
+        let set = &self.located.set;
+        let live = self.live()?;
+        let count = |domain: String| {
+            live.brick
+                .inodelk_count(live.gfid, &domain)
+                .map_err(refused)
+        };
+        let waiting = count(domain::self_heal(set))? > 1;
+        if !waiting || count(domain::data(set))? > 0 {
+            return Ok(false);
+        }
+        live.brick
+            .fail_waiting_inodelks(live.gfid)
+            .map_err(refused)?;
+        Ok(true)
+    }
+
     fn holder(&mut self) -> Result<Option<Holder>, PortError> {
         let (brick, fd) = self.fd(OpenMode::ReadWrite)?;
         let foreign = brick

@@ -169,6 +169,16 @@ pub trait BrickPort: Send {
     /// As the connection fails.
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError>;
 
+    /// Fails the requests of stock heals that wait here for [`Lock::Heal`], which is ours.
+    /// Holding it on most bricks already, one waits for the rest without a limit
+    /// (`afr_selfheal_tie_breaker_inodelk`), and so keeps us from joining those bricks.
+    /// Returns whether there were any. Left alone while anybody uses [`Lock::Data`] here,
+    /// for whoever waits for that fails, too.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn turn_heals_away(&mut self) -> Result<bool, PortError>;
+
     /// The published record of another session, if there is one.
     ///
     /// # Errors

@@ -168,6 +168,7 @@ impl Runner {
                 log::info!("brick {name} not joined yet: {why}");
                 self.note(brick, |copy| copy.why_away = Some(why));
             }
+            Report::HealInTheWay => self.turn_heals_away(),
             Report::TakenByOther { holder, accuses } => {
                 log::warn!("brick {name} is back, but locked by another session: {holder}");
                 self.note(brick, |copy| {

@@ -192,7 +192,11 @@ fn error(what: &'static str, path: &Path, source: io::Error) -> StateError {
 
 fn read(path: &Path) -> Option<Entry> {
     let read = || -> io::Result<Entry> {
-        if std::fs::metadata(path)?.len() > MAX_ENTRY {
+        let found = std::fs::metadata(path)?;
+        if !found.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        if found.len() > MAX_ENTRY {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         Ok(serde_json::from_slice(&std::fs::read(path)?)?)
@@ -236,6 +240,9 @@ mod tests {
         let entries = [entry("/a"), entry("/b")];
         entries.iter().rev().for_each(|e| state.store(e).unwrap());
         std::fs::write(state.document("gv0", Uuid::nil()), b"{ half").unwrap();
+        let pipe = state.document("gv0", Uuid::from_u128(1));
+        // Whoever reads one waits for a writer.
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
         assert_eq!(state.entries().unwrap(), entries);
         assert_eq!(state.entry("gv0", entries[1].gfid).as_ref(), entries.get(1));
         let map = state.map("gv0", entries[0].gfid);

@@ -16,7 +16,6 @@ use crate::image::local::Watch;
 use crate::image::machine::{Action, Event, Phase};
 use crate::image::port::{CopyState, accused};
 use crate::image::session::Ending;
-use crate::image::snapshot::CopySnapshot;
 use crate::image::unmarking::Absent;
 use crate::image::{data_lock, unmarking};
 
@@ -27,13 +26,37 @@ const LANDING_PAUSE: Duration = Duration::from_millis(5);
 
 impl Runner {
     /// What reachable peers miss must have this session's marks before it is healed.
-    /// Marks against those that are away stand already, and are enough.
+    /// Of those that are away the marks that stand are enough; there are none where only
+    /// what was in flight in a killed daemon may have landed.
     pub(super) fn mark_debt(&mut self) {
         let Some(debt) = &self.debt else { return };
         let held = self.machine.held();
-        let reachable = debt.behind().iter().any(|peer| held.contains(peer));
-        if reachable && self.machine.phase() == &Phase::Unmarked {
+        let rows = self.rows_held();
+        let stand = |peer| rows.iter().flatten().any(|row| row.contains(peer));
+        let unmarked = |peer| held.contains(peer) || !stand(peer);
+        if debt.behind().iter().any(unmarked) && self.machine.phase() == &Phase::Unmarked {
             self.take(Event::WriteWanted);
+        }
+    }
+
+    /// A stock heal that got most bricks while they were lost to us waits for those that
+    /// we hold, and we for those that it has. It begins anew later, and finds all locked.
+    pub(super) fn turn_heals_away(&mut self) {
+        let held = self.machine.held();
+        let ask = |brick: usize| {
+            let worker = self.workers.get(brick)?;
+            Some((brick, worker.ask(|port| port.turn_heals_away())))
+        };
+        let asked: Vec<_> = held.iter().filter_map(ask).collect();
+        for (brick, answer) in asked {
+            match data_lock::wait(answer) {
+                Ok(false) => {}
+                Ok(true) => log::info!(
+                    "a heal of Gluster's own that waited for {} is turned away",
+                    self.names.one(brick)
+                ),
+                Err(error) => log::warn!("brick {}: {error}", self.names.one(brick)),
+            }
         }
     }
 
@@ -110,12 +133,15 @@ impl Runner {
         let Some(debt) = &self.debt else {
             return Ending::Behind;
         };
-        if debt.behind().is_empty() && self.is_unmarked() {
-            return self.made_durable();
+        let all_held = self.machine.held() == self.shape.all();
+        if self.marked().without(debt.behind()).is_empty() {
+            // Nothing to remove. A brick that is away may have marks.
+            let settled = all_held && debt.behind().is_empty();
+            let durable = self.made_durable();
+            return if settled { durable } else { Ending::Behind };
         }
         match self.unmark() {
-            // A brick that was away may still have marks.
-            Unmarked::All if self.machine.held() == self.shape.all() => Ending::AllEqual,
+            Unmarked::All if all_held => Ending::AllEqual,
             Unmarked::All | Unmarked::Some { .. } => Ending::Behind,
             Unmarked::NotYet { why } => {
                 log::info!("the marks stay: {why}");
@@ -190,14 +216,25 @@ impl Runner {
         }
     }
 
-    /// No brick has a mark, all of them being known.
-    fn is_unmarked(&self) -> bool {
+    /// The children that a brick which is held accuses, or may accuse.
+    fn marked(&self) -> BrickSet {
+        let unknown = |rows: &Vec<Option<BrickSet>>| rows.iter().any(Option::is_none);
+        let rows = self.rows_held();
+        if self.machine.phase() != &Phase::Unmarked || unknown(&rows) {
+            return self.shape.all();
+        }
+        rows.into_iter()
+            .flatten()
+            .flat_map(|row| row.iter().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Whom each brick that is held accuses, as far as known.
+    fn rows_held(&self) -> Vec<Option<BrickSet>> {
         let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
-        let unmarked = |copy: &CopySnapshot| {
-            let marks = copy.pending.as_ref().filter(|_| copy.locked);
-            marks.is_some_and(|marks| marks.iter().all(|&count| count == 0))
-        };
-        self.machine.phase() == &Phase::Unmarked && snapshot.copies.iter().all(unmarked)
+        let row = |brick| snapshot.copies.get::<usize>(brick)?.pending.as_deref();
+        let held = self.machine.held();
+        held.iter().map(|brick| row(brick).map(accused)).collect()
     }
 
     /// Takes in what the bricks say. Has somebody else marked a peer?
