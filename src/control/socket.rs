@@ -78,7 +78,7 @@ pub enum Request {
 impl Request {
     fn patience(&self) -> Duration {
         match self {
-            Self::Unmark | Self::Repair { .. } => CHANGE_TIMEOUT,
+            Self::Unmark { .. } | Self::Repair { .. } => CHANGE_TIMEOUT,
             _ => ANSWER_TIMEOUT,
         }
     }

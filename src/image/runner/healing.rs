@@ -167,7 +167,7 @@ impl Runner {
         if let Some(peer) = behind.iter().find(|&peer| held.contains(peer)) {
             return Err(format!("{} is being healed", self.names.one(peer)));
         }
-        if self.marked_peers().iter().any(|peer| held.contains(peer)) {
+        if self.marked().iter().any(|peer| held_peers.contains(peer)) {
             let unmarked = match self.unmark() {
                 Unmarked::All => peers,
                 Unmarked::Some { peers: gone } => {
@@ -184,20 +184,6 @@ impl Runner {
             Ending::AllEqual if held == self.shape.all() => Ok(Ending::AllEqual),
             _ => Ok(Ending::Behind),
         }
-    }
-
-    /// The children that some brick that is held accuses, or may accuse.
-    fn marked_peers(&self) -> BrickSet {
-        if self.machine.phase() != &Phase::Unmarked {
-            return self.shape.peers();
-        }
-        let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
-        let held = self.machine.held();
-        let marks = held
-            .iter()
-            .filter_map(|brick| snapshot.copies.get(brick)?.pending.as_ref());
-        let accused = marks.flat_map(|marks| (0..marks.len()).filter(|&child| marks[child] != 0));
-        accused.collect()
     }
 
     /// Marks that somebody removed without an fsync would be back after a power cut.
