@@ -199,6 +199,7 @@ impl Image {
     fn arm(&self, armed: bool) -> Result<(), Failure> {
         match socket::ask(&self.socket, &Request::HandOver { armed })? {
             Answer::Done => Ok(()),
+            Answer::Refused { why } | Answer::Ended { why } => Err(self.failed(&why)),
             other => Err(ControlError::unexpected(&self.socket, &other).into()),
         }
     }

@@ -13,9 +13,9 @@ use clap::{ArgGroup, Args, ValueEnum};
 use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::socket::ControlSocket;
 use crate::control::status::Identity;
-use crate::device::{Config, Disk, Server};
+use crate::device::{CacheMode, Config, Disk, EndReason, Server};
 use crate::image::dirty::ExtentSize;
-use crate::image::error::stop_message;
+use crate::image::error::{chain, stop_message};
 use crate::image::local;
 use crate::image::locate::{Bypassable, Located};
 use crate::image::open::{FenceWish, Terms};
@@ -206,6 +206,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let (size, path) = (local.size, local.path);
     let disk = Disk::new(local.file, &serial(&args, &place.located))?;
     let server = Server::new(disk, custodian.door(), config)?;
+    let cache = server.cache_mode();
+    keep_cache_mode(&cache, &state, &place.located);
     let handle = server.stop_handle();
     stop.tell(move || handle.stop());
 
@@ -228,6 +230,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             front_end: front_end.clone(),
             socket: listener.name(),
             read_only: args.read_only,
+            cache,
         }),
         last_timed: Mutex::default(),
     });
@@ -270,6 +273,21 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     }
 }
 
+/// A daemon that is started again under a running guest is not told its cache mode.
+fn keep_cache_mode(cache: &CacheMode, state: &StateDir, located: &Located) {
+    let (volume, gfid) = (located.volume.clone(), located.gfid);
+    let through = state.write_through(&volume, gfid);
+    if through {
+        log::info!("the guest's disk was write-through, and is until a new guest connects");
+    }
+    let state = state.clone();
+    cache.keep_with(!through, move |writeback| {
+        state
+            .keep_write_through(&volume, gfid, !writeback)
+            .map_err(|error| std::io::Error::other(chain(&error)))
+    });
+}
+
 /// They end when this is dropped.
 fn start_metrics(
     args: &ServeArgs,
@@ -301,8 +319,12 @@ fn serve_front_ends<G: crate::device::gate::Gate>(
         let ended = server.serve(stream);
         front_end.store(false, Ordering::SeqCst);
         match ended {
+            Ok(EndReason::Unused) => log::info!(
+                "front-end gone before a guest used the disk. If QEMU comes and goes again and again, its own log says \
+                 why; mostly serve has fewer --num-queues than QEMU"
+            ),
             Ok(reason) => log::info!("front-end gone: {reason:?}"),
-            Err(error) => log::warn!("front-end dropped: {}", crate::image::error::chain(&error)),
+            Err(error) => log::warn!("front-end dropped: {}", chain(&error)),
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::control::socket::{Answer, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
-use crate::device::Stats;
+use crate::device::{CacheMode, QueueSnapshot, Stats};
 use crate::image::custody::Custody;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Job, LinkError};
@@ -49,6 +49,37 @@ pub struct Device {
     pub socket: String,
     /// The disk is read-only.
     pub read_only: bool,
+    /// How the guest wants its writes.
+    pub cache: Arc<CacheMode>,
+}
+
+impl Device {
+    /// Why a migration would harm the guest now: what another host does not learn.
+    fn must_stay(&self) -> Option<String> {
+        must_stay(self.stats.snapshot().total(), self.cache.writeback())
+    }
+}
+
+fn must_stay(queues: QueueSnapshot, writeback: bool) -> Option<String> {
+    if queues.starts == 0 {
+        return Some(
+            "no guest has used the disk since this daemon was started. One that runs connects within moments: \
+             try again then"
+                .to_owned(),
+        );
+    }
+    if queues.unrepeated > 0 {
+        return Some(format!(
+            "{} requests that were in flight when the daemon before this one died wait to be done again, and would be \
+             lost: try again when `bypass-blk status` shows no stalled write",
+            queues.unrepeated
+        ));
+    }
+    (!writeback).then(|| {
+        "the guest has set its disk to write-through, which QEMU does not tell the other host: its writes would not be \
+         durable there. Set it to write-back while it is migrated (in Linux /sys/block/vda/cache_type), and back after"
+            .to_owned()
+    })
 }
 
 impl Service {
@@ -114,7 +145,12 @@ impl Service {
             Custody::Ended => Answer::Ended {
                 why: "it has stopped".to_owned(),
             },
-            _ => {
+            custody => {
+                let held = armed && custody == Custody::Held;
+                let device = self.serving.as_ref().filter(|_| held);
+                if let Some(why) = device.and_then(Device::must_stay) {
+                    return Answer::Refused { why };
+                }
                 seat.arm(armed);
                 Answer::Done
             }
@@ -214,5 +250,31 @@ impl From<&crate::device::QueueSnapshot> for QueueStatus {
             in_flight: queue.in_flight,
             parked: queue.parked,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_whose_guest_would_lose_something_is_not_given_away() {
+        let quiet = QueueSnapshot {
+            starts: 2,
+            // Put back into the ring when it stops: the other host takes it.
+            parked: 1,
+            in_flight: 3,
+            ..QueueSnapshot::default()
+        };
+        assert_eq!(must_stay(quiet, true), None);
+        let why = |queues, writeback| must_stay(queues, writeback).unwrap_or_default();
+        let repeating = QueueSnapshot {
+            unrepeated: 7,
+            ..quiet
+        };
+        assert!(why(repeating, true).starts_with("7 requests"));
+        assert!(why(quiet, false).contains("write-through"));
+        let unseen = QueueSnapshot { starts: 0, ..quiet };
+        assert!(why(unseen, true).contains("no guest has used"));
     }
 }

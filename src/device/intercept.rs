@@ -4,7 +4,7 @@
 //! `GET_INFLIGHT_FD` and `SET_INFLIGHT_FD` it refuses, `SET_LOG_BASE` goes to a
 //! kind of bitmap that is not ours, `SET_LOG_FD` it does not know, of
 //! `SET_VRING_ADDR` it forgets where the used ring is logged, and memory it maps
-//! without a look at the file. The relay shows every message here before it
+//! without a look at the file. Why it refuses a feature or a ring it does not say. The relay shows every message here before it
 //! passes it on. Payloads are as in the vhost-user specification, "Payload", in
 //! the machine's byte order.
 
@@ -97,27 +97,61 @@ struct RegionBody {
     offset: u64,
 }
 
+/// `vhost_vring_state`.
+#[derive(FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct StateBody {
+    index: u32,
+    number: u32,
+}
+
+/// What a front-end can have of this device.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Virtio and vhost feature bits.
+    pub features: u64,
+    /// Number of queues.
+    pub queues: u16,
+    /// Entries of the largest ring.
+    pub queue_size: u16,
+}
+
 /// Bytes before the regions, of `SET_MEM_TABLE` and of `ADD_MEM_REG` alike.
 const BEFORE_REGIONS: usize = 8;
 
 /// For one connection.
 pub struct Intercept {
+    offer: Offer,
     inflight: Arc<Inflight>,
     logging: Arc<Logging>,
     memory: MemoryHandle,
     /// The protocol features that the front-end accepted.
     acked: u64,
+    /// A driver has negotiated.
+    used: bool,
 }
 
 impl Intercept {
     /// Keeps `inflight` and `logging` as the front-end says; `memory` is the map in force.
-    pub fn new(inflight: Arc<Inflight>, logging: Arc<Logging>, memory: MemoryHandle) -> Self {
+    pub fn new(
+        offer: Offer,
+        inflight: Arc<Inflight>,
+        logging: Arc<Logging>,
+        memory: MemoryHandle,
+    ) -> Self {
         Self {
+            offer,
             inflight,
             logging,
             memory,
             acked: 0,
+            used: false,
         }
+    }
+
+    /// Whether a guest's driver has used the disk in this connection.
+    pub fn used(&self) -> bool {
+        self.used
     }
 
     /// Deals with a message, or lets it pass. Takes the file descriptors that came
@@ -137,6 +171,19 @@ impl Intercept {
             FrontendReq::SET_PROTOCOL_FEATURES => {
                 if let Ok(acked) = u64::read_from_bytes(request.body) {
                     self.acked = acked;
+                }
+                Ok(Verdict::Pass)
+            }
+            FrontendReq::SET_FEATURES => {
+                if let Ok(acked) = u64::read_from_bytes(request.body) {
+                    self.check_features(acked)?;
+                }
+                self.used = true;
+                Ok(Verdict::Pass)
+            }
+            FrontendReq::SET_VRING_NUM => {
+                if let Ok(body) = StateBody::read_from_bytes(request.body) {
+                    self.check_ring(&body)?;
                 }
                 Ok(Verdict::Pass)
             }
@@ -166,6 +213,34 @@ impl Intercept {
             }
             _ => Ok(Verdict::Pass),
         }
+    }
+
+    /// The handler would refuse these as well, without a word that helps whoever has
+    /// started a daemon with other options under a running guest.
+    fn check_features(&self, acked: u64) -> Result<(), DeviceError> {
+        match acked & !self.offer.features {
+            0 => Ok(()),
+            missing => Err(DeviceError::Features { missing }),
+        }
+    }
+
+    fn check_ring(&self, ring: &StateBody) -> Result<(), DeviceError> {
+        let Offer {
+            queues, queue_size, ..
+        } = self.offer;
+        if ring.index >= queues.into() {
+            return Err(DeviceError::NoSuchQueue {
+                asked: ring.index,
+                queues,
+            });
+        }
+        if ring.number > queue_size.into() {
+            return Err(DeviceError::RingSize {
+                asked: ring.number,
+                queue_size,
+            });
+        }
+        Ok(())
     }
 
     /// A queue that does not exist is for the handler to refuse.

@@ -49,6 +49,7 @@ mod stats;
 mod transfer;
 mod vring;
 
+pub use cache::CacheMode;
 pub use config::Config;
 pub use disk::{Alignment, Disk};
 pub use error::{DeviceError, HandlerError};

@@ -17,12 +17,13 @@ use vmm_sys_util::eventfd::EventFd;
 use super::backend::Backend;
 use super::cache::CacheMode;
 use super::config::Config;
+use super::config_space;
 use super::control::Control;
 use super::disk::Disk;
 use super::error::DeviceError;
 use super::gate::Gate;
 use super::inflight::Inflight;
-use super::intercept::Intercept;
+use super::intercept::{Intercept, Offer};
 use super::logging::Logging;
 use super::memory::{Epoch, Memory, MemoryHandle, View};
 use super::queue::Queue;
@@ -35,6 +36,8 @@ use super::stats::Stats;
 pub enum EndReason {
     /// The front-end closed the connection.
     Disconnected,
+    /// It did so before a guest's driver used the disk.
+    Unused,
     /// [`StopHandle::stop`] was called.
     Stopped,
 }
@@ -84,7 +87,7 @@ impl<G: Gate> Server<G> {
                 gate,
                 stats: Arc::new(Stats::new(config.num_queues)),
                 config,
-                cache: CacheMode::new(),
+                cache: Arc::new(CacheMode::new()),
             }),
             wakes,
             stop: StopHandle(Arc::new(stop)),
@@ -114,7 +117,7 @@ impl<G: Gate> Server<G> {
         let backend = Arc::new(self.backend(&memory, &controls, &connection)?);
         let wake_event = backend.wake_event();
         let Connection { inflight, logging } = connection;
-        let mut intercept = Intercept::new(inflight, logging, memory.clone());
+        let mut intercept = Intercept::new(self.offer(), inflight, logging, memory.clone());
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
             .map_err(|error| DeviceError::Start(error.into()))?;
         for (handler, wake) in daemon.get_epoll_handlers().iter().zip(&self.wakes) {
@@ -138,7 +141,8 @@ impl<G: Gate> Server<G> {
         let verdict = daemon.wait();
         drop(daemon);
         match end? {
-            RelayEnd::FrontEndClosed => Ok(EndReason::Disconnected),
+            RelayEnd::FrontEndClosed if intercept.used() => Ok(EndReason::Disconnected),
+            RelayEnd::FrontEndClosed => Ok(EndReason::Unused),
             RelayEnd::Stopped => Ok(EndReason::Stopped),
             RelayEnd::HandlerClosed => {
                 Err(verdict.err().map_or(DeviceError::HandlerGone, |error| {
@@ -148,13 +152,21 @@ impl<G: Gate> Server<G> {
         }
     }
 
+    fn offer(&self) -> Offer {
+        Offer {
+            features: config_space::features(&self.shared.disk),
+            queues: self.shared.config.num_queues,
+            queue_size: self.shared.config.queue_size,
+        }
+    }
+
     fn backend(
         &self,
         memory: &MemoryHandle,
         controls: &[Arc<Control>],
         connection: &Connection,
     ) -> Result<Backend<G>, DeviceError> {
-        self.shared.cache.negotiated(0);
+        self.shared.cache.connected();
         let epoch = Arc::new(Epoch::default());
         let queues = controls
             .iter()
@@ -180,6 +192,11 @@ impl<G: Gate> Server<G> {
     /// Ends [`serve`](Self::serve) from another thread.
     pub fn stop_handle(&self) -> StopHandle {
         self.stop.clone()
+    }
+
+    /// The cache mode that the guest has chosen.
+    pub fn cache_mode(&self) -> Arc<CacheMode> {
+        Arc::clone(&self.shared.cache)
     }
 
     /// What the queues have done, over all connections.

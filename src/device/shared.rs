@@ -20,7 +20,7 @@ pub struct Shared<G> {
     /// What is counted.
     pub stats: Arc<Stats>,
     /// Whether changes must be durable when they are answered.
-    pub cache: CacheMode,
+    pub cache: Arc<CacheMode>,
 }
 
 /// What one connection has for each of its queues.

@@ -20,6 +20,7 @@ pub struct Daemon {
     log: PathBuf,
     socket: PathBuf,
     node: Node,
+    args: Vec<String>,
 }
 
 /// A daemon that ended before it served.
@@ -57,11 +58,32 @@ impl Daemon {
         Self::start_on(volume.brick_node(brick), &all)
     }
 
+    /// Starts a daemon of [`IMAGE`] that listens at `socket`, where another one has
+    /// listened, and does not wait.
+    pub fn start_at(volume: &Volume, brick: usize, socket: &str, extra: &[&str]) -> Daemon {
+        let mut args = vec!["--volume", volume.name(), "--image", IMAGE];
+        args.extend(extra);
+        let args = args.iter().map(ToString::to_string).collect();
+        Self::launch(volume.brick_node(brick), socket.into(), args)
+    }
+
     /// Starts a daemon on a node with these arguments (and a socket path).
     pub fn start_on(node: &Node, args: &[&str]) -> Daemon {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let file = |end: &str| node.place().dir().join(format!("daemon{id}.{end}"));
-        let (log, socket) = (file("log"), file("sock"));
+        let socket = node.place().dir().join(format!("daemon{id}.sock"));
+        Self::launch(node, socket, args.iter().map(ToString::to_string).collect())
+    }
+
+    /// SIGKILL, and a new process with the same arguments, as a supervisor starts it.
+    /// Does not wait until it listens.
+    pub fn restart(mut self) -> Daemon {
+        self.process.kill();
+        Self::launch(&self.node, self.socket, self.args)
+    }
+
+    fn launch(node: &Node, socket: PathBuf, args: Vec<String>) -> Daemon {
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let log = node.place().dir().join(format!("daemon{id}.log"));
         let (run_dir, state_dir) = (run_dir(node), state_dir(node));
         let mut command = node.command(BINARY);
         command
@@ -72,7 +94,7 @@ impl Daemon {
             .arg(&run_dir)
             .arg("--state-dir")
             .arg(&state_dir)
-            .args(args)
+            .args(&args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
@@ -82,6 +104,7 @@ impl Daemon {
             log,
             socket,
             node: node.clone(),
+            args,
         }
     }
 

@@ -79,6 +79,11 @@ impl Agent {
         locked(&self.inbox).ready
     }
 
+    /// The guest is about to boot again.
+    pub(crate) fn expect_ready(&self) {
+        locked(&self.inbox).ready = false;
+    }
+
     /// A script that was started through another agent connection of the same guest: its
     /// answer comes here.
     pub(crate) fn adopt(&self, job: &Job) -> Job {
