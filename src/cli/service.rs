@@ -75,7 +75,7 @@ impl Service {
                     .and_then(|(session, job)| repair(&session, &job, child, &ranges))
                     .map(|()| Answer::Done),
             ),
-            Request::HandOver { armed } => self.arm(armed),
+            Request::HandOver { armed, to } => self.arm(armed, to),
             Request::Bandwidth { .. } | Request::Yield => Answer::Refused {
                 why: "this is no healer".to_owned(),
             },
@@ -104,7 +104,7 @@ impl Service {
         }
     }
 
-    fn arm(&self, armed: bool) -> Answer {
+    fn arm(&self, armed: bool, to: Option<usize>) -> Answer {
         let Image::Seat(seat) = &self.image else {
             return Answer::Refused {
                 why: "this process heals the image and does not serve it".to_owned(),
@@ -115,7 +115,7 @@ impl Service {
                 why: "it has stopped".to_owned(),
             },
             _ => {
-                seat.arm(armed);
+                seat.arm(armed, to);
                 Answer::Done
             }
         }

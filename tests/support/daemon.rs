@@ -20,6 +20,7 @@ pub struct Daemon {
     log: PathBuf,
     socket: PathBuf,
     node: Node,
+    args: Vec<String>,
 }
 
 /// A daemon that ended before it served.
@@ -60,8 +61,17 @@ impl Daemon {
     /// Starts a daemon on a node with these arguments (and a socket path).
     pub fn start_on(node: &Node, args: &[&str]) -> Daemon {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let file = |end: &str| node.place().dir().join(format!("daemon{id}.{end}"));
-        let (log, socket) = (file("log"), file("sock"));
+        let socket = node.place().dir().join(format!("daemon{id}.sock"));
+        Self::start_at(
+            node,
+            socket,
+            args.iter().copied().map(str::to_owned).collect(),
+        )
+    }
+
+    fn start_at(node: &Node, socket: PathBuf, args: Vec<String>) -> Daemon {
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let log = node.place().dir().join(format!("daemon{id}.log"));
         let (run_dir, state_dir) = (run_dir(node), state_dir(node));
         let mut command = node.command(BINARY);
         command
@@ -72,7 +82,7 @@ impl Daemon {
             .arg(&run_dir)
             .arg("--state-dir")
             .arg(&state_dir)
-            .args(args)
+            .args(&args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
@@ -82,7 +92,27 @@ impl Daemon {
             log,
             socket,
             node: node.clone(),
+            args,
         }
+    }
+
+    /// SIGKILL, and nobody in its place yet: see [`Daemon::again`].
+    pub fn crash(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it anew at the same socket with the same arguments, as a supervisor does,
+    /// and waits until it listens.
+    pub fn again(&mut self) {
+        self.process.kill();
+        let daemon = Self::start_at(&self.node, self.socket.clone(), self.args.clone());
+        *self = daemon.wait_listening().unwrap();
+    }
+
+    /// Waits for its end by itself; its exit code and log.
+    pub fn ended(&mut self) -> (Option<i32>, String) {
+        let status = self.process.wait(PATIENCE).unwrap();
+        (status.code(), self.log())
     }
 
     /// Waits until the daemon listens, or has ended instead.

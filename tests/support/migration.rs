@@ -1,0 +1,317 @@
+//! A guest that writes and verifies, two hosts between which it moves, and a witness who
+//! never sees both of them hold the image.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bypass_harness::{
+    Cluster, Disk, Guest, GuestConfig, GuestImage, Job, Node, Volume, wait_until,
+};
+use serde_json::{Value, json};
+
+use super::daemon::{Daemon, run_dir, run_on};
+use super::healer::Healer;
+use super::{IMAGE, PATIENCE, replica_3};
+
+/// Guests are slow here: translated, two cores.
+const GUEST_PATIENCE: Duration = Duration::from_secs(120);
+/// Where the target's QEMU listens.
+const PORT: u16 = 4444;
+/// Writes and verifies, each round with other bytes, until it is told to end.
+const LOAD: &str = "
+n=0
+until [ -e /run/end ]; do
+    n=$((n + 1))
+    fio --name=load --filename=/dev/vda --rw=randwrite --bs=4k --iodepth=16 --size=12M \\
+        --ioengine=libaio --direct=1 --thread --randseed=$n \\
+        --verify=crc32c --verify_fatal=1 --do_verify=1 >/run/load 2>&1 || {
+        cat /run/load >&2
+        exit 1
+    }
+done
+echo $n";
+
+/// Changes its memory all the time.
+const CHANGES: &str = "until [ -e /run/end ]; do cp /bin/busybox /run/junk; done";
+
+/// Two hosts of three, one guest that writes and verifies at the first.
+pub struct Move {
+    pub cluster: Cluster,
+    pub volume: Volume,
+    pub source: Daemon,
+    pub target: Daemon,
+    pub healers: [Healer; 2],
+    /// The source's QEMU.
+    pub here: Guest,
+    /// The target's, while there is one.
+    pub there: Option<Guest>,
+    image: GuestImage,
+    load: Job,
+    witness: Witness,
+}
+
+impl Move {
+    /// The guest is at work when this returns. `healing` are options of the healers.
+    pub fn prepare(healing: &[&str]) -> Move {
+        let cluster = Cluster::start(3).unwrap();
+        let volume = replica_3(&cluster);
+        let source = Daemon::serve(&volume, 0, &["--lock-timeout", "60s"]);
+        let target = Daemon::serve(&volume, 1, &["--incoming", "--lock-timeout", "60s"]);
+        let healers = [0, 1].map(|brick| Healer::start(volume.brick_node(brick), healing));
+        let witness = Witness::start([0, 1].map(|brick| volume.brick_node(brick).clone()));
+        let image = GuestImage::prepare().unwrap();
+        let here = Guest::boot(&image, volume.brick_node(0).place(), &disk(&source)).unwrap();
+        let load = here.start(LOAD).unwrap();
+        source.wait_state("dirty");
+        let mut to = Move {
+            cluster,
+            volume,
+            source,
+            target,
+            healers,
+            here,
+            there: None,
+            image,
+            load,
+            witness,
+        };
+        to.new_target();
+        to
+    }
+
+    /// A QEMU that waits for the guest at the target.
+    pub fn new_target(&mut self) {
+        // The port is that of the last one.
+        self.there = None;
+        let place = self.volume.brick_node(1).place().clone();
+        let there = Guest::incoming(&self.image, &place, &disk(&self.target), &self.uri());
+        self.there = Some(there.unwrap());
+    }
+
+    fn uri(&self) -> String {
+        format!("tcp:{}:{PORT}", self.volume.brick_node(1).address())
+    }
+
+    /// `bypass-blk handover` at the source, to the target's host.
+    pub fn handover(&self, extra: &[&str]) -> (Option<i32>, String) {
+        let node = self.volume.brick_node(0);
+        let (run_dir, name) = (run_dir(node), format!("{}{IMAGE}", self.volume.name()));
+        // Guests write fast: it is the rest that counts, whatever it takes.
+        let mut args = vec!["handover", &name, "--max-downtime", "60s", "--run-dir"];
+        let to = self.volume.brick_node(1).address();
+        args.extend([run_dir.to_str().unwrap(), "--to", to]);
+        args.extend(extra);
+        run_on(node, &args)
+    }
+
+    /// [`Move::handover`], which must succeed.
+    pub fn hand_over(&self) {
+        let (code, said) = self.handover(&[]);
+        assert_eq!(code, Some(0), "{said}");
+    }
+
+    /// Begins to migrate, so slowly that it comes to no end.
+    pub fn begin(&self) {
+        self.parameters(json!({ "max-bandwidth": 65536 }));
+        self.here.migrate(&self.uri()).unwrap();
+        self.here.wait_migration("active").unwrap();
+    }
+
+    /// Begins to migrate; all of the memory has been sent at least once then. Until
+    /// [`Move::go_on`] the guest changes more than may be left for the end.
+    pub fn begin_and_send_all(&self) {
+        self.here.start(CHANGES).unwrap();
+        self.parameters(json!({ "downtime-limit": 1, "max-bandwidth": 32 << 20 }));
+        self.here.migrate(&self.uri()).unwrap();
+        wait_until("several passes over the memory", PATIENCE, || {
+            let told = self.here.qmp().execute("query-migrate", json!({}));
+            let told = told.map_err(|error| error.to_string())?;
+            let passes = told["ram"]["dirty-sync-count"].as_u64();
+            let many = passes.is_some_and(|passes| passes >= 3);
+            many.then_some(()).ok_or(told.to_string())
+        })
+        .unwrap();
+    }
+
+    /// Lets the migration that was begun come to its end.
+    pub fn go_on(&self) {
+        self.parameters(json!({ "downtime-limit": 60_000, "max-bandwidth": 1u64 << 30 }));
+    }
+
+    /// The same up to where the guest stands still at the source, its rings stopped.
+    pub fn go_on_to_the_brink(&self) {
+        self.pause_before_switch_over(true);
+        self.go_on();
+        self.here.wait_migration("pre-switchover").unwrap();
+    }
+
+    /// The guest goes on at the source.
+    pub fn cancel(&self) {
+        self.ask("migrate_cancel", json!({}));
+        self.here.wait_migration("cancelled").unwrap();
+        self.pause_before_switch_over(false);
+        wait_until("the guest to run at the source", PATIENCE, || {
+            let status = self.here.qmp().execute("query-status", json!({}));
+            let status = status.map_err(|error| error.to_string())?;
+            (status["status"] == "running")
+                .then_some(())
+                .ok_or(status.to_string())
+        })
+        .unwrap();
+        // It answers a script, and its disk answers it.
+        let read = "dd if=/dev/vda of=/dev/null bs=1M count=1 2>&1";
+        self.here.run(read, GUEST_PATIENCE).unwrap();
+        assert_eq!(self.handover(&["--cancel"]).0, Some(0));
+        self.wait_custody(&self.source, "held");
+    }
+
+    fn pause_before_switch_over(&self, state: bool) {
+        let capability = json!({ "capability": "pause-before-switchover", "state": state });
+        let capabilities = json!({ "capabilities": [capability] });
+        self.ask("migrate-set-capabilities", capabilities);
+    }
+
+    fn parameters(&self, parameters: Value) {
+        self.ask("migrate-set-parameters", parameters);
+    }
+
+    fn ask(&self, command: &str, arguments: Value) {
+        self.here.qmp().execute(command, arguments).unwrap();
+    }
+
+    /// The guest is at the target from now on.
+    pub fn arrived(&mut self) {
+        self.load = self.guest_there().adopt(&self.load);
+        self.wait_custody(&self.target, "held");
+        self.assert_holder(&self.target);
+    }
+
+    pub fn guest_there(&self) -> &Guest {
+        self.there.as_ref().unwrap()
+    }
+
+    pub fn wait_custody(&self, daemon: &Daemon, wanted: &str) {
+        wait_until(format!("custody {wanted}"), PATIENCE, || {
+            let found = custody(daemon);
+            (found == wanted)
+                .then_some(())
+                .ok_or_else(|| format!("{found}: {}", daemon.log()))
+        })
+        .unwrap();
+    }
+
+    /// What the bricks say of who holds the image, asked at the third host.
+    pub fn assert_holder(&self, daemon: &Daemon) {
+        let node = self.volume.brick_node(2);
+        let name = format!("{}{IMAGE}", self.volume.name());
+        let asked = ["status", &name, "--json", "--server", node.address()];
+        let (code, said) = run_on(node, &asked);
+        assert_eq!(code, Some(0), "{said}");
+        let status: Value = serde_json::from_str(&said).unwrap();
+        let status = status.get(0).unwrap_or(&status);
+        assert_eq!(status["holder"]["pid"], daemon.pid(), "{said}");
+    }
+
+    /// Ends the load in the guest at one of the hosts: every byte it read was right.
+    pub fn end_load(&mut self, at_target: bool) {
+        let guest = match at_target {
+            true => self.there.as_ref().unwrap(),
+            false => &self.here,
+        };
+        guest.run("touch /run/end", GUEST_PATIENCE).unwrap();
+        let load = guest.adopt(&self.load);
+        let reply = load.wait(GUEST_PATIENCE).unwrap();
+        assert_eq!(reply.status, 0, "{}{}", reply.stdout, reply.stderr);
+        assert!(reply.stdout.trim().parse::<u64>().unwrap() > 0);
+    }
+
+    /// The guest has gone: no mark is left, all copies are equal, and nobody ever saw
+    /// two who held the image.
+    pub fn end(self) {
+        let Move {
+            volume,
+            here,
+            there,
+            ..
+        } = self;
+        drop((here, there));
+        wait_until("no mark to be left", PATIENCE, || {
+            let marks = volume.marks(IMAGE).unwrap();
+            marks.is_clean().then_some(()).ok_or(marks.to_string())
+        })
+        .unwrap();
+        assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+        self.witness.end();
+        drop((self.healers, self.target, self.source, self.cluster));
+    }
+}
+
+fn disk(daemon: &Daemon) -> GuestConfig {
+    GuestConfig::new(vec![Disk::VhostUser {
+        socket: daemon.socket().to_owned(),
+        queues: 1,
+        reconnect: true,
+    }])
+}
+
+/// The custody of the image at this daemon, empty if it does not answer.
+pub fn custody(daemon: &Daemon) -> String {
+    let socket = daemon.socket().to_str().unwrap();
+    let images = daemon.statuses();
+    let mut images = images.as_array().into_iter().flatten();
+    let ours = images.find(|image| image["serving"]["socket"] == socket);
+    let custody = ours.and_then(|image| image["serving"]["custody"].as_str());
+    custody.unwrap_or_default().to_owned()
+}
+
+/// Looks all the time who may write.
+struct Witness {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(u64, Option<String>)>,
+}
+
+impl Witness {
+    fn start(nodes: [Node; 2]) -> Witness {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let (mut looks, mut seen) = (0, None);
+            while !told.load(Ordering::SeqCst) && seen.is_none() {
+                // One that holds it before and after held it in between.
+                let at = [0, 1, 0].map(|host| writer(&nodes[host]));
+                if let [Some(before), Some(other), Some(after)] = &at {
+                    seen = Some(format!("{before}\n{other}\n{after}"));
+                }
+                looks += 1;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            (looks, seen)
+        });
+        Witness { stop, thread }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let (looks, seen) = self.thread.join().unwrap();
+        assert!(looks > 0);
+        assert_eq!(seen, None, "both hosts held the image");
+    }
+}
+
+/// The status of the daemon of this host that may let a guest write.
+fn writer(node: &Node) -> Option<String> {
+    let run_dir = run_dir(node);
+    let asked = ["status", "--json", "--run-dir", run_dir.to_str()?];
+    // A daemon that was killed does not answer, and does not write either.
+    let said = run_on(node, &asked).1;
+    // Whatever it warns of stands behind.
+    let mut documents = serde_json::Deserializer::from_str(&said).into_iter::<Value>();
+    let images = documents.next()?.ok()?;
+    let holds = |image: &&Value| {
+        let custody = image["serving"]["custody"].as_str();
+        matches!(custody, Some("held" | "armed"))
+    };
+    images.as_array()?.iter().find(holds).map(Value::to_string)
+}
