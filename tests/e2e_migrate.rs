@@ -82,11 +82,12 @@ fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
     to.go_on();
     to.cancel();
     // So it is refused to begin again.
+    wait_target(&to, false);
     let (code, said) = to.handover(&[]);
     assert_eq!(code, Some(74), "{said}");
     assert!(said.contains("is away"), "{said}");
     to.cluster.rejoin(0, 1).unwrap();
-    wait_target_reached(&to);
+    wait_target(&to, true);
 
     // They lose each other when the image has been given away already.
     to.new_target();
@@ -98,7 +99,7 @@ fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
     to.cancel();
     to.assert_holder(&to.source);
     to.cluster.rejoin(0, 1).unwrap();
-    wait_target_reached(&to);
+    wait_target(&to, true);
 
     // The third copy is away, the target's daemon dies and comes back: it moves.
     to.new_target();
@@ -144,12 +145,13 @@ fn a_source_killed_while_it_sends_the_rest_is_started_again_and_the_guest_goes_o
     to.end();
 }
 
-/// The source has the target's copy again, and knows that it is equal.
-fn wait_target_reached(to: &Move) {
-    wait_until("the target's copy to be back", PATIENCE, || {
+/// Until the source knows that the target's copy is away, or has it again.
+fn wait_target(to: &Move, reached: bool) {
+    let what = format!("the target's copy to be reached: {reached}");
+    wait_until(what, PATIENCE, || {
         let status = to.source.status();
-        let back = status["copies"][1]["reachable"] == true;
-        back.then_some(()).ok_or_else(|| status.to_string())
+        let known = status["copies"][1]["reachable"] == reached;
+        known.then_some(()).ok_or_else(|| status.to_string())
     })
     .unwrap();
 }

@@ -183,7 +183,7 @@ impl Move {
 
     /// The guest is at the target from now on.
     pub fn arrived(&mut self) {
-        self.load = self.guest_there().adopt(&self.load);
+        self.load = self.guest_there().adopt(&self.load, &self.here);
         self.wait_custody(&self.target, "held");
         self.assert_holder(&self.target);
     }
@@ -221,8 +221,8 @@ impl Move {
             false => &self.here,
         };
         guest.run("touch /run/end", GUEST_PATIENCE).unwrap();
-        let load = guest.adopt(&self.load);
-        let reply = load.wait(GUEST_PATIENCE).unwrap();
+        let ended = || self.load.poll().unwrap().ok_or("it goes on".to_owned());
+        let reply = wait_until("the load's end", GUEST_PATIENCE, ended).unwrap();
         assert_eq!(reply.status, 0, "{}{}", reply.stdout, reply.stderr);
         assert!(reply.stdout.trim().parse::<u64>().unwrap() > 0);
     }
@@ -269,7 +269,8 @@ pub fn custody(daemon: &Daemon) -> String {
 /// Looks all the time who may write.
 struct Witness {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<(u64, Option<String>)>,
+    /// Until it is joined.
+    thread: Option<JoinHandle<(u64, Option<String>)>>,
 }
 
 impl Witness {
@@ -289,14 +290,27 @@ impl Witness {
             }
             (looks, seen)
         });
-        Witness { stop, thread }
+        Witness {
+            stop,
+            thread: Some(thread),
+        }
     }
 
-    fn end(self) {
+    fn end(mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        let (looks, seen) = self.thread.join().unwrap();
+        let (looks, seen) = self.thread.take().unwrap().join().unwrap();
         assert!(looks > 0);
         assert_eq!(seen, None, "both hosts held the image");
+    }
+}
+
+/// A thread that goes on would keep the cluster, also of a test that has failed.
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

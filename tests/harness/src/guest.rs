@@ -145,9 +145,9 @@ impl Guest {
         )
     }
 
-    /// A script that was started before the guest came here.
-    pub fn adopt(&self, job: &Job) -> Job {
-        self.agent.adopt(job)
+    /// A script that was started before the guest came here from `former`.
+    pub fn adopt(&self, job: &Job, former: &Guest) -> Job {
+        self.agent.adopt(job, &former.agent)
     }
 
     fn wait_ready(&mut self, errors: &PathBuf) -> Result<()> {

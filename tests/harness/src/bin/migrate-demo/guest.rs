@@ -32,7 +32,6 @@ pub struct Moving {
     here: Option<Guest>,
     there: Guest,
     load: Option<Job>,
-    moved: bool,
 }
 
 /// What came of the script.
@@ -66,15 +65,11 @@ impl Moving {
             here: Some(here),
             there,
             load: None,
-            moved: false,
         })
     }
 
     fn guest(&self) -> &Guest {
-        self.here
-            .as_ref()
-            .filter(|_| !self.moved)
-            .unwrap_or(&self.there)
+        self.here.as_ref().unwrap_or(&self.there)
     }
 
     /// Lets the guest write.
@@ -153,12 +148,9 @@ impl Moving {
             }
         }
         let success = child.wait()?.success();
-        self.moved = success;
-        if success {
-            self.here = None;
-        }
-        if let Some(load) = self.load.take() {
-            self.load = Some(self.guest().adopt(&load));
+        if success && let Some(here) = self.here.take() {
+            let load = self.load.take();
+            self.load = load.map(|load| self.there.adopt(&load, &here));
         }
         Ok(Moved { success, verdict })
     }
@@ -173,8 +165,8 @@ impl Moving {
             }
         }
         match self.here {
-            Some(here) if !self.moved => here.power_off()?,
-            _ => self.there.power_off()?,
+            Some(here) => here.power_off()?,
+            None => self.there.power_off()?,
         }
         self.target.stop()?;
         self.source.stop()
