@@ -60,10 +60,13 @@ fn a_guest_moves_while_it_writes_and_only_the_target_can_write_from_then_on() {
 #[test]
 fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
     let mut to = Move::prepare(&[]);
-    // Cancelled.
-    to.hand_over();
-    to.begin();
-    to.cancel();
+    // Cancelled, by the script, which gives up soon.
+    to.slow_down();
+    let (code, said) = to.script(&["--timeout", "2"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("the guest goes on here"), "{said}");
+    to.wait_custody(&to.source, "held");
+    to.assert_holder(&to.source);
 
     // Its QEMU at the target dies, and with it the connection.
     to.new_target();
@@ -91,7 +94,7 @@ fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
 
     // They lose each other when the image has been given away already.
     to.new_target();
-    to.hand_over();
+    to.hand_over_in_the_end();
     to.begin();
     to.go_on_to_the_brink();
     to.wait_custody(&to.source, "vacant");
@@ -101,14 +104,19 @@ fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
     to.cluster.rejoin(0, 1).unwrap();
     wait_target(&to, true);
 
-    // The third copy is away, the target's daemon dies and comes back: it moves.
+    // The target's daemon dies while it migrates, and comes back.
     to.new_target();
-    to.volume.kill_brick(2).unwrap();
-    to.hand_over();
+    to.hand_over_in_the_end();
     to.begin();
     to.target.again();
-    to.go_on();
-    to.here.wait_migration("completed").unwrap();
+    to.cancel();
+
+    // The third copy is away: it moves, by the script.
+    to.new_target();
+    to.volume.kill_brick(2).unwrap();
+    to.speed_up();
+    let (code, said) = to.script(&[]);
+    assert_eq!(code, Some(0), "{said}");
     to.volume.start_force().unwrap();
     to.arrived();
     to.end_load(true);

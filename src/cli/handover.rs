@@ -18,7 +18,7 @@ use crate::image::heal::{FollowOptions, Follower};
 use super::bandwidth::Rate;
 use super::handover_verdict::{Verdict, Watch};
 use super::stop::Stop;
-use super::{Failure, LogArgs, RunDirArgs, Target, logging};
+use super::{Failure, LogArgs, RunDirArgs, Target, heald, logging};
 
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(100);
@@ -115,11 +115,14 @@ impl Image {
         Ok(socket::status(&self.socket)?)
     }
 
-    /// Copies, unless another healer does.
+    /// Copies, unless another healer does: one that has reported, or `heald` of this
+    /// host, which finds a session soon after it was opened and is to be waited for.
     fn follower(&self, args: &HandoverArgs) -> Result<Option<Follower>, Failure> {
         let status = self.status()?;
+        let heald = heald::socket_path(&args.run_dir.run_dir);
         if custody(&status) == CustodyStatus::Vacant
             || status.heal.is_none_or(|heal| heal.healer.is_some())
+            || !socket::is_gone(&heald)
         {
             return Ok(None);
         }

@@ -1,22 +1,30 @@
 //! A guest that writes and verifies, two hosts between which it moves, and a witness who
 //! never sees both of them hold the image.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bypass_harness::{
-    Cluster, Disk, Guest, GuestConfig, GuestImage, Job, Node, Volume, wait_until,
+    Cluster, Disk, Guest, GuestConfig, GuestImage, Job, Node, Volume, VolumeKind, wait_until,
 };
 use serde_json::{Value, json};
 
-use super::daemon::{Daemon, run_dir, run_on};
+use super::daemon::{BINARY, Daemon, run_dir, run_on};
 use super::healer::Healer;
-use super::{IMAGE, PATIENCE, replica_3};
+use super::{IMAGE, PATIENCE, volume_with_image};
 
 /// Guests are slow here: translated, two cores.
 const GUEST_PATIENCE: Duration = Duration::from_secs(120);
+/// Bricks give up a connection that was cut, and its locks, after seconds and not minutes.
+const SOON_GONE: [(&str, &str); 4] = [
+    ("server.tcp-user-timeout", "5"),
+    ("server.keepalive-time", "3"),
+    ("server.keepalive-interval", "1"),
+    ("server.keepalive-count", "3"),
+];
 /// Where the target's QEMU listens.
 const PORT: u16 = 4444;
 /// Writes and verifies, each round with other bytes, until it is told to end.
@@ -56,13 +64,14 @@ impl Move {
     /// The guest is at work when this returns. `healing` are options of the healers.
     pub fn prepare(healing: &[&str]) -> Move {
         let cluster = Cluster::start(3).unwrap();
-        let volume = replica_3(&cluster);
+        let volume = volume_with_image(&cluster, VolumeKind::Replica(3), &SOON_GONE);
         let source = Daemon::serve(&volume, 0, &["--lock-timeout", "60s"]);
         let target = Daemon::serve(&volume, 1, &["--incoming", "--lock-timeout", "60s"]);
         let healers = [0, 1].map(|brick| Healer::start(volume.brick_node(brick), healing));
         let witness = Witness::start([0, 1].map(|brick| volume.brick_node(brick).clone()));
         let image = GuestImage::prepare().unwrap();
-        let here = Guest::boot(&image, volume.brick_node(0).place(), &disk(&source)).unwrap();
+        let node = volume.brick_node(0);
+        let here = Guest::boot(&image, node.place(), &config(node, &source)).unwrap();
         let load = here.start(LOAD).unwrap();
         source.wait_state("dirty");
         let mut to = Move {
@@ -85,8 +94,9 @@ impl Move {
     pub fn new_target(&mut self) {
         // The port is that of the last one.
         self.there = None;
-        let place = self.volume.brick_node(1).place().clone();
-        let there = Guest::incoming(&self.image, &place, &disk(&self.target), &self.uri());
+        let node = self.volume.brick_node(1);
+        let config = config(node, &self.target);
+        let there = Guest::incoming(&self.image, node.place(), &config, &self.uri());
         self.there = Some(there.unwrap());
     }
 
@@ -112,9 +122,52 @@ impl Move {
         assert_eq!(code, Some(0), "{said}");
     }
 
+    /// The same after the hosts lost each other: until the brick at the target has given
+    /// up the healer's former connection, it is refused.
+    pub fn hand_over_in_the_end(&self) {
+        let handed_over = || match self.handover(&[]) {
+            (Some(0), _) => Ok(()),
+            (Some(74), said) => Err(said),
+            (code, said) => panic!("{code:?}: {said}"),
+        };
+        wait_until("a handover", GUEST_PATIENCE, handed_over).unwrap();
+    }
+
+    /// `qemu/migrate` at the source; its exit code and output.
+    pub fn script(&self, extra: &[&str]) -> (Option<i32>, String) {
+        let [source, target] = [0, 1].map(|brick| self.volume.brick_node(brick));
+        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let (name, uri) = (format!("{}{IMAGE}", self.volume.name()), self.uri());
+        let remote = format!("nsenter --net=/run/netns/{}", target.netns());
+        let places = [
+            ("--qmp", text(qmp(source))),
+            ("--target-qmp", text(qmp(target))),
+            ("--run-dir", text(run_dir(source))),
+            ("--target-run-dir", text(run_dir(target))),
+        ];
+        let mut command = source.command(concat!(env!("CARGO_MANIFEST_DIR"), "/qemu/migrate"));
+        command
+            .args(["--image", &name, "--to", target.address(), "--uri", &uri])
+            .args(["--remote", &remote, "--program", BINARY])
+            .args(["--max-downtime", "60s", "--memory-downtime", "60000"])
+            .args(
+                places
+                    .iter()
+                    .flat_map(|(option, path)| [option, path.as_str()]),
+            )
+            .args(extra);
+        let output = bypass_harness::finish(&mut command, GUEST_PATIENCE).unwrap();
+        (output.status.code(), output.stdout + &output.stderr)
+    }
+
+    /// Whoever migrates comes to no end.
+    pub fn slow_down(&self) {
+        self.parameters(json!({ "max-bandwidth": 65536 }));
+    }
+
     /// Begins to migrate, so slowly that it comes to no end.
     pub fn begin(&self) {
-        self.parameters(json!({ "max-bandwidth": 65536 }));
+        self.slow_down();
         self.here.migrate(&self.uri()).unwrap();
         self.here.wait_migration("active").unwrap();
     }
@@ -137,7 +190,13 @@ impl Move {
 
     /// Lets the migration that was begun come to its end.
     pub fn go_on(&self) {
-        self.parameters(json!({ "downtime-limit": 60_000, "max-bandwidth": 1u64 << 30 }));
+        self.speed_up();
+        self.parameters(json!({ "downtime-limit": 60_000 }));
+    }
+
+    /// Undoes [`Move::slow_down`].
+    pub fn speed_up(&self) {
+        self.parameters(json!({ "max-bandwidth": 1u64 << 30 }));
     }
 
     /// The same up to where the guest stands still at the source, its rings stopped.
@@ -248,12 +307,20 @@ impl Move {
     }
 }
 
-fn disk(daemon: &Daemon) -> GuestConfig {
-    GuestConfig::new(vec![Disk::VhostUser {
+fn config(node: &Node, daemon: &Daemon) -> GuestConfig {
+    let mut config = GuestConfig::new(vec![Disk::VhostUser {
         socket: daemon.socket().to_owned(),
         queues: 1,
         reconnect: true,
-    }])
+    }]);
+    // For the script, beside the harness' own.
+    let socket = format!("unix:{},server=on,wait=off", qmp(node).display());
+    config.extra = vec!["-qmp".to_owned(), socket];
+    config
+}
+
+fn qmp(node: &Node) -> PathBuf {
+    node.place().dir().join("migrate.qmp")
 }
 
 /// The custody of the image at this daemon, empty if it does not answer.

@@ -14,11 +14,15 @@ use crate::hosts::{Daemon, Program, run_dir};
 const PORT: u16 = 4444;
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long the guest writes fast.
+pub const FAST: Duration = Duration::from_secs(15);
+
 /// What the guest does.
 pub enum Load {
     /// Rounds of writes, verified.
     Verify,
-    /// Writes at so many MB/s into the first GiB, not verified.
+    /// Writes at so many MB/s into the first 256 MiB for [`FAST`], then at 1 MB/s, not
+    /// verified.
     Write(u32),
 }
 
@@ -82,16 +86,21 @@ impl Moving {
                  {{ cat /run/load >&2; exit 1; }}; done"
             ),
             Load::Write(rate) => format!(
-                "{fio} --bs=64k --iodepth=16 --size=1G --rate={rate}m --time_based --runtime=3600 \
-                 --norandommap >/run/load 2>&1 & until [ -e /run/end ]; do sleep 0.2; done; kill %1; true"
+                "{fio} --bs=64k --iodepth=16 --size=256M --rate={rate}m --time_based --runtime={seconds} \
+                 --norandommap >/run/load 2>&1; touch /run/slow; \
+                 {fio} --bs=4k --iodepth=4 --size=256M --rate=1m --time_based --runtime=3600 \
+                 --norandommap >/run/load 2>&1 & until [ -e /run/end ]; do sleep 0.2; done; kill %1; true",
+                seconds = FAST.as_secs()
             ),
         };
         self.load = Some(self.guest().start(&script)?);
         Ok(())
     }
 
-    /// Bytes that the guest has written to its disk so far.
-    pub fn written(&self) -> Result<u64, Box<dyn Error>> {
+    /// Waits until the guest has written fast for long enough; bytes written so far.
+    pub fn written_fast(&self) -> Result<u64, Box<dyn Error>> {
+        let wait = "until [ -e /run/slow ]; do sleep 0.1; done";
+        self.guest().run(wait, PATIENCE)?;
         let first = self.volume.brick_node(0);
         let mut command = first.command(&self.program.to_string_lossy());
         command
