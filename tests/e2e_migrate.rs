@@ -16,7 +16,9 @@ use support::migration::{Move, custody};
 /// Guests are slow here: translated, two cores.
 const GUEST_PATIENCE: Duration = Duration::from_secs(120);
 
-/// Reads into the guest's page cache what nobody writes to.
+/// Keeps what is read in the guest's page cache: it goes when nobody has the disk open.
+const KEEP: &str = "exec 9</dev/vda; until [ -e /run/end ]; do sleep 1; done";
+/// Reads into it what nobody writes to.
 const READ: &str = "dd if=/dev/vda of=/dev/null bs=1M skip=32 count=24 2>&1";
 /// Is what was read then what the disk has?
 const COMPARE: &str = "
@@ -29,6 +31,7 @@ after=$(sum)
 #[test]
 fn a_guest_moves_while_it_writes_and_only_the_target_can_write_from_then_on() {
     let mut to = Move::prepare(&[]);
+    to.here.start(KEEP).unwrap();
     to.hand_over();
     to.begin_and_send_all();
     // What the device writes to pages that were sent already must be sent again.
@@ -95,8 +98,7 @@ fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
     // They lose each other when the image has been given away already.
     to.new_target();
     to.hand_over_in_the_end();
-    to.begin();
-    to.go_on_to_the_brink();
+    to.go_to_the_brink();
     to.wait_custody(&to.source, "vacant");
     to.cluster.part(0, 1).unwrap();
     to.cancel();

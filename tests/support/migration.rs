@@ -33,7 +33,7 @@ n=0
 until [ -e /run/end ]; do
     n=$((n + 1))
     fio --name=load --filename=/dev/vda --rw=randwrite --bs=4k --iodepth=16 --size=12M \\
-        --ioengine=libaio --direct=1 --thread --randseed=$n \\
+        --ioengine=libaio --direct=1 --thread --invalidate=0 --randseed=$n \\
         --verify=crc32c --verify_fatal=1 --do_verify=1 >/run/load 2>&1 || {
         cat /run/load >&2
         exit 1
@@ -199,9 +199,10 @@ impl Move {
         self.parameters(json!({ "max-bandwidth": 1u64 << 30 }));
     }
 
-    /// The same up to where the guest stands still at the source, its rings stopped.
-    pub fn go_on_to_the_brink(&self) {
+    /// Migrates up to where the guest stands still at the source, its rings stopped.
+    pub fn go_to_the_brink(&self) {
         self.pause_before_switch_over(true);
+        self.begin();
         self.go_on();
         self.here.wait_migration("pre-switchover").unwrap();
     }
