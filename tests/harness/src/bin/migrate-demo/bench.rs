@@ -33,7 +33,7 @@ pub fn measure(options: &Options, sizes: &[u64]) -> Result<(), Box<dyn Error>> {
         let mut moving = Moving::prepare(&program, &volume, &image, &boot)?;
         moving.start(Load::Write(options.rate))?;
         let rate = (moving.written_fast()? as f64 / 1e6 / FAST.as_secs_f64()) as u64;
-        let moved = moving.run_script(&options.script, "30s", &mut |_| {})?;
+        let moved = moving.run_script(&options.script, &options.max_downtime, &mut |_| {})?;
         if !moved.success {
             return Err(moved.verdict.into());
         }

@@ -46,6 +46,10 @@ struct Options {
     /// With --bench: how fast the guest writes before, in MB/s (it may not come to that).
     #[arg(long, value_name = "MB/S", default_value_t = 200)]
     rate: u32,
+    /// With --bench: `handover --max-downtime`, that is how much may be left to send when
+    /// the migration begins.
+    #[arg(long, value_name = "TIME", default_value = "2s")]
+    max_downtime: String,
 }
 
 fn main() -> ExitCode {
