@@ -142,6 +142,7 @@ impl Custodian {
             session: None,
             failure: None,
             to: None,
+            guest_here: false,
             given_away: None,
             told: Instant::now(),
         };
@@ -195,6 +196,8 @@ struct Worker {
     failure: Option<Failure>,
     /// The child to whose host the image goes, as far as known.
     to: Option<usize>,
+    /// The front-end that is connected has started rings.
+    guest_here: bool,
     /// The image as the front-end that is still there left it. Its guest must not go on
     /// with a disk that is newer than its memory.
     given_away: Option<Fingerprint>,
@@ -210,12 +213,15 @@ impl Worker {
                 _ => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match input {
-                Ok(Input::Event(event)) => self.take(event),
+                Ok(Input::Event(event)) => {
+                    self.guest_here |= event == Event::RingsStarted;
+                    self.take(event);
+                }
                 Ok(Input::Arm(to)) => {
                     self.to = to;
                     self.take(Event::Arm);
                 }
-                Ok(Input::FrontEndGone) => self.given_away = None,
+                Ok(Input::FrontEndGone) => (self.guest_here, self.given_away) = (false, None),
                 Ok(Input::Stopped(reason)) => {
                     self.seat.locked().stopped = Some(reason);
                     self.take(Event::SessionStopped);
@@ -328,9 +334,11 @@ impl Worker {
                 self.door.put(None);
                 self.local.give_back();
                 self.session = None;
+                // A front-end that has gone meanwhile does not come back with its guest.
                 self.given_away = before
                     .inspect_err(|error| log::warn!("{}", chain(error)))
-                    .ok();
+                    .ok()
+                    .filter(|_| self.guest_here);
                 self.note_hand_over(ending);
                 self.take(Event::Left);
             }
