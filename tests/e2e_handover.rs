@@ -68,6 +68,15 @@ fn assert_reads(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
     assert!(read == pattern(seed, at, MIB as usize));
 }
 
+/// Ends a thread that looks at this.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn an_image_moves_to_another_host_and_back_and_nobody_else_has_it_meanwhile() {
     let cluster = Cluster::start(3).unwrap();
@@ -176,6 +185,8 @@ fn a_handover_that_cannot_be_made_says_why_and_harms_nobody() {
     let mut disk = FrontEnd::connect(source.socket());
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also when something below fails: else this would wait for the writer for good.
+        let _end = End(&over);
         scope.spawn(|| {
             for round in 0.. {
                 (0..16).for_each(|mebibyte| write(&mut disk, round, mebibyte));
@@ -192,7 +203,6 @@ fn a_handover_that_cannot_be_made_says_why_and_harms_nobody() {
         })
         .unwrap();
         let (code, said) = handover(&volume, &["--max-downtime", "300ms"]);
-        over.store(true, Ordering::SeqCst);
         assert_eq!(code, Some(74), "{said}");
         assert!(said.contains("--max-downtime"), "{said}");
     });

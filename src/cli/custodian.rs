@@ -14,7 +14,7 @@ use crate::image::door::{Door, Rings};
 use crate::image::error::{LocalError, chain};
 use crate::image::handle::SessionHandle;
 use crate::image::heal::Job;
-use crate::image::local::LocalFile;
+use crate::image::local::{Fingerprint, LocalFile};
 use crate::image::machine::StopReason;
 use crate::image::port::CopyState;
 use crate::image::session::{Ending, Session};
@@ -62,7 +62,10 @@ pub struct Now {
 
 enum Input {
     Event(Event),
+    /// Give it away, to the host of this child if one is named.
+    Arm(Option<usize>),
     Stopped(StopReason),
+    FrontEndGone,
     Close,
 }
 
@@ -72,9 +75,19 @@ impl Seat {
         self.locked().clone()
     }
 
-    /// Gives the image away when the rings have stopped, or not after all.
-    pub fn arm(&self, armed: bool) {
-        self.send(Input::Event(if armed { Event::Arm } else { Event::Disarm }));
+    /// Gives the image away when the rings have stopped, and not before the copy of
+    /// child `to` is there and equal; or not after all.
+    pub fn arm(&self, armed: bool, to: Option<usize>) {
+        self.send(match armed {
+            true => Input::Arm(to),
+            false => Input::Event(Event::Disarm),
+        });
+    }
+
+    /// The connection has ended: rings that start later are those of another guest, or
+    /// of one that came back.
+    pub fn front_end_gone(&self) {
+        self.send(Input::FrontEndGone);
     }
 
     fn rings(&self, rings: Rings) {
@@ -128,6 +141,9 @@ impl Custodian {
             door: door.clone(),
             session: None,
             failure: None,
+            to: None,
+            guest_here: false,
+            given_away: None,
             told: Instant::now(),
         };
         if !incoming {
@@ -178,6 +194,13 @@ struct Worker {
     door: Arc<Door>,
     session: Option<(Session, Place)>,
     failure: Option<Failure>,
+    /// The child to whose host the image goes, as far as known.
+    to: Option<usize>,
+    /// The front-end that is connected has started rings.
+    guest_here: bool,
+    /// The image as the front-end that is still there left it. Its guest must not go on
+    /// with a disk that is newer than its memory.
+    given_away: Option<Fingerprint>,
     /// When it was last said what giving the image away waits for.
     told: Instant,
 }
@@ -190,7 +213,15 @@ impl Worker {
                 _ => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match input {
-                Ok(Input::Event(event)) => self.take(event),
+                Ok(Input::Event(event)) => {
+                    self.guest_here |= event == Event::RingsStarted;
+                    self.take(event);
+                }
+                Ok(Input::Arm(to)) => {
+                    self.to = to;
+                    self.take(Event::Arm);
+                }
+                Ok(Input::FrontEndGone) => (self.guest_here, self.given_away) = (false, None),
                 Ok(Input::Stopped(reason)) => {
                     self.seat.locked().stopped = Some(reason);
                     self.take(Event::SessionStopped);
@@ -227,9 +258,21 @@ impl Worker {
 
     fn open(&mut self) {
         match self.open_session() {
-            Ok(()) => self.take(Event::Opened),
+            Ok(()) => {
+                self.given_away = None;
+                self.take(Event::Opened);
+            }
             Err(why) => {
                 log::error!("{}", chain(&why));
+                // A daemon that is started again would let this guest go on once the
+                // image is free, whatever was written to it meanwhile.
+                let why = match self.given_away {
+                    Some(_) => Failure::Stopped(format!(
+                        "the image was given away, and its guest here cannot have it back: {}",
+                        chain(&why)
+                    )),
+                    None => why,
+                };
                 self.failure = Some(why);
                 self.take(Event::OpenFailed);
             }
@@ -251,7 +294,10 @@ impl Worker {
         let gfid = place.located.gfid;
         let claim = |copy: &CopyState| match copy.gfid == gfid {
             true if opening.terms.read_only => self.local.try_clone(),
-            true => self.local.claim_again(),
+            true => self
+                .local
+                .claim_again()
+                .and_then(|local| self.as_left(local)),
             false => Err(LocalError::Replaced {
                 path: self.local.path.clone(),
             }),
@@ -264,9 +310,23 @@ impl Worker {
         Ok(())
     }
 
+    /// The local file, if nobody wrote to it while it was given away.
+    fn as_left(&self, local: LocalFile) -> Result<LocalFile, LocalError> {
+        match self.given_away {
+            Some(left) if local.fingerprint()? != left => {
+                local.give_back();
+                Err(LocalError::WrittenSince { path: local.path })
+            }
+            _ => Ok(local),
+        }
+    }
+
     fn try_to_leave(&mut self) {
+        // The rings have stopped, so nothing of ours changes it any more; of others,
+        // nothing before the locks are given back.
+        let before = self.local.fingerprint();
         let left = match &mut self.session {
-            Some((session, _)) => session.hand_over(),
+            Some((session, _)) => session.hand_over(self.to),
             None => return self.take(Event::Left),
         };
         match left {
@@ -274,6 +334,11 @@ impl Worker {
                 self.door.put(None);
                 self.local.give_back();
                 self.session = None;
+                // A front-end that has gone meanwhile does not come back with its guest.
+                self.given_away = before
+                    .inspect_err(|error| log::warn!("{}", chain(error)))
+                    .ok()
+                    .filter(|_| self.guest_here);
                 self.note_hand_over(ending);
                 self.take(Event::Left);
             }

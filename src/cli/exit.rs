@@ -246,6 +246,7 @@ fn local_code(error: &LocalError) -> u8 {
         LocalError::Privilege { .. } => 34,
         LocalError::Replaced { .. } => 33,
         LocalError::InUse { .. } => 40,
+        LocalError::WrittenSince { .. } => 60,
         LocalError::Map(_) => 36,
     }
 }

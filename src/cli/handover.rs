@@ -18,7 +18,7 @@ use crate::image::heal::{FollowOptions, Follower};
 use super::bandwidth::Rate;
 use super::handover_verdict::{Verdict, Watch};
 use super::stop::Stop;
-use super::{Failure, LogArgs, RunDirArgs, Target, logging};
+use super::{Failure, LogArgs, RunDirArgs, Target, heald, logging};
 
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(100);
@@ -40,6 +40,12 @@ pub struct HandoverArgs {
     /// How long the guest may stand still for its disk
     #[arg(long, value_name = "TIME", default_value = "1s")]
     max_downtime: humantime::Duration,
+
+    /// The host that takes it, or its brick, as `bypass-blk status` names it. Then the image
+    /// is given away only when that copy is there and equal; without it, copies of bricks
+    /// that are away are not waited for
+    #[arg(long, value_name = "HOST[:/PATH]")]
+    to: Option<String>,
 
     /// Stay until the image was given away. Without heald on this host, this command
     /// does the copying, and stays in any case
@@ -65,7 +71,7 @@ pub(super) fn run(args: HandoverArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
     let image = Image::find(&args)?;
     if args.cancel {
-        image.arm(false)?;
+        image.arm(false, None)?;
         println!("{}: stays here", image.name);
         return Ok(());
     }
@@ -109,11 +115,14 @@ impl Image {
         Ok(socket::status(&self.socket)?)
     }
 
-    /// Copies, unless another healer does.
+    /// Copies, unless another healer does: one that has reported, or `heald` of this
+    /// host, which finds a session soon after it was opened and is to be waited for.
     fn follower(&self, args: &HandoverArgs) -> Result<Option<Follower>, Failure> {
         let status = self.status()?;
+        let heald = heald::socket_path(&args.run_dir.run_dir);
         if custody(&status) == CustodyStatus::Vacant
             || status.heal.is_none_or(|heal| heal.healer.is_some())
+            || !socket::is_gone(&heald)
         {
             return Ok(None);
         }
@@ -129,7 +138,11 @@ impl Image {
 
     fn hand_over(&self, args: &HandoverArgs, copying: bool, stop: &Stop) -> Result<(), Failure> {
         let begin = Instant::now();
-        let mut watch = Watch::new(args.max_downtime.into());
+        let to = match &args.to {
+            Some(to) => Some(self.copy(to)?),
+            None => None,
+        };
+        let mut watch = Watch::new(args.max_downtime.into(), to);
         let mut told = Instant::now();
         loop {
             let status = self.status()?;
@@ -143,7 +156,8 @@ impl Image {
             }
             match watch.look(&status, begin.elapsed()) {
                 Verdict::Ready(downtime) => {
-                    self.arm(true)?;
+                    self.arm(true, to)?;
+                    self.warn_of_absent(&status);
                     println!(
                         "{}: ready, the guest will stand still for about {} ms. Migrate it now",
                         self.name,
@@ -188,7 +202,7 @@ impl Image {
                 CustodyStatus::Held => return Err(self.failed("the guest goes on here")),
                 CustodyStatus::Ended => return Err(self.failed("the session has stopped")),
                 _ if stop.is_requested() => {
-                    self.arm(false)?;
+                    self.arm(false, None)?;
                     return Err(self.failed("interrupted: it stays here"));
                 }
                 _ => stop.wait(ROUND),
@@ -196,8 +210,32 @@ impl Image {
         }
     }
 
-    fn arm(&self, armed: bool) -> Result<(), Failure> {
-        match socket::ask(&self.socket, &Request::HandOver { armed })? {
+    /// The child index of the copy of this host or brick.
+    fn copy(&self, to: &str) -> Result<usize, Failure> {
+        let status = self.status()?;
+        let is_it =
+            |brick: &str| brick == to || brick.split_once(":/").is_some_and(|(host, _)| host == to);
+        let mut copies = status.copies.iter().enumerate();
+        match copies.find(|(_, copy)| is_it(&copy.brick)) {
+            Some((_, copy)) if copy.local => Err(self.failed(&format!("{to} is where it is now"))),
+            Some((_, copy)) if copy.arbiter => Err(self.failed(&format!("{to} has an arbiter"))),
+            Some((child, _)) => Ok(child),
+            None => Err(self.failed(&format!("no copy is on {to}: see bypass-blk status"))),
+        }
+    }
+
+    /// They are given away as they are: marked.
+    fn warn_of_absent(&self, status: &Status) {
+        for copy in status.copies.iter().filter(|copy| !copy.reachable) {
+            eprintln!(
+                "{}: {} is away, its copy stays behind",
+                self.name, copy.brick
+            );
+        }
+    }
+
+    fn arm(&self, armed: bool, to: Option<usize>) -> Result<(), Failure> {
+        match socket::ask(&self.socket, &Request::HandOver { armed, to })? {
             Answer::Done => Ok(()),
             Answer::Refused { why } | Answer::Ended { why } => Err(self.failed(&why)),
             other => Err(ControlError::unexpected(&self.socket, &other).into()),

@@ -19,7 +19,7 @@ use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
 use crate::image::machine::StopReason;
 use crate::image::open::Terms;
 use crate::image::port::CopyState;
-use crate::image::session::{Ending, MapPlace, Session, Setup};
+use crate::image::session::{self, Ending, MapPlace, Session, Setup};
 use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
 
 use super::brick_view::{host_name, lock_owner};
@@ -167,6 +167,27 @@ pub fn open_with(
         },
     };
     Ok(Session::open(setup, cancelled, open_local, on_stop)?)
+}
+
+/// Makes what a session on an image of `size` bytes will need and takes long to make.
+///
+/// # Errors
+/// The state directory cannot be used.
+pub fn prepare(
+    place: &Place,
+    opening: &Opening,
+    state: &StateDir,
+    size: u64,
+) -> Result<(), Failure> {
+    state.create()?;
+    let Place { located, local, .. } = place;
+    let map = MapPlace {
+        path: place.map(state),
+        extent_size: opening.extent_size,
+    };
+    let shape = located.shape(*local);
+    session::prepare_map(&map, &shape, &located.names(), located.gfid, size)
+        .map_err(|error| Failure::Open(LocalError::Map(error).into()))
 }
 
 impl Opening {

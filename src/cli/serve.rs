@@ -195,6 +195,9 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         opening.local_terms(),
     )
     .map_err(|error| Failure::Open(error.into()))?;
+    if args.incoming && !args.read_only {
+        opening::prepare(&place, &opening, &state, local.size)?;
+    }
     let terms = custodian::Terms {
         place: place.clone(),
         opening,
@@ -318,6 +321,7 @@ fn serve_front_ends<G: crate::device::gate::Gate>(
         front_end.store(true, Ordering::SeqCst);
         let ended = server.serve(stream);
         front_end.store(false, Ordering::SeqCst);
+        seat.front_end_gone();
         match ended {
             Ok(EndReason::Unused) => log::info!(
                 "front-end gone before a guest used the disk. If QEMU comes and goes again and again, its own log says \

@@ -106,7 +106,7 @@ impl Service {
                     .and_then(|(session, job)| repair(&session, &job, child, &ranges))
                     .map(|()| Answer::Done),
             ),
-            Request::HandOver { armed } => self.arm(armed),
+            Request::HandOver { armed, to } => self.arm(armed, to),
             Request::Bandwidth { .. } | Request::Yield => Answer::Refused {
                 why: "this is no healer".to_owned(),
             },
@@ -135,7 +135,7 @@ impl Service {
         }
     }
 
-    fn arm(&self, armed: bool) -> Answer {
+    fn arm(&self, armed: bool, to: Option<usize>) -> Answer {
         let Image::Seat(seat) = &self.image else {
             return Answer::Refused {
                 why: "this process heals the image and does not serve it".to_owned(),
@@ -151,7 +151,7 @@ impl Service {
                 if let Some(why) = device.and_then(Device::must_stay) {
                     return Answer::Refused { why };
                 }
-                seat.arm(armed);
+                seat.arm(armed, to);
                 Answer::Done
             }
         }

@@ -65,6 +65,9 @@ pub enum Request {
     HandOver {
         /// Give it away.
         armed: bool,
+        /// Child index of the copy that must be there and equal before: the target's.
+        #[serde(default)]
+        to: Option<usize>,
     },
     /// To a healer: from now on copy at most so many bytes per second; 0 is no limit.
     Bandwidth {

@@ -214,6 +214,8 @@ fn stamp_of(session: Uuid, previous: i32) -> i32 {
 mod tests {
     use super::*;
     use crate::image::dirty::{ExtentSize, Identity};
+    use crate::image::error::Names;
+    use crate::image::session::{MapPlace, prepare_map};
 
     const SHAPE: Shape = Shape {
         bricks: 2,
@@ -233,11 +235,16 @@ mod tests {
 
     /// Neither brick has a mark.
     fn adopt(path: &std::path::Path) -> Debt {
+        adopt_marked(path, 0)
+    }
+
+    /// Both bricks have this mark against the peer.
+    fn adopt_marked(path: &std::path::Path, mark: i32) -> Debt {
         let (map, trust) = DirtyMap::open(path, &identity()).unwrap();
         let copy = CopyState {
             gfid: Uuid::from_u128(1),
             size: 8192,
-            pending: vec![0, 0],
+            pending: vec![0, mark],
             dirty: 0,
             fenced: false,
         };
@@ -281,6 +288,42 @@ mod tests {
         drop(killed);
         let peer = Peer::new(0).unwrap();
         assert_eq!(adopt(&path).map().dirty_extents(peer), 1);
+    }
+
+    #[test]
+    fn a_map_that_was_made_before_its_session_says_nothing_that_the_marks_do_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = Names {
+            volume: "v".into(),
+            bricks: vec!["a:/b".into(), "b:/b".into()],
+        };
+        for (name, mark) in [("clean", 0), ("marked", 7)] {
+            let place = MapPlace {
+                path: directory.path().join(name),
+                extent_size: Some(ExtentSize::new(4096).unwrap()),
+            };
+            // The second time there is one.
+            for _ in 0..2 {
+                prepare_map(&place, &SHAPE, &names, Uuid::from_u128(1), 8192).unwrap();
+            }
+            let prepared = adopt_marked(&place.path, mark);
+            let fresh = adopt_marked(&directory.path().join(format!("{name}-fresh")), mark);
+            let seen = [prepared, fresh].map(|debt| {
+                let dirty = debt.map().dirty_extents(Peer::new(0).unwrap());
+                (dirty, debt.map().record())
+            });
+            assert_eq!(seen[0], seen[1]);
+            assert_eq!(seen[0].0, if mark == 0 { 0 } else { 2 });
+        }
+        let kept = directory.path().join("written");
+        written(&kept, false);
+        let place = MapPlace {
+            path: kept.clone(),
+            extent_size: None,
+        };
+        prepare_map(&place, &SHAPE, &names, Uuid::from_u128(1), 8192).unwrap();
+        let (map, _) = DirtyMap::open(&kept, &identity()).unwrap();
+        assert_eq!(map.dirty_extents(Peer::new(0).unwrap()), 1, "left as it is");
     }
 
     #[test]

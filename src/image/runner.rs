@@ -50,8 +50,8 @@ pub enum Input {
         answer: Sender<Result<(), String>>,
     },
     /// By the session's owner: end it if no copy that is held misses anything, with no
-    /// mark left on it.
-    HandOver(Sender<Result<Ending, String>>),
+    /// mark left on it, and this child's, if one is named, is held.
+    HandOver(Option<usize>, Sender<Result<Ending, String>>),
     /// By the session's owner: end it.
     Close,
 }
@@ -118,8 +118,8 @@ impl Runner {
                     self.quorum_deadline = None;
                     self.take(Event::QuorumTimeout);
                 }
-                Ok(Input::HandOver(answer)) => {
-                    let settled = self.settle_held();
+                Ok(Input::HandOver(to, answer)) => {
+                    let settled = self.settle_held(to);
                     if let Ok(ending) = settled {
                         self.update_snapshot();
                         self.let_go_of_all();

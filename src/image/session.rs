@@ -229,14 +229,14 @@ impl Session {
     }
 
     /// Ends the session if no copy that is held misses anything, with no mark left on it:
-    /// whoever opens the image next may do so from any of them. The device must be
-    /// drained before.
+    /// whoever opens the image next may do so from any of them. If `to` is named, that
+    /// child's copy must be among them. The device must be drained before.
     ///
     /// # Errors
     /// Why not; the session goes on.
-    pub fn hand_over(&mut self) -> Result<Ending, String> {
+    pub fn hand_over(&mut self, to: Option<usize>) -> Result<Ending, String> {
         let (answer, receiver) = mpsc::channel();
-        if self.inbox.send(Input::HandOver(answer)).is_err() {
+        if self.inbox.send(Input::HandOver(to, answer)).is_err() {
             return Ok(self.end());
         }
         match self.threads.receive(&receiver, None) {
@@ -264,6 +264,53 @@ impl Drop for Session {
     }
 }
 
+/// Makes the dirty map of a session to come, where there is none: to fill and to sync a
+/// new one takes the longer the larger the image is, and the target of a migration opens
+/// its session while the guest stands still.
+///
+/// It is clean, and knows of no session. So the one that opens it believes the marks on
+/// the bricks alone, as it would without a map. One that is there is left as it is.
+///
+/// # Errors
+/// As [`DirtyMap::open`].
+pub fn prepare_map(
+    place: &MapPlace,
+    shape: &Shape,
+    names: &Names,
+    gfid: uuid::Uuid,
+    size: u64,
+) -> Result<(), MapError> {
+    if place.path.exists() {
+        return Ok(());
+    }
+    let (map, trust) = DirtyMap::open(&place.path, &identity(place, shape, names, gfid, size))?;
+    match trust {
+        Trust::Fresh => {
+            map.declare_clean(map.geometry().all_peers());
+            map.close_clean()
+        }
+        // Somebody else was faster.
+        _ => Ok(()),
+    }
+}
+
+fn identity(
+    place: &MapPlace,
+    shape: &Shape,
+    names: &Names,
+    gfid: uuid::Uuid,
+    size: u64,
+) -> dirty::Identity {
+    let by_default = || ExtentSize::default_for(size);
+    dirty::Identity {
+        gfid,
+        size,
+        extent_size: place.extent_size.unwrap_or_else(by_default),
+        local: names.one(shape.local),
+        peers: shape.peers().iter().map(|peer| names.one(peer)).collect(),
+    }
+}
+
 /// Opens the dirty map, or makes it. What is not trusted counts as dirty.
 fn open_map(
     place: &MapPlace,
@@ -272,14 +319,7 @@ fn open_map(
     gfid: uuid::Uuid,
     size: u64,
 ) -> Result<(Arc<DirtyMap>, Trust), MapError> {
-    let by_default = || ExtentSize::default_for(size);
-    let identity = dirty::Identity {
-        gfid,
-        size,
-        extent_size: place.extent_size.unwrap_or_else(by_default),
-        local: names.one(shape.local),
-        peers: shape.peers().iter().map(|peer| names.one(peer)).collect(),
-    };
+    let identity = identity(place, shape, names, gfid, size);
     let (map, trust) = DirtyMap::open(&place.path, &identity)?;
     match trust {
         Trust::Fresh | Trust::CleanClose => {}

@@ -108,6 +108,25 @@ impl Daemon {
         }
     }
 
+    /// SIGKILL, and nobody in its place yet: see [`Daemon::again`].
+    pub fn crash(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it anew at the same socket with the same arguments, as a supervisor does,
+    /// and waits until it listens.
+    pub fn again(&mut self) {
+        self.process.kill();
+        let daemon = Self::launch(&self.node, self.socket.clone(), self.args.clone());
+        *self = daemon.wait_listening().unwrap();
+    }
+
+    /// Waits for its end by itself; its exit code and log.
+    pub fn ended(&mut self) -> (Option<i32>, String) {
+        let status = self.process.wait(PATIENCE).unwrap();
+        (status.code(), self.log())
+    }
+
     /// Waits until the daemon listens, or has ended instead.
     pub fn wait_listening(mut self) -> Result<Daemon, Refused> {
         wait_until("the daemon to listen or end", PATIENCE, || {

@@ -17,7 +17,7 @@ use crate::image::error::LocalError;
 
 /// What changes when somebody writes to the file behind our back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint {
+pub struct Fingerprint {
     size: u64,
     modified: (i64, i64),
 }

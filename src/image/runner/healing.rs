@@ -152,14 +152,18 @@ impl Runner {
 
     /// Is every copy that is held as good as ours, with no mark against it, so that
     /// whoever opens one of them next is not refused? The marks are removed if they can
-    /// be. What is away keeps its marks.
-    pub(super) fn settle_held(&mut self) -> Result<Ending, String> {
+    /// be. What is away keeps its marks, but `to` must not be away.
+    pub(super) fn settle_held(&mut self, to: Option<usize>) -> Result<Ending, String> {
         let Some(debt) = &self.debt else {
             return Ok(Ending::Behind);
         };
         let held = self.machine.held();
         if !self.shape.is_quorum(held) {
             return Err("fewer bricks than a quorum are reached".to_owned());
+        }
+        if let Some(to) = to.filter(|&to| !held.contains(to)) {
+            let to = self.names.one(to);
+            return Err(format!("{to}, where it is to go, is away"));
         }
         let peers = self.shape.peers();
         let held_peers: BrickSet = peers.iter().filter(|&peer| held.contains(peer)).collect();
