@@ -3,7 +3,8 @@
 //!
 //! `GET_INFLIGHT_FD` and `SET_INFLIGHT_FD` it refuses, `SET_LOG_BASE` goes to a
 //! kind of bitmap that is not ours, `SET_LOG_FD` it does not know, of
-//! `SET_VRING_ADDR` it forgets where the used ring is logged, and memory it maps
+//! `SET_VRING_ADDR` it forgets where the used ring is logged, the channel of
+//! `SET_BACKEND_REQ_FD` it keeps without the message that is needed, and memory it maps
 //! without a look at the file. The relay shows every message here before it
 //! passes it on. Payloads are as in the vhost-user specification, "Payload", in
 //! the machine's byte order.
@@ -19,6 +20,7 @@ use vhost::vhost_user::message::{
 use vm_memory::GuestAddressSpace;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::announce::Announcer;
 use super::dirty_log::DirtyLog;
 use super::error::DeviceError;
 use super::inflight::{Description, Inflight};
@@ -105,17 +107,25 @@ pub struct Intercept {
     inflight: Arc<Inflight>,
     logging: Arc<Logging>,
     memory: MemoryHandle,
+    announcer: Announcer,
     /// The protocol features that the front-end accepted.
     acked: u64,
 }
 
 impl Intercept {
-    /// Keeps `inflight` and `logging` as the front-end says; `memory` is the map in force.
-    pub fn new(inflight: Arc<Inflight>, logging: Arc<Logging>, memory: MemoryHandle) -> Self {
+    /// Keeps `inflight`, `logging` and the channel of `announcer` as the front-end says;
+    /// `memory` is the map in force.
+    pub fn new(
+        inflight: Arc<Inflight>,
+        logging: Arc<Logging>,
+        memory: MemoryHandle,
+        announcer: Announcer,
+    ) -> Self {
         Self {
             inflight,
             logging,
             memory,
+            announcer,
             acked: 0,
         }
     }
@@ -153,7 +163,8 @@ impl Intercept {
             FrontendReq::GET_INFLIGHT_FD
             | FrontendReq::SET_INFLIGHT_FD
             | FrontendReq::SET_LOG_BASE
-            | FrontendReq::SET_LOG_FD => {
+            | FrontendReq::SET_LOG_FD
+            | FrontendReq::SET_BACKEND_REQ_FD => {
                 if request.flags & HEADER_FLAGS != VERSION {
                     return Err(malformed(request));
                 }
@@ -161,6 +172,7 @@ impl Intercept {
                     FrontendReq::GET_INFLIGHT_FD => self.get_inflight(request),
                     FrontendReq::SET_INFLIGHT_FD => self.set_inflight(request, fds),
                     FrontendReq::SET_LOG_BASE => self.set_log_base(request, fds),
+                    FrontendReq::SET_BACKEND_REQ_FD => self.set_backend_channel(request, fds),
                     _ => self.set_log_fd(request, fds),
                 }
             }
@@ -231,6 +243,17 @@ impl Intercept {
         let event = only_file(request, fds)?;
         never_wait_for(&event);
         self.logging.set_listener(event);
+        Ok(self.acknowledge(request))
+    }
+
+    fn set_backend_channel(
+        &self,
+        request: &Request<'_>,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Verdict, DeviceError> {
+        self.negotiated(request, Protocol::BACKEND_REQ)?;
+        let channel = only_file(request, fds)?;
+        self.announcer.set_channel(OwnedFd::from(channel).into());
         Ok(self.acknowledge(request))
     }
 

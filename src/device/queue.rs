@@ -182,6 +182,8 @@ impl<G: Gate> Queue<G> {
         if !self.intake.started() {
             self.intake.starting();
             self.shared.gate.ring_started();
+            let size = self.shared.disk.size();
+            self.shared.announcer.ring_started(size);
             ring.check_log(self.log.current())?;
             self.intake.start(ring)?;
         }

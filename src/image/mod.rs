@@ -25,6 +25,7 @@ pub mod marking;
 pub mod open;
 pub mod port;
 pub mod promote;
+pub mod resize;
 pub mod runner;
 pub mod session;
 pub mod snapshot;
