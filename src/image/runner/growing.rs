@@ -53,13 +53,16 @@ impl Runner {
         self.refuse_while_away(force)?;
         let draft = self.map()?.draft(to, extent_size)?;
         let mut round = Round::begin(&self.workers, self.machine.held(), DATA_LOCK_LIMIT);
-        let marks = self.note_marks(&round).map_err(ResizeError::NotNow);
-        let stand = marks.is_ok_and(|foreign| !foreign) && self.marks_stand(&round.copies);
+        let stand = self.note_marks(&round).and_then(|foreign| {
+            match !foreign && self.marks_stand(&round.copies) {
+                true => Ok(()),
+                false => Err("the marks are not stored on every copy that is reached".to_owned()),
+            }
+        });
+        let stands = stand.is_ok();
         let grown = match stand {
-            true => self.grow_locked(step, draft, &mut round),
-            false => Err(ResizeError::NotNow(
-                "the marks are not stored on every copy that is reached".to_owned(),
-            )),
+            Ok(()) => self.grow_locked(step, draft, &mut round),
+            Err(why) => Err(ResizeError::NotNow(why)),
         };
         round.end(&self.workers);
         for (brick, error) in &round.failed {
@@ -67,7 +70,7 @@ impl Runner {
             self.give_up(*brick, "resizing", error);
         }
         self.note_copies(round.copies, round.unsure);
-        if !stand {
+        if !stands {
             self.restamp();
         }
         let lacking = grown?;
