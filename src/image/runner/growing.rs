@@ -119,12 +119,15 @@ impl Runner {
         draft: Draft,
         round: &mut Round,
     ) -> Result<BrickSet, ResizeError> {
+        let begin = self.threads.now();
         self.gate.load().set(GateState::Hold);
         let grown = self
             .wait_landed()
             .and_then(|()| self.grow_copies(step, draft, round));
         // Its parked writes are woken when they can meet the gate of now.
         self.gate.load().set(GateState::Open);
+        let waited = self.threads.now().saturating_sub(begin);
+        log::info!("the guest's writes waited {} ms", waited.as_millis());
         grown
     }
 
