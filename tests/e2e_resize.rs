@@ -134,6 +134,9 @@ fn an_image_grows_under_a_guest_that_writes_and_verifies() {
         use_the_end(&guest, size);
         assert_eq!(daemon.status()["size"], size);
     }
+    let log = daemon.log();
+    let waits = log.lines().filter(|line| line.contains("writes waited"));
+    println!("{}", waits.collect::<Vec<_>>().join("\n"));
     // fio fails on the first error or wrong byte, so a report is a verdict.
     let report = guest.finish_fio(job, FIO_PATIENCE).unwrap();
     assert!(report.write.is_some() && report.read.is_some());
@@ -195,6 +198,9 @@ fn a_copy_that_is_away_forbids_it_unless_forced_and_is_healed_when_it_is_back() 
     assert!(said.contains(&volume.brick_name(2)), "{said}");
     assert_grown((code, said), size);
     assert_eq!(sizes(&volume), [size, size, IMAGE_BYTES]);
+    // Before anything is written: sizes that differ unmarked are anybody's choice.
+    let marks = volume.marks(IMAGE).unwrap();
+    assert!(marks.accuses(0, 2) && marks.accuses(1, 2), "{marks}");
     write(&mut disk, 2, size - MIB);
     volume.start_force().unwrap();
     wait_clean(&volume, || daemon.log() + &healer.log());

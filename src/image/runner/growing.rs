@@ -4,8 +4,8 @@
 //! that stock Gluster and the next session know whose size counts. It is done under AFR's
 //! data lock, in this order: the local copy, the peers' copies, the dirty map. Whoever
 //! dies in between leaves a marked image whose local size counts and whose map, being of
-//! another size, is not trusted. The guest's writes wait from before the first step until
-//! after the last; its reads go on. Healers are kept out by the caller
+//! another size, is not trusted. Nobody writes to the new area before the last step, as the
+//! map and the disk end before it; during that one, the guest's writes wait. Healers are kept out by the caller
 //! ([`crate::image::session`]), for they work on the map that is replaced and make the
 //! peers' copies as large as it says.
 
@@ -61,7 +61,7 @@ impl Runner {
         });
         let stands = stand.is_ok();
         let grown = match stand {
-            Ok(()) => self.grow_locked(step, draft, &mut round),
+            Ok(()) => self.grow_copies(step, draft, &mut round),
             Err(why) => Err(ResizeError::NotNow(why)),
         };
         round.end(&self.workers);
@@ -112,25 +112,6 @@ impl Runner {
             && self.shape.is_quorum(marked)
     }
 
-    /// The peers that are not grown, with every write of the guest's waiting.
-    fn grow_locked(
-        &mut self,
-        step: Step,
-        draft: Draft,
-        round: &mut Round,
-    ) -> Result<BrickSet, ResizeError> {
-        let begin = self.threads.now();
-        self.gate.load().set(GateState::Hold);
-        let grown = self
-            .wait_landed()
-            .and_then(|()| self.grow_copies(step, draft, round));
-        // Its parked writes are woken when they can meet the gate of now.
-        self.gate.load().set(GateState::Open);
-        let waited = self.threads.now().saturating_sub(begin);
-        log::info!("the guest's writes waited {} ms", waited.as_millis());
-        grown
-    }
-
     fn wait_landed(&self) -> Result<(), ResizeError> {
         let map = self.map()?;
         let end = self.threads.now() + LANDING_LIMIT;
@@ -144,6 +125,7 @@ impl Runner {
         Ok(())
     }
 
+    /// The peers that are not grown.
     fn grow_copies(
         &mut self,
         step: Step,
@@ -217,8 +199,21 @@ impl Runner {
         }
     }
 
-    /// From now on the new map and a gate that asks it. The old gate stays shut for good.
+    /// From now on the new map and a gate that asks it, with no write under way in
+    /// between. The old gate stays shut for good.
     fn replace_map(&mut self, draft: Draft, lacking: BrickSet) -> Result<(), ResizeError> {
+        let begin = self.threads.now();
+        self.gate.load().set(GateState::Hold);
+        let replaced = self
+            .wait_landed()
+            .and_then(|()| self.replace_still_map(draft, lacking));
+        self.gate.load().set(GateState::Open);
+        let waited = self.threads.now().saturating_sub(begin);
+        log::info!("the guest's writes waited {} ms", waited.as_millis());
+        replaced
+    }
+
+    fn replace_still_map(&mut self, draft: Draft, lacking: BrickSet) -> Result<(), ResizeError> {
         let peers = self.shape.peers().iter().enumerate();
         let lacking = peers.filter(|(_, child)| lacking.contains(*child));
         let lacking: Peers = lacking.filter_map(|(index, _)| Peer::new(index)).collect();
