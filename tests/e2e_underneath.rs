@@ -92,6 +92,10 @@ impl BrickPort for NoHealLock {
         self.0.add_to_counters(changes)
     }
 
+    fn truncate(&mut self, size: u64) -> Result<(), PortError> {
+        self.0.truncate(size)
+    }
+
     fn fsync(&mut self) -> Result<(), PortError> {
         self.0.fsync()
     }

@@ -17,6 +17,7 @@ use crate::image::heal::Job;
 use crate::image::local::{Fingerprint, LocalFile};
 use crate::image::machine::StopReason;
 use crate::image::port::CopyState;
+use crate::image::resize::{NewSize, ResizeError, Resized};
 use crate::image::session::{Ending, Session};
 use crate::image::state_dir::StateDir;
 
@@ -46,6 +47,7 @@ pub struct Terms {
 /// The image as others of this process see it.
 pub struct Seat {
     now: Mutex<Now>,
+    front: Mutex<Option<Front>>,
     inbox: Mutex<Sender<Input>>,
 }
 
@@ -58,6 +60,8 @@ pub struct Now {
     pub session: Option<(SessionHandle, Job)>,
     /// Why the session ended by itself.
     pub stopped: Option<StopReason>,
+    /// Bytes of the image.
+    pub size: u64,
 }
 
 enum Input {
@@ -66,7 +70,23 @@ enum Input {
     Arm(Option<usize>),
     Stopped(StopReason),
     FrontEndGone,
+    Resize(Resize),
     Close,
+}
+
+/// The wish for a larger image.
+struct Resize {
+    size: NewSize,
+    force: bool,
+    answer: Sender<Result<(Resized, bool), ResizeError>>,
+}
+
+/// The device in front of the image, as far as a new size concerns it.
+pub struct Front {
+    /// Bytes of its blocks.
+    pub block: u64,
+    /// Offers a disk of so many bytes; was the front-end told?
+    pub grow: Box<dyn Fn(u64) -> bool + Send>,
 }
 
 impl Seat {
@@ -88,6 +108,28 @@ impl Seat {
     /// of one that came back.
     pub fn front_end_gone(&self) {
         self.send(Input::FrontEndGone);
+    }
+
+    /// What is in front of the image from now on.
+    pub fn set_front(&self, front: Front) {
+        *self.front.lock().unwrap_or_else(|e| e.into_inner()) = Some(front);
+    }
+
+    /// Makes the image larger; was the front-end told? Waits for whatever the custodian
+    /// is at.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn resize(&self, size: NewSize, force: bool) -> Result<(Resized, bool), ResizeError> {
+        let (answer, answered) = mpsc::channel();
+        let wish = Resize {
+            size,
+            force,
+            answer,
+        };
+        self.send(Input::Resize(wish));
+        let gone = |_| Err(ResizeError::Over("the daemon ends".to_owned()));
+        answered.recv().unwrap_or_else(gone)
     }
 
     fn rings(&self, rings: Rings) {
@@ -128,7 +170,9 @@ impl Custodian {
                 custody: Custody::Vacant,
                 session: None,
                 stopped: None,
+                size: local.size,
             }),
+            front: Mutex::default(),
             inbox: Mutex::new(sender),
         });
         let told = seat.clone();
@@ -225,6 +269,14 @@ impl Worker {
                 Ok(Input::Stopped(reason)) => {
                     self.seat.locked().stopped = Some(reason);
                     self.take(Event::SessionStopped);
+                }
+                Ok(Input::Resize(wish)) => {
+                    let resized = self.resize(wish.size, wish.force);
+                    if let Err(why) = &resized {
+                        log::warn!("the image keeps its size: {}", chain(why));
+                    }
+                    // Whoever asked may have given up waiting.
+                    let _ = wish.answer.send(resized);
                 }
                 Err(RecvTimeoutError::Timeout) => self.try_to_leave(),
                 Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,
@@ -349,6 +401,34 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// The queues go on with their writes when they meet the gate of the larger image.
+    fn resize(&mut self, size: NewSize, force: bool) -> Result<(Resized, bool), ResizeError> {
+        let why_not = match self.machine.custody() {
+            Custody::Held => None,
+            Custody::Armed | Custody::Leaving => {
+                Some("it is about to be handed over: see handover --cancel")
+            }
+            Custody::Vacant | Custody::Opening => Some("this daemon does not hold it now"),
+            Custody::Ended => Some("its session has stopped"),
+        };
+        if let Some(why) = why_not {
+            return Err(ResizeError::NotNow(why.to_owned()));
+        }
+        let seat = self.seat.clone();
+        let front = seat.front.lock().unwrap_or_else(|e| e.into_inner());
+        let (Some((session, _)), Some(front)) = (&self.session, &*front) else {
+            let why = "the daemon is not ready yet";
+            return Err(ResizeError::NotNow(why.to_owned()));
+        };
+        let resized = session.grow(size, front.block, force)?;
+        self.local.size = resized.to;
+        self.seat.locked().size = resized.to;
+        self.door.put(Some(session.gate()));
+        let told = (front.grow)(resized.to);
+        self.door.set(true);
+        Ok((resized, told))
     }
 
     fn note_hand_over(&self, ending: Ending) {

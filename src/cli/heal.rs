@@ -218,6 +218,10 @@ fn watch(
     loop {
         let status = image.status()?;
         display.show(&status);
+        if follower.as_ref().is_some_and(Follower::is_over) {
+            // As when the image was resized.
+            *follower = None;
+        }
         if follower.is_none() && !has_healer(&status) {
             // The healer that was at work when we began has ended.
             *follower = image.healer(args)?;

@@ -22,7 +22,7 @@ use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
 use crate::image::state_dir::StateDir;
 
-use super::custodian::{self, Custodian, Seat};
+use super::custodian::{self, Custodian, Front, Seat};
 use super::listen::{self, Listener, Next};
 use super::opening::{self, Opening, Place, StateDirArgs};
 use super::service::{Device, Image, Service};
@@ -208,9 +208,14 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let custodian = Custodian::start(terms, &local, args.incoming)?;
     let (size, path) = (local.size, local.path);
     let disk = Disk::new(local.file, &serial(&args, &place.located))?;
+    let block = disk.block_size().into();
     let server = Server::new(disk, custodian.door(), config)?;
     let cache = server.cache_mode();
     keep_cache_mode(&cache, &state, &place.located);
+    custodian.seat().set_front(Front {
+        block,
+        grow: Box::new(server.growth()),
+    });
     let handle = server.stop_handle();
     stop.tell(move || handle.stop());
 

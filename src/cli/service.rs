@@ -10,9 +10,11 @@ use crate::control::socket::{Answer, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Stats};
 use crate::image::custody::Custody;
+use crate::image::error::chain;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Job, LinkError};
 use crate::image::machine::Phase;
+use crate::image::resize::NewSize;
 use crate::image::state_dir::StateDir;
 
 use super::custodian::Seat;
@@ -107,6 +109,7 @@ impl Service {
                     .map(|()| Answer::Done),
             ),
             Request::HandOver { armed, to } => self.arm(armed, to),
+            Request::Resize { size, force } => self.resize(size, force),
             Request::Bandwidth { .. } | Request::Yield => Answer::Refused {
                 why: "this is no healer".to_owned(),
             },
@@ -157,6 +160,26 @@ impl Service {
         }
     }
 
+    fn resize(&self, size: NewSize, force: bool) -> Answer {
+        let Image::Seat(seat) = &self.image else {
+            return Answer::Refused {
+                why: "this process heals the image and does not serve it".to_owned(),
+            };
+        };
+        match seat.resize(size, force) {
+            Ok((resized, told)) => Answer::Resized { resized, told },
+            Err(why) => Answer::Refused { why: chain(&why) },
+        }
+    }
+
+    /// Bytes of the image.
+    fn size(&self) -> u64 {
+        match &self.image {
+            Image::Ours(..) => self.identity.size,
+            Image::Seat(seat) => seat.now().size,
+        }
+    }
+
     /// The report of this moment.
     pub fn status(&self) -> Status {
         let session = self.any_session().map(|(session, _)| session.snapshot());
@@ -182,6 +205,7 @@ impl Service {
         let verified = entry.and_then(|entry| entry.verified);
         let identity = Identity {
             last_verified: verified.as_ref().map(Verified::from),
+            size: self.size(),
             ..self.identity.clone()
         };
         match session {
@@ -197,6 +221,11 @@ impl Service {
                 why: "the image is not held now".to_owned(),
             };
         };
+        if session.is_resizing() {
+            return Answer::Refused {
+                why: "the image is being resized".to_owned(),
+            };
+        }
         match session.snapshot().phase {
             Phase::Stopped(_) => Answer::Ended {
                 why: "it has stopped".to_owned(),

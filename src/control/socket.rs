@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::status::Status;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
+use crate::image::resize::{NewSize, Resized};
 
 /// Where daemons put their control sockets.
 pub const RUN_DIR: &str = "/run/bypass-blk";
@@ -69,6 +70,13 @@ pub enum Request {
         #[serde(default)]
         to: Option<usize>,
     },
+    /// Make all copies of the image larger.
+    Resize {
+        /// How large.
+        size: NewSize,
+        /// In spite of copies that are away.
+        force: bool,
+    },
     /// To a healer: from now on copy at most so many bytes per second; 0 is no limit.
     Bandwidth {
         /// The limit.
@@ -99,6 +107,13 @@ pub enum Answer {
     Hint(Hint),
     /// To [`Request::Unmark`].
     Unmarked(Unmarked),
+    /// To [`Request::Resize`].
+    Resized {
+        /// What came of it.
+        resized: Resized,
+        /// The front-end was told at once.
+        told: bool,
+    },
     /// It is done.
     Done,
     /// The session is over.

@@ -3,8 +3,10 @@
 //!
 //! `GET_INFLIGHT_FD` and `SET_INFLIGHT_FD` it refuses, `SET_LOG_BASE` goes to a
 //! kind of bitmap that is not ours, `SET_LOG_FD` it does not know, of
-//! `SET_VRING_ADDR` it forgets where the used ring is logged, and memory it maps
-//! without a look at the file. Why it refuses a feature or a ring it does not say. The relay shows every message here before it
+//! `SET_VRING_ADDR` it forgets where the used ring is logged, the channel of
+//! `SET_BACKEND_REQ_FD` it keeps without the message that is needed, and memory it maps
+//! without a look at the file. Why it refuses a feature or a ring it does not say. The relay
+//! shows every message here before it
 //! passes it on. Payloads are as in the vhost-user specification, "Payload", in
 //! the machine's byte order.
 
@@ -19,6 +21,7 @@ use vhost::vhost_user::message::{
 use vm_memory::GuestAddressSpace;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::announce::Announcer;
 use super::dirty_log::DirtyLog;
 use super::error::DeviceError;
 use super::inflight::{Description, Inflight};
@@ -125,6 +128,7 @@ pub struct Intercept {
     inflight: Arc<Inflight>,
     logging: Arc<Logging>,
     memory: MemoryHandle,
+    announcer: Announcer,
     /// The protocol features that the front-end accepted.
     acked: u64,
     /// A driver has negotiated.
@@ -132,18 +136,21 @@ pub struct Intercept {
 }
 
 impl Intercept {
-    /// Keeps `inflight` and `logging` as the front-end says; `memory` is the map in force.
+    /// Keeps `inflight`, `logging` and the channel of `announcer` as the front-end says;
+    /// `memory` is the map in force.
     pub fn new(
         offer: Offer,
         inflight: Arc<Inflight>,
         logging: Arc<Logging>,
         memory: MemoryHandle,
+        announcer: Announcer,
     ) -> Self {
         Self {
             offer,
             inflight,
             logging,
             memory,
+            announcer,
             acked: 0,
             used: false,
         }
@@ -200,7 +207,8 @@ impl Intercept {
             FrontendReq::GET_INFLIGHT_FD
             | FrontendReq::SET_INFLIGHT_FD
             | FrontendReq::SET_LOG_BASE
-            | FrontendReq::SET_LOG_FD => {
+            | FrontendReq::SET_LOG_FD
+            | FrontendReq::SET_BACKEND_REQ_FD => {
                 if request.flags & HEADER_FLAGS != VERSION {
                     return Err(malformed(request));
                 }
@@ -208,6 +216,7 @@ impl Intercept {
                     FrontendReq::GET_INFLIGHT_FD => self.get_inflight(request),
                     FrontendReq::SET_INFLIGHT_FD => self.set_inflight(request, fds),
                     FrontendReq::SET_LOG_BASE => self.set_log_base(request, fds),
+                    FrontendReq::SET_BACKEND_REQ_FD => self.set_backend_channel(request, fds),
                     _ => self.set_log_fd(request, fds),
                 }
             }
@@ -306,6 +315,17 @@ impl Intercept {
         let event = only_file(request, fds)?;
         never_wait_for(&event);
         self.logging.set_listener(event);
+        Ok(self.acknowledge(request))
+    }
+
+    fn set_backend_channel(
+        &self,
+        request: &Request<'_>,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Verdict, DeviceError> {
+        self.negotiated(request, Protocol::BACKEND_REQ)?;
+        let channel = only_file(request, fds)?;
+        self.announcer.set_channel(OwnedFd::from(channel).into());
         Ok(self.acknowledge(request))
     }
 

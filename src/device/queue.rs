@@ -185,6 +185,8 @@ impl<G: Gate> Queue<G> {
             if let Some(stats) = self.shared.stats.queue(self.index) {
                 stats.starts.add(1);
             }
+            let size = self.shared.disk.size();
+            self.shared.announcer.ring_started(size);
             ring.check_log(self.log.current())?;
             self.intake.start(ring)?;
         }

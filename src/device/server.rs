@@ -14,6 +14,7 @@ use vhost_user_backend::VhostUserDaemon;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::announce::Announcer;
 use super::backend::Backend;
 use super::cache::CacheMode;
 use super::config::Config;
@@ -88,6 +89,7 @@ impl<G: Gate> Server<G> {
                 stats: Arc::new(Stats::new(config.num_queues)),
                 config,
                 cache: Arc::new(CacheMode::new()),
+                announcer: Announcer::default(),
             }),
             wakes,
             stop: StopHandle(Arc::new(stop)),
@@ -117,7 +119,14 @@ impl<G: Gate> Server<G> {
         let backend = Arc::new(self.backend(&memory, &controls, &connection)?);
         let wake_event = backend.wake_event();
         let Connection { inflight, logging } = connection;
-        let mut intercept = Intercept::new(self.offer(), inflight, logging, memory.clone());
+        self.shared.announcer.connected();
+        let mut intercept = Intercept::new(
+            self.offer(),
+            inflight,
+            logging,
+            memory.clone(),
+            self.shared.announcer.clone(),
+        );
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
             .map_err(|error| DeviceError::Start(error.into()))?;
         for (handler, wake) in daemon.get_epoll_handlers().iter().zip(&self.wakes) {
@@ -197,6 +206,20 @@ impl<G: Gate> Server<G> {
     /// The cache mode that the guest has chosen.
     pub fn cache_mode(&self) -> Arc<CacheMode> {
         Arc::clone(&self.shared.cache)
+    }
+
+    /// Offers a larger disk, once the file has `size` bytes and the gate lets writes go
+    /// there. The answer: whether the front-end is told at once, or else when its rings
+    /// start.
+    pub fn growth(&self) -> impl Fn(u64) -> bool + Send + 'static
+    where
+        G: 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        move |size| {
+            shared.disk.grow(size);
+            shared.announcer.grown()
+        }
     }
 
     /// What the queues have done, over all connections.

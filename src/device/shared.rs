@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::announce::Announcer;
 use super::cache::CacheMode;
 use super::config::Config;
 use super::disk::Disk;
@@ -19,6 +20,8 @@ pub struct Shared<G> {
     pub config: Config,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// How the front-end hears of a new size.
+    pub announcer: Announcer,
     /// Whether changes must be durable when they are answered.
     pub cache: Arc<CacheMode>,
 }

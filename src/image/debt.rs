@@ -82,6 +82,11 @@ impl Debt {
         &self.map
     }
 
+    /// The image has grown: from now on `map`, which knows all that the one before knew.
+    pub fn replace_map(&mut self, map: Arc<DirtyMap>) {
+        std::mem::replace(&mut self.map, map).release();
+    }
+
     /// The child that is this peer of the map.
     pub fn child(&self, peer: Peer) -> Option<usize> {
         self.shape.peers().iter().nth(peer.index())

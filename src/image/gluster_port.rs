@@ -407,6 +407,14 @@ impl BrickPort for GlusterPort {
         }
     }
 
+    fn truncate(&mut self, size: u64) -> Result<(), PortError> {
+        let live = self.live()?;
+        match live.data_locked {
+            true => live.brick.ftruncate(live.gfid, size).map_err(refused),
+            false => Err(PortError::Away("its data lock was lost".to_owned())),
+        }
+    }
+
     fn fsync(&mut self) -> Result<(), PortError> {
         let live = self.live()?;
         live.brick.fsync(live.gfid, false).map_err(refused)

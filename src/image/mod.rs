@@ -27,6 +27,7 @@ pub mod port;
 pub mod promote;
 #[cfg(test)]
 mod recording_port;
+pub mod resize;
 pub mod runner;
 pub mod session;
 pub mod snapshot;

@@ -226,6 +226,12 @@ pub trait BrickPort: Send {
     /// follows from what was read under that lock.
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError>;
 
+    /// Makes the file `size` bytes long; what is new reads as zeros. Not yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails, and without [`Lock::Data`] held through it.
+    fn truncate(&mut self, size: u64) -> Result<(), PortError>;
+
     /// Makes the file's data and marks on this brick durable.
     ///
     /// # Errors

@@ -90,5 +90,9 @@ impl BrickPort for RecordingPort {
         Ok(())
     }
 
+    fn truncate(&mut self, _size: u64) -> Result<(), PortError> {
+        Ok(())
+    }
+
     fn disconnect(&mut self) {}
 }

@@ -9,10 +9,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+
 use super::bricks::{BrickSet, Shape};
 use super::data_lock::wait;
 use super::debt::Debt;
-use super::dirty::Peer;
+use super::dirty::{ExtentSize, Peer};
 use super::error::{Names, chain, stop_message};
 use super::fencing;
 use super::gate::WriteGate;
@@ -21,11 +23,13 @@ use super::local::Watch;
 use super::machine::{Action, Event, GateState, Machine, Phase, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
+use super::resize::{ResizeError, Resized};
 use super::session::Ending;
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
 use super::worker::{Report, Worker};
 
+mod growing;
 mod healing;
 
 use healing::stamp_for;
@@ -49,6 +53,15 @@ pub enum Input {
         /// What came of it: they are dirty and marked, or why not.
         answer: Sender<Result<(), String>>,
     },
+    /// By the session's owner: make all copies that large. No healer is at work.
+    Grow {
+        /// In bytes; more than now.
+        to: u64,
+        /// In spite of copies that are away.
+        force: bool,
+        /// What came of it.
+        answer: Sender<Result<Resized, ResizeError>>,
+    },
     /// By the session's owner: end it if no copy that is held misses anything, with no
     /// mark left on it, and this child's, if one is named, is held.
     HandOver(Option<usize>, Sender<Result<Ending, String>>),
@@ -66,8 +79,12 @@ pub struct Runner {
     pub names: Names,
     /// Its bricks' workers, in child order.
     pub workers: Vec<Worker>,
-    /// What the guest's requests meet.
-    pub gate: Arc<WriteGate>,
+    /// What the guest's requests meet: another one when the image has grown.
+    pub gate: Arc<ArcSwap<WriteGate>>,
+    /// The thread's own, for gates.
+    pub inbox: Sender<Input>,
+    /// How finely the dirty map counts, if the operator chose.
+    pub extent_size: Option<ExtentSize>,
     /// The fence that was published at open.
     pub fence: Fence,
     /// The session never writes.
@@ -113,6 +130,9 @@ impl Runner {
                     answer,
                 }) => {
                     let _ = answer.send(self.repair(peer, &ranges));
+                }
+                Ok(Input::Grow { to, force, answer }) => {
+                    let _ = answer.send(self.grow(to, force));
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.quorum_deadline = None;
@@ -269,7 +289,7 @@ impl Runner {
             }
             GateState::FailAll => log::error!("every request of the guest fails from now on"),
         }
-        self.gate.set(state);
+        self.gate.load().set(state);
     }
 
     fn publish(&mut self, brick: usize) {

@@ -10,6 +10,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use super::bricks::Shape;
 use super::debt::Debt;
 use super::dirty::{self, DirtyMap, ExtentSize, MapError, Trust};
@@ -22,6 +24,7 @@ use super::locking::Claim;
 use super::machine::{Machine, Phase, StopReason};
 use super::open::{self, Opened, Terms, Waiting};
 use super::port::{BrickPort, CopyState};
+use super::resize::{NewSize, ResizeError, Resized};
 use super::runner::{Input, Runner};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
@@ -59,7 +62,8 @@ pub struct MapPlace {
 /// A running session.
 pub struct Session {
     inbox: Sender<Input>,
-    gate: Arc<WriteGate>,
+    /// Another one when the image has grown.
+    gate: Arc<ArcSwap<WriteGate>>,
     handle: SessionHandle,
     threads: Threads,
     /// Taken when it is over.
@@ -153,9 +157,10 @@ impl Session {
             .transpose()
             .map_err(LocalError::Map)?;
         let wanted = inbox.clone();
-        let gate = Arc::new(WriteGate::new(map.clone(), move || {
+        let gate = WriteGate::new(map, move || {
             let _ = wanted.send(Input::WriteWanted);
-        }));
+        });
+        let gate = Arc::new(ArcSwap::from_pointee(gate));
         for (brick, worker) in workers.iter().enumerate() {
             worker.watch(opened.held.contains(brick));
         }
@@ -171,6 +176,8 @@ impl Session {
             names,
             workers,
             gate: gate.clone(),
+            inbox: inbox.clone(),
+            extent_size: map_place.extent_size,
             fence: opened.fence,
             read_only: terms.read_only,
             local: watch,
@@ -200,7 +207,6 @@ impl Session {
                     inbox.clone(),
                     gate.clone(),
                     snapshot,
-                    map,
                     threads.clone(),
                 ),
                 inbox,
@@ -214,7 +220,33 @@ impl Session {
 
     /// The gate to give to the device.
     pub fn gate(&self) -> Arc<WriteGate> {
-        self.gate.clone()
+        self.gate.load_full()
+    }
+
+    /// Makes all copies larger, and answers when each has the new size or is marked and
+    /// behind. The guest's writes wait for a moment; from then on they need the gate that
+    /// [`Session::gate`] gives. `block` is the disk's, in bytes. Healers that are at work end,
+    /// and may begin again afterwards.
+    ///
+    /// # Errors
+    /// Why not: every copy has its old size, but those of bricks that were lost meanwhile.
+    pub fn grow(&self, wanted: NewSize, block: u64, force: bool) -> Result<Resized, ResizeError> {
+        let gate = self.gate();
+        let map = gate.map().ok_or(ResizeError::ReadOnly)?;
+        let from = map.geometry().size();
+        let to = wanted.of(from, block)?;
+        if to == from {
+            let behind = Vec::new();
+            return Ok(Resized { from, to, behind });
+        }
+        let _away = self.handle.send_healers_away();
+        let _none = map.keep_healers_out()?;
+        let over = || ResizeError::Over("its thread is gone".to_owned());
+        let (answer, receiver) = mpsc::channel();
+        let grow = Input::Grow { to, force, answer };
+        self.inbox.send(grow).map_err(|_| over())?;
+        let answered = self.threads.receive(&receiver, None);
+        answered.unwrap_or_else(|_| Err(over()))
     }
 
     /// A way to see the session's state, and to ask things of it, from other threads.

@@ -210,6 +210,12 @@ impl BrickPort for SimPort {
         })
     }
 
+    fn truncate(&mut self, _size: u64) -> Result<(), PortError> {
+        Err(PortError::Refused(
+            "simulated images keep their size".to_owned(),
+        ))
+    }
+
     fn fsync(&mut self) -> Result<(), PortError> {
         let brick = self.brick;
         self.call("fsync", |world, _| world.bricks[brick].fsync())

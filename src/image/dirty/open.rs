@@ -294,7 +294,7 @@ fn fill(file: &File, path: &Path, header: &Header) -> Result<(), MapError> {
 
 /// Reserves every block, so that a disk that fills up later cannot fault a write
 /// to the mapping.
-fn allocate(file: &File, path: &Path, len: u64) -> Result<(), MapError> {
+pub(super) fn allocate(file: &File, path: &Path, len: u64) -> Result<(), MapError> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
         // A file system without it: a new file is written in full anyway.
         Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
@@ -303,7 +303,7 @@ fn allocate(file: &File, path: &Path, len: u64) -> Result<(), MapError> {
 }
 
 /// On the disk when this returns.
-fn write_header(file: &File, path: &Path, header: &Header) -> Result<(), MapError> {
+pub(super) fn write_header(file: &File, path: &Path, header: &Header) -> Result<(), MapError> {
     file.write_all_at(&header.encode(), 0)
         .and_then(|()| file.sync_all())
         .map_err(|e| MapError::of("write", path, header.geometry.file_len(), e))
@@ -320,7 +320,7 @@ fn read_header(file: &File, path: &Path) -> Result<Result<Header, Distrust>, Map
     }
 }
 
-fn options() -> std::fs::OpenOptions {
+pub(super) fn options() -> std::fs::OpenOptions {
     let mut options = File::options();
     options
         .read(true)
@@ -349,7 +349,7 @@ pub(super) fn is_at(file: &File, path: &Path) -> Result<bool, MapError> {
     }
 }
 
-fn wait_for(file: &File, role: Role, path: &Path) -> Result<RoleLock, MapError> {
+pub(super) fn wait_for(file: &File, role: Role, path: &Path) -> Result<RoleLock, MapError> {
     let deadline = Instant::now() + ROLE_WAIT;
     loop {
         let lock = RoleLock::take(file, role);

@@ -69,6 +69,11 @@ impl Runner {
         let Some(peer) = peer.and_then(Peer::new).filter(|_| copy.size != size) else {
             return;
         };
+        // Away when the image grew: all that it lacks is noted.
+        let lacks = size.saturating_sub(copy.size);
+        if copy.size < size && debt.map().is_all_dirty(peer, copy.size, lacks) {
+            return;
+        }
         log::warn!(
             "the copy on {} has {} bytes instead of {size}: all of it is compared",
             self.names.one(brick),
@@ -76,6 +81,26 @@ impl Runner {
         );
         if let Err(error) = debt.distrust(peer.into()) {
             log::error!("{}", chain(&error));
+        }
+    }
+
+    /// Nothing is equal to a copy of another size, whatever the map says.
+    fn check_sizes(&mut self, round: &data_lock::Round) -> Result<(), String> {
+        let debt = self.debt.as_ref().ok_or("the session is read-only")?;
+        let size = debt.map().geometry().size();
+        let odd = |(brick, copy): &&(usize, CopyState)| {
+            self.shape.peers().contains(*brick) && copy.size != size
+        };
+        match round.copies.iter().find(odd) {
+            None => Ok(()),
+            Some((brick, copy)) => {
+                self.check_size(*brick, copy);
+                Err(format!(
+                    "the copy on {} has {} bytes instead of {size}",
+                    self.names.one(*brick),
+                    copy.size
+                ))
+            }
         }
     }
 
@@ -101,7 +126,9 @@ impl Runner {
         let mut round = unmarking::begin(&self.workers, self.machine.held());
         let foreign = self.note_marks(&round);
         let equal = match foreign {
-            Ok(false) => self.decide_unmark(&round),
+            Ok(false) => self
+                .check_sizes(&round)
+                .and_then(|()| self.decide_unmark(&round)),
             Ok(true) => Err("somebody else has marked a peer: all of it is compared".to_owned()),
             Err(ref why) => Err(why.clone()),
         };
@@ -228,7 +255,7 @@ impl Runner {
     }
 
     /// Takes in what the bricks say. Has somebody else marked a peer?
-    fn note_marks(&mut self, round: &data_lock::Round) -> Result<bool, String> {
+    pub(super) fn note_marks(&mut self, round: &data_lock::Round) -> Result<bool, String> {
         let asked = round.busy.iter().chain(&round.failed);
         if let Some((brick, error)) = asked.into_iter().next() {
             return Err(format!("brick {}: {error}", self.names.one(*brick)));
