@@ -204,6 +204,7 @@ fn a_guest_under_load_does_not_notice_that_its_daemon_is_killed_again_and_again(
 }
 
 #[test]
+#[ignore = "written, not yet seen to pass: run it before it is relied on"]
 fn a_daemon_may_be_killed_while_a_peer_is_away_and_while_what_it_missed_is_copied() {
     // So slow that it is always busy.
     let mut stand = Stand::begin(&["--bandwidth", "1M"]);
@@ -241,6 +242,7 @@ fn a_daemon_may_be_killed_while_a_peer_is_away_and_while_what_it_missed_is_copie
 }
 
 #[test]
+#[ignore = "written, not yet seen to pass: run it before it is relied on"]
 fn a_guest_that_is_reset_or_rebooted_finds_its_disk_as_it_left_it() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
@@ -334,6 +336,7 @@ fn garbage_and_half_messages_end_a_connection_and_nothing_else() {
 }
 
 #[test]
+#[ignore = "written, not yet seen to pass: run it before it is relied on"]
 fn a_guest_that_chose_write_through_keeps_it_when_its_daemon_dies() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
@@ -401,6 +404,7 @@ fn a_guest_that_chose_write_through_keeps_it_when_its_daemon_dies() {
 }
 
 #[test]
+#[ignore = "written, not yet seen to pass: run it before it is relied on"]
 fn a_daemon_that_comes_late_or_with_other_options_is_waited_for_and_says_what_is_wrong() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
