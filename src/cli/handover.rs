@@ -235,10 +235,13 @@ impl Image {
     }
 
     fn arm(&self, armed: bool, to: Option<usize>) -> Result<(), Failure> {
-        match socket::ask(&self.socket, &Request::HandOver { armed, to })? {
-            Answer::Done => Ok(()),
-            Answer::Refused { why } | Answer::Ended { why } => Err(self.failed(&why)),
-            other => Err(ControlError::unexpected(&self.socket, &other).into()),
+        match socket::ask(&self.socket, &Request::HandOver { armed, to }) {
+            Ok(Answer::Done) => Ok(()),
+            Ok(other) => Err(ControlError::unexpected(&self.socket, &other).into()),
+            Err(ControlError::Refused { why, .. } | ControlError::Ended { why, .. }) => {
+                Err(self.failed(&why))
+            }
+            Err(other) => Err(other.into()),
         }
     }
 

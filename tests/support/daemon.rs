@@ -61,7 +61,9 @@ impl Daemon {
     /// Starts a daemon of [`IMAGE`] that listens at `socket`, where another one has
     /// listened, and does not wait.
     pub fn start_at(volume: &Volume, brick: usize, socket: &str, extra: &[&str]) -> Daemon {
+        let name = volume.brick_name(brick);
         let mut args = vec!["--volume", volume.name(), "--image", IMAGE];
+        args.extend(["--brick", &name]);
         args.extend(extra);
         let args = args.iter().map(ToString::to_string).collect();
         Self::launch(volume.brick_node(brick), socket.into(), args)
