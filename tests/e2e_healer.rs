@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use bypass_harness::{Background, Cluster, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
-use support::daemon::{BINARY, Daemon, run_dir};
+use support::daemon::{BINARY, Daemon, run_dir, run_on, state_dir};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
 use support::locker::heal_waits;
@@ -139,4 +139,62 @@ fn a_stock_heal_that_waits_for_our_last_brick_does_not_keep_the_others() {
     assert!(volume.marks(IMAGE).unwrap().is_clean());
     assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
     drop((disk, healer, daemon));
+}
+
+/// A healer that ends notes that nothing is left to do: of its own session, not of the one
+/// that waited for its locks.
+#[test]
+fn a_daemon_that_waited_for_a_healer_is_not_taken_for_finished() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let node = volume.brick_node(0);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    (0..8).for_each(|at| {
+        let at = at * MIB as u64;
+        disk.write(at, &pattern(1, at, MIB), PATIENCE).unwrap();
+    });
+    drop(disk);
+    assert_eq!(daemon.stop().code(), Some(0));
+
+    // In a run directory of its own, where the daemon cannot ask it to give way.
+    let (apart, state) = (node.place().dir().join("apart"), state_dir(node));
+    let name = format!("{}{IMAGE}", volume.name());
+    let brick = volume.brick_name(0);
+    let mut args = vec![
+        "heal",
+        &name,
+        "--wait",
+        "--bandwidth",
+        "2M",
+        "--brick",
+        &brick,
+    ];
+    args.extend(["--server", node.address()]);
+    args.extend(["--run-dir", apart.to_str().unwrap()]);
+    args.extend(["--state-dir", state.to_str().unwrap()]);
+    std::thread::scope(|scope| {
+        let heal = scope.spawn(|| run_on(node, &args));
+        wait_until("the healer to open the image", PATIENCE, || {
+            let sockets = std::fs::read_dir(&apart).map(Iterator::count);
+            let open = sockets.is_ok_and(|count| count > 0);
+            open.then_some(()).ok_or_else(String::new)
+        })
+        .unwrap();
+        let daemon = Daemon::start(&volume, 0, IMAGE, &["--lock-timeout", "60s"]);
+        daemon.wait_log("waiting for a lock");
+        let (code, said) = heal.join().unwrap();
+        assert_eq!(code, Some(0), "{said}");
+        let daemon = daemon.wait_listening().unwrap();
+        let kept = |end: &str| {
+            let files = std::fs::read_dir(&state).unwrap().flatten();
+            files
+                .map(|file| file.path())
+                .find(|path| path.extension().is_some_and(|found| found == end))
+        };
+        assert!(kept("map").is_some(), "the session's map was removed");
+        let entry = std::fs::read_to_string(kept("json").unwrap()).unwrap();
+        assert!(entry.contains("\"settled\": false"), "{entry}");
+        assert_eq!(daemon.stop().code(), Some(0));
+    });
 }

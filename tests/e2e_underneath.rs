@@ -144,6 +144,7 @@ impl Writer {
                     path: node.place().dir().join("underneath.map"),
                     extent_size: None,
                 },
+                on_end: Box::new(|_, _| {}),
             };
             let terms = LocalTerms {
                 read_only: false,

@@ -18,7 +18,7 @@ use crate::image::local::{Fingerprint, LocalFile};
 use crate::image::machine::StopReason;
 use crate::image::port::CopyState;
 use crate::image::resize::{NewSize, ResizeError, Resized};
-use crate::image::session::{Ending, Session};
+use crate::image::session::Session;
 use crate::image::state_dir::StateDir;
 
 use super::Failure;
@@ -283,8 +283,8 @@ impl Worker {
             }
         }
         self.door.set(false);
-        if let Some((session, place)) = self.session.take() {
-            opening::close(&place, &self.terms.state, session);
+        if let Some((session, _)) = self.session.take() {
+            session.close();
         }
         self.failure.map_or(Ok(()), Err)
     }
@@ -382,7 +382,7 @@ impl Worker {
             None => return self.take(Event::Left),
         };
         match left {
-            Ok(ending) => {
+            Ok(_) => {
                 self.door.put(None);
                 self.local.give_back();
                 self.session = None;
@@ -391,7 +391,6 @@ impl Worker {
                     .inspect_err(|error| log::warn!("{}", chain(error)))
                     .ok()
                     .filter(|_| self.guest_here);
-                self.note_hand_over(ending);
                 self.take(Event::Left);
             }
             Err(why) => {
@@ -429,18 +428,6 @@ impl Worker {
         let told = (front.grow)(resized.to);
         self.door.set(true);
         Ok((resized, told))
-    }
-
-    fn note_hand_over(&self, ending: Ending) {
-        let located = &self.terms.place.located;
-        let (volume, gfid) = (&located.volume, located.gfid);
-        let noted = match ending {
-            Ending::AllEqual => self.terms.state.settle(volume, gfid),
-            Ending::Behind => self.terms.state.hand_over(volume, gfid),
-        };
-        if let Err(error) = noted {
-            log::warn!("{}", chain(&error));
-        }
     }
 
     fn publish(&self) {

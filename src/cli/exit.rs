@@ -257,6 +257,6 @@ fn local_code(error: &LocalError) -> u8 {
         LocalError::Replaced { .. } => 33,
         LocalError::InUse { .. } => 40,
         LocalError::WrittenSince { .. } => 60,
-        LocalError::Map(_) => 36,
+        LocalError::Map(_) | LocalError::State(_) => 36,
     }
 }

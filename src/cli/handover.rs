@@ -25,6 +25,13 @@ const ROUND: Duration = Duration::from_millis(100);
 /// How often it says so.
 const TELL: Duration = Duration::from_secs(5);
 
+/// The image stays here.
+const DISARM: Request = Request::HandOver {
+    armed: false,
+    to: None,
+    no_guest: false,
+};
+
 /// Arguments of `handover`.
 #[derive(Args, Debug)]
 #[command(
@@ -52,8 +59,13 @@ pub struct HandoverArgs {
     #[arg(long)]
     wait: bool,
 
+    /// No guest of this host uses the image or comes back to it: it is at the target already,
+    /// and this daemon was only started again to send what is missing there
+    #[arg(long)]
+    no_guest: bool,
+
     /// Do not give the image away after all
-    #[arg(long, conflicts_with = "wait")]
+    #[arg(long, conflicts_with_all = ["wait", "no_guest"])]
     cancel: bool,
 
     /// Copy at most so many bytes per second, such as 100M, where heald does not run
@@ -71,7 +83,7 @@ pub(super) fn run(args: HandoverArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
     let image = Image::find(&args)?;
     if args.cancel {
-        image.arm(false, None)?;
+        image.ask(DISARM)?;
         println!("{}: stays here", image.name);
         return Ok(());
     }
@@ -156,7 +168,11 @@ impl Image {
             }
             match watch.look(&status, begin.elapsed()) {
                 Verdict::Ready(downtime) => {
-                    self.arm(true, to)?;
+                    self.ask(Request::HandOver {
+                        armed: true,
+                        to,
+                        no_guest: args.no_guest,
+                    })?;
                     self.warn_of_absent(&status);
                     println!(
                         "{}: ready, the guest will stand still for about {} ms. Migrate it now",
@@ -202,7 +218,7 @@ impl Image {
                 CustodyStatus::Held => return Err(self.failed("the guest goes on here")),
                 CustodyStatus::Ended => return Err(self.failed("the session has stopped")),
                 _ if stop.is_requested() => {
-                    self.arm(false, None)?;
+                    self.ask(DISARM)?;
                     return Err(self.failed("interrupted: it stays here"));
                 }
                 _ => stop.wait(ROUND),
@@ -234,8 +250,8 @@ impl Image {
         }
     }
 
-    fn arm(&self, armed: bool, to: Option<usize>) -> Result<(), Failure> {
-        match socket::ask(&self.socket, &Request::HandOver { armed, to }) {
+    fn ask(&self, request: Request) -> Result<(), Failure> {
+        match socket::ask(&self.socket, &request) {
             Ok(Answer::Done) => Ok(()),
             Ok(other) => Err(ControlError::unexpected(&self.socket, &other).into()),
             Err(ControlError::Refused { why, .. } | ControlError::Ended { why, .. }) => {

@@ -19,7 +19,7 @@ use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
 use crate::image::machine::StopReason;
 use crate::image::open::Terms;
 use crate::image::port::CopyState;
-use crate::image::session::{self, Ending, MapPlace, Session, Setup};
+use crate::image::session::{self, Ending, MapPlace, Parting, Session, Setup};
 use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
 
 use super::brick_view::{host_name, lock_owner};
@@ -139,7 +139,8 @@ pub fn open_with(
     } = place;
     let read_only = opening.terms.read_only;
     let map = place.map(state);
-    let entry = place.entry(state, opening.extent_size);
+    let extent_size = opening.extent_size;
+    let entry = place.entry(state, extent_size);
     let overruled = entry.promoted.clone().map(|promotion| Overruled {
         promotion,
         local: *local,
@@ -148,6 +149,14 @@ pub fn open_with(
         state.create()?;
         state.store(&entry)?;
     }
+    // And again when the locks are ours: the session before may have ended meanwhile, and
+    // have noted that nothing is left to do.
+    let open_local = |copy: &CopyState| {
+        if !read_only {
+            state.store(&place.entry(state, extent_size))?;
+        }
+        open_local(copy)
+    };
     let setup = Setup {
         shape: located.shape(*local),
         names: located.names(),
@@ -163,8 +172,9 @@ pub fn open_with(
         quorum_timeout: opening.quorum_timeout,
         map: MapPlace {
             path: map,
-            extent_size: opening.extent_size,
+            extent_size,
         },
+        on_end: note_end(state.clone(), located),
     };
     Ok(Session::open(setup, cancelled, open_local, on_stop)?)
 }
@@ -215,15 +225,19 @@ pub fn take_over(run_dir: &Path, gfid: uuid::Uuid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ends a session whose device is drained, and keeps in mind if nothing is left to do.
-pub fn close(place: &Place, state: &StateDir, session: Session) {
-    if session.close() != Ending::AllEqual {
-        return;
-    }
-    let Located { volume, gfid, .. } = &place.located;
-    if let Err(error) = state.settle(volume, *gfid) {
-        log::warn!("{}", chain(&error));
-    }
+/// Keeps in mind what is left to do about an image when its session ends.
+fn note_end(state: StateDir, located: &Located) -> Box<dyn Fn(Parting, Ending) + Send> {
+    let (volume, gfid) = (located.volume.clone(), located.gfid);
+    Box::new(move |parting, ending| {
+        let noted = match (ending, parting) {
+            (Ending::AllEqual, _) => state.settle(&volume, gfid),
+            (Ending::Behind, Parting::HandedOver) => state.hand_over(&volume, gfid),
+            (Ending::Behind, Parting::Closed) => Ok(()),
+        };
+        if let Err(error) = noted {
+            log::warn!("{}", chain(&error));
+        }
+    })
 }
 
 impl Place {

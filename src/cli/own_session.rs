@@ -179,7 +179,7 @@ impl OwnSession {
 
     /// Gives the image back.
     pub fn close(self) {
-        opening::close(&self.place, &self.state, self.session);
+        self.session.close();
     }
 }
 

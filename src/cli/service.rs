@@ -57,8 +57,12 @@ pub struct Device {
 
 impl Device {
     /// Why a migration would harm the guest now: what another host does not learn.
-    fn must_stay(&self) -> Option<String> {
-        must_stay(self.stats.snapshot().total(), self.cache.writeback())
+    fn must_stay(&self, no_guest: bool) -> Option<String> {
+        let queues = self.stats.snapshot().total();
+        match queues.starts == 0 && no_guest {
+            true => None,
+            false => must_stay(queues, self.cache.writeback()),
+        }
     }
 }
 
@@ -66,7 +70,7 @@ fn must_stay(queues: QueueSnapshot, writeback: bool) -> Option<String> {
     if queues.starts == 0 {
         return Some(
             "no guest has used the disk since this daemon was started. One that runs connects within moments: \
-             try again then"
+             try again then. If none runs here, say so with --no-guest"
                 .to_owned(),
         );
     }
@@ -108,7 +112,11 @@ impl Service {
                     .and_then(|(session, job)| repair(&session, &job, child, &ranges))
                     .map(|()| Answer::Done),
             ),
-            Request::HandOver { armed, to } => self.arm(armed, to),
+            Request::HandOver {
+                armed,
+                to,
+                no_guest,
+            } => self.arm(armed, to, no_guest),
             Request::Resize { size, force } => self.resize(size, force),
             Request::Bandwidth { .. } | Request::Yield => Answer::Refused {
                 why: "this is no healer".to_owned(),
@@ -138,7 +146,7 @@ impl Service {
         }
     }
 
-    fn arm(&self, armed: bool, to: Option<usize>) -> Answer {
+    fn arm(&self, armed: bool, to: Option<usize>, no_guest: bool) -> Answer {
         let Image::Seat(seat) = &self.image else {
             return Answer::Refused {
                 why: "this process heals the image and does not serve it".to_owned(),
@@ -151,7 +159,7 @@ impl Service {
             custody => {
                 let held = armed && custody == Custody::Held;
                 let device = self.serving.as_ref().filter(|_| held);
-                if let Some(why) = device.and_then(Device::must_stay) {
+                if let Some(why) = device.and_then(|device| device.must_stay(no_guest)) {
                     return Answer::Refused { why };
                 }
                 seat.arm(armed, to);

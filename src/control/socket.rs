@@ -69,6 +69,9 @@ pub enum Request {
         /// Child index of the copy that must be there and equal before: the target's.
         #[serde(default)]
         to: Option<usize>,
+        /// No guest of this host uses it, and none is about to come back to it.
+        #[serde(default)]
+        no_guest: bool,
     },
     /// Make all copies of the image larger.
     Resize {

@@ -9,6 +9,7 @@ use super::dirty::MapError;
 use super::holder::Holder;
 use super::machine::StopReason;
 use super::port::{Conflict, Lock};
+use super::state_dir::StateError;
 
 /// The names of a replica set's bricks (`host:/path`) and of its volume, for
 /// messages.
@@ -264,6 +265,9 @@ pub enum LocalError {
         /// The file.
         path: PathBuf,
     },
+    /// Nobody could finish later what this session leaves.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// Without a dirty map nothing may be written.
     #[error(transparent)]
     Map(#[from] MapError),

@@ -24,7 +24,7 @@ use super::machine::{Action, Event, GateState, Machine, Phase, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
 use super::resize::{ResizeError, Resized};
-use super::session::Ending;
+use super::session::{Ending, Parting};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
 use super::worker::{Report, Worker};
@@ -105,6 +105,8 @@ pub struct Runner {
     pub snapshot: Arc<Mutex<Snapshot>>,
     /// Told when the session ends by itself.
     pub on_stop: Box<dyn Fn(StopReason) + Send>,
+    /// Told how it ends, before its locks go.
+    pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
 }
 
 impl Runner {
@@ -142,7 +144,7 @@ impl Runner {
                     let settled = self.settle_held(to);
                     if let Ok(ending) = settled {
                         self.update_snapshot();
-                        self.let_go_of_all();
+                        self.let_go_of_all(Parting::HandedOver, ending);
                         let _ = answer.send(settled);
                         return ending;
                     }
@@ -153,11 +155,11 @@ impl Runner {
             self.update_snapshot();
         }
         let ending = self.settle();
-        self.let_go_of_all();
+        self.let_go_of_all(Parting::Closed, ending);
         ending
     }
 
-    fn let_go_of_all(&mut self) {
+    fn let_go_of_all(&mut self, parting: Parting, ending: Ending) {
         if let Err(error) = self.local.sync() {
             log::error!("{}", chain(&error));
         }
@@ -167,6 +169,7 @@ impl Runner {
             }
             debt.map().release();
         }
+        (self.on_end)(parting, ending);
         self.let_go("the session is closed");
     }
 

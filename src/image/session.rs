@@ -48,6 +48,9 @@ pub struct Setup {
     pub quorum_timeout: Duration,
     /// Where the dirty map is. Not used by a read-only session.
     pub map: MapPlace,
+    /// Told how it ends, from the session's thread, while it still has its locks: what is
+    /// kept about the image is not kept about a later session's.
+    pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
 }
 
 /// Where a dirty map is, and how fine.
@@ -68,6 +71,15 @@ pub struct Session {
     threads: Threads,
     /// Taken when it is over.
     ended: Option<Receiver<Ending>>,
+}
+
+/// Why a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// Its owner is done with the image, for now.
+    Closed,
+    /// The image is another host's from now on.
+    HandedOver,
 }
 
 /// How a session ended.
@@ -115,6 +127,7 @@ impl Session {
             terms,
             quorum_timeout,
             map: map_place,
+            on_end,
         } = setup;
         let claim = Claim {
             session: me.session,
@@ -188,6 +201,7 @@ impl Session {
             threads: threads.clone(),
             snapshot: snapshot.clone(),
             on_stop: Box::new(on_stop),
+            on_end,
         };
         let (end, ended) = mpsc::channel();
         let run = move || {
