@@ -147,6 +147,8 @@ fn a_stock_heal_that_waits_for_our_last_brick_does_not_keep_the_others() {
 fn a_daemon_that_waited_for_a_healer_is_not_taken_for_finished() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
+    // It would be at the image as soon as the daemon has ended.
+    volume.set_self_heal_daemon(false).unwrap();
     let node = volume.brick_node(0);
     let daemon = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
