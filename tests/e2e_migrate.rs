@@ -11,7 +11,7 @@ use std::time::Duration;
 use bypass_harness::wait_until;
 use support::PATIENCE;
 use support::daemon::{run_dir, run_on};
-use support::migration::{Move, custody};
+use support::migration::Move;
 
 /// Guests are slow here: translated, two cores.
 const GUEST_PATIENCE: Duration = Duration::from_secs(120);
@@ -43,7 +43,7 @@ fn a_guest_moves_while_it_writes_and_only_the_target_can_write_from_then_on() {
 
     // The target's daemon dies: its guest goes on with the next one.
     to.target.again();
-    to.wait_custody(&to.target, "held");
+    to.target.wait_custody("held");
     to.assert_holder(&to.target);
     to.end_load(true);
 
@@ -68,7 +68,7 @@ fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
     let (code, said) = to.script(&["--timeout", "2"]);
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("the guest goes on here"), "{said}");
-    to.wait_custody(&to.source, "held");
+    to.source.wait_custody("held");
     to.assert_holder(&to.source);
 
     // Its QEMU at the target dies, and with it the connection.
@@ -77,7 +77,7 @@ fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
     to.begin();
     to.there = None;
     to.here.wait_migration("failed").unwrap();
-    assert_eq!(custody(&to.source), "armed");
+    assert_eq!(to.source.custody(), "armed");
     assert_eq!(to.handover(&["--cancel"]).0, Some(0));
 
     // The hosts lose each other while the source is armed: nothing moves on.
@@ -99,7 +99,7 @@ fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
     to.new_target();
     to.hand_over_in_the_end();
     to.go_to_the_brink();
-    to.wait_custody(&to.source, "vacant");
+    to.source.wait_custody("vacant");
     to.cluster.part(0, 1).unwrap();
     to.cancel();
     to.assert_holder(&to.source);
@@ -133,8 +133,8 @@ fn a_source_killed_while_it_sends_the_rest_is_started_again_and_the_guest_goes_o
     to.begin();
     to.go_on();
     to.here.wait_migration("completed").unwrap();
-    to.wait_custody(&to.source, "leaving");
-    to.wait_custody(&to.target, "opening");
+    to.source.wait_custody("leaving");
+    to.target.wait_custody("opening");
     to.source.crash();
     // Its copy is marked: nobody serves it, and the guest waits for its disk.
     let (code, log) = to.target.ended();
@@ -151,7 +151,7 @@ fn a_source_killed_while_it_sends_the_rest_is_started_again_and_the_guest_goes_o
     assert_eq!(code, Some(74), "{said}");
     let (code, said) = to.handover(&["--no-guest"]);
     assert_eq!(code, Some(0), "{said}");
-    to.wait_custody(&to.source, "vacant");
+    to.source.wait_custody("vacant");
     to.target.again();
     to.arrived();
     to.end_load(true);

@@ -62,7 +62,7 @@ fn a_state_directory_that_is_full_or_not_writable_refuses_the_start_and_leaves_t
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
     let node = volume.brick_node(0);
-    let full = Tmpfs::mount(node, "full", "size=8k");
+    let full = Tmpfs::mount(node, "full", "size=4k");
     let read_only = Tmpfs::mount(node, "read-only", "ro");
     let a_file = node.place().dir().join("a-file");
     std::fs::write(&a_file, "").unwrap();

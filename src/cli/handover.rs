@@ -106,14 +106,8 @@ impl Image {
     fn find(args: &HandoverArgs) -> Result<Self, Failure> {
         let Target { volume, image } = &args.target;
         let name = format!("{volume}{}", image.0);
-        let served = |path: &PathBuf| {
-            socket::status(path).is_ok_and(|status| {
-                status.volume == *volume && status.image == image.0 && status.serving.is_some()
-            })
-        };
-        let socket = socket::list(&args.run_dir.run_dir)?
-            .into_iter()
-            .find(served);
+        let run_dir = &args.run_dir.run_dir;
+        let socket = socket::find(run_dir, volume, &image.0, |status| status.serving.is_some())?;
         match socket {
             Some(socket) => Ok(Self { name, socket }),
             None => Err(Failure::NotHandedOver {

@@ -48,10 +48,11 @@ impl Watch {
 
     /// Takes the status in, `now` being the time since the beginning.
     pub fn look(&mut self, status: &Status, now: Duration) -> Verdict {
-        let Some(estimate) = estimate(status).filter(|_| self.away(status).is_none()) else {
+        let away = self.away(status);
+        let Some(estimate) = estimate(status).filter(|_| away.is_none()) else {
             let begin = self.best.get_or_insert((Duration::MAX, now)).1;
             return match now.saturating_sub(begin) > STEADY {
-                true => Verdict::Hopeless(self.away(status).unwrap_or_else(|| why_not(status))),
+                true => Verdict::Hopeless(away.unwrap_or_else(|| why_not(status))),
                 false => Verdict::GoOn,
             };
         };
@@ -71,9 +72,7 @@ impl Watch {
             }
         }
     }
-}
 
-impl Watch {
     /// What is said if the copy that is needed is away.
     fn away(&self, status: &Status) -> Option<String> {
         let copy = status.copies.get(self.to?)?;

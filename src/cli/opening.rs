@@ -138,19 +138,17 @@ pub fn open_with(
         located, local, me, ..
     } = place;
     let read_only = opening.terms.read_only;
-    let map = place.map(state);
     let extent_size = opening.extent_size;
-    let entry = place.entry(state, extent_size);
-    let overruled = entry.promoted.clone().map(|promotion| Overruled {
+    let overruled = place.entry(state, extent_size).promoted;
+    let overruled = overruled.map(|promotion| Overruled {
         promotion,
         local: *local,
     });
     if !read_only {
         state.create()?;
-        state.store(&entry)?;
     }
-    // And again when the locks are ours: the session before may have ended meanwhile, and
-    // have noted that nothing is left to do.
+    // Not before the locks are ours: a session before may note at its end that nothing is
+    // left to do.
     let open_local = |copy: &CopyState| {
         if !read_only {
             state.store(&place.entry(state, extent_size))?;
@@ -170,10 +168,7 @@ pub fn open_with(
         me: me.clone(),
         terms: opening.terms,
         quorum_timeout: opening.quorum_timeout,
-        map: MapPlace {
-            path: map,
-            extent_size,
-        },
+        map: place.map_place(state, extent_size),
         on_end: note_end(state.clone(), located),
     };
     Ok(Session::open(setup, cancelled, open_local, on_stop)?)
@@ -191,10 +186,7 @@ pub fn prepare(
 ) -> Result<(), Failure> {
     state.create()?;
     let Place { located, local, .. } = place;
-    let map = MapPlace {
-        path: place.map(state),
-        extent_size: opening.extent_size,
-    };
+    let map = place.map_place(state, opening.extent_size);
     let shape = located.shape(*local);
     session::prepare_map(&map, &shape, &located.names(), located.gfid, size)
         .map_err(|error| Failure::Open(LocalError::Map(error).into()))
@@ -257,6 +249,13 @@ impl Place {
     /// The image's dirty map.
     pub fn map(&self, state: &StateDir) -> PathBuf {
         state.map(&self.located.volume, self.located.gfid)
+    }
+
+    fn map_place(&self, state: &StateDir, extent_size: Option<ExtentSize>) -> MapPlace {
+        MapPlace {
+            path: self.map(state),
+            extent_size,
+        }
     }
 
     /// What a healer of a session here needs to know.

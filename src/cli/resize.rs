@@ -2,7 +2,7 @@
 //! so while its guest runs; without one the command opens the image itself for that
 //! moment.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -64,27 +64,16 @@ pub struct ResizeArgs {
 
 pub(super) fn run(args: ResizeArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
-    let name = format!("{}{}", args.target.volume, args.target.image.0);
-    match serving(&args)? {
+    let Target { volume, image } = &args.target;
+    let name = format!("{volume}{}", image.0);
+    let run_dir = &args.run_dir.run_dir;
+    match socket::find(run_dir, volume, &image.0, |status| status.serving.is_some())? {
         Some(socket) => resize_served(&args, &name, &socket),
         None => resize_alone(&args, &name),
     }
 }
 
-/// The control socket of the daemon of this host that serves the image.
-fn serving(args: &ResizeArgs) -> Result<Option<PathBuf>, Failure> {
-    let Target { volume, image } = &args.target;
-    let serves = |path: &PathBuf| {
-        socket::status(path).is_ok_and(|status| {
-            status.volume == *volume && status.image == image.0 && status.serving.is_some()
-        })
-    };
-    Ok(socket::list(&args.run_dir.run_dir)?
-        .into_iter()
-        .find(serves))
-}
-
-fn resize_served(args: &ResizeArgs, name: &str, socket: &std::path::Path) -> Result<(), Failure> {
+fn resize_served(args: &ResizeArgs, name: &str, socket: &Path) -> Result<(), Failure> {
     let request = Request::Resize {
         size: args.size,
         force: args.force,

@@ -148,9 +148,7 @@ impl Service {
 
     fn arm(&self, armed: bool, to: Option<usize>, no_guest: bool) -> Answer {
         let Image::Seat(seat) = &self.image else {
-            return Answer::Refused {
-                why: "this process heals the image and does not serve it".to_owned(),
-            };
+            return not_served();
         };
         match self.custody() {
             Custody::Ended => Answer::Ended {
@@ -170,9 +168,7 @@ impl Service {
 
     fn resize(&self, size: NewSize, force: bool) -> Answer {
         let Image::Seat(seat) = &self.image else {
-            return Answer::Refused {
-                why: "this process heals the image and does not serve it".to_owned(),
-            };
+            return not_served();
         };
         match seat.resize(size, force) {
             Ok((resized, told)) => Answer::Resized { resized, told },
@@ -257,6 +253,12 @@ impl Service {
         let (count, time) = std::mem::replace(&mut *last, now);
         let requests = u32::try_from(now.0.checked_sub(count)?).ok()?;
         now.1.checked_sub(time)?.checked_div(requests)
+    }
+}
+
+fn not_served() -> Answer {
+    Answer::Refused {
+        why: "this process heals the image and does not serve it".to_owned(),
     }
 }
 

@@ -28,7 +28,7 @@ const MAX_LINE: u64 = 1 << 20;
 const LINE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest time that an answer may take, of a process that is not stuck.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for what changes marks: a session may be waiting for bricks.
+/// The same for what changes marks or sizes: a session may be waiting for bricks.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Requests that are answered at one time; more wait.
 const MAX_CLIENTS: usize = 16;
@@ -92,8 +92,13 @@ pub enum Request {
 impl Request {
     fn patience(&self) -> Duration {
         match self {
-            Self::Unmark { .. } | Self::Repair { .. } => CHANGE_TIMEOUT,
-            _ => ANSWER_TIMEOUT,
+            Self::Unmark { .. } | Self::Repair { .. } | Self::Resize { .. } => CHANGE_TIMEOUT,
+            Self::Status
+            | Self::Job
+            | Self::Report { .. }
+            | Self::HandOver { .. }
+            | Self::Bandwidth { .. }
+            | Self::Yield => ANSWER_TIMEOUT,
         }
     }
 }
@@ -384,6 +389,24 @@ pub fn status(path: &Path) -> Result<Status, ControlError> {
         Answer::Status(status) => Ok(*status),
         other => Err(ControlError::unexpected(path, &other)),
     }
+}
+
+/// The control socket in `run_dir` of the process that has this image, its status being
+/// as `wanted`. One that does not answer has none.
+///
+/// # Errors
+/// [`ControlError::List`].
+pub fn find(
+    run_dir: &Path,
+    volume: &str,
+    image: &str,
+    wanted: impl Fn(&Status) -> bool,
+) -> Result<Option<PathBuf>, ControlError> {
+    let is_it = |path: &PathBuf| {
+        status(path)
+            .is_ok_and(|found| found.volume == volume && found.image == image && wanted(&found))
+    };
+    Ok(list(run_dir)?.into_iter().find(is_it))
 }
 
 fn read_line(stream: &UnixStream, timeout: Duration) -> io::Result<String> {

@@ -185,6 +185,16 @@ impl GlusterPort {
         }
     }
 
+    /// What is changed follows from what was read under the lock. After a new connection
+    /// it may be wrong.
+    fn data_locked(&self) -> Result<&Live, PortError> {
+        let live = self.live()?;
+        match live.data_locked {
+            true => Ok(live),
+            false => Err(PortError::Away("its data lock was lost".to_owned())),
+        }
+    }
+
     fn xattrop(&self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
         let live = self.live()?;
         let names = &self.located.set.pending_names;
@@ -399,20 +409,13 @@ impl BrickPort for GlusterPort {
     }
 
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
-        // The changes follow from what was read under the lock. After a new connection
-        // it may be wrong.
-        match self.live()?.data_locked {
-            true => self.xattrop(changes),
-            false => Err(PortError::Away("its data lock was lost".to_owned())),
-        }
+        self.data_locked()?;
+        self.xattrop(changes)
     }
 
     fn truncate(&mut self, size: u64) -> Result<(), PortError> {
-        let live = self.live()?;
-        match live.data_locked {
-            true => live.brick.ftruncate(live.gfid, size).map_err(refused),
-            false => Err(PortError::Away("its data lock was lost".to_owned())),
-        }
+        let live = self.data_locked()?;
+        live.brick.ftruncate(live.gfid, size).map_err(refused)
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {

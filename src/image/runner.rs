@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use super::bricks::{BrickSet, Shape};
 use super::data_lock::wait;
 use super::debt::Debt;
-use super::dirty::{ExtentSize, Peer};
+use super::dirty::{DirtyMap, ExtentSize, Peer};
 use super::error::{Names, chain, stop_message};
 use super::fencing;
 use super::gate::WriteGate;
@@ -107,6 +107,15 @@ pub struct Runner {
     pub on_stop: Box<dyn Fn(StopReason) + Send>,
     /// Told how it ends, before its locks go.
     pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
+}
+
+/// A gate that tells the session's thread when a write wants to get through.
+pub fn gate_over(map: Option<Arc<DirtyMap>>, inbox: &Sender<Input>) -> WriteGate {
+    let inbox = inbox.clone();
+    WriteGate::new(map, move || {
+        // To a session that is over it makes no difference.
+        let _ = inbox.send(Input::WriteWanted);
+    })
 }
 
 impl Runner {

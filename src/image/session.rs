@@ -25,7 +25,7 @@ use super::machine::{Machine, Phase, StopReason};
 use super::open::{self, Opened, Terms, Waiting};
 use super::port::{BrickPort, CopyState};
 use super::resize::{NewSize, ResizeError, Resized};
-use super::runner::{Input, Runner};
+use super::runner::{Input, Runner, gate_over};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
 use super::worker::Worker;
@@ -169,11 +169,7 @@ impl Session {
             .map(|(map, trust)| Debt::adopt(shape, map, trust, &opened.copies, me.session))
             .transpose()
             .map_err(LocalError::Map)?;
-        let wanted = inbox.clone();
-        let gate = WriteGate::new(map, move || {
-            let _ = wanted.send(Input::WriteWanted);
-        });
-        let gate = Arc::new(ArcSwap::from_pointee(gate));
+        let gate = Arc::new(ArcSwap::from_pointee(gate_over(map, &inbox)));
         for (brick, worker) in workers.iter().enumerate() {
             worker.watch(opened.held.contains(brick));
         }

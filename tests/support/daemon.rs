@@ -162,6 +162,27 @@ impl Daemon {
         wait_until(format!("{text:?} in the log"), PATIENCE, logged).unwrap();
     }
 
+    /// Whose the image is, as this daemon says; empty if it does not answer.
+    pub fn custody(&self) -> String {
+        let socket = self.socket().to_str().unwrap();
+        let images = self.statuses();
+        let mut images = images.as_array().into_iter().flatten();
+        let ours = images.find(|image| image["serving"]["socket"] == socket);
+        let custody = ours.and_then(|image| image["serving"]["custody"].as_str());
+        custody.unwrap_or_default().to_owned()
+    }
+
+    /// Waits until that is so.
+    pub fn wait_custody(&self, wanted: &str) {
+        wait_until(format!("custody {wanted}"), PATIENCE, || {
+            let found = self.custody();
+            (found == wanted)
+                .then_some(())
+                .ok_or_else(|| format!("{found}: {}", self.log()))
+        })
+        .unwrap();
+    }
+
     /// Its vhost-user socket.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -224,7 +224,7 @@ impl Move {
         let read = "dd if=/dev/vda of=/dev/null bs=1M count=1 2>&1";
         self.here.run(read, GUEST_PATIENCE).unwrap();
         assert_eq!(self.handover(&["--cancel"]).0, Some(0));
-        self.wait_custody(&self.source, "held");
+        self.source.wait_custody("held");
     }
 
     fn pause_before_switch_over(&self, state: bool) {
@@ -244,22 +244,12 @@ impl Move {
     /// The guest is at the target from now on.
     pub fn arrived(&mut self) {
         self.load = self.guest_there().adopt(&self.load, &self.here);
-        self.wait_custody(&self.target, "held");
+        self.target.wait_custody("held");
         self.assert_holder(&self.target);
     }
 
     pub fn guest_there(&self) -> &Guest {
         self.there.as_ref().unwrap()
-    }
-
-    pub fn wait_custody(&self, daemon: &Daemon, wanted: &str) {
-        wait_until(format!("custody {wanted}"), PATIENCE, || {
-            let found = custody(daemon);
-            (found == wanted)
-                .then_some(())
-                .ok_or_else(|| format!("{found}: {}", daemon.log()))
-        })
-        .unwrap();
     }
 
     /// What the bricks say of who holds the image, asked at the third host.
@@ -322,16 +312,6 @@ fn config(node: &Node, daemon: &Daemon) -> GuestConfig {
 
 fn qmp(node: &Node) -> PathBuf {
     node.place().dir().join("migrate.qmp")
-}
-
-/// The custody of the image at this daemon, empty if it does not answer.
-pub fn custody(daemon: &Daemon) -> String {
-    let socket = daemon.socket().to_str().unwrap();
-    let images = daemon.statuses();
-    let mut images = images.as_array().into_iter().flatten();
-    let ours = images.find(|image| image["serving"]["socket"] == socket);
-    let custody = ours.and_then(|image| image["serving"]["custody"].as_str());
-    custody.unwrap_or_default().to_owned()
 }
 
 /// Looks all the time who may write.

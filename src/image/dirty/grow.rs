@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use super::error::MapError;
@@ -16,7 +16,7 @@ use super::extent::{LANES, Peers};
 use super::geometry::{ExtentSize, Geometry};
 use super::map::DirtyMap;
 use super::mapping::{Role, RoleLock};
-use super::open::{allocate, options, wait_for, write_header};
+use super::open::{allocate, options, sync_directory, wait_for, write_header};
 use super::scan::spread;
 
 /// Bits of an extent in a word.
@@ -148,11 +148,6 @@ impl Draft {
         }
         Ok(map)
     }
-}
-
-fn sync_directory(path: &Path) -> std::io::Result<()> {
-    let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// What is dirty in `old` is dirty in `new`, which nobody else sees yet.

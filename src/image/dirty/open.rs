@@ -285,11 +285,13 @@ fn fill(file: &File, path: &Path, header: &Header) -> Result<(), MapError> {
     file.sync_all()
         .map_err(|e| MapError::of("sync", path, len, e))?;
     write_header(file, path, header)?;
+    sync_directory(path).map_err(|e| MapError::of("sync the directory of", path, len, e))
+}
+
+/// Makes the file's name durable.
+pub(super) fn sync_directory(path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let directory = parent.unwrap_or(Path::new("."));
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|e| MapError::of("sync the directory of", path, len, e))
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Reserves every block, so that a disk that fills up later cannot fault a write

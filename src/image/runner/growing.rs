@@ -12,12 +12,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Input, Runner};
+use super::{Runner, gate_over};
 use crate::image::bricks::BrickSet;
 use crate::image::data_lock::{Round, wait};
 use crate::image::dirty::{DirtyMap, Draft, Peer, Peers};
 use crate::image::error::{chain, stop_message};
-use crate::image::gate::WriteGate;
 use crate::image::machine::{Event, GateState, Phase};
 use crate::image::port::{CopyState, PortError};
 use crate::image::resize::{ResizeError, Resized, extent_size};
@@ -222,11 +221,7 @@ impl Runner {
         };
         let map = Arc::new(draft.finish(debt.map(), lacking)?);
         debt.replace_map(map.clone());
-        let inbox = self.inbox.clone();
-        let wanted = move || {
-            let _ = inbox.send(Input::WriteWanted);
-        };
-        self.gate.store(Arc::new(WriteGate::new(Some(map), wanted)));
+        self.gate.store(Arc::new(gate_over(Some(map), &self.inbox)));
         Ok(())
     }
 }
