@@ -56,7 +56,9 @@ fn garbage_is_an_error_and_the_next_connection_works() {
         assert!(
             matches!(
                 error,
-                DeviceError::Protocol(_) | DeviceError::Oversized { .. }
+                DeviceError::Protocol(_)
+                    | DeviceError::Oversized { .. }
+                    | DeviceError::NoSuchQueue { .. }
             ),
             "{bytes:?}: {error:?}"
         );

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bypass_harness::{Cluster, VolumeKind, wait_until};
 use support::daemon::Daemon;
 use support::front_end::{Failed, FrontEnd};
+use support::locker::hold_session_lock;
 use support::{IMAGE, PATIENCE, pattern, replica_3, volume_with_image};
 
 /// Long enough to see that nothing comes.
@@ -339,6 +340,48 @@ fn a_clean_session_that_was_cut_off_stops_when_somebody_wrote_elsewhere_meanwhil
     disk.write(4096, &pattern(12, 4096, 4096), PATIENCE)
         .unwrap();
     assert_eq!(other.status()["state"], "dirty");
+}
+
+/// A brick keeps the locks of a daemon that was killed behind a broken link until it gives
+/// up the connection. The session that followed must not take them for a rival's.
+#[test]
+fn a_dirty_session_outlasts_a_dead_one_s_lock_on_the_first_brick_that_is_back() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    disk.write(0, &pattern(16, 0, 4096), PATIENCE).unwrap();
+    volume.kill_brick(1).unwrap();
+    volume.kill_brick(2).unwrap();
+    wait_until("both losses to be noticed", PATIENCE, || {
+        let status = daemon.status();
+        match [1, 2].map(|brick| &status["copies"][brick]["reachable"] == false) {
+            [true, true] => Ok(()),
+            _ => Err(status["copies"].to_string()),
+        }
+    })
+    .unwrap();
+    // Brick 2 is back, but locked before the daemon can reach it.
+    cluster.part(0, 2).unwrap();
+    cluster.kill_glusterd(2).unwrap();
+    cluster.restart_glusterd(2).unwrap();
+    let dead = hold_session_lock(&volume, 2, IMAGE);
+    cluster.rejoin(0, 2).unwrap();
+    daemon.wait_log("locked by another session: host dead");
+    let data = pattern(17, 4096, 4096);
+    disk.write(4096, &data, PATIENCE).unwrap();
+    assert_eq!(daemon.status()["state"], "dirty");
+
+    drop(dead);
+    daemon.wait_log("is back and locked");
+    disk.write(8192, &data, PATIENCE).unwrap();
+    drop(disk);
+    daemon.stop();
+    volume.revive().unwrap();
+    volume.wait_healed(IMAGE, PATIENCE).unwrap();
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    let copy = std::fs::read(volume.brick_file(2, IMAGE)).unwrap();
+    assert!(copy[4096..8192] == data, "not what was written");
 }
 
 #[test]

@@ -24,28 +24,6 @@ fn handover(volume: &Volume, extra: &[&str]) -> (Option<i32>, String) {
     run_on(node, &args)
 }
 
-fn custody(daemon: &Daemon) -> String {
-    let images = daemon.statuses();
-    let socket = daemon.socket().to_str().unwrap();
-    let images = images.as_array().unwrap().iter();
-    let mut ours = images.filter(|image| image["serving"]["socket"] == socket);
-    let image = ours.next().cloned().unwrap_or_default();
-    image["serving"]["custody"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
-}
-
-fn wait_custody(daemon: &Daemon, wanted: &str) {
-    wait_until(format!("custody {wanted}"), PATIENCE, || {
-        let found = custody(daemon);
-        let fits = found == wanted;
-        fits.then_some(())
-            .ok_or_else(|| format!("{found}: {}", daemon.log()))
-    })
-    .unwrap();
-}
-
 /// A healer that has not reported yet is none, as far as the daemon knows.
 fn wait_healed_by(daemon: &Daemon, healer: &Healer) {
     wait_until("the healer's first report", PATIENCE, || {
@@ -68,13 +46,22 @@ fn assert_reads(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
     assert!(read == pattern(seed, at, MIB as usize));
 }
 
+/// Ends a thread that looks at this.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn an_image_moves_to_another_host_and_back_and_nobody_else_has_it_meanwhile() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
     let source = Daemon::serve(&volume, 0, &[]);
     let target = Daemon::serve(&volume, 1, &["--incoming", "--lock-timeout", "60s"]);
-    assert_eq!(custody(&target), "vacant");
+    assert_eq!(target.custody(), "vacant");
     let healers = [0, 1].map(|brick| Healer::start(volume.brick_node(brick), &[]));
     wait_healed_by(&source, &healers[0]);
     let mut disk = FrontEnd::connect(source.socket());
@@ -83,15 +70,15 @@ fn an_image_moves_to_another_host_and_back_and_nobody_else_has_it_meanwhile() {
     let (code, said) = handover(&volume, &[]);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("ready"), "{said}");
-    assert_eq!(custody(&source), "armed");
+    assert_eq!(source.custody(), "armed");
     write(&mut disk, 2, 3);
     assert_reads(&mut disk, 2, 3);
     // QEMU stops the source's rings, and starts the target's.
     drop(disk);
     let mut disk = FrontEnd::connect(target.socket());
     assert_reads(&mut disk, 2, 3);
-    wait_custody(&source, "vacant");
-    wait_custody(&target, "held");
+    source.wait_custody("vacant");
+    target.wait_custody("held");
     write(&mut disk, 3, 4);
     assert_reads(&mut disk, 3, 4);
     assert_reads(&mut disk, 1, 5);
@@ -109,7 +96,7 @@ fn an_image_moves_to_another_host_and_back_and_nobody_else_has_it_meanwhile() {
     drop(disk);
     let mut disk = FrontEnd::connect(source.socket());
     assert_reads(&mut disk, 3, 4);
-    wait_custody(&source, "held");
+    source.wait_custody("held");
     write(&mut disk, 4, 4);
     drop(disk);
     source.wait_state("clean");
@@ -136,22 +123,22 @@ fn a_guest_that_goes_on_at_the_source_keeps_the_image_there() {
         gone.then_some(()).ok_or(source.log())
     })
     .unwrap();
-    assert_eq!(custody(&source), "held");
+    assert_eq!(source.custody(), "held");
 
     // The rings stop, and start again here: nobody else took it.
     let disk = FrontEnd::connect(source.socket());
     assert_eq!(handover(&volume, &[]).0, Some(0));
     drop(disk);
-    wait_custody(&source, "vacant");
+    source.wait_custody("vacant");
     let mut disk = FrontEnd::connect(source.socket());
     assert_reads(&mut disk, 1, 1);
     write(&mut disk, 2, 1);
-    assert_eq!(custody(&source), "held");
+    assert_eq!(source.custody(), "held");
 
     // The target has it: the source does not get it back.
     assert_eq!(handover(&volume, &[]).0, Some(0));
     drop(disk);
-    wait_custody(&source, "vacant");
+    source.wait_custody("vacant");
     let target = Daemon::serve(&volume, 1, &["--incoming"]);
     let mut disk = FrontEnd::connect(target.socket());
     write(&mut disk, 3, 1);
@@ -176,6 +163,8 @@ fn a_handover_that_cannot_be_made_says_why_and_harms_nobody() {
     let mut disk = FrontEnd::connect(source.socket());
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also when something below fails: else this would wait for the writer for good.
+        let _end = End(&over);
         scope.spawn(|| {
             for round in 0.. {
                 (0..16).for_each(|mebibyte| write(&mut disk, round, mebibyte));
@@ -192,11 +181,10 @@ fn a_handover_that_cannot_be_made_says_why_and_harms_nobody() {
         })
         .unwrap();
         let (code, said) = handover(&volume, &["--max-downtime", "300ms"]);
-        over.store(true, Ordering::SeqCst);
         assert_eq!(code, Some(74), "{said}");
         assert!(said.contains("--max-downtime"), "{said}");
     });
-    assert_eq!(custody(&source), "held");
+    assert_eq!(source.custody(), "held");
     write(&mut disk, 2, 0);
     assert_reads(&mut disk, 2, 0);
     drop((disk, healer, source));

@@ -1,163 +1,171 @@
 //! Live migration of real guests between two hosts of a cluster, their disk being two
-//! copies of one image: the guest writes and verifies throughout.
+//! copies of one image. The guest writes and verifies throughout; a witness looks who
+//! may write all the time. Several migrations of one guest make one test: clusters and
+//! guests take long to come up.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
 use std::time::Duration;
 
-use bypass_harness::{
-    Cluster, Disk, FioJob, Guest, GuestConfig, GuestImage, Node, Pattern, Verify, Volume,
-    wait_until,
-};
-use support::daemon::{Daemon, run_dir, run_on};
-use support::healer::Healer;
-use support::{IMAGE, PATIENCE, replica_3};
+use bypass_harness::wait_until;
+use support::PATIENCE;
+use support::daemon::{run_dir, run_on};
+use support::migration::Move;
 
 /// Guests are slow here: translated, two cores.
-const FIO_PATIENCE: Duration = Duration::from_secs(300);
-/// Where the target's QEMU listens.
-const PORT: u16 = 4444;
+const GUEST_PATIENCE: Duration = Duration::from_secs(120);
 
-/// Two hosts, one guest that writes and verifies at the first.
-struct Move {
-    cluster: Cluster,
-    volume: Volume,
-    source: Daemon,
-    target: Daemon,
-    healers: [Healer; 2],
-    here: Guest,
-    there: Guest,
-    uri: String,
-}
-
-fn disk(daemon: &Daemon) -> GuestConfig {
-    GuestConfig::new(vec![Disk::VhostUser {
-        socket: daemon.socket().to_owned(),
-        queues: 1,
-        reconnect: false,
-    }])
-}
-
-fn verified_writes() -> FioJob {
-    let mut job = FioJob::new("verify", "/dev/vda", Pattern::RandWrite);
-    job.verify = Verify::AfterWrite;
-    job.depth = 16;
-    job
-}
-
-impl Move {
-    fn prepare() -> Move {
-        let cluster = Cluster::start(3).unwrap();
-        let volume = replica_3(&cluster);
-        let source = Daemon::serve(&volume, 0, &[]);
-        let target = Daemon::serve(&volume, 1, &["--incoming", "--lock-timeout", "60s"]);
-        let healers = [0, 1].map(|brick| Healer::start(volume.brick_node(brick), &[]));
-        let image = GuestImage::prepare().unwrap();
-        let [first, second]: [&Node; 2] = [volume.brick_node(0), volume.brick_node(1)];
-        let here = Guest::boot(&image, first.place(), &disk(&source)).unwrap();
-        let uri = format!("tcp:{}:{PORT}", second.address());
-        let there = Guest::incoming(&image, second.place(), &disk(&target), &uri).unwrap();
-        Move {
-            cluster,
-            volume,
-            source,
-            target,
-            healers,
-            here,
-            there,
-            uri,
-        }
-    }
-
-    fn handover(&self) -> (Option<i32>, String) {
-        let node = self.volume.brick_node(0);
-        let (run_dir, name) = (run_dir(node), format!("{}{IMAGE}", self.volume.name()));
-        let run_dir = run_dir.to_str().unwrap();
-        // Guests write fast: it is the rest that counts, whatever it takes.
-        run_on(
-            node,
-            &[
-                "handover",
-                &name,
-                "--run-dir",
-                run_dir,
-                "--max-downtime",
-                "60s",
-            ],
-        )
-    }
-
-    /// One daemon has the image at most, and says so.
-    fn held_by(&self) -> Vec<usize> {
-        let statuses = [&self.source, &self.target].map(Daemon::statuses);
-        let held = |(host, images): (usize, &serde_json::Value)| {
-            let images = images.as_array()?;
-            let held = |image: &serde_json::Value| {
-                let custody = image["serving"]["custody"].as_str();
-                matches!(custody, Some("held" | "armed" | "leaving"))
-            };
-            images.iter().any(held).then_some(host)
-        };
-        statuses.iter().enumerate().filter_map(held).collect()
-    }
-
-    /// The guest goes down; all copies are equal then.
-    fn end(self, at_target: bool) {
-        let (guest, _other) = match at_target {
-            true => (self.there, self.here),
-            false => (self.here, self.there),
-        };
-        guest.power_off().unwrap();
-        let volume = &self.volume;
-        wait_until("no mark to be left", PATIENCE, || {
-            let marks = volume.marks(IMAGE).unwrap();
-            marks.is_clean().then_some(()).ok_or(marks.to_string())
-        })
-        .unwrap();
-        assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
-        drop((self.healers, self.target, self.source, self.cluster));
-    }
-}
+/// Keeps what is read in the guest's page cache: it goes when nobody has the disk open.
+const KEEP: &str = "exec 9</dev/vda; until [ -e /run/end ]; do sleep 1; done";
+/// Reads into it what nobody writes to.
+const READ: &str = "dd if=/dev/vda of=/dev/null bs=1M skip=32 count=24 2>&1";
+/// Is what was read then what the disk has?
+const COMPARE: &str = "
+sum() { dd if=/dev/vda bs=1M skip=32 count=24 2>/dev/null | md5sum; }
+before=$(sum)
+echo 1 >/proc/sys/vm/drop_caches
+after=$(sum)
+[ \"$before\" = \"$after\" ] || { echo \"in memory $before, on the disk $after\"; exit 1; }";
 
 #[test]
-fn a_guest_that_writes_and_verifies_moves_to_the_other_host() {
-    let to = Move::prepare();
-    let job = to.here.start_fio(&verified_writes()).unwrap();
-    to.source.wait_state("dirty");
-    let (code, said) = to.handover();
-    assert_eq!(code, Some(0), "{said}");
-    to.here.migrate(&to.uri).unwrap();
+fn a_guest_moves_while_it_writes_and_only_the_target_can_write_from_then_on() {
+    let mut to = Move::prepare(&[]);
+    to.here.start(KEEP).unwrap();
+    to.hand_over();
+    to.begin_and_send_all();
+    // What the device writes to pages that were sent already must be sent again.
+    to.here.run(READ, GUEST_PATIENCE).unwrap();
+    to.go_on();
     to.here.wait_migration("completed").unwrap();
-    let job = to.there.adopt(&job);
-    // fio fails on the first error or wrong byte, so a report is a verdict.
-    let report = to.there.finish_fio(job, FIO_PATIENCE).unwrap();
-    assert!(report.write.is_some() && report.read.is_some());
-    assert_eq!(to.held_by(), [1]);
-    to.end(true);
+    to.arrived();
+    to.guest_there().run(COMPARE, GUEST_PATIENCE).unwrap();
+
+    // The target's daemon dies: its guest goes on with the next one.
+    to.target.again();
+    to.target.wait_custody("held");
+    to.assert_holder(&to.target);
+    to.end_load(true);
+
+    // The target's guest is lost. Even when nobody has the image any more and all copies
+    // are equal, the source's QEMU does not get it: its guest remembers an older disk.
+    to.there = None;
+    to.target.wait_state("clean");
+    to.target.crash();
+    let resume = to.here.qmp().execute("cont", serde_json::json!({}));
+    resume.unwrap();
+    let (code, log) = to.source.ended();
+    assert_eq!(code, Some(60), "{log}");
+    assert!(log.contains("was written to by another host"), "{log}");
+    to.end();
 }
 
 #[test]
-fn a_migration_that_is_cancelled_leaves_the_guest_running_at_the_source() {
-    let to = Move::prepare();
-    let job = to.here.start_fio(&verified_writes()).unwrap();
-    to.source.wait_state("dirty");
-    assert_eq!(to.handover().0, Some(0));
-    // So slow that it can be cancelled.
-    let slow = serde_json::json!({ "max-bandwidth": 65536 });
-    to.here
-        .qmp()
-        .execute("migrate-set-parameters", slow)
-        .unwrap();
-    to.here.migrate(&to.uri).unwrap();
-    to.here.wait_migration("active").unwrap();
-    to.here
-        .qmp()
-        .execute("migrate_cancel", serde_json::json!({}))
-        .unwrap();
-    to.here.wait_migration("cancelled").unwrap();
-    let report = to.here.finish_fio(job, FIO_PATIENCE).unwrap();
-    assert!(report.write.is_some() && report.read.is_some());
-    assert_eq!(to.held_by(), [0]);
-    to.end(false);
+fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
+    let mut to = Move::prepare(&[]);
+    // Cancelled, by the script, which gives up soon.
+    to.slow_down();
+    let (code, said) = to.script(&["--timeout", "2"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("the guest goes on here"), "{said}");
+    to.source.wait_custody("held");
+    to.assert_holder(&to.source);
+
+    // Its QEMU at the target dies, and with it the connection.
+    to.new_target();
+    to.hand_over();
+    to.begin();
+    to.there = None;
+    to.here.wait_migration("failed").unwrap();
+    assert_eq!(to.source.custody(), "armed");
+    assert_eq!(to.handover(&["--cancel"]).0, Some(0));
+
+    // The hosts lose each other while the source is armed: nothing moves on.
+    to.new_target();
+    to.hand_over();
+    to.begin();
+    to.cluster.part(0, 1).unwrap();
+    to.go_on();
+    to.cancel();
+    // So it is refused to begin again.
+    wait_target(&to, false);
+    let (code, said) = to.handover(&[]);
+    assert_eq!(code, Some(74), "{said}");
+    assert!(said.contains("is away"), "{said}");
+    to.cluster.rejoin(0, 1).unwrap();
+    wait_target(&to, true);
+
+    // They lose each other when the image has been given away already.
+    to.new_target();
+    to.hand_over_in_the_end();
+    to.go_to_the_brink();
+    to.source.wait_custody("vacant");
+    to.cluster.part(0, 1).unwrap();
+    to.cancel();
+    to.assert_holder(&to.source);
+    to.cluster.rejoin(0, 1).unwrap();
+    wait_target(&to, true);
+
+    // The target's daemon dies while it migrates, and comes back.
+    to.new_target();
+    to.hand_over_in_the_end();
+    to.begin();
+    to.target.again();
+    to.cancel();
+
+    // The third copy is away: it moves, by the script.
+    to.new_target();
+    to.volume.kill_brick(2).unwrap();
+    to.speed_up();
+    let (code, said) = to.script(&[]);
+    assert_eq!(code, Some(0), "{said}");
+    to.volume.start_force().unwrap();
+    to.arrived();
+    to.end_load(true);
+    to.there.take().unwrap().power_off().unwrap();
+    to.end();
+}
+
+#[test]
+fn a_source_killed_while_it_sends_the_rest_is_started_again_and_the_guest_goes_on() {
+    let mut to = Move::prepare(&["--bandwidth", "512K"]);
+    to.hand_over();
+    to.begin();
+    to.go_on();
+    to.here.wait_migration("completed").unwrap();
+    to.source.wait_custody("leaving");
+    to.target.wait_custody("opening");
+    to.source.crash();
+    // Its copy is marked: nobody serves it, and the guest waits for its disk.
+    let (code, log) = to.target.ended();
+    assert_eq!(code, Some(42), "{log}");
+
+    let node = to.volume.brick_node(0);
+    let run_dir = run_dir(node);
+    let asked = ["bandwidth", "unlimited", "--run-dir"];
+    let (code, said) = run_on(node, &[&asked[..], &[run_dir.to_str().unwrap()]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    to.source.again();
+    // For all that is known here, a guest may be about to come back.
+    let (code, said) = to.handover(&[]);
+    assert_eq!(code, Some(74), "{said}");
+    let (code, said) = to.handover(&["--no-guest"]);
+    assert_eq!(code, Some(0), "{said}");
+    to.source.wait_custody("vacant");
+    to.target.again();
+    to.arrived();
+    to.end_load(true);
+    to.there.take().unwrap().power_off().unwrap();
+    to.end();
+}
+
+/// Until the source knows that the target's copy is away, or has it again.
+fn wait_target(to: &Move, reached: bool) {
+    let what = format!("the target's copy to be reached: {reached}");
+    wait_until(what, PATIENCE, || {
+        let status = to.source.status();
+        let known = status["copies"][1]["reachable"] == reached;
+        known.then_some(()).ok_or_else(|| status.to_string())
+    })
+    .unwrap();
 }

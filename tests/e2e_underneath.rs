@@ -60,6 +60,10 @@ impl BrickPort for NoHealLock {
         self.0.connect(lost)
     }
 
+    fn turn_heals_away(&mut self) -> Result<bool, PortError> {
+        self.0.turn_heals_away()
+    }
+
     fn holder(&mut self) -> Result<Option<Holder>, PortError> {
         self.0.holder()
     }
@@ -86,6 +90,10 @@ impl BrickPort for NoHealLock {
 
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
         self.0.add_to_counters(changes)
+    }
+
+    fn truncate(&mut self, size: u64) -> Result<(), PortError> {
+        self.0.truncate(size)
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {
@@ -136,6 +144,7 @@ impl Writer {
                     path: node.place().dir().join("underneath.map"),
                     extent_size: None,
                 },
+                on_end: Box::new(|_, _| {}),
             };
             let terms = LocalTerms {
                 read_only: false,

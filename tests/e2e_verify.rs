@@ -4,11 +4,11 @@
 mod support;
 
 use std::fs::{self, OpenOptions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use std::os::fd::AsFd;
+use std::time::Duration;
 
 use bypass_blk::gluster::glusterd::GLUSTERD_PORT;
 use bypass_blk::gluster::{LkOwner, Timeouts};
@@ -29,6 +29,18 @@ const UNSERVED: u64 = 64 << 10;
 const SERVED: u64 = 4 << 10;
 const MIB: u64 = 1 << 20;
 
+/// Clients and guests at work make it slow.
+const VERIFY_PATIENCE: Duration = Duration::from_secs(180);
+
+/// Ends whoever works meanwhile, when a test fails too: it would wait for it.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// `bypass-blk verify --json` of [`IMAGE`] on the node of a brick: exit code and
 /// document.
 fn verify(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, Value) {
@@ -42,12 +54,11 @@ fn verify(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, Value)
         .arg(format!("{}{IMAGE}", volume.name()))
         .args(extra)
         .stdin(Stdio::null());
-    let output = command.output().unwrap();
-    let document = serde_json::from_slice(&output.stdout);
-    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = bypass_harness::finish(&mut command, VERIFY_PATIENCE).unwrap();
+    let document = serde_json::from_str(&output.stdout);
     (
         output.status.code(),
-        document.unwrap_or(Value::String(complaint)),
+        document.unwrap_or(Value::String(output.stderr)),
     )
 }
 
@@ -283,8 +294,9 @@ fn a_client_of_gluster_that_writes_meanwhile_makes_no_false_difference() {
     };
     let outcomes: Vec<_> = std::thread::scope(|scope| {
         let client = scope.spawn(write);
+        let end = Over(&over);
         let outcomes = (0..3).map(|_| verify(&volume, 0, &[])).collect();
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         let writes = client.join().unwrap();
         assert!(writes > 100, "the client wrote {writes} times only");
         outcomes

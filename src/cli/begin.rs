@@ -3,6 +3,7 @@
 
 use crate::image::error::chain;
 use crate::image::local::{self, LocalFile};
+use crate::image::state_dir::StateDir;
 
 use super::Failure;
 use super::kept::{self, Kept};
@@ -27,7 +28,7 @@ pub struct Begin {
 ///
 /// # Errors
 /// Whatever forbids to serve it.
-pub fn begin(args: &ServeArgs, opening: &Opening) -> Result<Begin, Failure> {
+pub fn begin(args: &ServeArgs, opening: &Opening, state: &StateDir) -> Result<Begin, Failure> {
     let from = match args.resume {
         Some(Resume::From(number)) => Some(kept::take(number)),
         _ => None,
@@ -50,6 +51,9 @@ pub fn begin(args: &ServeArgs, opening: &Opening) -> Result<Begin, Failure> {
         opening.local_terms(),
     )
     .map_err(|error| Failure::Open(error.into()))?;
+    if args.incoming && !args.read_only {
+        opening::prepare(&place, opening, state, local.size)?;
+    }
     Ok(Begin {
         place,
         local,

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::control::socket::ControlSocket;
-use crate::device::{Config, FrontEnd, Served, Server};
+use crate::device::{Config, EndReason, FrontEnd, Served, Server};
 use crate::image::door::Door;
 use crate::image::error::chain;
 
@@ -73,7 +73,12 @@ impl Counter<'_> {
                 continue;
             }
             self.connected.store(false, Ordering::SeqCst);
+            self.seat.front_end_gone();
             match served {
+                Ok(Served::Ended(EndReason::Unused)) => log::info!(
+                    "front-end gone before a guest used the disk. If QEMU comes and goes again and again, its own log \
+                     says why; mostly serve has fewer --num-queues than QEMU"
+                ),
                 Ok(Served::Ended(reason)) => log::info!("front-end gone: {reason:?}"),
                 Ok(Served::Paused(_)) => {}
                 Err(error) => log::warn!("front-end dropped: {}", chain(&error)),

@@ -14,11 +14,12 @@ use crate::image::door::{Door, Rings};
 use crate::image::error::{LocalError, chain};
 use crate::image::handle::SessionHandle;
 use crate::image::heal::Job;
-use crate::image::local::LocalFile;
+use crate::image::local::{Fingerprint, LocalFile};
 use crate::image::machine::StopReason;
 use crate::image::open::FenceWish;
 use crate::image::port::{CopyState, Fence, KeptBrick};
-use crate::image::session::{Ending, Kept, Session};
+use crate::image::resize::{NewSize, ResizeError, Resized};
+use crate::image::session::{Kept, Session};
 use crate::image::state_dir::StateDir;
 
 use super::Failure;
@@ -55,6 +56,7 @@ pub struct Terms {
 /// The image as others of this process see it.
 pub struct Seat {
     now: Mutex<Now>,
+    front: Mutex<Option<Front>>,
     inbox: Mutex<Sender<Input>>,
 }
 
@@ -67,6 +69,8 @@ pub struct Now {
     pub session: Option<(SessionHandle, Job)>,
     /// Why the session ended by itself.
     pub stopped: Option<StopReason>,
+    /// Bytes of the image.
+    pub size: u64,
 }
 
 /// Everything at rest for the next process; when this is dropped instead, it goes on.
@@ -80,9 +84,28 @@ pub struct Resting {
 
 enum Input {
     Event(Event),
+    /// Give it away, to the host of this child if one is named.
+    Arm(Option<usize>),
     Stopped(StopReason),
     Rest(Sender<Result<Resting, String>>),
+    FrontEndGone,
+    Resize(Resize),
     Close,
+}
+
+/// The wish for a larger image.
+struct Resize {
+    size: NewSize,
+    force: bool,
+    answer: Sender<Result<(Resized, bool), ResizeError>>,
+}
+
+/// The device in front of the image, as far as a new size concerns it.
+pub struct Front {
+    /// Bytes of its blocks.
+    pub block: u64,
+    /// Offers a disk of so many bytes; was the front-end told?
+    pub grow: Box<dyn Fn(u64) -> bool + Send>,
 }
 
 impl Seat {
@@ -91,9 +114,41 @@ impl Seat {
         self.locked().clone()
     }
 
-    /// Gives the image away when the rings have stopped, or not after all.
-    pub fn arm(&self, armed: bool) {
-        self.send(Input::Event(if armed { Event::Arm } else { Event::Disarm }));
+    /// Gives the image away when the rings have stopped, and not before the copy of
+    /// child `to` is there and equal; or not after all.
+    pub fn arm(&self, armed: bool, to: Option<usize>) {
+        self.send(match armed {
+            true => Input::Arm(to),
+            false => Input::Event(Event::Disarm),
+        });
+    }
+
+    /// The connection has ended: rings that start later are those of another guest, or
+    /// of one that came back.
+    pub fn front_end_gone(&self) {
+        self.send(Input::FrontEndGone);
+    }
+
+    /// What is in front of the image from now on.
+    pub fn set_front(&self, front: Front) {
+        *self.front.lock().unwrap_or_else(|e| e.into_inner()) = Some(front);
+    }
+
+    /// Makes the image larger; was the front-end told? Waits for whatever the custodian
+    /// is at.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn resize(&self, size: NewSize, force: bool) -> Result<(Resized, bool), ResizeError> {
+        let (answer, answered) = mpsc::channel();
+        let wish = Resize {
+            size,
+            force,
+            answer,
+        };
+        self.send(Input::Resize(wish));
+        let gone = |_| Err(ResizeError::Over("the daemon ends".to_owned()));
+        answered.recv().unwrap_or_else(gone)
     }
 
     /// Lets session and custodian rest. The device must be drained before.
@@ -151,7 +206,9 @@ impl Custodian {
                 custody: Custody::Vacant,
                 session: None,
                 stopped: None,
+                size: local.size,
             }),
+            front: Mutex::default(),
             inbox: Mutex::new(sender),
         });
         let told = seat.clone();
@@ -164,6 +221,9 @@ impl Custodian {
             door: door.clone(),
             session: None,
             failure: None,
+            to: None,
+            guest_here: false,
+            given_away: None,
             told: Instant::now(),
         };
         if !incoming {
@@ -214,6 +274,13 @@ struct Worker {
     door: Arc<Door>,
     session: Option<(Session, Place)>,
     failure: Option<Failure>,
+    /// The child to whose host the image goes, as far as known.
+    to: Option<usize>,
+    /// The front-end that is connected has started rings.
+    guest_here: bool,
+    /// The image as the front-end that is still there left it. Its guest must not go on
+    /// with a disk that is newer than its memory.
+    given_away: Option<Fingerprint>,
     /// When it was last said what giving the image away waits for.
     told: Instant,
 }
@@ -226,10 +293,26 @@ impl Worker {
                 _ => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match input {
-                Ok(Input::Event(event)) => self.take(event),
+                Ok(Input::Event(event)) => {
+                    self.guest_here |= event == Event::RingsStarted;
+                    self.take(event);
+                }
+                Ok(Input::Arm(to)) => {
+                    self.to = to;
+                    self.take(Event::Arm);
+                }
+                Ok(Input::FrontEndGone) => (self.guest_here, self.given_away) = (false, None),
                 Ok(Input::Stopped(reason)) => {
                     self.seat.locked().stopped = Some(reason);
                     self.take(Event::SessionStopped);
+                }
+                Ok(Input::Resize(wish)) => {
+                    let resized = self.resize(wish.size, wish.force);
+                    if let Err(why) = &resized {
+                        log::warn!("the image keeps its size: {}", chain(why));
+                    }
+                    // Whoever asked may have given up waiting.
+                    let _ = wish.answer.send(resized);
                 }
                 Err(RecvTimeoutError::Timeout) => self.try_to_leave(),
                 Ok(Input::Rest(answer)) => self.rest(&answer),
@@ -237,8 +320,8 @@ impl Worker {
             }
         }
         self.door.set(false);
-        if let Some((session, place)) = self.session.take() {
-            opening::close(&place, &self.terms.state, session);
+        if let Some((session, _)) = self.session.take() {
+            session.close();
         }
         self.failure.map_or(Ok(()), Err)
     }
@@ -282,9 +365,21 @@ impl Worker {
 
     fn open(&mut self) {
         match self.open_session(None) {
-            Ok(()) => self.take(Event::Opened),
+            Ok(()) => {
+                self.given_away = None;
+                self.take(Event::Opened);
+            }
             Err(why) => {
                 log::error!("{}", chain(&why));
+                // A daemon that is started again would let this guest go on once the
+                // image is free, whatever was written to it meanwhile.
+                let why = match self.given_away {
+                    Some(_) => Failure::Stopped(format!(
+                        "the image was given away, and its guest here cannot have it back: {}",
+                        chain(&why)
+                    )),
+                    None => why,
+                };
                 self.failure = Some(why);
                 self.take(Event::OpenFailed);
             }
@@ -309,7 +404,10 @@ impl Worker {
         let gfid = place.located.gfid;
         let claim = |copy: &CopyState| match copy.gfid == gfid {
             true if opening.terms.read_only => self.local.try_clone(),
-            true => self.local.claim_again(),
+            true => self
+                .local
+                .claim_again()
+                .and_then(|local| self.as_left(local)),
             false => Err(LocalError::Replaced {
                 path: self.local.path.clone(),
             }),
@@ -324,17 +422,35 @@ impl Worker {
         Ok(())
     }
 
+    /// The local file, if nobody wrote to it while it was given away.
+    fn as_left(&self, local: LocalFile) -> Result<LocalFile, LocalError> {
+        match self.given_away {
+            Some(left) if local.fingerprint()? != left => {
+                local.give_back();
+                Err(LocalError::WrittenSince { path: local.path })
+            }
+            _ => Ok(local),
+        }
+    }
+
     fn try_to_leave(&mut self) {
+        // The rings have stopped, so nothing of ours changes it any more; of others,
+        // nothing before the locks are given back.
+        let before = self.local.fingerprint();
         let left = match &mut self.session {
-            Some((session, _)) => session.hand_over(),
+            Some((session, _)) => session.hand_over(self.to),
             None => return self.take(Event::Left),
         };
         match left {
-            Ok(ending) => {
+            Ok(_) => {
                 self.door.put(None);
                 self.local.give_back();
                 self.session = None;
-                self.note_hand_over(ending);
+                // A front-end that has gone meanwhile does not come back with its guest.
+                self.given_away = before
+                    .inspect_err(|error| log::warn!("{}", chain(error)))
+                    .ok()
+                    .filter(|_| self.guest_here);
                 self.take(Event::Left);
             }
             Err(why) => {
@@ -346,16 +462,32 @@ impl Worker {
         }
     }
 
-    fn note_hand_over(&self, ending: Ending) {
-        let located = &self.terms.place.located;
-        let (volume, gfid) = (&located.volume, located.gfid);
-        let noted = match ending {
-            Ending::AllEqual => self.terms.state.settle(volume, gfid),
-            Ending::Behind => self.terms.state.hand_over(volume, gfid),
+    /// The queues go on with their writes when they meet the gate of the larger image.
+    fn resize(&mut self, size: NewSize, force: bool) -> Result<(Resized, bool), ResizeError> {
+        let why_not = match self.machine.custody() {
+            Custody::Held => None,
+            Custody::Armed | Custody::Leaving => {
+                Some("it is about to be handed over: see handover --cancel")
+            }
+            Custody::Vacant | Custody::Opening => Some("this daemon does not hold it now"),
+            Custody::Ended => Some("its session has stopped"),
         };
-        if let Err(error) = noted {
-            log::warn!("{}", chain(&error));
+        if let Some(why) = why_not {
+            return Err(ResizeError::NotNow(why.to_owned()));
         }
+        let seat = self.seat.clone();
+        let front = seat.front.lock().unwrap_or_else(|e| e.into_inner());
+        let (Some((session, _)), Some(front)) = (&self.session, &*front) else {
+            let why = "the daemon is not ready yet";
+            return Err(ResizeError::NotNow(why.to_owned()));
+        };
+        let resized = session.grow(size, front.block, force)?;
+        self.local.size = resized.to;
+        self.seat.locked().size = resized.to;
+        self.door.put(Some(session.gate()));
+        let told = (front.grow)(resized.to);
+        self.door.set(true);
+        Ok((resized, told))
     }
 
     fn publish(&self) {

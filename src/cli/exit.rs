@@ -40,6 +40,7 @@ Exit codes:
   60  the session stopped while serving  70  not everything could be healed
   71  verify: the copies differ          72  verify: not everything could be compared
   73  the copy may not be promoted       74  handover: the image cannot be given away
+  75  resize: the image keeps its size
 What to do about each: docs/failures.md";
 
 /// Why a command failed.
@@ -94,6 +95,14 @@ pub enum Failure {
     /// The image stays here.
     #[error("{image} cannot be given away: {why}")]
     NotHandedOver {
+        /// Which.
+        image: String,
+        /// Why.
+        why: String,
+    },
+    /// The image keeps its size.
+    #[error("{image} keeps its size: {why}")]
+    NotResized {
         /// Which.
         image: String,
         /// Why.
@@ -156,6 +165,7 @@ impl Failure {
             Self::NotVerified { .. } => 72,
             Self::NotPromoted(_) => 73,
             Self::NotHandedOver { .. } => 74,
+            Self::NotResized { .. } => 75,
             Self::Verify(error) => verify_code(error),
             Self::LockOwner(_) | Self::System { .. } | Self::NotHealed(_) => 1,
         }
@@ -246,6 +256,7 @@ fn local_code(error: &LocalError) -> u8 {
         LocalError::Privilege { .. } => 34,
         LocalError::Replaced { .. } => 33,
         LocalError::InUse { .. } => 40,
-        LocalError::Map(_) => 36,
+        LocalError::WrittenSince { .. } => 60,
+        LocalError::Map(_) | LocalError::State(_) => 36,
     }
 }

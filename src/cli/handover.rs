@@ -18,12 +18,19 @@ use crate::image::heal::{FollowOptions, Follower};
 use super::bandwidth::Rate;
 use super::handover_verdict::{Verdict, Watch};
 use super::stop::Stop;
-use super::{Failure, LogArgs, RunDirArgs, Target, logging};
+use super::{Failure, LogArgs, RunDirArgs, Target, heald, logging};
 
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(100);
 /// How often it says so.
 const TELL: Duration = Duration::from_secs(5);
+
+/// The image stays here.
+const DISARM: Request = Request::HandOver {
+    armed: false,
+    to: None,
+    no_guest: false,
+};
 
 /// Arguments of `handover`.
 #[derive(Args, Debug)]
@@ -41,13 +48,24 @@ pub struct HandoverArgs {
     #[arg(long, value_name = "TIME", default_value = "1s")]
     max_downtime: humantime::Duration,
 
+    /// The host that takes it, or its brick, as `bypass-blk status` names it. Then the image
+    /// is given away only when that copy is there and equal; without it, copies of bricks
+    /// that are away are not waited for
+    #[arg(long, value_name = "HOST[:/PATH]")]
+    to: Option<String>,
+
     /// Stay until the image was given away. Without heald on this host, this command
     /// does the copying, and stays in any case
     #[arg(long)]
     wait: bool,
 
+    /// No guest of this host uses the image or comes back to it: it is at the target already,
+    /// and this daemon was only started again to send what is missing there
+    #[arg(long)]
+    no_guest: bool,
+
     /// Do not give the image away after all
-    #[arg(long, conflicts_with = "wait")]
+    #[arg(long, conflicts_with_all = ["wait", "no_guest"])]
     cancel: bool,
 
     /// Copy at most so many bytes per second, such as 100M, where heald does not run
@@ -65,7 +83,7 @@ pub(super) fn run(args: HandoverArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
     let image = Image::find(&args)?;
     if args.cancel {
-        image.arm(false)?;
+        image.ask(DISARM)?;
         println!("{}: stays here", image.name);
         return Ok(());
     }
@@ -88,14 +106,8 @@ impl Image {
     fn find(args: &HandoverArgs) -> Result<Self, Failure> {
         let Target { volume, image } = &args.target;
         let name = format!("{volume}{}", image.0);
-        let served = |path: &PathBuf| {
-            socket::status(path).is_ok_and(|status| {
-                status.volume == *volume && status.image == image.0 && status.serving.is_some()
-            })
-        };
-        let socket = socket::list(&args.run_dir.run_dir)?
-            .into_iter()
-            .find(served);
+        let run_dir = &args.run_dir.run_dir;
+        let socket = socket::find(run_dir, volume, &image.0, |status| status.serving.is_some())?;
         match socket {
             Some(socket) => Ok(Self { name, socket }),
             None => Err(Failure::NotHandedOver {
@@ -109,11 +121,14 @@ impl Image {
         Ok(socket::status(&self.socket)?)
     }
 
-    /// Copies, unless another healer does.
+    /// Copies, unless another healer does: one that has reported, or `heald` of this
+    /// host, which finds a session soon after it was opened and is to be waited for.
     fn follower(&self, args: &HandoverArgs) -> Result<Option<Follower>, Failure> {
         let status = self.status()?;
+        let heald = heald::socket_path(&args.run_dir.run_dir);
         if custody(&status) == CustodyStatus::Vacant
             || status.heal.is_none_or(|heal| heal.healer.is_some())
+            || !socket::is_gone(&heald)
         {
             return Ok(None);
         }
@@ -129,7 +144,11 @@ impl Image {
 
     fn hand_over(&self, args: &HandoverArgs, copying: bool, stop: &Stop) -> Result<(), Failure> {
         let begin = Instant::now();
-        let mut watch = Watch::new(args.max_downtime.into());
+        let to = match &args.to {
+            Some(to) => Some(self.copy(to)?),
+            None => None,
+        };
+        let mut watch = Watch::new(args.max_downtime.into(), to);
         let mut told = Instant::now();
         loop {
             let status = self.status()?;
@@ -143,7 +162,12 @@ impl Image {
             }
             match watch.look(&status, begin.elapsed()) {
                 Verdict::Ready(downtime) => {
-                    self.arm(true)?;
+                    self.ask(Request::HandOver {
+                        armed: true,
+                        to,
+                        no_guest: args.no_guest,
+                    })?;
+                    self.warn_of_absent(&status);
                     println!(
                         "{}: ready, the guest will stand still for about {} ms. Migrate it now",
                         self.name,
@@ -188,7 +212,7 @@ impl Image {
                 CustodyStatus::Held => return Err(self.failed("the guest goes on here")),
                 CustodyStatus::Ended => return Err(self.failed("the session has stopped")),
                 _ if stop.is_requested() => {
-                    self.arm(false)?;
+                    self.ask(DISARM)?;
                     return Err(self.failed("interrupted: it stays here"));
                 }
                 _ => stop.wait(ROUND),
@@ -196,10 +220,38 @@ impl Image {
         }
     }
 
-    fn arm(&self, armed: bool) -> Result<(), Failure> {
-        match socket::ask(&self.socket, &Request::HandOver { armed })? {
-            Answer::Done => Ok(()),
-            other => Err(ControlError::unexpected(&self.socket, &other).into()),
+    /// The child index of the copy of this host or brick.
+    fn copy(&self, to: &str) -> Result<usize, Failure> {
+        let status = self.status()?;
+        let is_it =
+            |brick: &str| brick == to || brick.split_once(":/").is_some_and(|(host, _)| host == to);
+        let mut copies = status.copies.iter().enumerate();
+        match copies.find(|(_, copy)| is_it(&copy.brick)) {
+            Some((_, copy)) if copy.local => Err(self.failed(&format!("{to} is where it is now"))),
+            Some((_, copy)) if copy.arbiter => Err(self.failed(&format!("{to} has an arbiter"))),
+            Some((child, _)) => Ok(child),
+            None => Err(self.failed(&format!("no copy is on {to}: see bypass-blk status"))),
+        }
+    }
+
+    /// They are given away as they are: marked.
+    fn warn_of_absent(&self, status: &Status) {
+        for copy in status.copies.iter().filter(|copy| !copy.reachable) {
+            eprintln!(
+                "{}: {} is away, its copy stays behind",
+                self.name, copy.brick
+            );
+        }
+    }
+
+    fn ask(&self, request: Request) -> Result<(), Failure> {
+        match socket::ask(&self.socket, &request) {
+            Ok(Answer::Done) => Ok(()),
+            Ok(other) => Err(ControlError::unexpected(&self.socket, &other).into()),
+            Err(ControlError::Refused { why, .. } | ControlError::Ended { why, .. }) => {
+                Err(self.failed(&why))
+            }
+            Err(other) => Err(other.into()),
         }
     }
 

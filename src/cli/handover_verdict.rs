@@ -11,6 +11,8 @@ use crate::control::status::Status;
 const FIXED: Duration = Duration::from_millis(250);
 /// Without getting better for so long, an estimate stays as it is.
 const STEADY: Duration = Duration::from_secs(10);
+/// By less than this part of it, it gets no better: rates are never quite the same twice.
+const BETTER: u32 = 20;
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,25 +30,29 @@ pub enum Verdict {
 /// Watches one image.
 pub struct Watch {
     allowed: Duration,
+    /// The child that must be there.
+    to: Option<usize>,
     /// The best estimate, and when it was found.
     best: Option<(Duration, Duration)>,
 }
 
 impl Watch {
-    /// With this downtime allowed.
-    pub fn new(allowed: Duration) -> Self {
+    /// With this downtime allowed, and the copy of child `to` needed.
+    pub fn new(allowed: Duration, to: Option<usize>) -> Self {
         Self {
             allowed,
+            to,
             best: None,
         }
     }
 
     /// Takes the status in, `now` being the time since the beginning.
     pub fn look(&mut self, status: &Status, now: Duration) -> Verdict {
-        let Some(estimate) = estimate(status) else {
+        let away = self.away(status);
+        let Some(estimate) = estimate(status).filter(|_| away.is_none()) else {
             let begin = self.best.get_or_insert((Duration::MAX, now)).1;
             return match now.saturating_sub(begin) > STEADY {
-                true => Verdict::Hopeless(why_not(status)),
+                true => Verdict::Hopeless(away.unwrap_or_else(|| why_not(status))),
                 false => Verdict::GoOn,
             };
         };
@@ -54,15 +60,23 @@ impl Watch {
             return Verdict::Ready(estimate);
         }
         match self.best {
-            Some((best, at)) if estimate >= best => match now.saturating_sub(at) > STEADY {
-                true => Verdict::TooLong(best),
-                false => Verdict::GoOn,
-            },
+            Some((best, at)) if estimate >= best - best / BETTER => {
+                match now.saturating_sub(at) > STEADY {
+                    true => Verdict::TooLong(best),
+                    false => Verdict::GoOn,
+                }
+            }
             _ => {
                 self.best = Some((estimate, now));
                 Verdict::GoOn
             }
         }
+    }
+
+    /// What is said if the copy that is needed is away.
+    fn away(&self, status: &Status) -> Option<String> {
+        let copy = status.copies.get(self.to?)?;
+        (!copy.reachable).then(|| format!("{}, where it is to go, is away", copy.brick))
     }
 }
 
@@ -135,7 +149,7 @@ mod tests {
 
     #[test]
     fn it_is_ready_when_the_rest_fits_and_given_up_when_it_gets_no_better() {
-        let mut watch = Watch::new(SECOND);
+        let mut watch = Watch::new(SECOND, None);
         let mut look =
             |bytes, seconds| watch.look(&status(bytes, Some(100)), Duration::from_secs(seconds));
         assert_eq!(look(900, 0), Verdict::GoOn);
@@ -146,8 +160,36 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_that_is_needed_is_waited_for_and_named_when_it_stays_away() {
+        let mut away = status(0, None);
+        let copy = away.heal.as_ref().unwrap().peers[0].copy;
+        away.copies[copy].reachable = false;
+        let mut indifferent = Watch::new(SECOND, None);
+        assert_eq!(indifferent.look(&away, SECOND), Verdict::Ready(FIXED));
+        let mut watch = Watch::new(SECOND, Some(copy));
+        assert_eq!(watch.look(&away, SECOND), Verdict::GoOn);
+        assert_eq!(
+            watch.look(&status(0, None), 2 * SECOND),
+            Verdict::Ready(FIXED)
+        );
+        let late = watch.look(&away, 13 * SECOND);
+        assert!(matches!(late, Verdict::Hopeless(why) if why.contains("is away")));
+    }
+
+    #[test]
+    fn an_estimate_that_only_wavers_gets_no_better() {
+        let mut watch = Watch::new(SECOND, None);
+        let mut look =
+            |bytes, seconds| watch.look(&status(bytes, Some(100)), Duration::from_secs(seconds));
+        assert_eq!(look(1000, 0), Verdict::GoOn);
+        assert_eq!(look(999, 5), Verdict::GoOn);
+        let late = look(998, 11);
+        assert!(matches!(late, Verdict::TooLong(_)), "{late:?}");
+    }
+
+    #[test]
     fn a_peer_that_gets_nothing_is_told_after_a_while() {
-        let mut watch = Watch::new(SECOND);
+        let mut watch = Watch::new(SECOND, None);
         let stuck = status(900, None);
         assert_eq!(watch.look(&stuck, SECOND), Verdict::GoOn);
         let late = watch.look(&stuck, 12 * SECOND);

@@ -124,16 +124,11 @@ fn open(args: &HealArgs, stop: &Stop) -> Result<Image, Failure> {
 
 /// The control socket of the session that has the image on this host.
 fn served(args: &HealArgs) -> Result<Option<PathBuf>, Failure> {
-    let is_wanted = |path: &PathBuf| {
-        socket::status(path).is_ok_and(|status| {
-            status.volume == args.target.volume
-                && status.image == args.target.image.0
-                && status.heal.is_some()
-        })
-    };
-    Ok(socket::list(&args.run_dir.run_dir)?
-        .into_iter()
-        .find(is_wanted))
+    let Target { volume, image } = &args.target;
+    let run_dir = &args.run_dir.run_dir;
+    Ok(socket::find(run_dir, volume, &image.0, |status| {
+        status.heal.is_some()
+    })?)
 }
 
 impl Image {
@@ -218,6 +213,10 @@ fn watch(
     loop {
         let status = image.status()?;
         display.show(&status);
+        if follower.as_ref().is_some_and(Follower::is_over) {
+            // As when the image was resized.
+            *follower = None;
+        }
         if follower.is_none() && !has_healer(&status) {
             // The healer that was at work when we began has ended.
             *follower = image.healer(args)?;

@@ -138,7 +138,7 @@ struct BrickWords {
 #[derive(Serialize, Deserialize)]
 struct FrontEndWords {
     stream: usize,
-    writeback: bool,
+    writeback: Option<bool>,
     /// Code, payload, file descriptors.
     said: Vec<(u32, Vec<u8>, Vec<usize>)>,
 }

@@ -22,6 +22,7 @@ mod opening;
 mod own_session;
 mod promote;
 mod release;
+mod resize;
 mod serve;
 mod service;
 mod status;
@@ -74,6 +75,8 @@ enum Command {
     /// Make this host's stale copy the fresh one, when the host with the newer data is
     /// gone for good
     Promote(promote::PromoteArgs),
+    /// Make an image larger, also while it is served: the guest sees it at once
+    Resize(resize::ResizeArgs),
     /// Lift the fence that a killed daemon left on an image: needed when mounts get
     /// "Device or resource busy" though nobody serves it. Refused while somebody does
     Release(release::ReleaseArgs),
@@ -213,6 +216,7 @@ pub fn run() -> ExitCode {
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Bandwidth(args)) => bandwidth::run(args),
         Some(Command::Promote(args)) => promote::run(args),
+        Some(Command::Resize(args)) => resize::run(args),
         Some(Command::Release(args)) => release::run(args),
         None => Err(Failure::Usage(
             "a command is missing: see bypass-blk --help".to_owned(),

@@ -19,7 +19,7 @@ use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
 use crate::image::machine::StopReason;
 use crate::image::open::Terms;
 use crate::image::port::{CopyState, KeptBrick};
-use crate::image::session::{Ending, MapPlace, Session, Setup};
+use crate::image::session::{self, Ending, MapPlace, Parting, Session, Setup};
 use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
 
 use super::brick_view::{host_name, lock_owner};
@@ -139,16 +139,23 @@ pub fn open_with(
         located, local, me, ..
     } = place;
     let read_only = opening.terms.read_only;
-    let map = place.map(state);
-    let entry = place.entry(state, opening.extent_size);
-    let overruled = entry.promoted.clone().map(|promotion| Overruled {
+    let extent_size = opening.extent_size;
+    let overruled = place.entry(state, extent_size).promoted;
+    let overruled = overruled.map(|promotion| Overruled {
         promotion,
         local: *local,
     });
     if !read_only {
         state.create()?;
-        state.store(&entry)?;
     }
+    // Not before the locks are ours: a session before may note at its end that nothing is
+    // left to do.
+    let open_local = |copy: &CopyState| {
+        if !read_only {
+            state.store(&place.entry(state, extent_size))?;
+        }
+        open_local(copy)
+    };
     let setup = Setup {
         shape: located.shape(*local),
         names: located.names(),
@@ -163,12 +170,28 @@ pub fn open_with(
         me: me.clone(),
         terms: opening.terms,
         quorum_timeout: opening.quorum_timeout,
-        map: MapPlace {
-            path: map,
-            extent_size: opening.extent_size,
-        },
+        map: place.map_place(state, extent_size),
+        on_end: note_end(state.clone(), located),
     };
     Ok(Session::open(setup, cancelled, open_local, on_stop)?)
+}
+
+/// Makes what a session on an image of `size` bytes will need and takes long to make.
+///
+/// # Errors
+/// The state directory cannot be used.
+pub fn prepare(
+    place: &Place,
+    opening: &Opening,
+    state: &StateDir,
+    size: u64,
+) -> Result<(), Failure> {
+    state.create()?;
+    let Place { located, local, .. } = place;
+    let map = place.map_place(state, opening.extent_size);
+    let shape = located.shape(*local);
+    session::prepare_map(&map, &shape, &located.names(), located.gfid, size)
+        .map_err(|error| Failure::Open(LocalError::Map(error).into()))
 }
 
 impl Opening {
@@ -196,15 +219,19 @@ pub fn take_over(run_dir: &Path, gfid: uuid::Uuid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ends a session whose device is drained, and keeps in mind if nothing is left to do.
-pub fn close(place: &Place, state: &StateDir, session: Session) {
-    if session.close() != Ending::AllEqual {
-        return;
-    }
-    let Located { volume, gfid, .. } = &place.located;
-    if let Err(error) = state.settle(volume, *gfid) {
-        log::warn!("{}", chain(&error));
-    }
+/// Keeps in mind what is left to do about an image when its session ends.
+fn note_end(state: StateDir, located: &Located) -> Box<dyn Fn(Parting, Ending) + Send> {
+    let (volume, gfid) = (located.volume.clone(), located.gfid);
+    Box::new(move |parting, ending| {
+        let noted = match (ending, parting) {
+            (Ending::AllEqual, _) => state.settle(&volume, gfid),
+            (Ending::Behind, Parting::HandedOver) => state.hand_over(&volume, gfid),
+            (Ending::Behind, Parting::Closed) => Ok(()),
+        };
+        if let Err(error) = noted {
+            log::warn!("{}", chain(&error));
+        }
+    })
 }
 
 impl Place {
@@ -224,6 +251,13 @@ impl Place {
     /// The image's dirty map.
     pub fn map(&self, state: &StateDir) -> PathBuf {
         state.map(&self.located.volume, self.located.gfid)
+    }
+
+    fn map_place(&self, state: &StateDir, extent_size: Option<ExtentSize>) -> MapPlace {
+        MapPlace {
+            path: self.map(state),
+            extent_size,
+        }
     }
 
     /// What a healer of a session here needs to know.

@@ -15,6 +15,7 @@ use crate::image::locate::Bypassable;
 use crate::image::machine::StopReason;
 use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
+use crate::image::resize::{NewSize, ResizeError, Resized};
 use crate::image::session::Session;
 use crate::image::snapshot::Snapshot;
 use crate::image::state_dir::StateDir;
@@ -168,9 +169,17 @@ impl OwnSession {
         Ok(socket)
     }
 
+    /// Makes the image larger; `block` is the disk's, in bytes.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn grow(&self, size: NewSize, block: u64, force: bool) -> Result<Resized, ResizeError> {
+        self.session.grow(size, block, force)
+    }
+
     /// Gives the image back.
     pub fn close(self) {
-        opening::close(&self.place, &self.state, self.session);
+        self.session.close();
     }
 }
 

@@ -13,9 +13,9 @@ use clap::{ArgGroup, Args, ValueEnum};
 use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::socket::ControlSocket;
 use crate::control::status::Identity;
-use crate::device::{Config, Disk, Server};
+use crate::device::{CacheMode, Config, Disk, Server};
 use crate::image::dirty::ExtentSize;
-use crate::image::error::stop_message;
+use crate::image::error::{chain, stop_message};
 use crate::image::locate::{Bypassable, Located};
 use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
@@ -23,7 +23,7 @@ use crate::image::state_dir::StateDir;
 
 use super::begin::{self, Begin};
 use super::counter::{self, Counter};
-use super::custodian::{self, Custodian};
+use super::custodian::{self, Custodian, Front};
 use super::listen::Listener;
 use super::opening::{self, Opening, Place, StateDirArgs};
 use super::service::{Device, Image, Service};
@@ -91,7 +91,7 @@ pub struct ServeArgs {
     /// and open the image only when its rings start, waiting for the source to give it
     /// away for --lock-timeout
     #[arg(long)]
-    incoming: bool,
+    pub(super) incoming: bool,
 
     /// How long to wait for an image that is locked or being healed
     #[arg(long, value_name = "TIME", default_value = "10s")]
@@ -201,7 +201,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         local,
         front_ends,
         kept,
-    } = begin::begin(&args, &opening)?;
+    } = begin::begin(&args, &opening, &state)?;
 
     let terms = custodian::Terms {
         place: place.clone(),
@@ -228,7 +228,14 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         .try_clone()
         .map_err(|error| Failure::Open(error.into()))?;
     let disk = Disk::new(disk.file, &serial(&args, &place.located))?;
+    let block = disk.block_size().into();
     let server = Server::new(disk, custodian.door(), config)?;
+    let cache = server.cache_mode();
+    keep_cache_mode(&cache, &state, &place.located);
+    custodian.seat().set_front(Front {
+        block,
+        grow: Box::new(server.growth()),
+    });
     let handle = server.stop_handle();
     stop.tell(move || handle.stop());
 
@@ -247,6 +254,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             front_end: connected.clone(),
             socket: listener.name(),
             read_only: args.read_only,
+            cache,
         }),
         last_timed: Mutex::default(),
     });
@@ -303,6 +311,21 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         ))),
         None => Ok(()),
     }
+}
+
+/// A daemon that is started again under a running guest is not told its cache mode.
+fn keep_cache_mode(cache: &CacheMode, state: &StateDir, located: &Located) {
+    let (volume, gfid) = (located.volume.clone(), located.gfid);
+    let through = state.write_through(&volume, gfid);
+    if through {
+        log::info!("the guest's disk was write-through, and is until a new guest connects");
+    }
+    let state = state.clone();
+    cache.keep_with(!through, move |writeback| {
+        state
+            .keep_write_through(&volume, gfid, !writeback)
+            .map_err(|error| std::io::Error::other(chain(&error)))
+    });
 }
 
 /// They end when this is dropped.

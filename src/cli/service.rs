@@ -8,11 +8,13 @@ use uuid::Uuid;
 
 use crate::control::socket::{Answer, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
-use crate::device::Stats;
+use crate::device::{CacheMode, QueueSnapshot, Stats};
 use crate::image::custody::Custody;
+use crate::image::error::chain;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Job, LinkError};
 use crate::image::machine::Phase;
+use crate::image::resize::NewSize;
 use crate::image::state_dir::StateDir;
 
 use super::custodian::Seat;
@@ -49,6 +51,41 @@ pub struct Device {
     pub socket: String,
     /// The disk is read-only.
     pub read_only: bool,
+    /// How the guest wants its writes.
+    pub cache: Arc<CacheMode>,
+}
+
+impl Device {
+    /// Why a migration would harm the guest now: what another host does not learn.
+    fn must_stay(&self, no_guest: bool) -> Option<String> {
+        let queues = self.stats.snapshot().total();
+        match queues.starts == 0 && no_guest {
+            true => None,
+            false => must_stay(queues, self.cache.writeback()),
+        }
+    }
+}
+
+fn must_stay(queues: QueueSnapshot, writeback: bool) -> Option<String> {
+    if queues.starts == 0 {
+        return Some(
+            "no guest has used the disk since this daemon was started. One that runs connects within moments: \
+             try again then. If none runs here, say so with --no-guest"
+                .to_owned(),
+        );
+    }
+    if queues.unrepeated > 0 {
+        return Some(format!(
+            "{} requests that were in flight when the daemon before this one died wait to be done again, and would be \
+             lost: try again when `bypass-blk status` shows no stalled write",
+            queues.unrepeated
+        ));
+    }
+    (!writeback).then(|| {
+        "the guest has set its disk to write-through, which QEMU does not tell the other host: its writes would not be \
+         durable there. Set it to write-back while it is migrated (in Linux /sys/block/vda/cache_type), and back after"
+            .to_owned()
+    })
 }
 
 impl Service {
@@ -75,7 +112,12 @@ impl Service {
                     .and_then(|(session, job)| repair(&session, &job, child, &ranges))
                     .map(|()| Answer::Done),
             ),
-            Request::HandOver { armed } => self.arm(armed),
+            Request::HandOver {
+                armed,
+                to,
+                no_guest,
+            } => self.arm(armed, to, no_guest),
+            Request::Resize { size, force } => self.resize(size, force),
             Request::Bandwidth { .. } | Request::Yield => Answer::Refused {
                 why: "this is no healer".to_owned(),
             },
@@ -104,20 +146,41 @@ impl Service {
         }
     }
 
-    fn arm(&self, armed: bool) -> Answer {
+    fn arm(&self, armed: bool, to: Option<usize>, no_guest: bool) -> Answer {
         let Image::Seat(seat) = &self.image else {
-            return Answer::Refused {
-                why: "this process heals the image and does not serve it".to_owned(),
-            };
+            return not_served();
         };
         match self.custody() {
             Custody::Ended => Answer::Ended {
                 why: "it has stopped".to_owned(),
             },
-            _ => {
-                seat.arm(armed);
+            custody => {
+                let held = armed && custody == Custody::Held;
+                let device = self.serving.as_ref().filter(|_| held);
+                if let Some(why) = device.and_then(|device| device.must_stay(no_guest)) {
+                    return Answer::Refused { why };
+                }
+                seat.arm(armed, to);
                 Answer::Done
             }
+        }
+    }
+
+    fn resize(&self, size: NewSize, force: bool) -> Answer {
+        let Image::Seat(seat) = &self.image else {
+            return not_served();
+        };
+        match seat.resize(size, force) {
+            Ok((resized, told)) => Answer::Resized { resized, told },
+            Err(why) => Answer::Refused { why: chain(&why) },
+        }
+    }
+
+    /// Bytes of the image.
+    fn size(&self) -> u64 {
+        match &self.image {
+            Image::Ours(..) => self.identity.size,
+            Image::Seat(seat) => seat.now().size,
         }
     }
 
@@ -146,6 +209,7 @@ impl Service {
         let verified = entry.and_then(|entry| entry.verified);
         let identity = Identity {
             last_verified: verified.as_ref().map(Verified::from),
+            size: self.size(),
             ..self.identity.clone()
         };
         match session {
@@ -161,6 +225,11 @@ impl Service {
                 why: "the image is not held now".to_owned(),
             };
         };
+        if session.is_resizing() {
+            return Answer::Refused {
+                why: "the image is being resized".to_owned(),
+            };
+        }
         match session.snapshot().phase {
             Phase::Stopped(_) => Answer::Ended {
                 why: "it has stopped".to_owned(),
@@ -184,6 +253,12 @@ impl Service {
         let (count, time) = std::mem::replace(&mut *last, now);
         let requests = u32::try_from(now.0.checked_sub(count)?).ok()?;
         now.1.checked_sub(time)?.checked_div(requests)
+    }
+}
+
+fn not_served() -> Answer {
+    Answer::Refused {
+        why: "this process heals the image and does not serve it".to_owned(),
     }
 }
 
@@ -214,5 +289,31 @@ impl From<&crate::device::QueueSnapshot> for QueueStatus {
             in_flight: queue.in_flight,
             parked: queue.parked,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_whose_guest_would_lose_something_is_not_given_away() {
+        let quiet = QueueSnapshot {
+            starts: 2,
+            // Put back into the ring when it stops: the other host takes it.
+            parked: 1,
+            in_flight: 3,
+            ..QueueSnapshot::default()
+        };
+        assert_eq!(must_stay(quiet, true), None);
+        let why = |queues, writeback| must_stay(queues, writeback).unwrap_or_default();
+        let repeating = QueueSnapshot {
+            unrepeated: 7,
+            ..quiet
+        };
+        assert!(why(repeating, true).starts_with("7 requests"));
+        assert!(why(quiet, false).contains("write-through"));
+        let unseen = QueueSnapshot { starts: 0, ..quiet };
+        assert!(why(unseen, true).contains("no guest has used"));
     }
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::status::Status;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
+use crate::image::resize::{NewSize, Resized};
 
 /// Where daemons put their control sockets.
 pub const RUN_DIR: &str = "/run/bypass-blk";
@@ -25,8 +26,10 @@ pub const RUN_DIR: &str = "/run/bypass-blk";
 const MAX_LINE: u64 = 1 << 20;
 /// The longest time that a peer may take for its line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest time that an answer may take: a session may be waiting for bricks.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// The longest time that an answer may take, of a process that is not stuck.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for what changes marks or sizes: a session may be waiting for bricks.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Requests that are answered at one time; more wait.
 const MAX_CLIENTS: usize = 16;
 
@@ -63,6 +66,19 @@ pub enum Request {
     HandOver {
         /// Give it away.
         armed: bool,
+        /// Child index of the copy that must be there and equal before: the target's.
+        #[serde(default)]
+        to: Option<usize>,
+        /// No guest of this host uses it, and none is about to come back to it.
+        #[serde(default)]
+        no_guest: bool,
+    },
+    /// Make all copies of the image larger.
+    Resize {
+        /// How large.
+        size: NewSize,
+        /// In spite of copies that are away.
+        force: bool,
     },
     /// To a healer: from now on copy at most so many bytes per second; 0 is no limit.
     Bandwidth {
@@ -71,6 +87,20 @@ pub enum Request {
     },
     /// To a healer that opened the image itself: somebody wants to serve it.
     Yield,
+}
+
+impl Request {
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Unmark { .. } | Self::Repair { .. } | Self::Resize { .. } => CHANGE_TIMEOUT,
+            Self::Status
+            | Self::Job
+            | Self::Report { .. }
+            | Self::HandOver { .. }
+            | Self::Bandwidth { .. }
+            | Self::Yield => ANSWER_TIMEOUT,
+        }
+    }
 }
 
 /// What is answered.
@@ -85,6 +115,13 @@ pub enum Answer {
     Hint(Hint),
     /// To [`Request::Unmark`].
     Unmarked(Unmarked),
+    /// To [`Request::Resize`].
+    Resized {
+        /// What came of it.
+        resized: Resized,
+        /// The front-end was told at once.
+        told: bool,
+    },
     /// It is done.
     Done,
     /// The session is over.
@@ -342,7 +379,10 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
     let ask = || -> io::Result<Answer> {
         let stream = UnixStream::connect(path)?;
         write_line(&stream, &serde_json::to_string(request)?)?;
-        Ok(serde_json::from_str(&read_line(&stream, ANSWER_TIMEOUT)?)?)
+        Ok(serde_json::from_str(&read_line(
+            &stream,
+            request.patience(),
+        )?)?)
     };
     let path = path.to_owned();
     match ask() {
@@ -362,6 +402,24 @@ pub fn status(path: &Path) -> Result<Status, ControlError> {
         Answer::Status(status) => Ok(*status),
         other => Err(ControlError::unexpected(path, &other)),
     }
+}
+
+/// The control socket in `run_dir` of the process that has this image, its status being
+/// as `wanted`. One that does not answer has none.
+///
+/// # Errors
+/// [`ControlError::List`].
+pub fn find(
+    run_dir: &Path,
+    volume: &str,
+    image: &str,
+    wanted: impl Fn(&Status) -> bool,
+) -> Result<Option<PathBuf>, ControlError> {
+    let is_it = |path: &PathBuf| {
+        status(path)
+            .is_ok_and(|found| found.volume == volume && found.image == image && wanted(&found))
+    };
+    Ok(list(run_dir)?.into_iter().find(is_it))
 }
 
 fn read_line(stream: &UnixStream, timeout: Duration) -> io::Result<String> {

@@ -95,6 +95,7 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let writeback = self.shared.cache.tell_writeback();
+        self.shared.announcer.told(self.shared.disk.size());
         config_space::read(
             &self.shared.disk,
             &self.shared.config,
@@ -105,16 +106,20 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
     }
 
     /// Only the cache mode can be set. Anything else is ignored, as an error would
-    /// end the connection for what a guest may have caused.
+    /// end the connection for what a guest may have caused. So does a mode that
+    /// cannot be kept: the guest is told that it has not changed, and reconnects.
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
-        match config_space::written_writeback(offset, buf) {
-            Some(writeback) => self.shared.cache.set_writeback(writeback),
-            None => log::warn!(
+        let Some(writeback) = config_space::written_writeback(offset, buf) else {
+            log::warn!(
                 "ignored a write of {} bytes at {offset} of the config space",
                 buf.len()
-            ),
-        }
-        Ok(())
+            );
+            return Ok(());
+        };
+        let name = if writeback { "back" } else { "through" };
+        log::info!("the guest sets its disk to write-{name}");
+        let set = self.shared.cache.set_writeback(writeback);
+        set.inspect_err(|error| log::error!("the disk stays write-back: {error}"))
     }
 
     /// Wakes the queues so that they let go of the old map. During a migration the

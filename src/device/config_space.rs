@@ -84,6 +84,7 @@ pub fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::LOG_SHMFD
         | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        | VhostUserProtocolFeatures::BACKEND_REQ
 }
 
 /// `size` bytes of the config space from `offset`; what lies behind the last
@@ -208,15 +209,21 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_grows_says_so_at_once() {
+        let disk = disk(true);
+        disk.grow(4 << 20);
+        assert_eq!(field(&disk, 0, 8), (4 << 20) / 512);
+        assert!(protocol_features().contains(VhostUserProtocolFeatures::BACKEND_REQ));
+    }
+
+    #[test]
     fn nothing_unfinished_is_offered() {
         use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
         let features = features(&disk(true));
         assert_eq!(features & 1 << VIRTIO_F_RING_PACKED, 0);
         let protocol = protocol_features();
         assert!(!protocol.intersects(
-            VhostUserProtocolFeatures::BACKEND_REQ
-                | VhostUserProtocolFeatures::STATUS
-                | VhostUserProtocolFeatures::DEVICE_STATE
+            VhostUserProtocolFeatures::STATUS | VhostUserProtocolFeatures::DEVICE_STATE
         ));
     }
 

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -33,7 +34,7 @@ pub struct Alignment {
 #[derive(Debug)]
 pub struct Disk {
     file: File,
-    size: u64,
+    size: AtomicU64,
     read_only: bool,
     serial: [u8; SERIAL_LEN],
     alignment: Alignment,
@@ -80,14 +81,20 @@ impl Disk {
             serial: serial_field(serial)?,
             cluster: cluster(statx.stx_blksize, alignment.offset),
             file,
-            size,
+            size: AtomicU64::new(size),
             alignment,
         })
     }
 
     /// Size in bytes; a multiple of the block size.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// The file has grown to `size` bytes, a multiple of the block size: requests may go
+    /// that far from now on. A disk never shrinks.
+    pub(super) fn grow(&self, size: u64) {
+        self.size.fetch_max(size, Ordering::AcqRel);
     }
 
     /// Whether the guest may not write.

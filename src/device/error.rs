@@ -105,6 +105,38 @@ pub enum DeviceError {
         /// What it needs.
         feature: VhostUserProtocolFeatures,
     },
+    /// The guest's driver uses more than this device offers.
+    #[error(
+        "the guest's driver uses features that this disk does not offer (bits {missing:#x}). A running guest needs a daemon \
+         with the options and the version that it began with (--read-only is the usual difference): start that one, or \
+         shut the guest down and start it again"
+    )]
+    Features {
+        /// The bits that are not offered.
+        missing: u64,
+    },
+    /// More queues are used than there are.
+    #[error(
+        "the front-end uses queue {asked}, and this disk has queues 0 to {}: give serve the --num-queues that QEMU has",
+        .queues - 1
+    )]
+    NoSuchQueue {
+        /// Index of the queue.
+        asked: u32,
+        /// Number of queues.
+        queues: u16,
+    },
+    /// A ring is longer than allowed.
+    #[error(
+        "the front-end uses rings of {asked} entries, and this disk has at most {queue_size}: give serve a --queue-size of \
+         at least {asked}, which the guest began with"
+    )]
+    RingSize {
+        /// Entries of the ring.
+        asked: u32,
+        /// The limit.
+        queue_size: u16,
+    },
     /// A region of the guest's memory does not fit its file.
     #[error("the guest's memory cannot be mapped as the front-end describes it")]
     Memory(#[source] MapError),

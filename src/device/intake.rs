@@ -39,6 +39,11 @@ impl Intake {
         }
     }
 
+    /// How many wait to be done again, the last one taken, if it `waits`, among them.
+    pub fn unrepeated(&self, waits: bool) -> usize {
+        self.again.len() + usize::from(waits && self.last_was_again)
+    }
+
     /// Whether the ring has been started since it was stopped.
     pub fn started(&self) -> bool {
         self.started

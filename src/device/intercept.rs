@@ -3,8 +3,10 @@
 //!
 //! `GET_INFLIGHT_FD` and `SET_INFLIGHT_FD` it refuses, `SET_LOG_BASE` goes to a
 //! kind of bitmap that is not ours, `SET_LOG_FD` it does not know, of
-//! `SET_VRING_ADDR` it forgets where the used ring is logged, and memory it maps
-//! without a look at the file. The relay shows every message here before it
+//! `SET_VRING_ADDR` it forgets where the used ring is logged, the channel of
+//! `SET_BACKEND_REQ_FD` it keeps without the message that is needed, and memory it maps
+//! without a look at the file. Why it refuses a feature or a ring it does not say. The relay
+//! shows every message here before it
 //! passes it on. Payloads are as in the vhost-user specification, "Payload", in
 //! the machine's byte order.
 
@@ -19,6 +21,7 @@ use vhost::vhost_user::message::{
 use vm_memory::GuestAddressSpace;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::announce::Announcer;
 use super::dirty_log::DirtyLog;
 use super::error::DeviceError;
 use super::inflight::{Description, Inflight};
@@ -97,27 +100,65 @@ struct RegionBody {
     offset: u64,
 }
 
+/// `vhost_vring_state`.
+#[derive(FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct StateBody {
+    index: u32,
+    number: u32,
+}
+
+/// What a front-end can have of this device.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Virtio and vhost feature bits.
+    pub features: u64,
+    /// Number of queues.
+    pub queues: u16,
+    /// Entries of the largest ring.
+    pub queue_size: u16,
+}
+
 /// Bytes before the regions, of `SET_MEM_TABLE` and of `ADD_MEM_REG` alike.
 const BEFORE_REGIONS: usize = 8;
 
 /// For one connection.
 pub struct Intercept {
+    offer: Offer,
     inflight: Arc<Inflight>,
     logging: Arc<Logging>,
     memory: MemoryHandle,
+    announcer: Announcer,
     /// The protocol features that the front-end accepted.
     acked: u64,
+    /// A driver has negotiated.
+    used: bool,
 }
 
 impl Intercept {
-    /// Keeps `inflight` and `logging` as the front-end says; `memory` is the map in force.
-    pub fn new(inflight: Arc<Inflight>, logging: Arc<Logging>, memory: MemoryHandle) -> Self {
+    /// Keeps `inflight`, `logging` and the channel of `announcer` as the front-end says;
+    /// `memory` is the map in force.
+    pub fn new(
+        offer: Offer,
+        inflight: Arc<Inflight>,
+        logging: Arc<Logging>,
+        memory: MemoryHandle,
+        announcer: Announcer,
+    ) -> Self {
         Self {
+            offer,
             inflight,
             logging,
             memory,
+            announcer,
             acked: 0,
+            used: false,
         }
+    }
+
+    /// Whether a guest's driver has used the disk in this connection.
+    pub fn used(&self) -> bool {
+        self.used
     }
 
     /// Deals with a message, or lets it pass. Takes the file descriptors that came
@@ -140,6 +181,19 @@ impl Intercept {
                 }
                 Ok(Verdict::Pass)
             }
+            FrontendReq::SET_FEATURES => {
+                if let Ok(acked) = u64::read_from_bytes(request.body) {
+                    self.check_features(acked)?;
+                }
+                self.used = true;
+                Ok(Verdict::Pass)
+            }
+            FrontendReq::SET_VRING_NUM => {
+                if let Ok(body) = StateBody::read_from_bytes(request.body) {
+                    self.check_ring(&body)?;
+                }
+                Ok(Verdict::Pass)
+            }
             FrontendReq::SET_VRING_ADDR => {
                 if let Ok(body) = AddressBody::read_from_bytes(request.body) {
                     self.address(&body);
@@ -153,7 +207,8 @@ impl Intercept {
             FrontendReq::GET_INFLIGHT_FD
             | FrontendReq::SET_INFLIGHT_FD
             | FrontendReq::SET_LOG_BASE
-            | FrontendReq::SET_LOG_FD => {
+            | FrontendReq::SET_LOG_FD
+            | FrontendReq::SET_BACKEND_REQ_FD => {
                 if request.flags & HEADER_FLAGS != VERSION {
                     return Err(malformed(request));
                 }
@@ -161,11 +216,40 @@ impl Intercept {
                     FrontendReq::GET_INFLIGHT_FD => self.get_inflight(request),
                     FrontendReq::SET_INFLIGHT_FD => self.set_inflight(request, fds),
                     FrontendReq::SET_LOG_BASE => self.set_log_base(request, fds),
+                    FrontendReq::SET_BACKEND_REQ_FD => self.set_backend_channel(request, fds),
                     _ => self.set_log_fd(request, fds),
                 }
             }
             _ => Ok(Verdict::Pass),
         }
+    }
+
+    /// The handler would refuse these as well, without a word that helps whoever has
+    /// started a daemon with other options under a running guest.
+    fn check_features(&self, acked: u64) -> Result<(), DeviceError> {
+        match acked & !self.offer.features {
+            0 => Ok(()),
+            missing => Err(DeviceError::Features { missing }),
+        }
+    }
+
+    fn check_ring(&self, ring: &StateBody) -> Result<(), DeviceError> {
+        let Offer {
+            queues, queue_size, ..
+        } = self.offer;
+        if ring.index >= queues.into() {
+            return Err(DeviceError::NoSuchQueue {
+                asked: ring.index,
+                queues,
+            });
+        }
+        if ring.number > queue_size.into() {
+            return Err(DeviceError::RingSize {
+                asked: ring.number,
+                queue_size,
+            });
+        }
+        Ok(())
     }
 
     /// A queue that does not exist is for the handler to refuse.
@@ -231,6 +315,17 @@ impl Intercept {
         let event = only_file(request, fds)?;
         never_wait_for(&event);
         self.logging.set_listener(event);
+        Ok(self.acknowledge(request))
+    }
+
+    fn set_backend_channel(
+        &self,
+        request: &Request<'_>,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Verdict, DeviceError> {
+        self.negotiated(request, Protocol::BACKEND_REQ)?;
+        let channel = only_file(request, fds)?;
+        self.announcer.set_channel(OwnedFd::from(channel).into());
         Ok(self.acknowledge(request))
     }
 

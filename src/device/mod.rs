@@ -22,6 +22,7 @@
 //! stop: `inflight`, the record of requests in flight, and `dirty_log`, the log of
 //! written pages of a migration, which `logging` switches.
 
+mod announce;
 mod backend;
 mod bounce;
 mod cache;
@@ -54,6 +55,7 @@ mod stats;
 mod transfer;
 mod vring;
 
+pub use cache::CacheMode;
 pub use config::Config;
 pub use disk::{Alignment, Disk};
 pub use error::{DeviceError, HandlerError};

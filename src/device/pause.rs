@@ -30,8 +30,8 @@ pub struct FrontEnd {
     pub stream: UnixStream,
     /// As if it said it again.
     pub said: Vec<Message>,
-    /// The cache mode's `writeback` byte, as its driver has left it.
-    pub writeback: bool,
+    /// The cache mode's `writeback` byte as it knows it, if it does.
+    pub writeback: Option<bool>,
 }
 
 impl From<UnixStream> for FrontEnd {
@@ -40,7 +40,7 @@ impl From<UnixStream> for FrontEnd {
         Self {
             stream,
             said: Vec::new(),
-            writeback: true,
+            writeback: None,
         }
     }
 }

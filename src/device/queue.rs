@@ -182,6 +182,11 @@ impl<G: Gate> Queue<G> {
         if !self.intake.started() {
             self.intake.starting();
             self.shared.gate.ring_started();
+            if let Some(stats) = self.shared.stats.queue(self.index) {
+                stats.starts.add(1);
+            }
+            let size = self.shared.disk.size();
+            self.shared.announcer.ring_started(size);
             ring.check_log(self.log.current())?;
             self.intake.start(ring)?;
         }
@@ -360,6 +365,11 @@ impl<G: Gate> Queue<G> {
         if let Some(stats) = self.shared.stats.queue(self.index) {
             stats.in_flight.set(self.in_flight() as u64);
             stats.parked.set(u64::from(self.parked.is_some()));
+            // Of a stopped ring the last figure stands: its record may come back.
+            if self.intake.started() {
+                let waits = self.parked.is_some();
+                stats.unrepeated.set(self.intake.unrepeated(waits) as u64);
+            }
         }
     }
 

@@ -14,15 +14,17 @@ use vhost_user_backend::VhostUserDaemon;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::announce::Announcer;
 use super::backend::Backend;
 use super::cache::CacheMode;
 use super::config::Config;
+use super::config_space;
 use super::control::Control;
 use super::disk::Disk;
 use super::error::DeviceError;
 use super::gate::Gate;
 use super::inflight::Inflight;
-use super::intercept::Intercept;
+use super::intercept::{Intercept, Offer};
 use super::logging::Logging;
 use super::memory::{Epoch, Memory, MemoryHandle, View};
 use super::pause::{self, FrontEnd};
@@ -37,6 +39,8 @@ use super::stats::Stats;
 pub enum EndReason {
     /// The front-end closed the connection.
     Disconnected,
+    /// It did so before a guest's driver used the disk.
+    Unused,
     /// [`StopHandle::stop`] was called.
     Stopped,
 }
@@ -121,7 +125,8 @@ impl<G: Gate> Server<G> {
                 gate,
                 stats: Arc::new(Stats::new(config.num_queues)),
                 config,
-                cache: CacheMode::new(),
+                cache: Arc::new(CacheMode::new()),
+                announcer: Announcer::default(),
             }),
             wakes,
             stop: StopHandle(Arc::new(event()?)),
@@ -156,9 +161,6 @@ impl<G: Gate> Server<G> {
             said: before,
             writeback,
         } = front_end;
-        if !before.is_empty() {
-            self.shared.cache.set_writeback(writeback);
-        }
         let mut said = Said::new(self.shared.config.num_queues);
         for message in before {
             said.note(message.code, &message.body, &message.fds)
@@ -175,9 +177,19 @@ impl<G: Gate> Server<G> {
             logging: Arc::new(Logging::new(controls.clone())),
         };
         let backend = Arc::new(self.backend(&memory, &controls, &connection)?);
+        if let Some(writeback) = writeback {
+            self.shared.cache.goes_on(writeback);
+        }
         let wake_event = backend.wake_event();
         let Connection { inflight, logging } = connection;
-        let mut intercept = Intercept::new(inflight, logging, memory.clone());
+        self.shared.announcer.connected();
+        let mut intercept = Intercept::new(
+            self.offer(),
+            inflight,
+            logging,
+            memory.clone(),
+            self.shared.announcer.clone(),
+        );
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
             .map_err(|error| DeviceError::Start(error.into()))?;
         for (handler, wake) in daemon.get_epoll_handlers().iter().zip(&self.wakes) {
@@ -214,12 +226,15 @@ impl<G: Gate> Server<G> {
         let verdict = daemon.wait();
         drop(daemon);
         match end? {
-            RelayEnd::FrontEndClosed => Ok(Served::Ended(EndReason::Disconnected)),
+            RelayEnd::FrontEndClosed if intercept.used() => {
+                Ok(Served::Ended(EndReason::Disconnected))
+            }
+            RelayEnd::FrontEndClosed => Ok(Served::Ended(EndReason::Unused)),
             RelayEnd::Stopped => Ok(Served::Ended(EndReason::Stopped)),
             RelayEnd::Paused => Ok(Served::Paused(FrontEnd {
                 stream,
                 said: said.into_messages(),
-                writeback: self.shared.cache.writeback(),
+                writeback: self.shared.cache.known(),
             })),
             RelayEnd::HandlerClosed => {
                 Err(verdict.err().map_or(DeviceError::HandlerGone, |error| {
@@ -229,13 +244,21 @@ impl<G: Gate> Server<G> {
         }
     }
 
+    fn offer(&self) -> Offer {
+        Offer {
+            features: config_space::features(&self.shared.disk),
+            queues: self.shared.config.num_queues,
+            queue_size: self.shared.config.queue_size,
+        }
+    }
+
     fn backend(
         &self,
         memory: &MemoryHandle,
         controls: &[Arc<Control>],
         connection: &Connection,
     ) -> Result<Backend<G>, DeviceError> {
-        self.shared.cache.negotiated(0);
+        self.shared.cache.connected();
         let epoch = Arc::new(Epoch::default());
         let queues = controls
             .iter()
@@ -266,6 +289,25 @@ impl<G: Gate> Server<G> {
     /// Interrupts [`serve_on`](Self::serve_on) from another thread.
     pub fn pause_handle(&self) -> PauseHandle {
         self.pause.clone()
+    }
+
+    /// The cache mode that the guest has chosen.
+    pub fn cache_mode(&self) -> Arc<CacheMode> {
+        Arc::clone(&self.shared.cache)
+    }
+
+    /// Offers a larger disk, once the file has `size` bytes and the gate lets writes go
+    /// there. The answer: whether the front-end is told at once, or else when its rings
+    /// start.
+    pub fn growth(&self) -> impl Fn(u64) -> bool + Send + 'static
+    where
+        G: 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        move |size| {
+            shared.disk.grow(size);
+            shared.announcer.grown()
+        }
     }
 
     /// What the queues have done, over all connections.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::announce::Announcer;
 use super::cache::CacheMode;
 use super::config::Config;
 use super::disk::Disk;
@@ -19,8 +20,10 @@ pub struct Shared<G> {
     pub config: Config,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// How the front-end hears of a new size.
+    pub announcer: Announcer,
     /// Whether changes must be durable when they are answered.
-    pub cache: CacheMode,
+    pub cache: Arc<CacheMode>,
 }
 
 /// What one connection has for each of its queues.

@@ -47,6 +47,8 @@ pub(super) struct QueueStats {
     pub(super) errors: Counter,
     pub(super) in_flight: Counter,
     pub(super) parked: Counter,
+    pub(super) unrepeated: Counter,
+    pub(super) starts: Counter,
     timed: Counter,
     timed_ns: Counter,
 }
@@ -140,6 +142,11 @@ pub struct QueueSnapshot {
     pub in_flight: u64,
     /// Requests that wait at the gate: 0 or 1 per queue.
     pub parked: u64,
+    /// Requests that were in flight when a device was lost, and wait to be done again,
+    /// here or, if the ring has stopped, when it starts with the same record.
+    pub unrepeated: u64,
+    /// How often the ring was started.
+    pub starts: u64,
 }
 
 /// All counters at one moment; queues are read one after the other.
@@ -193,6 +200,8 @@ impl QueueStats {
             errors: self.errors.get(),
             in_flight: self.in_flight.get(),
             parked: self.parked.get(),
+            unrepeated: self.unrepeated.get(),
+            starts: self.starts.get(),
         }
     }
 }
@@ -212,6 +221,8 @@ impl Snapshot {
             sum.errors += queue.errors;
             sum.in_flight += queue.in_flight;
             sum.parked += queue.parked;
+            sum.unrepeated += queue.unrepeated;
+            sum.starts += queue.starts;
         }
         sum
     }

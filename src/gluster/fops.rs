@@ -217,6 +217,19 @@ impl Brick {
         name: &str,
         want: &[&str],
     ) -> Result<Entry, BrickError> {
+        let (xattrs, iatt) = self.look_up_with(gfid, parent, name, want)?;
+        let xattrs = xattrs.into_attributes();
+        Ok(Entry { iatt, xattrs })
+    }
+
+    /// With every value of the answer, not only those that are attributes.
+    pub(super) fn look_up_with(
+        &self,
+        gfid: Gfid,
+        parent: Gfid,
+        name: &str,
+        want: &[&str],
+    ) -> Result<(Dict, Iatt), BrickError> {
         let mut keys = Dict::new();
         for key in want {
             // The value is what AFR sends for its counters; for other attributes
@@ -231,9 +244,7 @@ impl Brick {
             .string(name);
         keys.encode(&mut arguments);
         self.run(LOOKUP, arguments, |results| {
-            let xattrs = Dict::decode(results)?.into_attributes();
-            let iatt = Iatt::decode(results)?;
-            Ok(Entry { iatt, xattrs })
+            Ok((Dict::decode(results)?, Iatt::decode(results)?))
         })
     }
 

@@ -7,7 +7,7 @@
 use super::brick::{Brick, Operation};
 use super::connection::Weight;
 use super::dict::{Dict, Value};
-use super::error::{BrickError, Errno};
+use super::error::{BrickError, Errno, ProtocolError};
 use super::fops::RemoteFd;
 use super::inode::Gfid;
 use super::rpc::Credentials;
@@ -21,6 +21,13 @@ const INODELK: Operation = Operation {
     number: 29,
     name: "INODELK",
 };
+
+/// `GLUSTERFS_MULTIPLE_DOM_LK_CNT_REQUESTS`: counts of locks are asked for.
+const COUNT_LOCKS: &str = "glusterfs.multi-dom-lk-cnt-req";
+/// `GLUSTERFS_INODELK_DOM_PREFIX`: in this domain.
+const COUNT_PREFIX: &str = "glusterfs.inodelk-dom-prefix";
+/// `GF_XATTR_CLRLK_CMD` with type inode, kind blocked.
+const CLEAR_WAITING: &str = "glusterfs.clrlk.tinode.kblocked";
 
 /// Lock domains that GlusterFS itself uses.
 pub mod domain {
@@ -180,6 +187,30 @@ impl Brick {
             Err(BrickError::Timeout { .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// How many locks of the file in `domain` are held or waited for, by anybody
+    /// (`pl_inodelk_xattr_fill_multiple` of GlusterFS 10.3).
+    ///
+    /// # Errors
+    /// As of [`Brick::lookup_gfid`]; an answer without the number is a protocol error.
+    pub fn inodelk_count(&self, gfid: Gfid, domain: &str) -> Result<u32, BrickError> {
+        let key = format!("{COUNT_PREFIX}:{domain}");
+        let (answer, _) = self.look_up_with(gfid, Gfid::NONE, "", &[COUNT_LOCKS, &key])?;
+        match answer.get(&key) {
+            Some(Value::Int(count)) => Ok(u32::try_from(*count).unwrap_or(0)),
+            _ => Err(self.protocol("LOOKUP", ProtocolError::Missing(key))),
+        }
+    }
+
+    /// Makes every request for an INODELK of the file that waits fail with
+    /// [`Errno::AGAIN`], in all domains, whoever sent it; what is held stays
+    /// (`clrlk_clear_inodelk`, what `gluster volume clear-locks … kind blocked inode` does).
+    ///
+    /// # Errors
+    /// As of [`Brick::getxattr`].
+    pub fn fail_waiting_inodelks(&self, gfid: Gfid) -> Result<(), BrickError> {
+        self.getxattr(gfid, CLEAR_WAITING).map(drop)
     }
 
     fn inodelk_arguments(

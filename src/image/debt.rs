@@ -82,6 +82,11 @@ impl Debt {
         &self.map
     }
 
+    /// The image has grown: from now on `map`, which knows all that the one before knew.
+    pub fn replace_map(&mut self, map: Arc<DirtyMap>) {
+        std::mem::replace(&mut self.map, map).release();
+    }
+
     /// The child that is this peer of the map.
     pub fn child(&self, peer: Peer) -> Option<usize> {
         self.shape.peers().iter().nth(peer.index())
@@ -214,6 +219,8 @@ fn stamp_of(session: Uuid, previous: i32) -> i32 {
 mod tests {
     use super::*;
     use crate::image::dirty::{ExtentSize, Identity};
+    use crate::image::error::Names;
+    use crate::image::session::{MapPlace, prepare_map};
 
     const SHAPE: Shape = Shape {
         bricks: 2,
@@ -233,11 +240,16 @@ mod tests {
 
     /// Neither brick has a mark.
     fn adopt(path: &std::path::Path) -> Debt {
+        adopt_marked(path, 0)
+    }
+
+    /// Both bricks have this mark against the peer.
+    fn adopt_marked(path: &std::path::Path, mark: i32) -> Debt {
         let (map, trust) = DirtyMap::open(path, &identity()).unwrap();
         let copy = CopyState {
             gfid: Uuid::from_u128(1),
             size: 8192,
-            pending: vec![0, 0],
+            pending: vec![0, mark],
             dirty: 0,
             fenced: false,
         };
@@ -269,6 +281,54 @@ mod tests {
         debt.set_unguarded(false).unwrap();
         drop(debt);
         assert!(adopt(&path).behind().is_empty());
+    }
+
+    #[test]
+    fn what_was_in_flight_in_a_killed_daemon_stays_dirty_though_nobody_is_marked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("map");
+        let killed = adopt(&path);
+        let begun = killed.map().begin_write(4096, 512);
+        assert_eq!(begun, crate::image::dirty::Begun::Yes);
+        drop(killed);
+        let peer = Peer::new(0).unwrap();
+        assert_eq!(adopt(&path).map().dirty_extents(peer), 1);
+    }
+
+    #[test]
+    fn a_map_that_was_made_before_its_session_says_nothing_that_the_marks_do_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = Names {
+            volume: "v".into(),
+            bricks: vec!["a:/b".into(), "b:/b".into()],
+        };
+        for (name, mark) in [("clean", 0), ("marked", 7)] {
+            let place = MapPlace {
+                path: directory.path().join(name),
+                extent_size: Some(ExtentSize::new(4096).unwrap()),
+            };
+            // The second time there is one.
+            for _ in 0..2 {
+                prepare_map(&place, &SHAPE, &names, Uuid::from_u128(1), 8192).unwrap();
+            }
+            let prepared = adopt_marked(&place.path, mark);
+            let fresh = adopt_marked(&directory.path().join(format!("{name}-fresh")), mark);
+            let seen = [prepared, fresh].map(|debt| {
+                let dirty = debt.map().dirty_extents(Peer::new(0).unwrap());
+                (dirty, debt.map().record())
+            });
+            assert_eq!(seen[0], seen[1]);
+            assert_eq!(seen[0].0, if mark == 0 { 0 } else { 2 });
+        }
+        let kept = directory.path().join("written");
+        written(&kept, false);
+        let place = MapPlace {
+            path: kept.clone(),
+            extent_size: None,
+        };
+        prepare_map(&place, &SHAPE, &names, Uuid::from_u128(1), 8192).unwrap();
+        let (map, _) = DirtyMap::open(&kept, &identity()).unwrap();
+        assert_eq!(map.dirty_extents(Peer::new(0).unwrap()), 1, "left as it is");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! ours, else the session's own gate.
 //!
 //! Queue threads ask it as they ask a [`WriteGate`]; the custodian opens and shuts it. A
-//! session is put in and taken out only while it is shut and nothing is under way. It
+//! session is put in and taken out only while it is shut and nothing is under way; its
+//! gate may be replaced while no write is in flight and none gets through the old one. It
 //! tells its owner when the first ring starts and when the last one has stopped.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -9,6 +9,7 @@ use super::dirty::MapError;
 use super::holder::Holder;
 use super::machine::StopReason;
 use super::port::{Conflict, Lock};
+use super::state_dir::StateError;
 
 /// The names of a replica set's bricks (`host:/path`) and of its volume, for
 /// messages.
@@ -252,12 +253,21 @@ pub enum LocalError {
         /// The file.
         path: PathBuf,
     },
+    /// It changed after it was given away, and its guest wants to go on.
+    #[error("the image {} was written to by another host since it was given away: what this guest remembers of it is old. End this guest; the image goes on where it was written to", .path.display())]
+    WrittenSince {
+        /// The file.
+        path: PathBuf,
+    },
     /// It is another file, or of another size, than when it was opened.
     #[error("the image {} is not the file any more that this process opened: it was healed anew, resized or replaced. Start the daemon again", .path.display())]
     Replaced {
         /// The file.
         path: PathBuf,
     },
+    /// Nobody could finish later what this session leaves.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// Without a dirty map nothing may be written.
     #[error(transparent)]
     Map(#[from] MapError),

@@ -46,6 +46,11 @@ impl WriteGate {
         }
     }
 
+    /// Where the writes that are let through are noted.
+    pub fn map(&self) -> Option<&Arc<DirtyMap>> {
+        self.map.as_ref()
+    }
+
     /// Changes the answer and wakes every queue. Whoever looks at the map after this
     /// has returned sees every write that the state before let through.
     pub fn set(&self, state: GateState) {

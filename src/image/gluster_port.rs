@@ -233,6 +233,16 @@ impl GlusterPort {
         }
     }
 
+    /// What is changed follows from what was read under the lock. After a new connection
+    /// it may be wrong.
+    fn data_locked(&self) -> Result<&Live, PortError> {
+        let live = self.live()?;
+        match live.data_locked {
+            true => Ok(live),
+            false => Err(PortError::Away("its data lock was lost".to_owned())),
+        }
+    }
+
     fn xattrop(&self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
         let live = self.live()?;
         let names = &self.located.set.pending_names;
@@ -408,6 +418,24 @@ impl BrickPort for GlusterPort {
         Ok(())
     }
 
+    fn turn_heals_away(&mut self) -> Result<bool, PortError> {
+        let set = &self.located.set;
+        let live = self.live()?;
+        let count = |domain: String| {
+            live.brick
+                .inodelk_count(live.gfid, &domain)
+                .map_err(refused)
+        };
+        let waiting = count(domain::self_heal(set))? > 1;
+        if !waiting || count(domain::data(set))? > 0 {
+            return Ok(false);
+        }
+        live.brick
+            .fail_waiting_inodelks(live.gfid)
+            .map_err(refused)?;
+        Ok(true)
+    }
+
     fn holder(&mut self) -> Result<Option<Holder>, PortError> {
         let (brick, fd) = self.fd(OpenMode::ReadWrite)?;
         let foreign = brick
@@ -481,12 +509,13 @@ impl BrickPort for GlusterPort {
     }
 
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
-        // The changes follow from what was read under the lock. After a new connection
-        // it may be wrong.
-        match self.live()?.data_locked {
-            true => self.xattrop(changes),
-            false => Err(PortError::Away("its data lock was lost".to_owned())),
-        }
+        self.data_locked()?;
+        self.xattrop(changes)
+    }
+
+    fn truncate(&mut self, size: u64) -> Result<(), PortError> {
+        let live = self.data_locked()?;
+        live.brick.ftruncate(live.gfid, size).map_err(refused)
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {

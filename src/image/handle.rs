@@ -5,9 +5,12 @@
 //! thread's ([`super::runner`]); nothing is decided here.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
 
 use super::bricks::Shape;
 use super::dirty::{DirtyMap, Peer};
@@ -35,12 +38,23 @@ const LOOK_PAUSE_FACTOR: u32 = 100;
 pub struct SessionHandle {
     shape: Shape,
     inbox: Sender<Input>,
-    gate: Arc<WriteGate>,
+    gate: Arc<ArcSwap<WriteGate>>,
     snapshot: Arc<Mutex<Snapshot>>,
-    map: Option<Arc<DirtyMap>>,
     threads: Threads,
+    /// Healers are to end, for the image is being resized.
+    resizing: Arc<AtomicBool>,
     healer: Arc<Mutex<Option<(Instant, HealReport)>>>,
     watch: Arc<Mutex<Watch>>,
+}
+
+/// As long as it lives, no healer works for the session.
+#[must_use]
+pub struct SentAway(Arc<AtomicBool>);
+
+impl Drop for SentAway {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
 }
 
 /// What was seen of the peers' debts.
@@ -57,9 +71,8 @@ impl SessionHandle {
     pub(super) fn new(
         shape: Shape,
         inbox: Sender<Input>,
-        gate: Arc<WriteGate>,
+        gate: Arc<ArcSwap<WriteGate>>,
         snapshot: Arc<Mutex<Snapshot>>,
-        map: Option<Arc<DirtyMap>>,
         threads: Threads,
     ) -> Self {
         let now = Instant::now();
@@ -68,8 +81,8 @@ impl SessionHandle {
             inbox,
             gate,
             snapshot,
-            map,
             threads,
+            resizing: Arc::default(),
             healer: Arc::default(),
             watch: Arc::new(Mutex::new(Watch {
                 lags: shape.peers().iter().map(|_| Lag::new(now)).collect(),
@@ -78,19 +91,35 @@ impl SessionHandle {
             })),
         };
         // Whether there is a debt of old is known only before the first write.
-        if let Some(map) = &handle.map {
-            handle.look(map);
+        if let Some(map) = handle.map() {
+            handle.look(&map);
         }
         handle
+    }
+
+    /// What the peers miss; absent in a read-only session.
+    fn map(&self) -> Option<Arc<DirtyMap>> {
+        self.gate.load().map().cloned()
+    }
+
+    /// Healers are told that the session is over, for as long as the answer lives.
+    pub(super) fn send_healers_away(&self) -> SentAway {
+        self.resizing.store(true, Ordering::SeqCst);
+        SentAway(self.resizing.clone())
+    }
+
+    /// Is it no time for healers to begin?
+    pub fn is_resizing(&self) -> bool {
+        self.resizing.load(Ordering::SeqCst)
     }
 
     /// The state as it is now.
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = locked(&self.snapshot).clone();
-        snapshot.write_waiting = self.gate.is_wanted();
+        snapshot.write_waiting = self.gate.load().is_wanted();
         // Of one that has stopped nobody heals anything, and its map may be wrong.
         if !matches!(snapshot.phase, Phase::Stopped(_)) {
-            snapshot.healing = self.map.as_deref().map(|map| self.healing(map));
+            snapshot.healing = self.map().map(|map| self.healing(&map));
         }
         snapshot
     }
@@ -141,13 +170,16 @@ impl SessionHandle {
     /// # Errors
     /// [`LinkError::Ended`].
     pub fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
-        let Some(map) = &self.map else {
+        let Some(map) = self.map() else {
             return Err(LinkError::Ended("it is read-only".to_owned()));
         };
+        if self.is_resizing() {
+            return Err(LinkError::Ended("the image is being resized".to_owned()));
+        }
         *locked(&self.healer) = Some((Instant::now(), report.clone()));
         let next_look = locked(&self.watch).next_look;
         if Instant::now() >= next_look {
-            self.look(map);
+            self.look(&map);
         }
         let snapshot = locked(&self.snapshot).clone();
         if matches!(snapshot.phase, Phase::Stopped(_)) {
@@ -298,9 +330,11 @@ mod tests {
         let handle = SessionHandle::new(
             shape,
             mpsc::channel().0,
-            Arc::new(WriteGate::new(Some(map.clone()), || {})),
+            Arc::new(ArcSwap::from_pointee(WriteGate::new(
+                Some(map.clone()),
+                || {},
+            ))),
             Arc::new(Mutex::new(snapshot)),
-            Some(map.clone()),
             Threads::default(),
         );
         (directory, map, handle)

@@ -18,7 +18,7 @@ use xattr::FileExt as _;
 
 use super::error::LocalError;
 
-pub use watch::{LocalWatch, Watch};
+pub use watch::{Fingerprint, LocalWatch, Watch};
 
 /// Gluster's identity of a file, on the brick.
 const GFID_XATTR: &str = "trusted.gfid";
@@ -75,6 +75,18 @@ impl LocalFile {
             });
         }
         self.try_clone()
+    }
+
+    /// What changes when somebody else writes to it.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn fingerprint(&self) -> Result<Fingerprint, LocalError> {
+        Fingerprint::of(&self.file).map_err(|source| LocalError::Io {
+            what: "look at",
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Gives the claim back; the file stays open.
@@ -296,7 +308,6 @@ pub fn may_see_trusted() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::watch::Fingerprint;
     use super::*;
     use crate::gluster::Pending;
     use crate::image::bricks::BrickSet;

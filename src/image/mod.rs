@@ -25,6 +25,9 @@ pub mod marking;
 pub mod open;
 pub mod port;
 pub mod promote;
+#[cfg(test)]
+mod recording_port;
+pub mod resize;
 pub mod runner;
 pub mod session;
 pub mod snapshot;

@@ -199,6 +199,16 @@ pub trait BrickPort: Send {
     /// As the connection fails.
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError>;
 
+    /// Fails the requests of stock heals that wait here for [`Lock::Heal`], which is ours.
+    /// Holding it on most bricks already, one waits for the rest without a limit
+    /// (`afr_selfheal_tie_breaker_inodelk`), and so keeps us from joining those bricks.
+    /// Returns whether there were any. Left alone while anybody uses [`Lock::Data`] here,
+    /// for whoever waits for that fails, too.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn turn_heals_away(&mut self) -> Result<bool, PortError>;
+
     /// The published record of another session, if there is one.
     ///
     /// # Errors
@@ -245,6 +255,12 @@ pub trait BrickPort: Send {
     /// As the connection fails, and without [`Lock::Data`] held through it: what to add
     /// follows from what was read under that lock.
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError>;
+
+    /// Makes the file `size` bytes long; what is new reads as zeros. Not yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails, and without [`Lock::Data`] held through it.
+    fn truncate(&mut self, size: u64) -> Result<(), PortError>;
 
     /// Makes the file's data and marks on this brick durable.
     ///

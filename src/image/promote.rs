@@ -210,6 +210,7 @@ pub fn carry_out(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::recording_port::{Change, Journal, RecordingPort};
 
     /// Brick 1 is to be promoted, 0 is gone, 2 is stale too.
     const SHAPE: Shape = Shape {
@@ -329,5 +330,50 @@ mod tests {
         assert!(!promotion.overrules(0, OLD + 1), "it wrote on");
         assert!(!promotion.overrules(2, OLD));
         assert!(!promotion.overrules(0, 0));
+    }
+
+    #[test]
+    fn each_step_changes_all_bricks_durably_and_ends_at_the_first_that_fails() {
+        let copies = left_behind();
+        let plan = plan(&SHAPE, &copies).unwrap();
+        let all: Vec<_> = copies
+            .iter()
+            .enumerate()
+            .filter_map(|(i, copy)| Some((i, changes(&SHAPE, &plan, NEW, i, copy.as_ref()?))))
+            .collect();
+        let run = |step, failing| {
+            let journal = Journal::default();
+            let port = |brick| -> Box<dyn BrickPort> {
+                Box::new(RecordingPort {
+                    brick,
+                    journal: journal.clone(),
+                    fails: failing == Some(brick),
+                })
+            };
+            let done = carry_out(step, &all, &mut [0, 1, 2].map(port));
+            (
+                done.map_err(|(brick, _)| brick),
+                journal.lock().unwrap().clone(),
+            )
+        };
+        let [(_, first), (_, second)] = &all[..] else {
+            panic!("{all:?}");
+        };
+        let steps = [
+            (Step::Accuse, &first.accuse, &second.accuse),
+            (Step::Acquit, &first.acquit, &second.acquit),
+        ];
+        for (step, first, second) in steps {
+            let on = |brick, changes: &Vec<_>| {
+                [
+                    (brick, Change::Add(changes.clone())),
+                    (brick, Change::Durable),
+                ]
+            };
+            let (done, journal) = run(step, None);
+            assert_eq!(done, Ok(()));
+            assert_eq!(journal, [on(1, first), on(2, second)].concat());
+            assert_eq!(run(step, Some(1)), (Err(1), Vec::new()));
+        }
     }
 }

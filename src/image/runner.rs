@@ -9,10 +9,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+
 use super::bricks::{BrickSet, Shape};
 use super::data_lock::wait;
 use super::debt::Debt;
-use super::dirty::Peer;
+use super::dirty::{DirtyMap, ExtentSize, Peer};
 use super::error::{Names, chain, stop_message};
 use super::fencing;
 use super::gate::WriteGate;
@@ -21,11 +23,13 @@ use super::local::Watch;
 use super::machine::{Action, Event, GateState, Machine, Phase, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
-use super::session::{Ending, Kept};
+use super::resize::{ResizeError, Resized};
+use super::session::{Ending, Kept, Parting};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
 use super::worker::{Report, Worker};
 
+mod growing;
 mod healing;
 mod keeping;
 
@@ -50,9 +54,18 @@ pub enum Input {
         /// What came of it: they are dirty and marked, or why not.
         answer: Sender<Result<(), String>>,
     },
+    /// By the session's owner: make all copies that large. No healer is at work.
+    Grow {
+        /// In bytes; more than now.
+        to: u64,
+        /// In spite of copies that are away.
+        force: bool,
+        /// What came of it.
+        answer: Sender<Result<Resized, ResizeError>>,
+    },
     /// By the session's owner: end it if no copy that is held misses anything, with no
-    /// mark left on it.
-    HandOver(Sender<Result<Ending, String>>),
+    /// mark left on it, and this child's, if one is named, is held.
+    HandOver(Option<usize>, Sender<Result<Ending, String>>),
     /// By the session's owner: rest, for another process to go on.
     Keep(Sender<Result<Kept, String>>),
     /// By the session's owner: end it.
@@ -69,8 +82,12 @@ pub struct Runner {
     pub names: Names,
     /// Its bricks' workers, in child order.
     pub workers: Vec<Worker>,
-    /// What the guest's requests meet.
-    pub gate: Arc<WriteGate>,
+    /// What the guest's requests meet: another one when the image has grown.
+    pub gate: Arc<ArcSwap<WriteGate>>,
+    /// The thread's own, for gates.
+    pub inbox: Sender<Input>,
+    /// How finely the dirty map counts, if the operator chose.
+    pub extent_size: Option<ExtentSize>,
     /// The fence that was published at open.
     pub fence: Fence,
     /// The session never writes.
@@ -91,6 +108,17 @@ pub struct Runner {
     pub snapshot: Arc<Mutex<Snapshot>>,
     /// Told when the session ends by itself.
     pub on_stop: Box<dyn Fn(StopReason) + Send>,
+    /// Told how it ends, before its locks go.
+    pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
+}
+
+/// A gate that tells the session's thread when a write wants to get through.
+pub fn gate_over(map: Option<Arc<DirtyMap>>, inbox: &Sender<Input>) -> WriteGate {
+    let inbox = inbox.clone();
+    WriteGate::new(map, move || {
+        // To a session that is over it makes no difference.
+        let _ = inbox.send(Input::WriteWanted);
+    })
 }
 
 impl Runner {
@@ -117,15 +145,18 @@ impl Runner {
                 }) => {
                     let _ = answer.send(self.repair(peer, &ranges));
                 }
+                Ok(Input::Grow { to, force, answer }) => {
+                    let _ = answer.send(self.grow(to, force));
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     self.quorum_deadline = None;
                     self.take(Event::QuorumTimeout);
                 }
-                Ok(Input::HandOver(answer)) => {
-                    let settled = self.settle_held();
+                Ok(Input::HandOver(to, answer)) => {
+                    let settled = self.settle_held(to);
                     if let Ok(ending) = settled {
                         self.update_snapshot();
-                        self.let_go_of_all();
+                        self.let_go_of_all(Parting::HandedOver, ending);
                         let _ = answer.send(settled);
                         return ending;
                     }
@@ -137,11 +168,11 @@ impl Runner {
             self.update_snapshot();
         }
         let ending = self.settle();
-        self.let_go_of_all();
+        self.let_go_of_all(Parting::Closed, ending);
         ending
     }
 
-    fn let_go_of_all(&mut self) {
+    fn let_go_of_all(&mut self, parting: Parting, ending: Ending) {
         if let Err(error) = self.local.sync() {
             log::error!("{}", chain(&error));
         }
@@ -151,6 +182,7 @@ impl Runner {
             }
             debt.map().release();
         }
+        (self.on_end)(parting, ending);
         self.let_go("the session is closed");
     }
 
@@ -172,6 +204,7 @@ impl Runner {
                 log::info!("brick {name} not joined yet: {why}");
                 self.note(brick, |copy| copy.why_away = Some(why));
             }
+            Report::HealInTheWay => self.turn_heals_away(),
             Report::TakenByOther { holder, accuses } => {
                 log::warn!("brick {name} is back, but locked by another session: {holder}");
                 self.note(brick, |copy| {
@@ -272,7 +305,7 @@ impl Runner {
             }
             GateState::FailAll => log::error!("every request of the guest fails from now on"),
         }
-        self.gate.set(state);
+        self.gate.load().set(state);
     }
 
     fn publish(&mut self, brick: usize) {

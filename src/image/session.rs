@@ -10,6 +10,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use super::bricks::Shape;
 use super::debt::Debt;
 use super::dirty::{self, DirtyMap, ExtentSize, MapError, Trust};
@@ -22,7 +24,8 @@ use super::locking::Claim;
 use super::machine::{Machine, Phase, StopReason};
 use super::open::{self, Opened, Terms, Waiting};
 use super::port::{BrickPort, CopyState, Fence, KeptBrick};
-use super::runner::{Input, Runner};
+use super::resize::{NewSize, ResizeError, Resized};
+use super::runner::{Input, Runner, gate_over};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
 use super::worker::Worker;
@@ -45,6 +48,9 @@ pub struct Setup {
     pub quorum_timeout: Duration,
     /// Where the dirty map is. Not used by a read-only session.
     pub map: MapPlace,
+    /// Told how it ends, from the session's thread, while it still has its locks: what is
+    /// kept about the image is not kept about a later session's.
+    pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
 }
 
 /// Where a dirty map is, and how fine.
@@ -59,7 +65,8 @@ pub struct MapPlace {
 /// A running session.
 pub struct Session {
     inbox: Sender<Input>,
-    gate: Arc<WriteGate>,
+    /// Another one when the image has grown.
+    gate: Arc<ArcSwap<WriteGate>>,
     handle: SessionHandle,
     threads: Threads,
     /// Taken when it is over.
@@ -76,6 +83,15 @@ pub struct Kept {
     pub fence: Fence,
     /// As long as this is there.
     pub(super) _resting: Sender<()>,
+}
+
+/// Why a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// Its owner is done with the image, for now.
+    Closed,
+    /// The image is another host's from now on.
+    HandedOver,
 }
 
 /// How a session ended.
@@ -123,6 +139,7 @@ impl Session {
             terms,
             quorum_timeout,
             map: map_place,
+            on_end,
         } = setup;
         let claim = Claim {
             session: me.session,
@@ -164,10 +181,7 @@ impl Session {
             .map(|(map, trust)| Debt::adopt(shape, map, trust, &opened.copies, me.session))
             .transpose()
             .map_err(LocalError::Map)?;
-        let wanted = inbox.clone();
-        let gate = Arc::new(WriteGate::new(map.clone(), move || {
-            let _ = wanted.send(Input::WriteWanted);
-        }));
+        let gate = Arc::new(ArcSwap::from_pointee(gate_over(map, &inbox)));
         for (brick, worker) in workers.iter().enumerate() {
             worker.watch(opened.held.contains(brick));
         }
@@ -183,6 +197,8 @@ impl Session {
             names,
             workers,
             gate: gate.clone(),
+            inbox: inbox.clone(),
+            extent_size: map_place.extent_size,
             fence: opened.fence,
             read_only: terms.read_only,
             local: watch,
@@ -193,6 +209,7 @@ impl Session {
             threads: threads.clone(),
             snapshot: snapshot.clone(),
             on_stop: Box::new(on_stop),
+            on_end,
         };
         let (end, ended) = mpsc::channel();
         let run = move || {
@@ -212,7 +229,6 @@ impl Session {
                     inbox.clone(),
                     gate.clone(),
                     snapshot,
-                    map,
                     threads.clone(),
                 ),
                 inbox,
@@ -226,7 +242,33 @@ impl Session {
 
     /// The gate to give to the device.
     pub fn gate(&self) -> Arc<WriteGate> {
-        self.gate.clone()
+        self.gate.load_full()
+    }
+
+    /// Makes all copies larger, and answers when each has the new size or is marked and
+    /// behind. The guest's writes wait for a moment; from then on they need the gate that
+    /// [`Session::gate`] gives. `block` is the disk's, in bytes. Healers that are at work end,
+    /// and may begin again afterwards.
+    ///
+    /// # Errors
+    /// Why not: every copy has its old size, but those of bricks that were lost meanwhile.
+    pub fn grow(&self, wanted: NewSize, block: u64, force: bool) -> Result<Resized, ResizeError> {
+        let gate = self.gate();
+        let map = gate.map().ok_or(ResizeError::ReadOnly)?;
+        let from = map.geometry().size();
+        let to = wanted.of(from, block)?;
+        if to == from {
+            let behind = Vec::new();
+            return Ok(Resized { from, to, behind });
+        }
+        let _away = self.handle.send_healers_away();
+        let _none = map.keep_healers_out()?;
+        let over = || ResizeError::Over("its thread is gone".to_owned());
+        let (answer, receiver) = mpsc::channel();
+        let grow = Input::Grow { to, force, answer };
+        self.inbox.send(grow).map_err(|_| over())?;
+        let answered = self.threads.receive(&receiver, None);
+        answered.unwrap_or_else(|_| Err(over()))
     }
 
     /// A way to see the session's state, and to ask things of it, from other threads.
@@ -241,14 +283,14 @@ impl Session {
     }
 
     /// Ends the session if no copy that is held misses anything, with no mark left on it:
-    /// whoever opens the image next may do so from any of them. The device must be
-    /// drained before.
+    /// whoever opens the image next may do so from any of them. If `to` is named, that
+    /// child's copy must be among them. The device must be drained before.
     ///
     /// # Errors
     /// Why not; the session goes on.
-    pub fn hand_over(&mut self) -> Result<Ending, String> {
+    pub fn hand_over(&mut self, to: Option<usize>) -> Result<Ending, String> {
         let (answer, receiver) = mpsc::channel();
-        if self.inbox.send(Input::HandOver(answer)).is_err() {
+        if self.inbox.send(Input::HandOver(to, answer)).is_err() {
             return Ok(self.end());
         }
         match self.threads.receive(&receiver, None) {
@@ -288,6 +330,53 @@ impl Drop for Session {
     }
 }
 
+/// Makes the dirty map of a session to come, where there is none: to fill and to sync a
+/// new one takes the longer the larger the image is, and the target of a migration opens
+/// its session while the guest stands still.
+///
+/// It is clean, and knows of no session. So the one that opens it believes the marks on
+/// the bricks alone, as it would without a map. One that is there is left as it is.
+///
+/// # Errors
+/// As [`DirtyMap::open`].
+pub fn prepare_map(
+    place: &MapPlace,
+    shape: &Shape,
+    names: &Names,
+    gfid: uuid::Uuid,
+    size: u64,
+) -> Result<(), MapError> {
+    if place.path.exists() {
+        return Ok(());
+    }
+    let (map, trust) = DirtyMap::open(&place.path, &identity(place, shape, names, gfid, size))?;
+    match trust {
+        Trust::Fresh => {
+            map.declare_clean(map.geometry().all_peers());
+            map.close_clean()
+        }
+        // Somebody else was faster.
+        _ => Ok(()),
+    }
+}
+
+fn identity(
+    place: &MapPlace,
+    shape: &Shape,
+    names: &Names,
+    gfid: uuid::Uuid,
+    size: u64,
+) -> dirty::Identity {
+    let by_default = || ExtentSize::default_for(size);
+    dirty::Identity {
+        gfid,
+        size,
+        extent_size: place.extent_size.unwrap_or_else(by_default),
+        local: names.one(shape.local),
+        peers: shape.peers().iter().map(|peer| names.one(peer)).collect(),
+    }
+}
+
 /// Opens the dirty map, or makes it. What is not trusted counts as dirty.
 fn open_map(
     place: &MapPlace,
@@ -296,14 +385,7 @@ fn open_map(
     gfid: uuid::Uuid,
     size: u64,
 ) -> Result<(Arc<DirtyMap>, Trust), MapError> {
-    let by_default = || ExtentSize::default_for(size);
-    let identity = dirty::Identity {
-        gfid,
-        size,
-        extent_size: place.extent_size.unwrap_or_else(by_default),
-        local: names.one(shape.local),
-        peers: shape.peers().iter().map(|peer| names.one(peer)).collect(),
-    };
+    let identity = identity(place, shape, names, gfid, size);
     let (map, trust) = DirtyMap::open(&place.path, &identity)?;
     match trust {
         Trust::Fresh | Trust::CleanClose => {}

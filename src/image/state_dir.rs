@@ -2,7 +2,9 @@
 //!
 //! Per image a dirty map and a small document beside it, which says where the image
 //! is, so that a healer finds it again when its session is over, and what was done with
-//! it. Nothing here is needed to serve an image; what is lost is made anew.
+//! it. What is lost of these is made anew. And an empty file while the image's guest has
+//! its disk in write-through mode, which a new daemon under that guest must know. (A file
+//! of its own: other processes rewrite the document.)
 
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -121,6 +123,53 @@ impl StateDir {
         })
     }
 
+    fn write_through_file(&self, volume: &str, gfid: Uuid) -> PathBuf {
+        self.0.join(format!("{volume}-{gfid}.write-through"))
+    }
+
+    /// Whether the image's guest has its disk in write-through mode, as far as is known.
+    /// In doubt it has: then it never flushes.
+    pub fn write_through(&self, volume: &str, gfid: Uuid) -> bool {
+        match std::fs::symlink_metadata(self.write_through_file(volume, gfid)) {
+            Ok(_) => true,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
+    /// Keeps that the image's guest has its disk in write-through mode, or not any more.
+    /// Durable on return.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn keep_write_through(
+        &self,
+        volume: &str,
+        gfid: Uuid,
+        through: bool,
+    ) -> Result<(), StateError> {
+        let path = self.write_through_file(volume, gfid);
+        let failed = |what| {
+            let path = path.clone();
+            move |source| error(what, &path, source)
+        };
+        if !through {
+            return match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    Err(failed("remove")(source))
+                }
+                _ => Ok(()),
+            };
+        }
+        self.create()?;
+        let mut private = std::fs::File::options();
+        private.write(true).create(true).mode(0o600);
+        private
+            .open(&path)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| std::fs::File::open(&self.0)?.sync_all())
+            .map_err(failed("write"))
+    }
+
     /// The entry of an image, if there is one that can be read.
     pub fn entry(&self, volume: &str, gfid: Uuid) -> Option<Entry> {
         read(&self.document(volume, gfid))
@@ -192,7 +241,11 @@ fn error(what: &'static str, path: &Path, source: io::Error) -> StateError {
 
 fn read(path: &Path) -> Option<Entry> {
     let read = || -> io::Result<Entry> {
-        if std::fs::metadata(path)?.len() > MAX_ENTRY {
+        let found = std::fs::metadata(path)?;
+        if !found.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        if found.len() > MAX_ENTRY {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         Ok(serde_json::from_slice(&std::fs::read(path)?)?)
@@ -236,6 +289,9 @@ mod tests {
         let entries = [entry("/a"), entry("/b")];
         entries.iter().rev().for_each(|e| state.store(e).unwrap());
         std::fs::write(state.document("gv0", Uuid::nil()), b"{ half").unwrap();
+        let pipe = state.document("gv0", Uuid::from_u128(1));
+        // Whoever reads one waits for a writer.
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
         assert_eq!(state.entries().unwrap(), entries);
         assert_eq!(state.entry("gv0", entries[1].gfid).as_ref(), entries.get(1));
         let map = state.map("gv0", entries[0].gfid);
@@ -243,6 +299,37 @@ mod tests {
         state.settle("gv0", entries[0].gfid).unwrap();
         assert!(!map.exists());
         assert!(state.entry("gv0", entries[0].gfid).unwrap().settled);
+    }
+
+    #[test]
+    fn write_through_is_kept_until_it_ends_and_assumed_in_doubt() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deep/state");
+        let state = StateDir::new(&path);
+        let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+        assert!(!state.write_through("gv0", one));
+        for _ in 0..2 {
+            state.keep_write_through("gv0", one, true).unwrap();
+        }
+        assert!(state.write_through("gv0", one) && !state.write_through("gv0", other));
+        assert_eq!(state.entries().unwrap(), []);
+        // What others write of the image does not touch it.
+        let entry = Entry {
+            gfid: one,
+            ..entry("/a")
+        };
+        state.store(&entry).unwrap();
+        state.settle("gv0", one).unwrap();
+        assert!(state.write_through("gv0", one));
+        for _ in 0..2 {
+            state.keep_write_through("gv0", one, false).unwrap();
+        }
+        assert!(!state.write_through("gv0", one));
+        // A file where the directory should be: nothing can be known.
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::write(&path, b"").unwrap();
+        assert!(state.write_through("gv0", one));
+        assert!(state.keep_write_through("gv0", one, true).is_err());
     }
 
     #[test]

@@ -176,6 +176,9 @@ fn note_removal(copies: &mut [(usize, CopyState)], brick: usize, equal: BrickSet
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::locking::Claim;
+    use crate::image::recording_port::{Change, Journal, RecordingPort};
+    use crate::image::threads::Threads;
 
     const SHAPE: Shape = Shape {
         bricks: 3,
@@ -236,5 +239,54 @@ mod tests {
             copy.dirty = 1;
         }
         assert_eq!(not_reached(&some), Absent::Unknown, "a write was cut short");
+    }
+
+    /// Removes the marks against both peers from bricks that say these things, of which
+    /// one may fail. Comes back: the bricks in the order of their changes.
+    fn removed(rows: [[i32; 3]; 3], failing: Option<usize>) -> Vec<usize> {
+        let journal = Journal::default();
+        let threads = Threads::default();
+        let claim = Claim {
+            session: uuid::Uuid::nil(),
+            read_only: false,
+        };
+        let worker = |brick| {
+            let port = RecordingPort {
+                brick,
+                journal: journal.clone(),
+                fails: failing == Some(brick),
+            };
+            Worker::start("brick", Box::new(port), claim, &threads, |_| {}).unwrap()
+        };
+        let workers = [0, 1, 2].map(worker);
+        let mut round = data_lock::Round {
+            copies: [0, 1, 2].map(|brick| row(brick, rows[brick])).into(),
+            ..data_lock::Round::default()
+        };
+        remove(&SHAPE, &workers, set(&[1, 2]), &mut round);
+        let journal = journal.lock().unwrap();
+        let mut bricks = Vec::new();
+        for change in journal.chunks(2) {
+            let (brick, Change::Add(_)) = &change[0] else {
+                panic!("{journal:?}");
+            };
+            assert_eq!(change[1], (*brick, Change::Durable), "{journal:?}");
+            bricks.push(*brick);
+        }
+        bricks
+    }
+
+    #[test]
+    fn marks_go_from_the_local_brick_first_and_last_from_one_that_accuses_itself() {
+        // Brick 1 accuses itself, brick 2 does not.
+        let rows = [[0, 9, 9], [0, 9, 9], [0, 9, 0]];
+        assert_eq!(removed(rows, None), [0, 2, 1]);
+    }
+
+    #[test]
+    fn a_brick_that_fails_keeps_the_later_ones_marked() {
+        let rows = [[0, 9, 9], [0, 9, 9], [0, 9, 0]];
+        assert_eq!(removed(rows, Some(0)), [0; 0]);
+        assert_eq!(removed(rows, Some(2)), [0]);
     }
 }

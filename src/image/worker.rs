@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::bricks::BrickSet;
 use super::holder::Holder;
 use super::locking::{Blocked, Claim, lock_background, lock_session, read_copy};
-use super::port::{BrickPort, CopyState, PortError};
+use super::port::{BrickPort, CopyState, Lock, PortError};
 use super::threads::Threads;
 
 /// The pause before the first attempt to join a lost brick again; doubled after
@@ -38,6 +38,8 @@ pub enum Report {
     },
     /// The brick cannot be joined yet, for this reason (told once per reason).
     Waiting(String),
+    /// A heal of Gluster's own has the brick (told each time).
+    HealInTheWay,
 }
 
 type Job = Box<dyn FnOnce(&mut dyn BrickPort) + Send>;
@@ -281,11 +283,15 @@ impl State {
                 (self.report)(Report::Rejoined(copy));
             }
             Err(blocked) => {
+                let healed = matches!(blocked, Blocked::Busy(Lock::Heal));
                 self.tell(blocked);
                 self.port.disconnect();
+                if healed {
+                    (self.report)(Report::HealInTheWay);
+                }
                 let pause = match self.keep {
-                    Keep::Away { pause } => (pause * 2).min(LONGEST_PAUSE),
-                    Keep::Off | Keep::Joined | Keep::Lost => FIRST_PAUSE,
+                    Keep::Away { pause } if !healed => (pause * 2).min(LONGEST_PAUSE),
+                    _ => FIRST_PAUSE,
                 };
                 self.keep = Keep::Away { pause };
             }

@@ -123,6 +123,7 @@ fn negotiate(stream: UnixStream, queues: usize, features: u64) -> Frontend {
                     | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
                     | VhostUserProtocolFeatures::RESET_DEVICE
                     | VhostUserProtocolFeatures::LOG_SHMFD
+                    | VhostUserProtocolFeatures::BACKEND_REQ
                     | VhostUserProtocolFeatures::INFLIGHT_SHMFD),
         )
         .unwrap();

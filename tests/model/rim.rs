@@ -146,20 +146,24 @@ impl Rim<'_> {
         self.mark_debt();
     }
 
-    /// `Runner::mark_debt`: what reachable peers miss is marked before it is healed.
+    /// `Runner::mark_debt`: what reachable peers miss is marked before it is healed, and
+    /// what others miss without a mark.
     fn mark_debt(&mut self) {
         let Some(map) = self.world.maps[self.slot] else {
             return;
         };
+        let peers = self.setting.shape(self.slot).peers();
+        let rows = self.world.rows();
         let Some(session) = self.session() else {
             return;
         };
-        let reachable = session
-            .machine
-            .held()
-            .iter()
-            .any(|peer| !map.is_clean(peer));
-        if reachable && session.machine.phase() == &Phase::Unmarked {
+        let held = session.machine.held();
+        let stands = |peer: usize| held.iter().any(|brick| rows[brick][peer] != 0);
+        let unmarked = |peer: &usize| held.contains(*peer) || !stands(*peer);
+        let behind = peers.iter().filter(|&peer| !map.is_clean(peer));
+        if behind.into_iter().any(|peer| unmarked(&peer))
+            && session.machine.phase() == &Phase::Unmarked
+        {
             self.take(Event::WriteWanted);
         }
     }

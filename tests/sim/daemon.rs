@@ -162,5 +162,6 @@ fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
             path: sim.map(host),
             extent_size: Some(ExtentSize::new(EXTENT as u32).unwrap()),
         },
+        on_end: Box::new(|_, _| {}),
     }
 }

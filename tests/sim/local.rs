@@ -95,6 +95,10 @@ impl Watch for SimWatch {
         Ok(())
     }
 
+    fn resize(&mut self, _from: u64, _to: u64) -> Result<(), LocalError> {
+        unreachable!("simulated images keep their size")
+    }
+
     fn sync(&self) -> Result<(), LocalError> {
         self.dawdle();
         let mut world = self.sim.world();

@@ -123,6 +123,11 @@ impl BrickPort for SimPort {
         })
     }
 
+    /// Stock heals of the simulator take all their locks or none, and wait for none.
+    fn turn_heals_away(&mut self) -> Result<bool, PortError> {
+        Ok(false)
+    }
+
     fn holder(&mut self) -> Result<Option<Holder>, PortError> {
         let brick = self.brick;
         self.call("holder", |world, conn| {
@@ -203,6 +208,12 @@ impl BrickPort for SimPort {
                 }
             });
         })
+    }
+
+    fn truncate(&mut self, _size: u64) -> Result<(), PortError> {
+        Err(PortError::Refused(
+            "simulated images keep their size".to_owned(),
+        ))
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {

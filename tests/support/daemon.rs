@@ -20,6 +20,7 @@ pub struct Daemon {
     log: PathBuf,
     socket: PathBuf,
     node: Node,
+    args: Vec<String>,
 }
 
 /// A daemon that ended before it served.
@@ -57,11 +58,34 @@ impl Daemon {
         Self::start_on(volume.brick_node(brick), &all)
     }
 
+    /// Starts a daemon of [`IMAGE`] that listens at `socket`, where another one has
+    /// listened, and does not wait.
+    pub fn start_at(volume: &Volume, brick: usize, socket: &str, extra: &[&str]) -> Daemon {
+        let name = volume.brick_name(brick);
+        let mut args = vec!["--volume", volume.name(), "--image", IMAGE];
+        args.extend(["--brick", &name]);
+        args.extend(extra);
+        let args = args.iter().map(ToString::to_string).collect();
+        Self::launch(volume.brick_node(brick), socket.into(), args)
+    }
+
     /// Starts a daemon on a node with these arguments (and a socket path).
     pub fn start_on(node: &Node, args: &[&str]) -> Daemon {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let file = |end: &str| node.place().dir().join(format!("daemon{id}.{end}"));
-        let (log, socket) = (file("log"), file("sock"));
+        let socket = node.place().dir().join(format!("daemon{id}.sock"));
+        Self::launch(node, socket, args.iter().map(ToString::to_string).collect())
+    }
+
+    /// SIGKILL, and a new process with the same arguments, as a supervisor starts it.
+    /// Does not wait until it listens.
+    pub fn restart(mut self) -> Daemon {
+        self.process.kill();
+        Self::launch(&self.node, self.socket, self.args)
+    }
+
+    fn launch(node: &Node, socket: PathBuf, args: Vec<String>) -> Daemon {
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let log = node.place().dir().join(format!("daemon{id}.log"));
         let (run_dir, state_dir) = (run_dir(node), state_dir(node));
         let mut command = node.command(BINARY);
         command
@@ -72,7 +96,7 @@ impl Daemon {
             .arg(&run_dir)
             .arg("--state-dir")
             .arg(&state_dir)
-            .args(args)
+            .args(&args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
@@ -82,7 +106,27 @@ impl Daemon {
             log,
             socket,
             node: node.clone(),
+            args,
         }
+    }
+
+    /// SIGKILL, and nobody in its place yet: see [`Daemon::again`].
+    pub fn crash(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it anew at the same socket with the same arguments, as a supervisor does,
+    /// and waits until it listens.
+    pub fn again(&mut self) {
+        self.process.kill();
+        let daemon = Self::launch(&self.node, self.socket.clone(), self.args.clone());
+        *self = daemon.wait_listening().unwrap();
+    }
+
+    /// Waits for its end by itself; its exit code and log.
+    pub fn ended(&mut self) -> (Option<i32>, String) {
+        let status = self.process.wait(PATIENCE).unwrap();
+        (status.code(), self.log())
     }
 
     /// Waits until the daemon listens, or has ended instead.
@@ -116,6 +160,27 @@ impl Daemon {
                 .ok_or_else(|| self.log())
         };
         wait_until(format!("{text:?} in the log"), PATIENCE, logged).unwrap();
+    }
+
+    /// Whose the image is, as this daemon says; empty if it does not answer.
+    pub fn custody(&self) -> String {
+        let socket = self.socket().to_str().unwrap();
+        let images = self.statuses();
+        let mut images = images.as_array().into_iter().flatten();
+        let ours = images.find(|image| image["serving"]["socket"] == socket);
+        let custody = ours.and_then(|image| image["serving"]["custody"].as_str());
+        custody.unwrap_or_default().to_owned()
+    }
+
+    /// Waits until that is so.
+    pub fn wait_custody(&self, wanted: &str) {
+        wait_until(format!("custody {wanted}"), PATIENCE, || {
+            let found = self.custody();
+            (found == wanted)
+                .then_some(())
+                .ok_or_else(|| format!("{found}: {}", self.log()))
+        })
+        .unwrap();
     }
 
     /// Its vhost-user socket.

@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod front_end;
 pub mod healer;
 pub mod locker;
+pub mod migration;
 pub mod netns;
 
 use std::time::Duration;

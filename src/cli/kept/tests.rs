@@ -47,7 +47,7 @@ fn what_is_left_is_found_again() {
     assert_eq!(number(kept.local.as_fd()), number(fds[1]));
     let front_end = kept.front_end.unwrap();
     assert_eq!(number(front_end.stream.as_fd()), number(fds[3]));
-    assert!(!front_end.writeback);
+    assert_eq!(front_end.writeback, Some(false));
     let said = &front_end.said[0];
     assert_eq!((said.code, &said.body[..]), (5, &[1, 2][..]));
     assert_eq!(number(said.fds[1].as_fd()), number(fds[5]));

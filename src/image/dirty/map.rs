@@ -139,6 +139,13 @@ impl DirtyMap {
         self.scan().next(Peers::from(peer).dirty_bits(), from)
     }
 
+    /// Is every extent that `len` bytes at byte `offset` touch dirty for `peer`? `false`
+    /// for a range behind the image's end.
+    pub fn is_all_dirty(&self, peer: Peer, offset: u64, len: u64) -> bool {
+        let touched = self.geometry().touched(offset, len);
+        touched.is_some_and(|extents| self.each(extents).all(|e| e.state().is_dirty(peer)))
+    }
+
     /// How many extents `peer` misses. A scan of the whole map, four extents at a
     /// time: 3 MiB for 100 GiB in extents of 64 KiB.
     ///
@@ -308,7 +315,7 @@ impl DirtyMap {
         extents.filter_map(|extent| self.extent(extent))
     }
 
-    fn words(&self) -> &[AtomicU64] {
+    pub(super) fn words(&self) -> &[AtomicU64] {
         self.mapping.words()
     }
 }

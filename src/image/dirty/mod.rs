@@ -17,10 +17,12 @@
 //! * [`mapping`]: the file in memory and the locks on it; the only `unsafe` code.
 //! * [`open`]: creating, re-opening and closing the file.
 //! * [`map`]: the operations. [`healer`]: those that only one healer may do.
+//! * [`grow`]: a larger map in place of one, when the image grows.
 
 pub mod error;
 pub mod extent;
 pub mod geometry;
+pub mod grow;
 pub mod header;
 pub mod healer;
 pub mod map;
@@ -39,7 +41,8 @@ mod tests;
 
 pub use error::MapError;
 pub use extent::{Copied, Peer, Peers};
-pub use geometry::ExtentSize;
+pub use geometry::{ExtentSize, Geometry};
+pub use grow::Draft;
 pub use header::{Distrust, Identity, Record};
 pub use healer::Healer;
 pub use map::{Begun, DirtyMap, Ended};

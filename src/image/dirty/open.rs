@@ -285,16 +285,18 @@ fn fill(file: &File, path: &Path, header: &Header) -> Result<(), MapError> {
     file.sync_all()
         .map_err(|e| MapError::of("sync", path, len, e))?;
     write_header(file, path, header)?;
+    sync_directory(path).map_err(|e| MapError::of("sync the directory of", path, len, e))
+}
+
+/// Makes the file's name durable.
+pub(super) fn sync_directory(path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let directory = parent.unwrap_or(Path::new("."));
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|e| MapError::of("sync the directory of", path, len, e))
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Reserves every block, so that a disk that fills up later cannot fault a write
 /// to the mapping.
-fn allocate(file: &File, path: &Path, len: u64) -> Result<(), MapError> {
+pub(super) fn allocate(file: &File, path: &Path, len: u64) -> Result<(), MapError> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
         // A file system without it: a new file is written in full anyway.
         Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
@@ -303,7 +305,7 @@ fn allocate(file: &File, path: &Path, len: u64) -> Result<(), MapError> {
 }
 
 /// On the disk when this returns.
-fn write_header(file: &File, path: &Path, header: &Header) -> Result<(), MapError> {
+pub(super) fn write_header(file: &File, path: &Path, header: &Header) -> Result<(), MapError> {
     file.write_all_at(&header.encode(), 0)
         .and_then(|()| file.sync_all())
         .map_err(|e| MapError::of("write", path, header.geometry.file_len(), e))
@@ -320,7 +322,7 @@ fn read_header(file: &File, path: &Path) -> Result<Result<Header, Distrust>, Map
     }
 }
 
-fn options() -> std::fs::OpenOptions {
+pub(super) fn options() -> std::fs::OpenOptions {
     let mut options = File::options();
     options
         .read(true)
@@ -349,7 +351,7 @@ pub(super) fn is_at(file: &File, path: &Path) -> Result<bool, MapError> {
     }
 }
 
-fn wait_for(file: &File, role: Role, path: &Path) -> Result<RoleLock, MapError> {
+pub(super) fn wait_for(file: &File, role: Role, path: &Path) -> Result<RoleLock, MapError> {
     let deadline = Instant::now() + ROLE_WAIT;
     loop {
         let lock = RoleLock::take(file, role);

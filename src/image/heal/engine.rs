@@ -95,6 +95,8 @@ pub struct Engine {
     unsynced: bool,
     /// The peer was left alone for [`Options::quiet`], its file has the right size.
     ready: bool,
+    /// The last pass compared: see [`Options::compare_first`].
+    compares: bool,
     /// The connection is not to be used any more.
     broken: bool,
 }
@@ -120,6 +122,7 @@ impl Engine {
             uncommitted: 0,
             unsynced: true,
             ready: false,
+            compares: false,
             broken: false,
         }
     }
@@ -174,12 +177,15 @@ impl Engine {
     }
 
     fn all_stretches(&mut self, pass: &mut Pass) -> Result<PassEnd, HealError> {
-        if !self.ready {
+        let compare = self.options.compare_first.load(Ordering::Relaxed);
+        // Of a peer that has become suspect the size is as unknown as the rest.
+        if !self.ready || compare && !self.compares {
             match self.prepare()? {
                 PassEnd::Complete => self.ready = true,
                 end => return Ok(end),
             }
         }
+        self.compares = compare;
         let mut from = 0;
         while let Some(extent) = self.next_dirty(from) {
             if !self.options.wait_for_tokens() {

@@ -17,7 +17,7 @@ use crate::image::error::LocalError;
 
 /// What changes when somebody writes to the file behind our back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint {
+pub struct Fingerprint {
     size: u64,
     modified: (i64, i64),
 }
@@ -53,6 +53,13 @@ pub trait Watch: Send {
     /// # Errors
     /// [`LocalError::Io`]; it then counts as touched.
     fn rebase(&mut self) -> Result<(), LocalError>;
+
+    /// Makes it `to` bytes long, durably; it must have `from` now. What is new reads as zeros.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`], [`LocalError::Replaced`] with another size than `from`: it is
+    /// as it was.
+    fn resize(&mut self, from: u64, to: u64) -> Result<(), LocalError>;
 
     /// Makes its data and attributes durable. Once marks are cleared, what the other
     /// copies were healed from must survive a power cut.
@@ -143,6 +150,25 @@ impl Watch for LocalWatch {
             source,
         })?;
         Ok(())
+    }
+
+    fn resize(&mut self, from: u64, to: u64) -> Result<(), LocalError> {
+        let io_error = |source| LocalError::Io {
+            what: "resize",
+            path: self.path.clone(),
+            source,
+        };
+        if self.file.metadata().map_err(io_error)?.len() != from {
+            return Err(LocalError::Replaced {
+                path: self.path.clone(),
+            });
+        }
+        self.file.set_len(to).map_err(io_error)?;
+        self.file.sync_all().map_err(|error| {
+            // Whether it would survive is not known: the old size is safe in any case.
+            let _ = self.file.set_len(from);
+            io_error(error)
+        })
     }
 
     fn sync(&self) -> Result<(), LocalError> {

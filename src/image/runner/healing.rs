@@ -16,7 +16,6 @@ use crate::image::local::Watch;
 use crate::image::machine::{Action, Event, Phase};
 use crate::image::port::{CopyState, accused};
 use crate::image::session::Ending;
-use crate::image::snapshot::CopySnapshot;
 use crate::image::unmarking::Absent;
 use crate::image::{data_lock, unmarking};
 
@@ -27,13 +26,37 @@ const LANDING_PAUSE: Duration = Duration::from_millis(5);
 
 impl Runner {
     /// What reachable peers miss must have this session's marks before it is healed.
-    /// Marks against those that are away stand already, and are enough.
+    /// Of those that are away the marks that stand are enough; there are none where only
+    /// what was in flight in a killed daemon may have landed.
     pub(super) fn mark_debt(&mut self) {
         let Some(debt) = &self.debt else { return };
         let held = self.machine.held();
-        let reachable = debt.behind().iter().any(|peer| held.contains(peer));
-        if reachable && self.machine.phase() == &Phase::Unmarked {
+        let rows = self.rows_held();
+        let stand = |peer| rows.iter().flatten().any(|row| row.contains(peer));
+        let unmarked = |peer| held.contains(peer) || !stand(peer);
+        if debt.behind().iter().any(unmarked) && self.machine.phase() == &Phase::Unmarked {
             self.take(Event::WriteWanted);
+        }
+    }
+
+    /// A stock heal that got most bricks while they were lost to us waits for those that
+    /// we hold, and we for those that it has. It begins anew later, and finds all locked.
+    pub(super) fn turn_heals_away(&mut self) {
+        let held = self.machine.held();
+        let ask = |brick: usize| {
+            let worker = self.workers.get(brick)?;
+            Some((brick, worker.ask(|port| port.turn_heals_away())))
+        };
+        let asked: Vec<_> = held.iter().filter_map(ask).collect();
+        for (brick, answer) in asked {
+            match data_lock::wait(answer) {
+                Ok(false) => {}
+                Ok(true) => log::info!(
+                    "a heal of Gluster's own that waited for {} is turned away",
+                    self.names.one(brick)
+                ),
+                Err(error) => log::warn!("brick {}: {error}", self.names.one(brick)),
+            }
         }
     }
 
@@ -46,6 +69,11 @@ impl Runner {
         let Some(peer) = peer.and_then(Peer::new).filter(|_| copy.size != size) else {
             return;
         };
+        // Away when the image grew: all that it lacks is noted.
+        let lacks = size.saturating_sub(copy.size);
+        if copy.size < size && debt.map().is_all_dirty(peer, copy.size, lacks) {
+            return;
+        }
         log::warn!(
             "the copy on {} has {} bytes instead of {size}: all of it is compared",
             self.names.one(brick),
@@ -53,6 +81,26 @@ impl Runner {
         );
         if let Err(error) = debt.distrust(peer.into()) {
             log::error!("{}", chain(&error));
+        }
+    }
+
+    /// Nothing is equal to a copy of another size, whatever the map says.
+    fn check_sizes(&mut self, round: &data_lock::Round) -> Result<(), String> {
+        let debt = self.debt.as_ref().ok_or("the session is read-only")?;
+        let size = debt.map().geometry().size();
+        let odd = |(brick, copy): &&(usize, CopyState)| {
+            self.shape.peers().contains(*brick) && copy.size != size
+        };
+        match round.copies.iter().find(odd) {
+            None => Ok(()),
+            Some((brick, copy)) => {
+                self.check_size(*brick, copy);
+                Err(format!(
+                    "the copy on {} has {} bytes instead of {size}",
+                    self.names.one(*brick),
+                    copy.size
+                ))
+            }
         }
     }
 
@@ -78,7 +126,9 @@ impl Runner {
         let mut round = unmarking::begin(&self.workers, self.machine.held());
         let foreign = self.note_marks(&round);
         let equal = match foreign {
-            Ok(false) => self.decide_unmark(&round),
+            Ok(false) => self
+                .check_sizes(&round)
+                .and_then(|()| self.decide_unmark(&round)),
             Ok(true) => Err("somebody else has marked a peer: all of it is compared".to_owned()),
             Err(ref why) => Err(why.clone()),
         };
@@ -110,12 +160,15 @@ impl Runner {
         let Some(debt) = &self.debt else {
             return Ending::Behind;
         };
-        if debt.behind().is_empty() && self.is_unmarked() {
-            return self.made_durable();
+        let all_held = self.machine.held() == self.shape.all();
+        if self.marked().without(debt.behind()).is_empty() {
+            // Nothing to remove. A brick that is away may have marks.
+            let settled = all_held && debt.behind().is_empty();
+            let durable = self.made_durable();
+            return if settled { durable } else { Ending::Behind };
         }
         match self.unmark() {
-            // A brick that was away may still have marks.
-            Unmarked::All if self.machine.held() == self.shape.all() => Ending::AllEqual,
+            Unmarked::All if all_held => Ending::AllEqual,
             Unmarked::All | Unmarked::Some { .. } => Ending::Behind,
             Unmarked::NotYet { why } => {
                 log::info!("the marks stay: {why}");
@@ -126,8 +179,8 @@ impl Runner {
 
     /// Is every copy that is held as good as ours, with no mark against it, so that
     /// whoever opens one of them next is not refused? The marks are removed if they can
-    /// be. What is away keeps its marks.
-    pub(super) fn settle_held(&mut self) -> Result<Ending, String> {
+    /// be. What is away keeps its marks, but `to` must not be away.
+    pub(super) fn settle_held(&mut self, to: Option<usize>) -> Result<Ending, String> {
         let Some(debt) = &self.debt else {
             return Ok(Ending::Behind);
         };
@@ -135,13 +188,17 @@ impl Runner {
         if !self.shape.is_quorum(held) {
             return Err("fewer bricks than a quorum are reached".to_owned());
         }
+        if let Some(to) = to.filter(|&to| !held.contains(to)) {
+            let to = self.names.one(to);
+            return Err(format!("{to}, where it is to go, is away"));
+        }
         let peers = self.shape.peers();
         let held_peers: BrickSet = peers.iter().filter(|&peer| held.contains(peer)).collect();
         let behind = debt.behind();
         if let Some(peer) = behind.iter().find(|&peer| held.contains(peer)) {
             return Err(format!("{} is being healed", self.names.one(peer)));
         }
-        if self.marked_peers().iter().any(|peer| held.contains(peer)) {
+        if self.marked().iter().any(|peer| held_peers.contains(peer)) {
             let unmarked = match self.unmark() {
                 Unmarked::All => peers,
                 Unmarked::Some { peers: gone } => {
@@ -160,20 +217,6 @@ impl Runner {
         }
     }
 
-    /// The children that some brick that is held accuses, or may accuse.
-    fn marked_peers(&self) -> BrickSet {
-        if self.machine.phase() != &Phase::Unmarked {
-            return self.shape.peers();
-        }
-        let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
-        let held = self.machine.held();
-        let marks = held
-            .iter()
-            .filter_map(|brick| snapshot.copies.get(brick)?.pending.as_ref());
-        let accused = marks.flat_map(|marks| (0..marks.len()).filter(|&child| marks[child] != 0));
-        accused.collect()
-    }
-
     /// Marks that somebody removed without an fsync would be back after a power cut.
     fn made_durable(&self) -> Ending {
         let workers = self.workers.iter();
@@ -190,18 +233,29 @@ impl Runner {
         }
     }
 
-    /// No brick has a mark, all of them being known.
-    fn is_unmarked(&self) -> bool {
+    /// The children that a brick which is held accuses, or may accuse.
+    fn marked(&self) -> BrickSet {
+        let unknown = |rows: &Vec<Option<BrickSet>>| rows.iter().any(Option::is_none);
+        let rows = self.rows_held();
+        if self.machine.phase() != &Phase::Unmarked || unknown(&rows) {
+            return self.shape.all();
+        }
+        rows.into_iter()
+            .flatten()
+            .flat_map(|row| row.iter().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Whom each brick that is held accuses, as far as known.
+    fn rows_held(&self) -> Vec<Option<BrickSet>> {
         let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
-        let unmarked = |copy: &CopySnapshot| {
-            let marks = copy.pending.as_ref().filter(|_| copy.locked);
-            marks.is_some_and(|marks| marks.iter().all(|&count| count == 0))
-        };
-        self.machine.phase() == &Phase::Unmarked && snapshot.copies.iter().all(unmarked)
+        let row = |brick| snapshot.copies.get::<usize>(brick)?.pending.as_deref();
+        let held = self.machine.held();
+        held.iter().map(|brick| row(brick).map(accused)).collect()
     }
 
     /// Takes in what the bricks say. Has somebody else marked a peer?
-    fn note_marks(&mut self, round: &data_lock::Round) -> Result<bool, String> {
+    pub(super) fn note_marks(&mut self, round: &data_lock::Round) -> Result<bool, String> {
         let asked = round.busy.iter().chain(&round.failed);
         if let Some((brick, error)) = asked.into_iter().next() {
             return Err(format!("brick {}: {error}", self.names.one(*brick)));

@@ -53,6 +53,10 @@ impl Served {
 
     /// Does that session still have the image? Without it the map tells nothing.
     pub(super) fn check(&self) -> Result<(), LinkError> {
+        // The map of a smaller image knows nothing any more.
+        if self.map.is_replaced().unwrap_or(true) {
+            return Err(LinkError::Ended("the image was resized".to_owned()));
+        }
         match self.link.job()? {
             job if job.session == self.job.session => Ok(()),
             _ => Err(LinkError::Ended("another one has taken over".to_owned())),

@@ -79,10 +79,16 @@ impl Agent {
         locked(&self.inbox).ready
     }
 
-    /// A script that was started through another agent connection of the same guest: its
-    /// answer comes here.
-    pub(crate) fn adopt(&self, job: &Job) -> Job {
-        self.next.fetch_max(job.id + 1, Ordering::Relaxed);
+    /// The guest is about to boot again.
+    pub(crate) fn expect_ready(&self) {
+        locked(&self.inbox).ready = false;
+    }
+
+    /// A script that was started through `former`, another agent connection of the same
+    /// guest: its answer comes here. No later one gets the number of one started there.
+    pub(crate) fn adopt(&self, job: &Job, former: &Agent) -> Job {
+        let next = former.next.load(Ordering::Relaxed);
+        self.next.fetch_max(next, Ordering::Relaxed);
         Job {
             id: job.id,
             inbox: Arc::clone(&self.inbox),

@@ -35,17 +35,20 @@ pub struct GuestConfig {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// Whether it boots again after a reset or a reboot; otherwise QEMU ends.
+    pub reboots: bool,
     /// More arguments for QEMU.
     pub extra: Vec<String>,
 }
 
 impl GuestConfig {
-    /// 512 MiB, one CPU and these disks.
+    /// 512 MiB, one CPU and these disks; a reset ends it.
     pub fn new(disks: Vec<Disk>) -> GuestConfig {
         GuestConfig {
             disks,
             memory_mib: 512,
             cpus: 1,
+            reboots: false,
             extra: Vec::new(),
         }
     }
@@ -145,9 +148,9 @@ impl Guest {
         )
     }
 
-    /// A script that was started before the guest came here.
-    pub fn adopt(&self, job: &Job) -> Job {
-        self.agent.adopt(job)
+    /// A script that was started before the guest came here from `former`.
+    pub fn adopt(&self, job: &Job, former: &Guest) -> Job {
+        self.agent.adopt(job, &former.agent)
     }
 
     fn wait_ready(&mut self, errors: &PathBuf) -> Result<()> {
@@ -245,6 +248,28 @@ impl Guest {
         self.qmp.execute("cont", json!({})).map(drop)
     }
 
+    /// Presses the reset button, and waits until the guest answers again. What ran in
+    /// it is gone without notice.
+    pub fn reset(&mut self) -> Result<()> {
+        self.boot_again(|guest| guest.qmp.execute("system_reset", json!({})).map(drop))
+    }
+
+    /// Reboots from inside without syncing, and waits until the guest answers again.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.boot_again(|guest| guest.start("reboot -f").map(drop))
+    }
+
+    fn boot_again(&mut self, begin: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        self.agent.expect_ready();
+        begin(self)?;
+        self.wait_ready(&PathBuf::new())
+    }
+
+    /// Kills QEMU with SIGKILL.
+    pub fn kill(mut self) {
+        self.qemu.kill();
+    }
+
     /// Syncs and powers off from inside, and waits for QEMU's end.
     pub fn power_off(mut self) -> Result<()> {
         // There is no answer to wait for: the agent goes down with the guest.
@@ -260,15 +285,12 @@ impl Guest {
 }
 
 fn machine_args(image: &GuestImage, config: &GuestConfig) -> Vec<String> {
-    let mut args: Vec<String> = [
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-        "-display",
-        "none",
-    ]
-    .map(String::from)
-    .into();
+    let mut args: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none"]
+        .map(String::from)
+        .into();
+    if !config.reboots {
+        args.push("-no-reboot".into());
+    }
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
     option("-machine", "q35,accel=tcg,memory-backend=mem".into());
     option("-cpu", "max".into());
@@ -283,9 +305,11 @@ fn machine_args(image: &GuestImage, config: &GuestConfig) -> Vec<String> {
     );
     option("-kernel", image.kernel.display().to_string());
     option("-initrd", image.initrd.display().to_string());
+    // A kernel that fills fresh pages dirties them itself: a device that logs nothing of
+    // what it writes would pass every test of migration.
     option(
         "-append",
-        "console=ttyS0 panic=-1 mitigations=off nokaslr".into(),
+        "console=ttyS0 panic=-1 mitigations=off nokaslr init_on_alloc=0".into(),
     );
     args
 }

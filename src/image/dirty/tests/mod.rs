@@ -1,5 +1,6 @@
 //! Tests of the whole map, over real files.
 
+mod grow;
 mod life;
 mod operations;
 

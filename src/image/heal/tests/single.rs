@@ -350,3 +350,17 @@ fn the_bandwidth_limit_holds_and_no_lock_is_held_while_waiting() {
     assert!(took >= least && took <= least + 1.5, "{took} s");
     world.finish(engine);
 }
+
+#[test]
+fn a_copy_that_becomes_suspect_gets_the_right_size_over_the_same_connection() {
+    let world = World::healed(5);
+    let mut engine = world.engine();
+    world.write(0, &[1; 512]);
+    engine.run_pass().unwrap();
+    world.brick.state().cache.extend([9; 512]);
+    world.map.mark_all_dirty(Peers::first(1));
+    world.options.compare_first.store(true, Ordering::Relaxed);
+    engine.run_pass().unwrap();
+    assert_eq!(world.brick.state().cache.len() as u64, SIZE);
+    world.finish(engine);
+}

@@ -1,0 +1,98 @@
+//! A brick for unit tests that writes down what it is asked to change. It has every lock
+//! and never loses its connection; one that fails does so at each change.
+
+use std::sync::{Arc, Mutex};
+
+use uuid::Uuid;
+
+use super::holder::Holder;
+use super::port::{BrickPort, CopyState, Counter, Fence, Lock, PortError, Publication};
+
+/// What happened, in order: on which brick, and what. The same for all bricks of a test.
+pub type Journal = Arc<Mutex<Vec<(usize, Change)>>>;
+
+/// A change of a copy's marks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Added to its counters.
+    Add(Vec<(Counter, i32)>),
+    /// What was added is durable.
+    Durable,
+}
+
+/// See the module.
+pub struct RecordingPort {
+    /// Child index.
+    pub brick: usize,
+    /// Where changes are written down.
+    pub journal: Journal,
+    /// Changes are refused.
+    pub fails: bool,
+}
+
+impl RecordingPort {
+    fn note(&self, change: Change) {
+        self.journal.lock().unwrap().push((self.brick, change));
+    }
+}
+
+impl BrickPort for RecordingPort {
+    fn connect(&mut self, _lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn try_lock(&mut self, _lock: Lock) -> Result<bool, PortError> {
+        Ok(true)
+    }
+
+    fn unlock(&mut self, _lock: Lock) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn turn_heals_away(&mut self) -> Result<bool, PortError> {
+        Ok(false)
+    }
+
+    fn holder(&mut self) -> Result<Option<Holder>, PortError> {
+        Ok(None)
+    }
+
+    fn publish(&mut self, _fence: Fence, _read_only: bool) -> Result<Publication, PortError> {
+        Ok(Publication::Done)
+    }
+
+    fn lift_fence(&mut self) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn look(&mut self) -> Result<CopyState, PortError> {
+        Err(PortError::NoImage)
+    }
+
+    fn probe(&mut self) -> Result<CopyState, PortError> {
+        Err(PortError::NoImage)
+    }
+
+    fn is_copied_to_for_others(&mut self, _ours: Uuid) -> Result<bool, PortError> {
+        Ok(false)
+    }
+
+    fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        if self.fails {
+            return Err(PortError::Away("it fails".to_owned()));
+        }
+        self.note(Change::Add(changes.to_vec()));
+        Ok(())
+    }
+
+    fn fsync(&mut self) -> Result<(), PortError> {
+        self.note(Change::Durable);
+        Ok(())
+    }
+
+    fn truncate(&mut self, _size: u64) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {}
+}
