@@ -32,6 +32,8 @@ after=$(sum)
 fn a_guest_moves_while_it_writes_and_only_the_target_can_write_from_then_on() {
     let mut to = Move::prepare(&[]);
     to.here.start(KEEP).unwrap();
+    // A process that took over knows the guest as the one before did.
+    to.source.upgrade();
     to.hand_over();
     to.begin_and_send_all();
     // What the device writes to pages that were sent already must be sent again.
@@ -41,7 +43,9 @@ fn a_guest_moves_while_it_writes_and_only_the_target_can_write_from_then_on() {
     to.arrived();
     to.guest_there().run(COMPARE, GUEST_PATIENCE).unwrap();
 
-    // The target's daemon dies: its guest goes on with the next one.
+    // The target's daemon is replaced, and dies: its guest goes on with the next one.
+    to.target.upgrade();
+    to.assert_holder(&to.target);
     to.target.again();
     to.target.wait_custody("held");
     to.assert_holder(&to.target);

@@ -13,52 +13,25 @@ use std::time::{Duration, Instant};
 use bypass_harness::{
     Cluster, Disk, FioJob, Guest, GuestConfig, GuestImage, Pattern, Verify, VolumeKind, wait_until,
 };
-use rustix::process::{Pid, Signal, kill_process};
-use support::daemon::{BINARY, Daemon};
+use support::daemon::{BINARY, Daemon, UPGRADED, run_dir, run_on};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
 use support::{IMAGE, IMAGE_BYTES, PATIENCE, pattern, replica_3, volume_with_image};
 
 const MIB: u64 = 1 << 20;
-/// What a daemon says that has taken over.
-const UPGRADED: &str = "serving again, upgraded,";
 const REFUSED: &str = "not upgraded:";
 /// What a program answers that understands what the daemon leaves to it.
 const UNDERSTOOD: &str = "bypass-blk resume 1";
 /// Guests are slow here: translated, two cores.
 const FIO_PATIENCE: Duration = Duration::from_secs(300);
 
-fn ask(daemon: &Daemon) {
-    let pid = Pid::from_raw(daemon.pid() as i32).unwrap();
-    kill_process(pid, Signal::USR1).unwrap();
-}
-
-fn count(daemon: &Daemon, text: &str) -> usize {
-    daemon.log().matches(text).count()
-}
-
-fn wait_count(daemon: &Daemon, text: &str, wanted: usize) {
-    wait_until(format!("{wanted} times {text:?}"), PATIENCE, || {
-        let found = count(daemon, text);
-        (found >= wanted).then_some(()).ok_or_else(|| daemon.log())
-    })
-    .unwrap();
-}
-
-/// Upgrades, and waits until it is done.
-fn upgrade(daemon: &Daemon) {
-    let before = count(daemon, UPGRADED);
-    ask(daemon);
-    wait_count(daemon, UPGRADED, before + 1);
-}
-
 /// Asks for an upgrade that is refused, with these words.
 fn refused(daemon: &Daemon, why: &str) {
-    let before = (count(daemon, REFUSED), count(daemon, UPGRADED));
-    ask(daemon);
-    wait_count(daemon, REFUSED, before.0 + 1);
+    let before = (daemon.logged(REFUSED), daemon.logged(UPGRADED));
+    daemon.ask_to_upgrade();
+    daemon.wait_logged(REFUSED, before.0 + 1);
     assert!(daemon.log().contains(why), "{why}: {}", daemon.log());
-    assert_eq!(count(daemon, UPGRADED), before.1);
+    assert_eq!(daemon.logged(UPGRADED), before.1);
 }
 
 fn write(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
@@ -125,9 +98,9 @@ fn a_front_end_writes_on_through_upgrades_and_nobody_else_ever_gets_the_image() 
         let (mut seed, mut longest) = (0, Duration::ZERO);
         let mut open = 0;
         for round in 1..=6 {
-            ask(&daemon);
+            daemon.ask_to_upgrade();
             loop {
-                let done = count(&daemon, UPGRADED) == round;
+                let done = daemon.logged(UPGRADED) == round;
                 seed += 1;
                 let begin = Instant::now();
                 write(&mut disk, seed, seed % 64);
@@ -194,18 +167,18 @@ fn a_guest_verifies_its_writes_through_upgrades_with_a_peer_away() {
     job.depth = 32;
     let job = guest.start_fio(&job).unwrap();
     daemon.wait_state("dirty");
-    (0..3).for_each(|_| upgrade(&daemon));
+    (0..3).for_each(|_| daemon.upgrade());
     volume.kill_brick(1).unwrap();
     daemon.wait_log(" lost: ");
-    (0..3).for_each(|_| upgrade(&daemon));
+    (0..3).for_each(|_| daemon.upgrade());
     volume.start_force().unwrap();
     daemon.wait_log("is back and locked");
-    (0..3).for_each(|_| upgrade(&daemon));
+    (0..3).for_each(|_| daemon.upgrade());
     let report = guest.finish_fio(job, FIO_PATIENCE).unwrap();
     // fio fails on the first error or wrong byte, so a report is a verdict.
     let bytes = [report.read.unwrap().bytes, report.write.unwrap().bytes];
     assert_eq!(bytes, [IMAGE_BYTES; 2]);
-    upgrade(&daemon);
+    daemon.upgrade();
     for line in daemon
         .log()
         .lines()
@@ -247,16 +220,16 @@ fn what_cannot_take_over_is_refused_and_the_old_one_goes_on() {
 
     // Asked twice at once, and with nobody connected: it is the new one in the end.
     std::os::unix::fs::symlink(BINARY, &path).unwrap();
-    ask(&daemon);
-    ask(&daemon);
-    wait_count(&daemon, UPGRADED, 1);
-    upgrade(&daemon);
+    daemon.ask_to_upgrade();
+    daemon.ask_to_upgrade();
+    daemon.wait_logged(UPGRADED, 1);
+    daemon.upgrade();
     let mut disk = FrontEnd::connect(daemon.socket());
     assert_reads(&mut disk, 2, 1);
     write(&mut disk, 3, 1);
-    ask(&daemon);
-    ask(&daemon);
-    wait_count(&daemon, UPGRADED, 3);
+    daemon.ask_to_upgrade();
+    daemon.ask_to_upgrade();
+    daemon.wait_logged(UPGRADED, 3);
     assert_reads(&mut disk, 3, 1);
     assert_never_away(&daemon);
     assert_eq!(daemon.stop().code(), Some(0));
@@ -273,7 +246,7 @@ fn a_new_process_that_dies_is_a_crash_and_loses_nothing() {
     let daemon = Daemon::serve(&volume, 0, &["--upgrade-binary", path.to_str().unwrap()]);
     let mut disk = FrontEnd::connect(daemon.socket());
     write(&mut disk, 1, 1);
-    ask(&daemon);
+    daemon.ask_to_upgrade();
     daemon.wait_end(PATIENCE);
     drop(disk);
     let daemon = Daemon::serve(&volume, 0, &[]);
@@ -313,18 +286,18 @@ fn without_a_quorum_the_daemon_stays_and_a_fence_stands_through_an_upgrade() {
     assert!(fenced());
     let mut disk = FrontEnd::connect(daemon.socket());
     write(&mut disk, 1, 1);
-    upgrade(&daemon);
+    daemon.upgrade();
     assert!(fenced());
     assert_reads(&mut disk, 1, 1);
     [1, 2]
         .into_iter()
         .for_each(|brick| volume.kill_brick(brick).unwrap());
-    wait_count(&daemon, " lost: ", 2);
+    daemon.wait_logged(" lost: ", 2);
     refused(&daemon, "quorum");
     assert_reads(&mut disk, 1, 1);
     volume.start_force().unwrap();
-    wait_count(&daemon, "is back and locked", 2);
-    upgrade(&daemon);
+    daemon.wait_logged("is back and locked", 2);
+    daemon.upgrade();
     write(&mut disk, 2, 1);
     assert_reads(&mut disk, 2, 1);
     assert!(fenced());
@@ -332,4 +305,64 @@ fn without_a_quorum_the_daemon_stays_and_a_fence_stands_through_an_upgrade() {
     assert_eq!(daemon.stop().code(), Some(0));
     assert!(!fenced());
     volume.wait_healed(IMAGE, PATIENCE).unwrap();
+}
+
+/// The guest's disk, as it sees it: cache mode, and size in bytes.
+fn seen(guest: &Guest) -> (String, u64) {
+    let script = "cat /sys/block/vda/cache_type /sys/block/vda/size";
+    let seen = guest.run(script, PATIENCE).unwrap();
+    let (mode, sectors) = seen.trim().split_once('\n').unwrap();
+    (mode.to_owned(), sectors.parse::<u64>().unwrap() * 512)
+}
+
+#[test]
+fn a_guest_whose_daemon_was_upgraded_keeps_its_cache_mode_and_sees_its_disk_grow() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let node = volume.brick_node(0);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let disk = Disk::VhostUser {
+        socket: daemon.socket().to_owned(),
+        queues: 1,
+        reconnect: false,
+    };
+    let image = GuestImage::prepare().unwrap();
+    let guest = Guest::boot(&image, node.place(), &GuestConfig::new(vec![disk])).unwrap();
+    let (there, name) = (run_dir(node), format!("{}{IMAGE}", volume.name()));
+    let told = |command: &[&str]| {
+        let rest = ["--run-dir", there.to_str().unwrap()];
+        run_on(node, &[command, &rest].concat())
+    };
+    let mut size = IMAGE_BYTES;
+    let mut grow = || {
+        size += 4 * MIB;
+        let (code, said) = told(&["resize", &name, "+4M"]);
+        assert_eq!(code, Some(0), "{said}");
+        let wanted = ("write through".to_owned(), size);
+        wait_until("the guest to see the new size", PATIENCE, || {
+            let seen = seen(&guest);
+            (seen == wanted).then_some(()).ok_or(format!("{seen:?}"))
+        })
+        .unwrap();
+    };
+    let set = "echo 'write through' >/sys/block/vda/cache_type";
+    guest.run(set, PATIENCE).unwrap();
+    grow();
+    for _ in 0..2 {
+        daemon.upgrade();
+        // What the daemon itself believes: it gives no such guest away.
+        let (code, said) = told(&["handover", &name]);
+        assert_eq!(code, Some(74), "{said}");
+        assert!(said.contains("write-through"), "{said}");
+        grow();
+    }
+    assert!(!daemon.log().contains("not trusted"), "{}", daemon.log());
+    let end = "dd if=/dev/urandom of=/tmp/end bs=1M count=1 2>/dev/null && \
+         dd if=/tmp/end of=/dev/vda bs=1M seek=$(($(cat /sys/block/vda/size) / 2048 - 1)) oflag=direct 2>/dev/null && \
+         dd if=/dev/vda bs=1M skip=$(($(cat /sys/block/vda/size) / 2048 - 1)) iflag=direct 2>/dev/null | cmp - /tmp/end";
+    guest.run(end, PATIENCE).unwrap();
+    guest.power_off().unwrap();
+    assert_eq!(daemon.stop().code(), Some(0));
+    volume.wait_healed(IMAGE, PATIENCE).unwrap();
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
 }

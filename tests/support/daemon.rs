@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bypass_harness::{Background, Node, Volume, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::{IMAGE, PATIENCE};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_bypass-blk");
+/// What a daemon says that has taken over from the process before.
+pub const UPGRADED: &str = "serving again, upgraded,";
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Killed when dropped.
@@ -121,6 +124,33 @@ impl Daemon {
         self.process.kill();
         let daemon = Self::launch(&self.node, self.socket.clone(), self.args.clone());
         *self = daemon.wait_listening().unwrap();
+    }
+
+    /// Asks it to become a new process.
+    pub fn ask_to_upgrade(&self) {
+        let pid = Pid::from_raw(self.pid().try_into().unwrap()).unwrap();
+        kill_process(pid, Signal::USR1).unwrap();
+    }
+
+    /// Asks for that, and waits until it is done.
+    pub fn upgrade(&self) {
+        let before = self.logged(UPGRADED);
+        self.ask_to_upgrade();
+        self.wait_logged(UPGRADED, before + 1);
+    }
+
+    /// How often it has logged this text.
+    pub fn logged(&self, text: &str) -> usize {
+        self.log().matches(text).count()
+    }
+
+    /// Waits until it has logged this text so often.
+    pub fn wait_logged(&self, text: &str, wanted: usize) {
+        wait_until(format!("{wanted} times {text:?}"), PATIENCE, || {
+            let found = self.logged(text);
+            (found >= wanted).then_some(()).ok_or_else(|| self.log())
+        })
+        .unwrap();
     }
 
     /// Waits for its end by itself; its exit code and log.
