@@ -75,15 +75,16 @@ fn a_killed_brick_misses_writes_and_is_healed_when_it_is_back() {
         .unwrap();
     file.write_all_at(&[0xaa; 4096], 1 << 20).unwrap();
     file.sync_all().unwrap();
-    drop((file, mount));
+    drop(file);
     assert!(!volume.copies_equal(IMAGE).unwrap().are_equal());
-    // The client stores them a moment after the write.
+    // The client stores them a moment after the write; one that is gone by then never does.
     wait_until("the marks against the killed brick", PING_DEADLINE, || {
         let marks = volume.marks(IMAGE).unwrap();
         let marked = marks.accuses(0, 2) && marks.accuses(1, 2);
         marked.then_some(()).ok_or_else(|| marks.to_string())
     })
     .unwrap();
+    drop(mount);
     assert!(volume.heal_info(0).unwrap().lists(IMAGE));
 
     volume.start_force().unwrap();
