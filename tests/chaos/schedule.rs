@@ -34,6 +34,8 @@ pub enum Fault {
     KillSelfHeal(usize),
     /// SIGKILL for a node's healer, which is then started anew.
     KillHealer(usize),
+    /// SIGUSR1 for the daemon: another process goes on with its connections.
+    Upgrade,
     /// SIGSTOP for the daemon.
     FreezeDaemon,
     /// SIGSTOP for a node's healer.
@@ -160,7 +162,7 @@ fn draw_fault(rng: &mut Rng, broken: &mut Broken) -> Fault {
     loop {
         let node = rng.below(NODES as u64) as usize;
         let next = (node + 1) % NODES;
-        let fault = match rng.below(28) {
+        let fault = match rng.below(30) {
             0..=4 => Fault::KillDaemon,
             5 => Fault::KillDaemonAndMove(node),
             6 => Fault::Rival(node),
@@ -175,6 +177,7 @@ fn draw_fault(rng: &mut Rng, broken: &mut Broken) -> Fault {
             22 => Fault::FreezeDaemon,
             23 | 24 => Fault::FreezeHealer(node),
             25 => Fault::FreezeBrick(node),
+            26 | 27 => Fault::Upgrade,
             _ => Fault::Thaw,
         };
         if broken.take(fault) {

@@ -32,6 +32,8 @@ const STALE: i32 = 42;
 struct Serving {
     daemon: Daemon,
     load: Option<Load>,
+    /// It was asked to be, once or more.
+    upgraded: bool,
 }
 
 /// See the module.
@@ -119,10 +121,29 @@ impl World {
             Fault::Rejoin(one, other) => text(self.cluster.rejoin(one, other))?,
             Fault::KillSelfHeal(node) => text(self.volume.crash_self_heal_daemon(node))?,
             Fault::KillHealer(node) => self.healers.kill(node),
+            Fault::Upgrade => self.upgrade(),
             Fault::FreezeDaemon => self.freeze(self.serving.as_ref().map(|s| s.daemon.pid())),
             Fault::FreezeHealer(node) => self.freeze(Some(self.healers.pid(node))),
             Fault::FreezeBrick(brick) => self.freeze(text(self.volume.brick_pid(brick))?),
             Fault::Thaw => self.thaw(),
+        }
+        Ok(())
+    }
+
+    /// Not waited for, so that other faults come in between.
+    fn upgrade(&mut self) {
+        if let Some(serving) = &mut self.serving {
+            serving.daemon.ask_to_upgrade();
+            serving.upgraded = true;
+        }
+    }
+
+    /// A new process that finds too much broken ends, as if it had been killed.
+    fn settle_upgrades(&mut self) -> Result<(), String> {
+        let upgraded = self.serving.as_mut().filter(|serving| serving.upgraded);
+        if upgraded.is_some_and(|serving| !serving.daemon.settle_upgrades()) {
+            self.note("the upgraded daemon has ended");
+            self.kill_daemon()?;
         }
         Ok(())
     }
@@ -154,7 +175,7 @@ impl World {
 
     /// SIGKILL, and a look at what it leaves.
     pub fn kill_daemon(&mut self) -> Result<(), String> {
-        if let Some(Serving { daemon, load }) = self.serving.take() {
+        if let Some(Serving { daemon, load, .. }) = self.serving.take() {
             daemon.kill();
             self.take(load.map(Load::abandon))?;
         }
@@ -232,7 +253,11 @@ impl World {
     fn start_load(&mut self, daemon: Daemon) -> Result<(), String> {
         let oracle = self.oracle.take().ok_or("a load runs")?;
         let load = Some(Load::start(daemon.socket(), oracle, self.rng.fork()));
-        self.serving = Some(Serving { daemon, load });
+        self.serving = Some(Serving {
+            daemon,
+            load,
+            upgraded: false,
+        });
         Ok(())
     }
 
@@ -242,7 +267,7 @@ impl World {
         let Some(rival) = self.try_open(node, "1s", &[STALE])? else {
             return Ok(());
         };
-        if let Some(Serving { daemon, load }) = self.serving.take() {
+        if let Some(Serving { daemon, load, .. }) = self.serving.take() {
             self.take(load.map(Load::abandon))?;
             self.overtaken.push(daemon);
         }
@@ -263,6 +288,7 @@ impl World {
             daemon.stop();
         }
         self.healers.check()?;
+        self.settle_upgrades()?;
         if self.serving.is_none() {
             self.serve_at_last(self.local)?;
         }

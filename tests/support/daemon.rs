@@ -139,6 +139,27 @@ impl Daemon {
         self.wait_logged(UPGRADED, before + 1);
     }
 
+    /// Waits until every upgrade that was asked for is done or refused. `false`: it has
+    /// ended.
+    pub fn settle_upgrades(&mut self) -> bool {
+        wait_until("the end of an upgrade", PATIENCE, || {
+            if self.process.exited().is_some() {
+                return Ok(false);
+            }
+            // Two that are asked for at once may be one.
+            let log = self.log();
+            let asked = log.rfind("SIGUSR1: upgrading");
+            let ends = [
+                UPGRADED,
+                "not upgraded:",
+                "cannot go on with another process",
+            ];
+            let ended = ends.iter().filter_map(|end| log.rfind(end)).max();
+            if asked <= ended { Ok(true) } else { Err(log) }
+        })
+        .unwrap()
+    }
+
     /// How often it has logged this text.
     pub fn logged(&self, text: &str) -> usize {
         self.log().matches(text).count()

@@ -163,13 +163,14 @@ impl Cluster {
     }
 
     /// A power cut: the node goes silent first, then everything on it is
-    /// killed, so that no peer sees a connection closed. Page cache survives.
+    /// killed, so that no peer sees a connection closed. Page cache survives; /run does
+    /// not, or glusterd might take another process for the brick of an old pid file.
     pub fn crash_node(&self, node: usize) -> Result<()> {
         self.cut(node)?;
         for pid in self.inner.network.processes(node) {
             kill_and_wait(pid)?;
         }
-        Ok(())
+        self.node(node).empty_run_dir()
     }
 
     /// Brings a crashed node back: cable, `glusterd`, bricks, peers.

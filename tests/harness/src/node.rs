@@ -111,6 +111,13 @@ impl Node {
         }
     }
 
+    /// Forgets what a reboot forgets.
+    pub(crate) fn empty_run_dir(&self) -> Result<()> {
+        let dir = self.run_dir();
+        fs::remove_dir_all(&dir).at("remove", &dir)?;
+        make_dir(&dir)
+    }
+
     /// One try of the `gluster` command line against this node's `glusterd`.
     pub(crate) fn gluster_once(&self, args: &[&str]) -> Result<String> {
         let dir = self.place.dir();
