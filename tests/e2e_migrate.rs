@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bypass_harness::wait_until;
 use support::PATIENCE;
-use support::daemon::{run_dir, run_on};
 use support::migration::Move;
 
 /// Guests are slow here: translated, two cores.
@@ -144,11 +143,7 @@ fn a_source_killed_while_it_sends_the_rest_is_started_again_and_the_guest_goes_o
     let (code, log) = to.target.ended();
     assert_eq!(code, Some(42), "{log}");
 
-    let node = to.volume.brick_node(0);
-    let run_dir = run_dir(node);
-    let asked = ["bandwidth", "unlimited", "--run-dir"];
-    let (code, said) = run_on(node, &[&asked[..], &[run_dir.to_str().unwrap()]].concat());
-    assert_eq!(code, Some(0), "{said}");
+    to.send_at_full_speed();
     to.source.again();
     // For all that is known here, a guest may be about to come back.
     let (code, said) = to.handover(&[]);
@@ -157,6 +152,36 @@ fn a_source_killed_while_it_sends_the_rest_is_started_again_and_the_guest_goes_o
     assert_eq!(code, Some(0), "{said}");
     to.source.wait_custody("vacant");
     to.target.again();
+    to.arrived();
+    to.end_load(true);
+    to.there.take().unwrap().power_off().unwrap();
+    to.end();
+}
+
+#[test]
+fn hosts_that_lose_each_other_while_the_rest_is_sent_give_the_image_to_nobody_until_they_meet() {
+    let mut to = Move::prepare(&["--bandwidth", "512K"]);
+    to.hand_over();
+    to.begin();
+    to.go_on();
+    to.here.wait_migration("completed").unwrap();
+    to.source.wait_custody("leaving");
+    to.cluster.part(0, 1).unwrap();
+    wait_target(&to, false);
+    // All others are equal before long: the target's copy is the one that counts.
+    to.send_at_full_speed();
+    wait_until("the third copy to be healed", PATIENCE, || {
+        let status = to.source.status();
+        let behind = &status["copies"][2]["behind"]["bytes"];
+        (behind == 0)
+            .then_some(())
+            .ok_or_else(|| status.to_string())
+    })
+    .unwrap();
+    assert_eq!(to.source.custody(), "leaving");
+    assert_eq!(to.target.custody(), "opening");
+    to.cluster.rejoin(0, 1).unwrap();
+    to.source.wait_custody("vacant");
     to.arrived();
     to.end_load(true);
     to.there.take().unwrap().power_off().unwrap();

@@ -199,6 +199,15 @@ impl Move {
         self.parameters(json!({ "max-bandwidth": 1u64 << 30 }));
     }
 
+    /// Undoes what the source's healer was told of bandwidth.
+    pub fn send_at_full_speed(&self) {
+        let node = self.volume.brick_node(0);
+        let run_dir = run_dir(node);
+        let asked = ["bandwidth", "unlimited", "--run-dir"];
+        let (code, said) = run_on(node, &[&asked[..], &[run_dir.to_str().unwrap()]].concat());
+        assert_eq!(code, Some(0), "{said}");
+    }
+
     /// Migrates up to where the guest stands still at the source, its rings stopped.
     pub fn go_to_the_brink(&self) {
         self.pause_before_switch_over(true);
