@@ -17,6 +17,7 @@ use bypass_harness::{
 use support::daemon::{Daemon, run_dir, run_on, state_dir};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
+use support::tmpfs::Tmpfs;
 use support::{IMAGE, IMAGE_BYTES, PATIENCE, pattern, replica_3};
 
 const MIB: u64 = 1 << 20;
@@ -236,6 +237,7 @@ impl Drop for Frozen {
 fn what_may_not_or_cannot_be_leaves_every_copy_as_it_was() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
+    let state = Tmpfs::mount(&state_dir(volume.brick_node(0)), "size=100m");
     assert_kept(resize(&volume, &["+100"]), "512");
     let daemon = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
@@ -247,6 +249,14 @@ fn what_may_not_or_cannot_be_leaves_every_copy_as_it_was() {
     let (code, said) = resize(&volume, &["-1G"]);
     assert_eq!(code, Some(2), "{said}");
     assert_eq!(sizes(&volume), [IMAGE_BYTES; 3]);
+
+    // No room for the map of the larger image, beside the one of now.
+    let filler = state.path().join("filler");
+    std::fs::write(&filler, vec![1; 100 << 20]).unwrap_err();
+    assert_kept(resize(&volume, &["+4M"]), "no room");
+    assert_eq!(sizes(&volume), [IMAGE_BYTES; 3]);
+    write(&mut disk, 4, 7 * MIB);
+    std::fs::remove_file(filler).unwrap();
 
     // Another copy that cannot be changed; no write is healed meanwhile.
     write(&mut disk, 1, 0);

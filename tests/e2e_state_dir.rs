@@ -4,38 +4,12 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use bypass_harness::{Cluster, Node, Volume, run_command};
+use bypass_harness::{Cluster, Volume};
 use support::daemon::{Daemon, run_on};
-use support::{IMAGE, PATIENCE, replica_3};
-
-/// A small file system in memory, gone when dropped.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(node: &Node, name: &str, options: &str) -> Tmpfs {
-        let dir = node.place().dir().join(name);
-        std::fs::create_dir(&dir).unwrap();
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
-            .arg(&dir);
-        run_command(&mut mount, PATIENCE).unwrap();
-        Tmpfs(dir)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let mut umount = Command::new("umount");
-        let done = run_command(umount.arg("--lazy").arg(&self.0), PATIENCE);
-        if let Err(error) = done {
-            eprintln!("{} stays mounted: {error}", self.0.display());
-        }
-    }
-}
+use support::tmpfs::Tmpfs;
+use support::{IMAGE, replica_3};
 
 /// `serve` with this state directory; its exit code and what it said.
 fn serve(volume: &Volume, state_dir: &Path, extra: &[&str]) -> (Option<i32>, String) {
@@ -62,13 +36,13 @@ fn a_state_directory_that_is_full_or_not_writable_refuses_the_start_and_leaves_t
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
     let node = volume.brick_node(0);
-    let full = Tmpfs::mount(node, "full", "size=4k");
-    let read_only = Tmpfs::mount(node, "read-only", "ro");
+    let full = Tmpfs::mount(&node.place().dir().join("full"), "size=4k");
+    let read_only = Tmpfs::mount(&node.place().dir().join("read-only"), "ro");
     let a_file = node.place().dir().join("a-file");
     std::fs::write(&a_file, "").unwrap();
     for (state_dir, words) in [
-        (&full.0, "no room"),
-        (&read_only.0, "--state-dir"),
+        (full.path(), "no room"),
+        (read_only.path(), "--state-dir"),
         (&a_file, "--state-dir"),
     ] {
         let (code, said) = serve(&volume, state_dir, &[]);
