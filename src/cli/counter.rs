@@ -10,9 +10,9 @@ use crate::image::door::Door;
 use crate::image::error::chain;
 
 use super::Failure;
-use super::custodian::Seat;
 use super::kept::Leaving;
 use super::listen::{Listener, Next};
+use super::seat::Seat;
 use super::stop::Stop;
 use super::upgrade::{Upgrade, UpgradeError};
 

@@ -4,26 +4,24 @@
 //! One thread, which owns the session; `serve` starts it, the control socket asks it,
 //! the queues tell it what the rings do.
 
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::image::custody::{Action, Custody, Event, Machine};
-use crate::image::door::{Door, Rings};
+use crate::image::door::Door;
 use crate::image::error::{LocalError, chain};
-use crate::image::handle::SessionHandle;
-use crate::image::heal::Job;
 use crate::image::local::{Fingerprint, LocalFile};
-use crate::image::machine::StopReason;
 use crate::image::open::FenceWish;
 use crate::image::port::{CopyState, Fence, KeptBrick};
 use crate::image::resize::{NewSize, ResizeError, Resized};
-use crate::image::session::{Kept, Session};
+use crate::image::session::Session;
 use crate::image::state_dir::StateDir;
 
 use super::Failure;
 use super::opening::{self, Opening, Place};
+use super::seat::{Input, Resting, Seat};
 use super::stop::Stop;
 
 /// How often it is tried to give the image away.
@@ -53,133 +51,6 @@ pub struct Terms {
     pub stop: Arc<Stop>,
 }
 
-/// The image as others of this process see it.
-pub struct Seat {
-    now: Mutex<Now>,
-    front: Mutex<Option<Front>>,
-    inbox: Mutex<Sender<Input>>,
-}
-
-/// At this moment.
-#[derive(Clone)]
-pub struct Now {
-    /// Whose the image is.
-    pub custody: Custody,
-    /// The session, while there is one, and what a healer needs to know of it.
-    pub session: Option<(SessionHandle, Job)>,
-    /// Why the session ended by itself.
-    pub stopped: Option<StopReason>,
-    /// Bytes of the image.
-    pub size: u64,
-}
-
-/// Everything at rest for the next process; when this is dropped instead, it goes on.
-pub struct Resting {
-    /// The session.
-    pub session: Kept,
-    /// Whose it is.
-    pub place: Place,
-    _custodian: Sender<()>,
-}
-
-enum Input {
-    Event(Event),
-    /// Give it away, to the host of this child if one is named.
-    Arm(Option<usize>),
-    Stopped(StopReason),
-    Rest(Sender<Result<Resting, String>>),
-    FrontEndGone,
-    Resize(Resize),
-    Close,
-}
-
-/// The wish for a larger image.
-struct Resize {
-    size: NewSize,
-    force: bool,
-    answer: Sender<Result<(Resized, bool), ResizeError>>,
-}
-
-/// The device in front of the image, as far as a new size concerns it.
-pub struct Front {
-    /// Bytes of its blocks.
-    pub block: u64,
-    /// Offers a disk of so many bytes; was the front-end told?
-    pub grow: Box<dyn Fn(u64) -> bool + Send>,
-}
-
-impl Seat {
-    /// What is the case now.
-    pub fn now(&self) -> Now {
-        self.locked().clone()
-    }
-
-    /// Gives the image away when the rings have stopped, and not before the copy of
-    /// child `to` is there and equal; or not after all.
-    pub fn arm(&self, armed: bool, to: Option<usize>) {
-        self.send(match armed {
-            true => Input::Arm(to),
-            false => Input::Event(Event::Disarm),
-        });
-    }
-
-    /// The connection has ended: rings that start later are those of another guest, or
-    /// of one that came back.
-    pub fn front_end_gone(&self) {
-        self.send(Input::FrontEndGone);
-    }
-
-    /// What is in front of the image from now on.
-    pub fn set_front(&self, front: Front) {
-        *self.front.lock().unwrap_or_else(|e| e.into_inner()) = Some(front);
-    }
-
-    /// Makes the image larger; was the front-end told? Waits for whatever the custodian
-    /// is at.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn resize(&self, size: NewSize, force: bool) -> Result<(Resized, bool), ResizeError> {
-        let (answer, answered) = mpsc::channel();
-        let wish = Resize {
-            size,
-            force,
-            answer,
-        };
-        self.send(Input::Resize(wish));
-        let gone = |_| Err(ResizeError::Over("the daemon ends".to_owned()));
-        answered.recv().unwrap_or_else(gone)
-    }
-
-    /// Lets session and custodian rest. The device must be drained before.
-    ///
-    /// # Errors
-    /// Why not; all goes on.
-    pub fn rest(&self) -> Result<Resting, String> {
-        let (answer, receiver) = mpsc::channel();
-        self.send(Input::Rest(answer));
-        let over = |_| Err("the daemon ends".to_owned());
-        receiver.recv().unwrap_or_else(over)
-    }
-
-    fn rings(&self, rings: Rings) {
-        self.send(Input::Event(match rings {
-            Rings::Started => Event::RingsStarted,
-            Rings::Stopped => Event::RingsStopped,
-        }));
-    }
-
-    fn send(&self, input: Input) {
-        let inbox = self.inbox.lock().unwrap_or_else(|e| e.into_inner());
-        // A daemon that ends listens no more.
-        let _ = inbox.send(input);
-    }
-
-    fn locked(&self) -> std::sync::MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(|e| e.into_inner())
-    }
-}
-
 /// See the module.
 pub struct Custodian {
     seat: Arc<Seat>,
@@ -201,16 +72,7 @@ impl Custodian {
         kept: Option<KeptBricks>,
     ) -> Result<Self, Failure> {
         let (sender, inbox) = mpsc::channel();
-        let seat = Arc::new(Seat {
-            now: Mutex::new(Now {
-                custody: Custody::Vacant,
-                session: None,
-                stopped: None,
-                size: local.size,
-            }),
-            front: Mutex::default(),
-            inbox: Mutex::new(sender),
-        });
+        let seat = Arc::new(Seat::new(local.size, sender));
         let told = seat.clone();
         let door = Arc::new(Door::new(move |rings| told.rings(rings)));
         let mut worker = Worker {
@@ -476,7 +338,7 @@ impl Worker {
             return Err(ResizeError::NotNow(why.to_owned()));
         }
         let seat = self.seat.clone();
-        let front = seat.front.lock().unwrap_or_else(|e| e.into_inner());
+        let front = seat.front();
         let (Some((session, _)), Some(front)) = (&self.session, &*front) else {
             let why = "the daemon is not ready yet";
             return Err(ResizeError::NotNow(why.to_owned()));

@@ -29,9 +29,10 @@ use crate::image::locate::Located;
 use crate::image::port::{Fence, KeptBrick};
 
 use super::Server;
-use super::custodian::{KeptBricks, Resting};
+use super::custodian::KeptBricks;
 use super::listen::take_socket;
 use super::opening::Place;
+use super::seat::Resting;
 
 /// Of the document. To be raised with every change of what it says or means.
 pub const VERSION: u32 = 1;

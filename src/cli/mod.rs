@@ -23,6 +23,7 @@ mod own_session;
 mod promote;
 mod release;
 mod resize;
+mod seat;
 mod serve;
 mod service;
 mod status;

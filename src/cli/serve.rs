@@ -23,9 +23,10 @@ use crate::image::state_dir::StateDir;
 
 use super::begin::{self, Begin};
 use super::counter::{self, Counter};
-use super::custodian::{self, Custodian, Front};
+use super::custodian::{self, Custodian};
 use super::listen::Listener;
 use super::opening::{self, Opening, Place, StateDirArgs};
+use super::seat::Front;
 use super::service::{Device, Image, Service};
 use super::stop::Stop;
 use super::upgrade::{self, Resume, Upgrade};

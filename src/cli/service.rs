@@ -17,7 +17,7 @@ use crate::image::machine::Phase;
 use crate::image::resize::NewSize;
 use crate::image::state_dir::StateDir;
 
-use super::custodian::Seat;
+use super::seat::Seat;
 
 /// An image, and the device in front of it if there is one.
 pub struct Service {

@@ -26,8 +26,8 @@ use crate::image::error::chain;
 use crate::image::machine::Phase;
 
 use super::Failure;
-use super::custodian::Seat;
 use super::kept::{self, Leaving};
+use super::seat::Seat;
 
 /// How long the new program may take to say that it understands what it will find.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
