@@ -8,11 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bypass_harness::{Cluster, Volume, wait_until};
 use support::daemon::{Daemon, run_dir, run_on};
-use support::front_end::FrontEnd;
+use support::front_end::{FrontEnd, assert_reads, write};
 use support::healer::Healer;
-use support::{IMAGE, PATIENCE, pattern, replica_3};
-
-const MIB: u64 = 1 << 20;
+use support::{IMAGE, PATIENCE, replica_3};
 
 /// `bypass-blk handover` on the host of the daemon of brick 0.
 fn handover(volume: &Volume, extra: &[&str]) -> (Option<i32>, String) {
@@ -32,18 +30,6 @@ fn wait_healed_by(daemon: &Daemon, healer: &Healer) {
         known.then_some(()).ok_or_else(|| status.to_string())
     })
     .unwrap();
-}
-
-fn write(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
-    let at = mebibyte * MIB;
-    disk.write(at, &pattern(seed, at, MIB as usize), PATIENCE)
-        .unwrap();
-}
-
-fn assert_reads(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
-    let at = mebibyte * MIB;
-    let read = disk.read(at, MIB as usize, PATIENCE).unwrap();
-    assert!(read == pattern(seed, at, MIB as usize));
 }
 
 /// Ends a thread that looks at this.
@@ -176,7 +162,7 @@ fn a_handover_that_cannot_be_made_says_why_and_harms_nobody() {
         wait_until("a debt", PATIENCE, || {
             let status = source.status();
             let behind = status["copies"][1]["behind"]["bytes"].as_u64();
-            let much = behind.is_some_and(|bytes| bytes >= 8 * MIB);
+            let much = behind.is_some_and(|bytes| bytes >= 8 << 20);
             much.then_some(()).ok_or_else(|| status.to_string())
         })
         .unwrap();

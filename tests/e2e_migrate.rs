@@ -132,11 +132,7 @@ fn whatever_fails_before_the_switch_over_the_guest_goes_on_at_the_source() {
 #[test]
 fn a_source_killed_while_it_sends_the_rest_is_started_again_and_the_guest_goes_on() {
     let mut to = Move::prepare(&["--bandwidth", "512K"]);
-    to.hand_over();
-    to.begin();
-    to.go_on();
-    to.here.wait_migration("completed").unwrap();
-    to.source.wait_custody("leaving");
+    to.go_and_leave_something();
     to.target.wait_custody("opening");
     to.source.crash();
     // Its copy is marked: nobody serves it, and the guest waits for its disk.
@@ -161,11 +157,7 @@ fn a_source_killed_while_it_sends_the_rest_is_started_again_and_the_guest_goes_o
 #[test]
 fn hosts_that_lose_each_other_while_the_rest_is_sent_give_the_image_to_nobody_until_they_meet() {
     let mut to = Move::prepare(&["--bandwidth", "512K"]);
-    to.hand_over();
-    to.begin();
-    to.go_on();
-    to.here.wait_migration("completed").unwrap();
-    to.source.wait_custody("leaving");
+    to.go_and_leave_something();
     to.cluster.part(0, 1).unwrap();
     wait_target(&to, false);
     // All others are equal before long: the target's copy is the one that counts.

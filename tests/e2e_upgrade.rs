@@ -14,9 +14,9 @@ use bypass_harness::{
     Cluster, Disk, FioJob, Guest, GuestConfig, GuestImage, Pattern, Verify, VolumeKind, wait_until,
 };
 use support::daemon::{BINARY, Daemon, UPGRADED, run_dir, run_on};
-use support::front_end::FrontEnd;
+use support::front_end::{FrontEnd, assert_reads, write};
 use support::healer::Healer;
-use support::{IMAGE, IMAGE_BYTES, PATIENCE, pattern, replica_3, volume_with_image};
+use support::{IMAGE, IMAGE_BYTES, PATIENCE, replica_3, volume_with_image};
 
 const MIB: u64 = 1 << 20;
 const REFUSED: &str = "not upgraded:";
@@ -32,21 +32,6 @@ fn refused(daemon: &Daemon, why: &str) {
     daemon.wait_logged(REFUSED, before.0 + 1);
     assert!(daemon.log().contains(why), "{why}: {}", daemon.log());
     assert_eq!(daemon.logged(UPGRADED), before.1);
-}
-
-fn write(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
-    let at = mebibyte * MIB;
-    disk.write(at, &pattern(seed, at, MIB as usize), PATIENCE)
-        .unwrap();
-}
-
-fn assert_reads(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
-    let at = mebibyte * MIB;
-    let read = disk.read(at, MIB as usize, PATIENCE).unwrap();
-    assert!(
-        read == pattern(seed, at, MIB as usize),
-        "mebibyte {mebibyte}"
-    );
 }
 
 /// No brick's connection, and so no lock, was ever lost.

@@ -6,8 +6,12 @@ use std::time::Duration;
 
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 
+use super::{PATIENCE, pattern};
+
 /// The longest request in bytes.
 pub const MAX_REQUEST: usize = 1 << 20;
+
+const MIB: usize = 1 << 20;
 
 /// A connected front-end with one queue.
 pub struct FrontEnd {
@@ -100,4 +104,18 @@ impl FrontEnd {
             Err(_) => Err(Failed::NoAnswer),
         }
     }
+}
+
+/// Writes a mebibyte of [`pattern`].
+pub fn write(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
+    let at = mebibyte * MIB as u64;
+    disk.write(at, &pattern(seed, at, MIB), PATIENCE).unwrap();
+}
+
+/// Is that what is there?
+pub fn assert_reads(disk: &mut FrontEnd, seed: u64, mebibyte: u64) {
+    let at = mebibyte * MIB as u64;
+    let read = disk.read(at, MIB, PATIENCE).unwrap();
+    let right = read == pattern(seed, at, MIB);
+    assert!(right, "mebibyte {mebibyte}");
 }

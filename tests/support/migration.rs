@@ -194,6 +194,15 @@ impl Move {
         self.parameters(json!({ "downtime-limit": 60_000 }));
     }
 
+    /// The guest is at the target, and the source still sends what its copy misses.
+    pub fn go_and_leave_something(&self) {
+        self.hand_over();
+        self.begin();
+        self.go_on();
+        self.here.wait_migration("completed").unwrap();
+        self.source.wait_custody("leaving");
+    }
+
     /// Undoes [`Move::slow_down`].
     pub fn speed_up(&self) {
         self.parameters(json!({ "max-bandwidth": 1u64 << 30 }));
