@@ -50,17 +50,29 @@ impl Peer {
     /// Sends a record whose bytes are given.
     pub fn send(&mut self, bytes: &[u8]) {
         let mark = record::mark(bytes.len()).unwrap();
+        self.write(&[&mark, bytes].concat());
+    }
+
+    /// Sends bytes as they are.
+    pub fn write(&mut self, bytes: &[u8]) {
         // The client may be gone already.
-        let _ = self.0.write_all(&[&mark, bytes].concat());
+        let _ = self.0.write_all(bytes);
     }
 
     /// Answers a call with `results`.
     pub fn reply(&mut self, xid: u32, results: &[u8]) {
+        self.reply_and(xid, results, &[]);
+    }
+
+    /// Answers a call with `results`, and sends `more` bytes so that both arrive as one.
+    pub fn reply_and(&mut self, xid: u32, results: &[u8], more: &[u8]) {
         let mut reply = Encoder::new();
         let (message_type, accepted, verifier, success) = (1, 0, 0, 0);
         reply.u32(xid).u32(message_type).u32(accepted).u32(verifier);
         reply.opaque(&[]).u32(success);
-        self.send(&[&reply.into_bytes(), results].concat());
+        let reply = [&reply.into_bytes(), results].concat();
+        let mark = record::mark(reply.len()).unwrap();
+        self.write(&[&mark, &reply[..], more].concat());
     }
 
     /// A notice such as bricks send on their own.

@@ -375,22 +375,27 @@ fn an_unreachable_peer_is_an_error_in_time() {
     assert!(matches!(nameless, Err(ConnectError::Resolve(_))));
 }
 
+/// A notice such as bricks send on their own, cut in two within its header.
+fn halves_of_a_notice() -> (Vec<u8>, Vec<u8>) {
+    let notice = [9u32, 0, 2, 52_743_234, 1, 10, 0, 0, 0, 0].map(u32::to_be_bytes);
+    let mark = record::mark(notice.as_flattened().len()).unwrap();
+    let record = [&mark[..], notice.as_flattened()].concat();
+    let (half, rest) = record.split_at(34);
+    (half.to_vec(), rest.to_vec())
+}
+
 #[test]
 fn a_connection_at_rest_goes_on_with_another_owner_where_it_was() {
     let (connection, _peer) = connect(&patient(), |mut peer| {
         let first = peer.receive().unwrap();
-        peer.reply(first.xid, b"one.");
         // A notice of which a half is there already when it is to rest.
-        let notice = [9u32, 0, 2, 52_743_234, 1, 10, 0, 0, 0, 0]
-            .map(u32::to_be_bytes)
-            .concat();
-        let mark = record::mark(notice.len()).unwrap();
-        std::io::Write::write_all(&mut peer.0, &[&mark[..], &notice[..30]].concat()).unwrap();
+        let (half, rest) = halves_of_a_notice();
+        peer.reply_and(first.xid, b"one.", &half);
         let ping = peer.receive().unwrap();
         assert_eq!((ping.xid, ping.procedure), (0, 3));
-        for byte in &notice[30..] {
+        for byte in rest {
             // Each is seen on its own: the reader must not rest before the last.
-            std::io::Write::write_all(&mut peer.0, &[*byte]).unwrap();
+            peer.write(&[byte]);
             thread::sleep(Duration::from_millis(2));
         }
         peer.reply(ping.xid, b"");
@@ -414,9 +419,13 @@ fn a_connection_that_waits_for_an_answer_or_is_silent_does_not_rest_and_goes_on(
         let (ping, second) = (peer.receive().unwrap(), first.xid + 1);
         assert_eq!(ping.xid, second, "no ping while a call is under way");
         peer.reply(first.xid, b"one.");
-        peer.reply(second, b"two.");
+        // Sent as one with half a notice: whoever has the answer knows that the reader is past
+        // the only place where it could rest.
+        let (half, rest) = halves_of_a_notice();
+        peer.reply_and(second, b"two.", &half);
         let (ping, third) = (peer.receive().unwrap(), peer.receive().unwrap());
         assert_eq!(ping.xid, 0);
+        peer.write(&rest);
         peer.reply(third.xid, b"tri.");
         peer.drain();
     });
