@@ -297,11 +297,29 @@ pub(super) fn sync_directory(path: &Path) -> std::io::Result<()> {
 /// Reserves every block, so that a disk that fills up later cannot fault a write
 /// to the mapping.
 pub(super) fn allocate(file: &File, path: &Path, len: u64) -> Result<(), MapError> {
+    let full = |error: Errno| MapError::of("allocate", path, len, error.into());
+    if !could_have_room(file, len).map_err(full)? {
+        return Err(full(Errno::NOSPC));
+    }
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
         // A file system without it: a new file is written in full anyway.
         Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
-        Err(error) => Err(MapError::of("allocate", path, len, error.into())),
+        Err(error) => Err(full(error)),
     }
+}
+
+/// Whether `len` bytes may fit. A reservation that cannot end well would first take every
+/// free block of the file system from everybody else there.
+fn could_have_room(file: &File, len: u64) -> Result<bool, Errno> {
+    const SECTOR: u64 = 512;
+    let system = rustix::fs::fstatvfs(file)?;
+    if system.f_blocks == 0 {
+        // It does not count blocks.
+        return Ok(true);
+    }
+    let own = u64::try_from(rustix::fs::fstat(file)?.st_blocks).unwrap_or(0) * SECTOR;
+    let free = system.f_bfree.saturating_mul(system.f_frsize);
+    Ok(len <= free.saturating_add(own))
 }
 
 /// On the disk when this returns.

@@ -151,7 +151,7 @@ fn a_missing_directory_and_a_missing_map_are_refused_with_the_reason() {
 fn an_image_too_large_for_the_state_directory_is_refused_and_leaves_nothing() {
     let (_directory, path) = place();
     let mut huge = identity();
-    // A map of 8 TiB; refused when its blocks are reserved.
+    // A map of 8 TiB; refused before its blocks are reserved.
     huge.size = 1 << 54;
     let refused = DirtyMap::open(&path, &huge);
     assert!(matches!(refused, Err(MapError::NoSpace { .. })));
