@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::control::remote::RemoteSession;
-use crate::control::socket::{self, Answer, ControlError, Request};
+use crate::control::socket::{self, Answer, ControlError, FORCED, Request};
 use crate::control::status::{CustodyStatus, Status};
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
@@ -150,7 +150,12 @@ impl Image {
         };
         let mut watch = Watch::new(args.max_downtime.into(), to);
         let mut told = Instant::now();
+        let mut forced = None;
         loop {
+            if forced.is_none_or(|at: Instant| at.elapsed() > FORCED / 3) {
+                forced = Some(Instant::now());
+                self.force();
+            }
             let status = self.status()?;
             match custody(&status) {
                 CustodyStatus::Vacant => {
@@ -217,6 +222,14 @@ impl Image {
                 }
                 _ => stop.wait(ROUND),
             }
+        }
+    }
+
+    /// Healing does not hold back for the guest as long as this is said.
+    fn force(&self) {
+        // It takes longer without.
+        if let Err(error) = self.ask(Request::Force) {
+            log::warn!("{}: is not healed faster: {}", self.name, chain(&error));
         }
     }
 

@@ -103,6 +103,7 @@ impl OwnSession {
             state: wanted.state.clone(),
             serving: None,
             last_timed: Mutex::default(),
+            forced_until: Mutex::default(),
         };
         Ok(Self {
             place,

@@ -258,6 +258,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             cache,
         }),
         last_timed: Mutex::default(),
+        forced_until: Mutex::default(),
     });
     let _metrics = start_metrics(&args, &service)?;
     let (run_dir, located) = (&args.run_dir.run_dir, &place.located);

@@ -1,12 +1,12 @@
 //! What a daemon answers on its control socket.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::control::socket::{Answer, Request};
+use crate::control::socket::{Answer, FORCED, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Stats};
 use crate::image::custody::Custody;
@@ -31,6 +31,8 @@ pub struct Service {
     pub serving: Option<Device>,
     /// Requests timed until the last report of a healer, and their time.
     pub last_timed: Mutex<(u64, Duration)>,
+    /// Until then healers do not hold back for the guest, see [`Request::Force`].
+    pub forced_until: Mutex<Option<Instant>>,
 }
 
 /// Where the image's session is.
@@ -117,6 +119,10 @@ impl Service {
                 to,
                 no_guest,
             } => self.arm(armed, to, no_guest),
+            Request::Force => {
+                *lock(&self.forced_until) = Some(Instant::now() + FORCED);
+                Answer::Done
+            }
             Request::Resize { size, force } => self.resize(size, force),
             Request::Bandwidth { .. } | Request::Yield => Answer::Refused {
                 why: "this is no healer".to_owned(),
@@ -242,18 +248,29 @@ impl Service {
         session.report(report).map(|mut hint| {
             hint.latency = self.latency();
             hint.urgent = matches!(self.custody(), Custody::Armed | Custody::Leaving);
+            hint.forced = hint.urgent || self.is_forced();
             Answer::Hint(hint)
         })
+    }
+
+    fn is_forced(&self) -> bool {
+        let until = *lock(&self.forced_until);
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     /// The mean time of the guest's requests since this was last asked.
     fn latency(&self) -> Option<Duration> {
         let now = self.serving.as_ref()?.stats.timed();
-        let mut last = self.last_timed.lock().unwrap_or_else(|e| e.into_inner());
+        let mut last = lock(&self.last_timed);
         let (count, time) = std::mem::replace(&mut *last, now);
         let requests = u32::try_from(now.0.checked_sub(count)?).ok()?;
         now.1.checked_sub(time)?.checked_div(requests)
     }
+}
+
+/// Nothing in them is half done.
+fn lock<T>(figures: &Mutex<T>) -> MutexGuard<'_, T> {
+    figures.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn not_served() -> Answer {

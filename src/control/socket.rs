@@ -30,6 +30,8 @@ const LINE_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for what changes marks or sizes: a session may be waiting for bricks.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(90);
+/// For how long [`Request::Force`] holds: whoever asked for it may have died.
+pub const FORCED: Duration = Duration::from_secs(3);
 /// Requests that are answered at one time; more wait.
 const MAX_CLIENTS: usize = 16;
 
@@ -73,6 +75,9 @@ pub enum Request {
         #[serde(default)]
         no_guest: bool,
     },
+    /// Somebody waits for the copies to be equal: for [`FORCED`] heal as fast as can be,
+    /// whatever it costs the guest. Said again as long as it is waited for.
+    Force,
     /// Make all copies of the image larger.
     Resize {
         /// How large.
@@ -97,6 +102,7 @@ impl Request {
             | Self::Job
             | Self::Report { .. }
             | Self::HandOver { .. }
+            | Self::Force
             | Self::Bandwidth { .. }
             | Self::Yield => ANSWER_TIMEOUT,
         }

@@ -215,6 +215,7 @@ impl SessionHandle {
                 .collect(),
             held: self.peers().map(|(_, child)| held(child)).collect(),
             urgent: false,
+            forced: false,
             latency: None,
         })
     }

@@ -136,6 +136,9 @@ pub struct Hint {
     /// and keep no lock that is not needed.
     #[serde(default)]
     pub urgent: bool,
+    /// Somebody waits for the copies to be equal: do not hold back for the guest's sake.
+    #[serde(default)]
+    pub forced: bool,
     /// Mean time of the guest's requests since the last report, if there were any.
     pub latency: Option<Duration>,
 }

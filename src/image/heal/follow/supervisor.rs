@@ -177,7 +177,11 @@ impl Supervisor {
             self.observed = now;
             self.observe(now);
         }
-        let rate = self.backoff.rate(self.bandwidth.load(Ordering::Relaxed));
+        let limit = self.bandwidth.load(Ordering::Relaxed);
+        let rate = match hint.forced {
+            true => limit,
+            false => self.backoff.rate(limit),
+        };
         self.throttle.set_rate(rate);
         self.publish(|snapshot| snapshot.limit = rate);
     }

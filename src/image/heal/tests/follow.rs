@@ -321,8 +321,12 @@ fn the_limit_is_the_operator_s_or_a_lower_one_for_the_guest() {
     limit(FLOOR);
     session.known().latency = None;
     limit(100 * FLOOR);
-    options.bandwidth.store(FLOOR / 4, Ordering::Relaxed);
     session.known().latency = Some(Duration::from_millis(50));
+    limit(FLOOR);
+    session.known().forced = true;
+    limit(100 * FLOOR);
+    options.bandwidth.store(FLOOR / 4, Ordering::Relaxed);
+    session.known().forced = false;
     limit(FLOOR / 4);
 }
 

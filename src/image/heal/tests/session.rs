@@ -29,6 +29,7 @@ pub struct Known {
     pub marks_debt: bool,
     pub suspect: Vec<bool>,
     pub latency: Option<Duration>,
+    pub forced: bool,
     pub reports: Vec<HealReport>,
     /// How often it was asked to remove marks.
     pub asked: u64,
@@ -233,6 +234,7 @@ impl SessionLink for Session {
             suspect: known.suspect.clone(),
             held: known.held.clone(),
             urgent: false,
+            forced: known.forced,
             latency: known.latency,
         })
     }
