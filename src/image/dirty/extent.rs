@@ -37,6 +37,8 @@ pub const LANES: usize = 4;
 
 /// Bits of one extent.
 const LANE_BITS: u32 = 16;
+/// One in the lowest bit of every lane.
+const EACH_LANE: u64 = 0x0001_0001_0001_0001;
 const IN_FLIGHT: u16 = 0x00ff;
 const DIRTY_SHIFT: u32 = 8;
 const COPYING_SHIFT: u32 = 12;
@@ -217,6 +219,20 @@ impl State {
         let bits = peers.copying_bits();
         (self.0 & bits != 0).then_some(Self(self.0 & !bits))
     }
+}
+
+/// The same bits in every lane.
+pub fn spread(bits: u16) -> u64 {
+    u64::from(bits) * EACH_LANE
+}
+
+/// [`Extent::mark_dirty`] for all the extents of a word, as one change.
+pub fn mark_word_dirty(word: &AtomicU64, peers: Peers) {
+    let (dirty, copying) = (spread(peers.dirty_bits()), spread(peers.copying_bits()));
+    // Never refused, so there is no error.
+    let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+        Some((word | dirty) & !copying)
+    });
 }
 
 /// One extent: its place in a word that others share.

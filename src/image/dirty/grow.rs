@@ -12,12 +12,11 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use super::error::MapError;
-use super::extent::{LANES, Peers};
+use super::extent::{LANES, Peers, spread};
 use super::geometry::{ExtentSize, Geometry};
 use super::map::DirtyMap;
 use super::mapping::{Role, RoleLock};
 use super::open::{allocate, options, sync_directory, wait_for, write_header};
-use super::scan::spread;
 
 /// Bits of an extent in a word.
 const LANE_BITS: u64 = u64::BITS as u64 / LANES as u64;

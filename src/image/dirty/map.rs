@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::error::MapError;
-use super::extent::{Extent, LANES, Peer, Peers, State};
+use super::extent::{Extent, LANES, Peer, Peers, State, mark_word_dirty};
 use super::geometry::Geometry;
 use super::header::{Distrust, Header, Identity, Record};
 use super::mapping::{Mapping, RoleLock};
@@ -179,10 +179,30 @@ impl DirtyMap {
     pub fn mark_dirty(&self, peers: Peers, offset: u64, len: u64) {
         let size = self.geometry().size();
         let offset = offset.min(size);
+        let peers = peers.and(self.geometry().all_peers());
         let touched = self.geometry().touched(offset, len.min(size - offset));
-        for extent in self.each(touched.unwrap_or_default()) {
-            extent.mark_dirty(peers.and(self.geometry().all_peers()));
+        let Some(touched) = touched.filter(|_| !peers.is_empty()) else {
+            return;
+        };
+        // Whole words at once: it may be the whole of a large map.
+        let lanes = LANES as u64;
+        let from = touched.start.next_multiple_of(lanes).min(touched.end);
+        let to = (touched.end / lanes * lanes).max(from);
+        for extent in self.each(touched.start..from) {
+            extent.mark_dirty(peers);
         }
+        for word in self.words_of(from / lanes..to / lanes) {
+            mark_word_dirty(word, peers);
+        }
+        for extent in self.each(to..touched.end) {
+            extent.mark_dirty(peers);
+        }
+    }
+
+    fn words_of(&self, words: Range<u64>) -> &[AtomicU64] {
+        let within = |word| usize::try_from(word).unwrap_or(usize::MAX);
+        let range = within(words.start)..within(words.end);
+        self.words().get(range).unwrap_or_default()
     }
 
     /// Makes everything dirty for `peers`.

@@ -17,11 +17,11 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::error::MapError;
+use super::extent::spread;
 use super::geometry::{Geometry, WORDS_AT};
 use super::header::{self, Distrust, Header, Identity, Record};
 use super::map::DirtyMap;
 use super::mapping::{Role, RoleLock};
-use super::scan::spread;
 
 /// How long an open waits for a role: longer than a healer holds the session's
 /// while it settles what a dead one left ([`DirtyMap::settle_abandoned`]).

@@ -4,13 +4,8 @@
 //! single instant. It is exact while nothing changes, such as behind a closed
 //! gate.
 
-use super::extent::LANES;
+use super::extent::{LANES, spread};
 use super::sync::{AtomicU64, Ordering};
-
-/// One in the lowest bit of every lane.
-const EACH_LANE: u64 = 0x0001_0001_0001_0001;
-/// The count of writes in flight of every lane.
-const IN_FLIGHT: u64 = 0x00ff * EACH_LANE;
 
 /// The words of a map together with how many extents they hold.
 #[derive(Clone, Copy)]
@@ -81,15 +76,11 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// The same bits in every lane.
-pub fn spread(bits: u16) -> u64 {
-    u64::from(bits) * EACH_LANE
-}
-
 /// Bit 8 of every lane that has a write in flight: a count of at least one plus
 /// 255 carries into it.
 fn in_flight(word: u64) -> u64 {
-    ((word & IN_FLIGHT) + IN_FLIGHT) & spread(0x0100)
+    let count = spread(0x00ff);
+    ((word & count) + count) & spread(0x0100)
 }
 
 #[cfg(test)]

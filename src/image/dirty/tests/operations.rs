@@ -126,14 +126,16 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let range = (0..44 * KIB, 0..10 * KIB);
+    // Large enough for whole words of extents.
+    let large = (0..44 * KIB, 0..44 * KIB);
     let copy = (0..2usize, 0..EXTENTS + 1);
     prop_oneof![
-        4 => range.clone().prop_map(|(at, len)| Op::Begin(at, len)),
+        4 => range.prop_map(|(at, len)| Op::Begin(at, len)),
         4 => any::<prop::sample::Index>().prop_map(Op::End),
         3 => copy.clone().prop_map(|(p, e)| Op::BeginCopy(p, e)),
         3 => copy.clone().prop_map(|(p, e)| Op::EndCopy(p, e)),
         1 => copy.prop_map(|(p, e)| Op::Abandon(p, e)),
-        1 => (0..2usize, range).prop_map(|(p, (at, len))| Op::Mark(p, at, len)),
+        1 => (0..2usize, large).prop_map(|(p, (at, len))| Op::Mark(p, at, len)),
         1 => (0..2usize).prop_map(Op::DeclareClean),
     ]
 }
