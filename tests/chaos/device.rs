@@ -2,17 +2,18 @@
 
 use std::mem::MaybeUninit;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 
-/// A connected device with one queue, and one buffer per slot.
+/// One queue of a connected device, with one buffer per slot.
 pub struct Device {
     queue: Blkioq,
     region: MemoryRegion,
     buffer: usize,
     /// Keeps the connection.
-    _driver: Blkio,
+    _driver: Arc<Blkio>,
 }
 
 /// What is asked of the device; sizes and places in bytes.
@@ -32,20 +33,42 @@ impl Device {
     /// # Errors
     /// When the device refuses or dies meanwhile.
     pub fn connect(socket: &Path, slots: usize, buffer: usize) -> blkio::Result<Device> {
+        Self::connect_queues(socket, 1, slots, buffer).map(|mut queues| queues.remove(0))
+    }
+
+    /// The same for `queues` queues of one connection, each with slots of its own.
+    ///
+    /// # Errors
+    /// As for one.
+    pub fn connect_queues(
+        socket: &Path,
+        queues: u16,
+        slots: usize,
+        buffer: usize,
+    ) -> blkio::Result<Vec<Device>> {
         let mut driver = Blkio::new("virtio-blk-vhost-user")?;
         driver.set_str("path", &socket.display().to_string())?;
         driver.connect()?;
-        driver.set_i32("num-queues", 1)?;
-        let mut queue = driver.start()?.queues.remove(0);
-        queue.set_completion_fd_enabled(true);
-        let region = driver.alloc_mem_region(slots * buffer)?;
-        driver.map_mem_region(&region)?;
-        Ok(Device {
-            queue,
-            region,
-            buffer,
-            _driver: driver,
-        })
+        driver.set_i32("num-queues", queues.into())?;
+        let started = driver.start()?.queues;
+        let regions = started.iter().map(|_| {
+            let region = driver.alloc_mem_region(slots * buffer)?;
+            driver.map_mem_region(&region)?;
+            Ok(region)
+        });
+        let regions = regions.collect::<blkio::Result<Vec<_>>>()?;
+        let driver = Arc::new(driver);
+        let with_region = started.into_iter().zip(regions);
+        let device = |(mut queue, region): (Blkioq, MemoryRegion)| {
+            queue.set_completion_fd_enabled(true);
+            Device {
+                queue,
+                region,
+                buffer,
+                _driver: Arc::clone(&driver),
+            }
+        };
+        Ok(with_region.map(device).collect())
     }
 
     fn address(&self, slot: usize) -> *mut u8 {

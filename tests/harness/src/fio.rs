@@ -134,8 +134,13 @@ pub struct FioStats {
     pub iops: f64,
     /// Mean latency from submission to completion.
     pub mean: Duration,
-    /// 99th percentile of the latency in the kernel and below.
+    /// The latency that half of the requests did not exceed: from submission if fio was told
+    /// `--lat_percentiles=1`, else in the kernel and below. So are the next two.
+    pub p50: Duration,
+    /// 99th percentile.
     pub p99: Duration,
+    /// 99.9th percentile, if fio was told to list it.
+    pub p999: Duration,
     /// Requests done.
     pub requests: u64,
     /// Bytes moved.
@@ -147,7 +152,9 @@ impl FioStats {
     pub(crate) const NOTHING: FioStats = FioStats {
         iops: 0.0,
         mean: Duration::ZERO,
+        p50: Duration::ZERO,
         p99: Duration::ZERO,
+        p999: Duration::ZERO,
         requests: 0,
         bytes: 0,
     };
@@ -162,6 +169,8 @@ pub struct FioReport {
     pub read: Option<FioStats>,
     /// Writes.
     pub write: Option<FioStats>,
+    /// Both, instead, of a job with `--unified_rw_reporting=mixed`.
+    pub mixed: Option<FioStats>,
 }
 
 impl FioReport {
@@ -193,8 +202,9 @@ impl FioReport {
         }
         Ok(FioReport {
             name: job.jobname,
-            read: job.read.stats(),
-            write: job.write.stats(),
+            read: job.read.and_then(|read| read.stats()),
+            write: job.write.and_then(|write| write.stats()),
+            mixed: job.mixed.and_then(|mixed| mixed.stats()),
         })
     }
 }
@@ -210,8 +220,9 @@ struct RawJob {
     jobname: String,
     #[serde(default)]
     error: i64,
-    read: RawDirection,
-    write: RawDirection,
+    read: Option<RawDirection>,
+    write: Option<RawDirection>,
+    mixed: Option<RawDirection>,
 }
 
 #[derive(Deserialize)]
@@ -232,11 +243,17 @@ struct RawLatency {
 
 impl RawDirection {
     fn stats(&self) -> Option<FioStats> {
-        let p99 = self.clat_ns.percentile.get("99.000000");
+        let percentile = |name: &str| {
+            let latencies = [&self.lat_ns, &self.clat_ns].into_iter();
+            let listed = latencies.filter_map(|latency| latency.percentile.get(name));
+            Duration::from_nanos(listed.copied().next().unwrap_or_default())
+        };
         (self.total_ios > 0).then(|| FioStats {
             iops: self.iops,
             mean: Duration::from_nanos(self.lat_ns.mean as u64),
-            p99: Duration::from_nanos(p99.copied().unwrap_or_default()),
+            p50: percentile("50.000000"),
+            p99: percentile("99.000000"),
+            p999: percentile("99.900000"),
             requests: self.total_ios,
             bytes: self.io_bytes,
         })

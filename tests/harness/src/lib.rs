@@ -34,6 +34,7 @@ pub mod progress;
 mod qmp;
 mod run;
 pub mod signals;
+pub mod stats;
 mod status;
 mod volume;
 mod wait;

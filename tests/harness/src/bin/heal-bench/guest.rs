@@ -5,6 +5,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use bypass_harness::progress::Step;
+use bypass_harness::stats::Spread;
 use bypass_harness::{Fill, Volume};
 
 use crate::load::{self, DEPTH, Until};
@@ -69,7 +70,7 @@ pub fn measure(
     step.done("");
     daemon.stop()?;
     let what = |of: &str| {
-        let sent = spread(&sent, 0);
+        let sent = format!("{:.0}", Spread::of(&sent));
         format!(
             "{of} of 4 KiB random writes at depth {DEPTH}: healing on (sending {sent} MiB/s) / off"
         )
@@ -93,20 +94,7 @@ pub fn measure(
 
 /// A row of medians.
 fn add(table: &mut Table, what: &str, [with, without]: [&[f64]; 2], digits: usize, goal: Goal) {
-    let text = format!("{} / {}", spread(with, digits), spread(without, digits));
-    table.add(what, &text, median(with) / median(without), goal);
-}
-
-/// The median, with the least and greatest behind it.
-fn spread(values: &[f64], digits: usize) -> String {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let greatest = values.iter().copied().fold(0.0, f64::max);
-    let median = median(values);
-    format!("{median:.digits$} ({least:.digits$}–{greatest:.digits$})")
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    let (with, without) = (Spread::of(with), Spread::of(without));
+    let text = format!("{with:.digits$} / {without:.digits$}");
+    table.add(what, &text, with.median / without.median, goal);
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bypass_harness::stats::percentile;
+
 use crate::BLOCK;
 use crate::device::{Device, Kind};
 use crate::rng::Rng;
@@ -52,8 +54,7 @@ impl Written {
     pub fn p99(&self) -> Duration {
         let mut sorted = self.latencies.clone();
         sorted.sort_unstable();
-        let rank = (sorted.len() * 99).div_ceil(100).saturating_sub(1);
-        sorted.get(rank).copied().unwrap_or_default()
+        percentile(&sorted, 990)
     }
 }
 

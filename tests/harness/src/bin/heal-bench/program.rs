@@ -63,6 +63,17 @@ impl Program {
         image: &str,
         extent_size: Option<&str>,
     ) -> Result<Daemon<'_>, Box<dyn Error>> {
+        let option = extent_size.map(|size| format!("--extent-size={size}"));
+        self.serve_with(volume, image, option.as_slice())
+    }
+
+    /// As [`Program::serve`], with any options of `bypass-blk serve`.
+    pub fn serve_with(
+        &self,
+        volume: &Volume,
+        image: &str,
+        options: &[String],
+    ) -> Result<Daemon<'_>, Box<dyn Error>> {
         let node = volume.brick_node(NODE);
         let socket = node.place().dir().join("blk.sock");
         let mut command = self.command(node, "serve");
@@ -71,7 +82,7 @@ impl Program {
             .args(["--image", image, "--brick", &volume.brick_name(NODE)])
             .arg("--socket-path")
             .arg(&socket)
-            .args(extent_size.map(|size| format!("--extent-size={size}")));
+            .args(options);
         let (mut process, log) = start(&mut command, node, "serve")?;
         wait_until("bypass-blk to listen", PATIENCE, || {
             let said = fs::read_to_string(&log).unwrap_or_default();
@@ -143,6 +154,11 @@ pub struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// The image's status document.
     pub fn status(&self) -> Result<Value, Box<dyn Error>> {
         let mut command = self.program.command(&self.node, "status");
