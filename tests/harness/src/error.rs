@@ -87,3 +87,14 @@ impl<T, E: Into<io::Error>> AtPath<T> for std::result::Result<T, E> {
         })
     }
 }
+
+/// An error with all its causes, for a program's last words.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

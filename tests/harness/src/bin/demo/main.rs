@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bypass_harness::{Copies, bench, signals};
+use bypass_harness::{Copies, bench, chain, signals};
 use clap::Parser;
 
 /// Runs a guest on a disk served by bypass-blk from one brick of a real
@@ -83,14 +83,4 @@ fn verdict(copies: &Copies) -> String {
             other.display()
         ),
     }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

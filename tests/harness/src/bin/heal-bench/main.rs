@@ -11,6 +11,8 @@
 mod device;
 mod guest;
 mod load;
+// device-bench has it too, and asks more of it.
+#[allow(dead_code)]
 mod program;
 #[allow(dead_code)]
 #[path = "../../../../chaos/rng.rs"]
@@ -26,7 +28,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bypass_harness::progress::Step;
-use bypass_harness::{Cluster, Volume, VolumeKind, signals};
+use bypass_harness::{Cluster, Volume, VolumeKind, chain, signals};
 use clap::{Parser, ValueEnum};
 
 use program::Program;
@@ -155,14 +157,4 @@ fn set_up(options: &Options) -> Result<(Volume, Program), Box<dyn Error>> {
     let volume = cluster.create_volume(VOLUME, VolumeKind::Replica(NODES), &off)?;
     volume.start()?;
     Ok((volume, program))
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

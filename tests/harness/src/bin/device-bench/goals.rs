@@ -1,0 +1,126 @@
+//! The goals of the project for the device, and what was measured beside them. Pure.
+
+use bypass_harness::stats::Spread;
+
+use crate::figures::{Cells, Figures};
+use crate::table::{Goal, Table};
+use crate::way::{Contender, Way};
+use crate::workload::Workload;
+
+/// A goal for a ratio of ours to another way.
+struct Asked {
+    workload: &'static str,
+    what: &'static str,
+    figure: fn(&Figures) -> f64,
+    /// Of the figure, in the table.
+    digits: usize,
+    of: Way,
+    goal: Goal,
+}
+
+const fn speed(workload: &'static str, of: Way, times: f64) -> Asked {
+    Asked {
+        workload,
+        what: "requests per second",
+        figure: |figures| figures.iops,
+        digits: 0,
+        of,
+        goal: Goal::AtLeast(times),
+    }
+}
+
+const fn cost(workload: &'static str) -> Asked {
+    Asked {
+        what: "µs of CPU per request",
+        figure: |figures| figures.cpu_us,
+        digits: 2,
+        goal: Goal::AtMost(1.15),
+        ..speed(workload, Way::Fio, 0.0)
+    }
+}
+
+const fn tail(workload: &'static str) -> Asked {
+    Asked {
+        what: "p99 in µs",
+        figure: |figures| figures.p99_us,
+        digits: 0,
+        goal: Goal::AtMost(1.2),
+        ..speed(workload, Way::Fio, 0.0)
+    }
+}
+
+const ASKED: [Asked; 13] = [
+    speed("randread-1", Way::Fio, 0.85),
+    speed("randwrite-1", Way::Fio, 0.85),
+    speed("randread-32", Way::Fio, 0.92),
+    speed("randwrite-32", Way::Fio, 0.92),
+    speed("randread-32x2", Way::Fio, 0.92),
+    speed("read-8", Way::Fio, 0.97),
+    speed("write-8", Way::Fio, 1.0),
+    cost("randread-32"),
+    cost("randwrite-32"),
+    tail("randread-1"),
+    tail("randwrite-1"),
+    speed("randwrite-32", Way::Fuse, 50.0),
+    speed("randwrite-32", Way::Gfapi, 40.0),
+];
+
+/// Adds a row for each goal of what was measured, for each state of ours: the medians of
+/// both, and the median of the ratios of the same round.
+pub fn judge(cells: &Cells, contenders: &[Contender], table: &mut Table) {
+    let ours = contenders
+        .iter()
+        .filter(|contender| contender.way == Way::Bypass);
+    for ours in ours {
+        for asked in &ASKED {
+            let other = Contender {
+                way: asked.of,
+                state: None,
+            };
+            let (figure, digits) = (asked.figure, asked.digits);
+            let ratios = cells.ratios(asked.workload, [*ours, other], figure);
+            let Some(workload) = Workload::named(asked.workload).filter(|_| !ratios.is_empty())
+            else {
+                continue;
+            };
+            let ratios = Spread::of(&ratios);
+            let [of_ours, of_other] = [*ours, other]
+                .map(|contender| Spread::of(&cells.values(asked.workload, contender, figure)));
+            let (title, what) = (workload.title, asked.what);
+            let (ours, other) = (ours.name(), other.name());
+            table.add(
+                &format!("{title}, {what}: {ours} / {other}"),
+                &format!("{of_ours:.digits$} / {of_other:.digits$}; ratios {ratios:.2}"),
+                ratios.median,
+                asked.goal,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::tests::{OURS, cells};
+
+    fn judged(name: &str, rounds: &[[f64; 2]]) -> String {
+        let mut table = Table::default();
+        judge(&cells(name, rounds), &[OURS, Contender::LIMIT], &mut table);
+        table.to_string()
+    }
+
+    #[test]
+    fn a_goal_is_met_by_the_median_of_the_rounds_ratios() {
+        let text = judged("randread-1", &[[90.0, 100.0], [86.0, 100.0], [1.0, 100.0]]);
+        assert!(text.contains("| 0.860 | ≥ 0.85 | yes |"), "{text}");
+        let text = judged("randread-1", &[[84.0, 100.0]]);
+        assert!(text.contains("| 0.840 | ≥ 0.85 | **no** |"), "{text}");
+    }
+
+    #[test]
+    fn costs_are_goals_too_and_what_was_not_measured_is_left_out() {
+        let text = judged("randread-32", &[[90.0, 100.0]]);
+        assert!(text.contains("| 1.111 | ≤ 1.15 | yes |"), "{text}");
+        assert!(!text.contains("depth 1,"), "{text}");
+    }
+}

@@ -1,0 +1,229 @@
+//! `qemu/device-bench`: this disk, its peers and the limit, measured side by side on the
+//! brick's file of a real three-node volume, in rounds whose order is shuffled.
+//!
+//! `rig.rs` has the volume and begins and ends each way (`qsd.rs`, `fio.rs`, and
+//! `program.rs` for ours), `load.rs` is the front-end of all vhost-user-blk devices,
+//! `counters.rs` reads what processes used. The rest is pure: `workload.rs`, `way.rs`,
+//! `plan.rs`, `figures.rs`, `goals.rs`, `report.rs`, `plot.rs`. This file is the command
+//! line. It judges no goal as an error: a measurement on a busy machine is not a test.
+
+mod counters;
+#[allow(dead_code, unsafe_code)]
+#[path = "../../../../chaos/device.rs"]
+mod device;
+mod figures;
+mod fio;
+mod goals;
+mod idle;
+mod load;
+mod plan;
+mod plot;
+#[allow(dead_code)]
+#[path = "../heal-bench/program.rs"]
+mod program;
+mod qsd;
+mod report;
+mod rig;
+#[allow(dead_code)]
+#[path = "../../../../chaos/rng.rs"]
+mod rng;
+#[path = "../heal-bench/table.rs"]
+mod table;
+#[allow(dead_code)]
+#[path = "../heal-bench/traffic.rs"]
+mod traffic;
+mod way;
+mod workload;
+
+use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bypass_harness::progress::Step;
+use bypass_harness::{chain, signals};
+use clap::Parser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde_json::{Value, json};
+
+use figures::{Cell, Cells};
+use load::{Job, Window};
+use program::Program;
+use report::Report;
+use rig::{Rig, Volumes};
+use table::Table;
+use way::{Contender, State, Way};
+use workload::Workload;
+
+/// The node, and with one brick per node the brick, whose copy is served.
+const NODE: usize = 0;
+const BRICK: usize = NODE;
+const MIB: u64 = 1 << 20;
+/// Queues that every device has; a workload may use fewer.
+const QUEUES: u16 = 2;
+/// Before what counts of each cell.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// How long the idle daemon is watched.
+const IDLE: Duration = Duration::from_secs(20);
+
+/// Measures bypass-blk, qemu-storage-daemon and fio side by side on the same brick file of
+/// a real three-node volume; prints Markdown tables and writes them, with JSON of every
+/// round and plots, to a folder.
+#[derive(Parser)]
+struct Options {
+    /// The bypass-blk program.
+    #[arg(long, default_value = "bypass-blk")]
+    program: PathBuf,
+    /// The folder for report.md, report.json and the plots.
+    #[arg(long, value_name = "DIR", default_value = "target/device-bench")]
+    output: PathBuf,
+    /// What is measured; fuse, gfapi, qsd-gluster and null only if named.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        visible_alias = "only",
+        default_value = "bypass,qsd-uring,qsd-uring-iothread,qsd-native,qsd-native-iothread,fio"
+    )]
+    ways: Vec<Way>,
+    /// The state of our image when a cell begins, each a way of its own.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "clean")]
+    states: Vec<State>,
+    /// What is asked of the disk. Default: all.
+    #[arg(long, value_delimiter = ',', value_parser = workload_parser(),
+          default_values = workload::ALL.map(|workload| workload.name))]
+    workloads: Vec<Workload>,
+    /// Rounds, each with every workload on every way; 0 is none.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    rounds: u32,
+    /// What counts of each cell, after half a second that does not.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Also watch our daemon, idle with a connected front-end, for 20 seconds.
+    #[arg(long)]
+    idle: bool,
+    /// Size of the image.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=65536))]
+    image: u64,
+    /// The order of the cells, and where random requests go.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn workload_parser() -> impl TypedValueParser<Value = Workload> {
+    let names = PossibleValuesParser::new(workload::ALL.map(|workload| workload.name));
+    names.try_map(|name| Workload::named(&name).ok_or("unknown"))
+}
+
+impl Options {
+    fn job(&self, workload: Workload, round: u32) -> Job {
+        Job {
+            workload,
+            area: self.image * MIB,
+            // The same places for all ways of a round.
+            seed: self.seed.wrapping_add(u64::from(round) << 32),
+            window: Window {
+                warm_up: WARM_UP,
+                length: Duration::from_secs(self.seconds),
+            },
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let outcome = run(&Options::parse());
+    signals::wait_if_ending();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("device-bench: {}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    signals::clean_up_when_told_to_end()?;
+    let load_before = load_average();
+    let program = Program::new(&options.program)?;
+    let volumes = Volumes::set_up(options.image * MIB, &options.ways)?;
+    let rig = volumes.serve(&program)?;
+    let contenders = Contender::all(&options.ways, &options.states);
+    let cells = rounds(&rig, options, &contenders)?;
+    let mut goals = Table::default();
+    goals::judge(&cells, &contenders, &mut goals);
+    let idle = options.idle.then(|| idle(&rig, options)).transpose()?;
+    if let Some(idle) = &idle {
+        idle.judge(&mut goals);
+    }
+    let report = Report {
+        workloads: &options.workloads,
+        contenders: &contenders,
+        cells: &cells,
+        idle,
+        goals: &goals,
+        about: about(options, load_before),
+    };
+    report.write(&options.output)?;
+    print!("{}", report.markdown());
+    eprintln!("written to {}", options.output.display());
+    Ok(())
+}
+
+fn rounds(
+    rig: &Rig<'_>,
+    options: &Options,
+    contenders: &[Contender],
+) -> Result<Cells, Box<dyn Error>> {
+    let mut cells = Cells::default();
+    for round in 0..options.rounds {
+        let plan = plan::round(options.seed, round, &options.workloads, contenders);
+        let of_all = format!("round {} of {}", round + 1, options.rounds);
+        let step = Step::begin_parts(&of_all, plan.len());
+        for (workload, contender) in plan {
+            step.part(&format!("{}: {}", workload.name, contender.name()));
+            let figures = rig.measure(contender, options.job(workload, round));
+            let place = |error| format!("{}, {}: {error}", workload.name, contender.name());
+            cells.0.push(Cell {
+                round,
+                workload,
+                contender,
+                figures: figures.map_err(place)?,
+            });
+            step.part_done();
+        }
+        step.done("");
+    }
+    Ok(cells)
+}
+
+fn idle(rig: &Rig<'_>, options: &Options) -> Result<idle::Idle, Box<dyn Error>> {
+    let step = Step::begin("an idle daemon");
+    let workload = Workload::named("write-8").ok_or("no such workload")?;
+    let idle = idle::measure(rig, options.job(workload, 0), IDLE)?;
+    step.done("");
+    Ok(idle)
+}
+
+fn about(options: &Options, load_before: String) -> Value {
+    json!({
+        "command": std::env::args().collect::<Vec<_>>(),
+        "at": now(),
+        "load_average": [load_before, load_average()],
+        "image_bytes": options.image * MIB,
+        "seconds": options.seconds,
+        "warm_up_seconds": WARM_UP.as_secs_f64(),
+    })
+}
+
+/// Seconds since 1970.
+fn now() -> Option<u64> {
+    let since = std::time::UNIX_EPOCH.elapsed();
+    since.ok().map(|since| since.as_secs())
+}
+
+fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.trim().to_owned()
+}

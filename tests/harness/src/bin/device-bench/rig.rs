@@ -1,0 +1,219 @@
+//! What is measured on: a replica-3 volume with two images, our daemon that holds one of
+//! them all the time, and how each way is begun and ended for a cell.
+//!
+//! fio and qemu-storage-daemon write to the brick's file behind Gluster's back, so the
+//! copies differ afterwards. They are thrown away with the cluster.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use bypass_harness::progress::Step;
+use bypass_harness::{Background, Cluster, Fill, Mount, Volume, VolumeKind, run_command};
+
+use crate::counters::Watched;
+use crate::device::{Device, Kind};
+use crate::figures::{Figures, of_load};
+use crate::fio::{self, Target};
+use crate::load::{self, Job};
+use crate::program::{Daemon, Program, end};
+use crate::qsd::{Disk, Qsd};
+use crate::way::{Contender, State, Way};
+use crate::{BRICK, MIB, QUEUES};
+
+const NODES: usize = 3;
+const VOLUME: &str = "vms";
+/// Ours, which the peers on the brick's file share.
+const IMAGE: &str = "/bench.img";
+/// That of Gluster's own clients: nobody ever writes to it behind their back.
+const ORDINARY: &str = "/ordinary.img";
+const WARM_UP_DEADLINE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A volume with its images, warm.
+pub struct Volumes {
+    volume: Volume,
+    area: u64,
+    mount: Option<Mount>,
+}
+
+impl Volumes {
+    /// Makes them, of `area` bytes; Gluster's own clients get an image if they are among
+    /// `ways`.
+    pub fn set_up(area: u64, ways: &[Way]) -> Result<Volumes, Box<dyn Error>> {
+        let step = Step::begin("a replica-3 volume on three nodes");
+        let cluster = Cluster::start(NODES)?;
+        let off = [("cluster.self-heal-daemon", "off")];
+        let volume = cluster.create_volume(VOLUME, VolumeKind::Replica(NODES), &off)?;
+        volume.start()?;
+        step.done("");
+        let step = Step::begin(&format!("images of {} MiB", area / MIB));
+        let ordinary = [Way::Fuse, Way::Gfapi, Way::QsdGluster];
+        let images: &[&str] = match ways.iter().any(|way| ordinary.contains(way)) {
+            true => &[IMAGE, ORDINARY],
+            false => &[IMAGE],
+        };
+        for image in images {
+            volume.create_image(image, area, Fill::Noise)?;
+            warm(&volume.brick_file(BRICK, image))?;
+        }
+        let mount = ways.contains(&Way::Fuse).then(|| volume.mount(BRICK));
+        step.done("");
+        Ok(Volumes {
+            mount: mount.transpose()?,
+            volume,
+            area,
+        })
+    }
+
+    /// Starts our daemon, which holds the image from now on.
+    pub fn serve<'a>(&'a self, program: &'a Program) -> Result<Rig<'a>, Box<dyn Error>> {
+        let options = [format!("--num-queues={QUEUES}")];
+        Ok(Rig {
+            volumes: self,
+            program,
+            daemon: program.serve_with(&self.volume, IMAGE, &options)?,
+        })
+    }
+
+    fn gluster(&self) -> Result<Vec<u32>, Box<dyn Error>> {
+        let mut pids = Vec::new();
+        for brick in self.volume.bricks() {
+            pids.extend(self.volume.brick_pid(brick.index)?);
+            pids.extend(self.volume.brick_node(brick.index).glusterd_pid()?);
+        }
+        if let Some(mount) = &self.mount {
+            pids.extend(mount.client_pid()?);
+        }
+        Ok(pids)
+    }
+}
+
+/// Reads all of a file past the page cache: the first reader pays for the host's cache.
+fn warm(file: &Path) -> Result<(), Box<dyn Error>> {
+    let mut command = Command::new("dd");
+    command.arg(format!("if={}", file.display()));
+    command.args(["of=/dev/null", "bs=1M", "iflag=direct"]);
+    run_command(&mut command, WARM_UP_DEADLINE)?;
+    Ok(())
+}
+
+/// Everything, ready for cells.
+pub struct Rig<'a> {
+    volumes: &'a Volumes,
+    program: &'a Program,
+    /// Our daemon.
+    pub daemon: Daemon<'a>,
+}
+
+impl Rig<'_> {
+    /// Bytes of the image.
+    pub fn area(&self) -> u64 {
+        self.volumes.area
+    }
+
+    /// The state folder of our daemon, with its map.
+    pub fn state_dir(&self) -> PathBuf {
+        let node = self.volumes.volume.brick_node(BRICK);
+        node.place().dir().join("blk-state")
+    }
+
+    /// One cell.
+    pub fn measure(&self, contender: Contender, job: Job) -> Result<Figures, Box<dyn Error>> {
+        let volume = &self.volumes.volume;
+        let node = volume.brick_node(BRICK);
+        let path = volume.brick_file(BRICK, IMAGE);
+        let file = |aio, iothread| self.qsd(&Disk::File { path: &path, aio }, iothread, job);
+        match contender.way {
+            Way::Bypass => self.ours(contender.state.unwrap_or(State::Clean), job),
+            Way::QsdUring => file("io_uring", false),
+            Way::QsdUringIothread => file("io_uring", true),
+            Way::QsdNative => file("native", false),
+            Way::QsdNativeIothread => file("native", true),
+            Way::Fio => fio::run(volume, &Target::File(&path), job, self.gluster(None)?),
+            Way::Fuse => {
+                let mount = self.volumes.mount.as_ref().ok_or("no mount")?;
+                let path = mount.path().join(ORDINARY.trim_start_matches('/'));
+                fio::run(volume, &Target::File(&path), job, self.gluster(None)?)
+            }
+            Way::Gfapi => fio::run(volume, &Target::Gfapi(ORDINARY), job, self.gluster(None)?),
+            Way::QsdGluster => {
+                let (server, volume) = (node.address(), volume.name());
+                let disk = Disk::Gluster {
+                    server,
+                    volume,
+                    image: ORDINARY,
+                };
+                self.qsd(&disk, true, job)
+            }
+            Way::Null => self.qsd(&Disk::Null(self.area()), false, job),
+        }
+    }
+
+    fn gluster(&self, healer: Option<&Background>) -> Result<Vec<u32>, Box<dyn Error>> {
+        let mut pids = self.volumes.gluster()?;
+        pids.extend(healer.map(Background::pid));
+        Ok(pids)
+    }
+
+    fn qsd(&self, disk: &Disk<'_>, iothread: bool, job: Job) -> Result<Figures, Box<dyn Error>> {
+        let node = self.volumes.volume.brick_node(BRICK);
+        let qsd = Qsd::start(node, disk, iothread)?;
+        let (serving, gluster) = (qsd.pid(), self.gluster(None)?);
+        front_end(&qsd.socket, &Watched { serving, gluster }, job)
+    }
+
+    fn ours(&self, state: State, job: Job) -> Result<Figures, Box<dyn Error>> {
+        match state {
+            State::Clean => self.make_clean()?,
+            State::Dirty => self.make_dirty()?,
+            State::Healing => {}
+        }
+        let healing = state == State::Healing;
+        let healer = healing.then(|| self.daemon.start_healer()).transpose()?;
+        let watched = Watched {
+            serving: self.daemon.pid(),
+            gluster: self.gluster(healer.as_ref())?,
+        };
+        let figures = front_end(&self.daemon.socket, &watched, job);
+        healer.map(end).transpose()?;
+        figures
+    }
+
+    fn is_clean(&self) -> Result<bool, Box<dyn Error>> {
+        Ok(self.volumes.volume.marks(IMAGE)?.is_clean())
+    }
+
+    fn make_clean(&self) -> Result<(), Box<dyn Error>> {
+        if !self.is_clean()? {
+            self.daemon.wait_no_healer()?;
+            self.program.heal(&self.volumes.volume, IMAGE)?;
+        }
+        self.daemon.wait_no_healer()
+    }
+
+    /// One write does it.
+    fn make_dirty(&self) -> Result<(), Box<dyn Error>> {
+        self.daemon.wait_no_healer()?;
+        if self.is_clean()? {
+            let mut device = Device::connect(&self.daemon.socket, 1, 4096)?;
+            device.submit(0, Kind::Write, 0, 4096);
+            match device.answers(1, PATIENCE).first() {
+                Some((_, 0)) => {}
+                other => return Err(format!("the first write: {other:?}").into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A cell by our own front-end, whatever serves.
+fn front_end(socket: &Path, watched: &Watched, job: Job) -> Result<Figures, Box<dyn Error>> {
+    let mut readings = Vec::with_capacity(2);
+    let load = load::run(socket, job, || readings.push(watched.read()))?;
+    let [before, after] = readings.as_slice() else {
+        return Err("the window has no two ends".into());
+    };
+    Ok(of_load(&load, job.window.length, &(*after - *before)))
+}

@@ -1,0 +1,108 @@
+//! The ways to the image that are measured, and the states of ours. Pure.
+
+use clap::ValueEnum;
+
+/// How the I/O gets to the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Way {
+    /// bypass-blk serve
+    Bypass,
+    /// qemu-storage-daemon on the brick's file, aio=io_uring
+    QsdUring,
+    /// The same with an iothread
+    QsdUringIothread,
+    /// qemu-storage-daemon on the brick's file, aio=native
+    QsdNative,
+    /// The same with an iothread
+    QsdNativeIothread,
+    /// The limit: fio on the brick's file, io_uring
+    Fio,
+    /// fio on the FUSE mount
+    Fuse,
+    /// fio's gfapi engine
+    Gfapi,
+    /// qemu-storage-daemon with QEMU's gluster driver
+    QsdGluster,
+    /// qemu-storage-daemon with no disk behind it (null-co)
+    Null,
+}
+
+/// The state of our image when a cell begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum State {
+    /// No marks: the first write makes them
+    Clean,
+    /// Marked, no healer
+    Dirty,
+    /// heald follows
+    Healing,
+}
+
+/// A way, with the state of the image where it is ours: a row of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contender {
+    /// The way.
+    pub way: Way,
+    /// For [`Way::Bypass`] alone.
+    pub state: Option<State>,
+}
+
+impl Contender {
+    /// The limit that all others are compared with.
+    pub const LIMIT: Contender = Contender {
+        way: Way::Fio,
+        state: None,
+    };
+
+    /// All of these ways, ours once for each state.
+    pub fn all(ways: &[Way], states: &[State]) -> Vec<Contender> {
+        let of_way = |way: &Way| match way {
+            Way::Bypass => states.iter().copied().map(Some).collect(),
+            _ => vec![None],
+        };
+        let all = ways.iter().flat_map(|way| {
+            let way = *way;
+            let states = of_way(&way).into_iter();
+            states.map(move |state| Contender { way, state })
+        });
+        all.collect()
+    }
+
+    /// For reader, plots and JSON.
+    pub fn name(&self) -> &'static str {
+        match (self.way, self.state) {
+            (Way::Bypass, Some(State::Dirty)) => "bypass-blk, dirty",
+            (Way::Bypass, Some(State::Healing)) => "bypass-blk, healing",
+            (Way::Bypass, _) => "bypass-blk, clean",
+            (Way::QsdUring, _) => "qsd io_uring",
+            (Way::QsdUringIothread, _) => "qsd io_uring, iothread",
+            (Way::QsdNative, _) => "qsd native",
+            (Way::QsdNativeIothread, _) => "qsd native, iothread",
+            (Way::Fio, _) => "fio, brick file",
+            (Way::Fuse, _) => "fio, FUSE mount",
+            (Way::Gfapi, _) => "fio, gfapi",
+            (Way::QsdGluster, _) => "qsd gluster",
+            (Way::Null, _) => "qsd null-co",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_way_has_states() {
+        let all = Contender::all(&[Way::Bypass, Way::Fio], &[State::Clean, State::Healing]);
+        let names: Vec<&str> = all.iter().map(Contender::name).collect();
+        assert_eq!(
+            names,
+            [
+                "bypass-blk, clean",
+                "bypass-blk, healing",
+                "fio, brick file"
+            ]
+        );
+        assert_eq!(all[2], Contender::LIMIT);
+    }
+}
