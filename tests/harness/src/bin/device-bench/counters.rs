@@ -3,6 +3,7 @@
 //!
 //! The kernel's own threads, such as those that end a write, are not in it, for nobody.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Sub;
 use std::time::{Duration, Instant};
@@ -114,6 +115,21 @@ impl Sub for Reading {
             time: self.at - before.at,
         }
     }
+}
+
+/// Times that each thread of a process went to sleep so far, by thread id, with its name.
+pub fn sleeps(pid: u32) -> BTreeMap<String, (String, u64)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter();
+    let of_task = |task: fs::DirEntry| {
+        let read = |file| fs::read_to_string(task.path().join(file)).ok();
+        let name = read("comm")?.trim().to_owned();
+        let counters = parse(&read("schedstat")?, &read("status")?)?;
+        Some((
+            task.file_name().into_string().ok()?,
+            (name, counters.voluntary),
+        ))
+    };
+    tasks.flatten().flatten().filter_map(of_task).collect()
 }
 
 fn cpu(schedstat: &str) -> Option<Duration> {

@@ -87,7 +87,7 @@ fn aim(
 ) -> Duration {
     match target {
         Target::File(path) => {
-            command.args(["--ioengine=io_uring", "--direct=1"]);
+            command.arg("--ioengine=io_uring");
             command.arg(format!("--filename={}", path.display()));
             START_UP
         }
@@ -144,6 +144,7 @@ fn args(job: Job) -> Vec<String> {
     let fixed = [
         "--name=bench",
         "--thread",
+        "--direct=1",
         "--group_reporting",
         "--time_based",
         "--norandommap",

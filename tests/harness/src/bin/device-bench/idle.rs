@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::counters::Watched;
+use crate::counters::{Watched, sleeps};
 use crate::device::Device;
 use crate::load::{self, Job};
 use crate::rig::Rig;
@@ -23,10 +23,12 @@ const SETTLE: Duration = Duration::from_secs(2);
 const KIB: u64 = 1 << 10;
 
 /// An idle daemon with a connected front-end.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Idle {
     /// Times per second that a thread of it went to sleep again.
     pub wake_ups_per_second: f64,
+    /// The same for each thread that did, by name.
+    pub by_thread: Vec<(String, f64)>,
     /// Of one processor.
     pub cpu_percent: f64,
     /// Bytes in memory, all of it.
@@ -44,24 +46,31 @@ pub struct Idle {
 /// Writes everywhere, so that buffers and map are as large as they get, then watches.
 pub fn measure(rig: &Rig<'_>, job: Job, length: Duration) -> Result<Idle, Box<dyn Error>> {
     let workload = Workload::named("write-8").ok_or("no such workload")?;
-    load::run(&rig.daemon.socket, Job { workload, ..job }, || {})?;
-    let _front_end = Device::connect_queues(&rig.daemon.socket, QUEUES, 1, BLOCK)?;
+    let daemon = rig.daemon()?;
+    load::run(&daemon.socket, Job { workload, ..job }, || {})?;
+    let _front_end = Device::connect_queues(&daemon.socket, QUEUES, 1, BLOCK)?;
     thread::sleep(SETTLE);
-    let serving = rig.daemon.pid();
+    let serving = daemon.pid();
     let watched = Watched {
         serving,
         gluster: Vec::new(),
     };
-    let before = watched.read();
+    let (before, slept) = (watched.read(), sleeps(serving));
     thread::sleep(length);
-    let used = watched.read() - before;
+    let (used, slept_since) = (watched.read() - before, sleeps(serving));
     let seconds = used.time.as_secs_f64();
+    let of_thread = |(id, (name, count)): (String, (String, u64))| {
+        let before = slept.get(&id).map_or(0, |(_, count)| *count);
+        let count = count.saturating_sub(before);
+        (count > 0).then(|| (name, count as f64 / seconds))
+    };
     let maps = fs::read_to_string(format!("/proc/{serving}/smaps"))?;
     let [rss, pss] = memory(&maps, |_| true);
     let state_dir = rig.state_dir();
     let [map_rss, map_pss] = memory(&maps, |path| Path::new(path).starts_with(&state_dir));
     Ok(Idle {
         wake_ups_per_second: used.serving.voluntary as f64 / seconds,
+        by_thread: slept_since.into_iter().filter_map(of_thread).collect(),
         cpu_percent: used.serving.cpu.as_secs_f64() / seconds * 100.0,
         rss,
         pss,
@@ -75,7 +84,11 @@ impl Idle {
     /// Adds a row for each goal.
     pub fn judge(&self, table: &mut Table) {
         let wake_ups = self.wake_ups_per_second;
-        let figures = format!("{wake_ups:.2}");
+        let threads = self
+            .by_thread
+            .iter()
+            .map(|(name, rate)| format!("{name} {rate:.2}"));
+        let figures = threads.collect::<Vec<_>>().join(", ");
         table.add(
             "idle: wake-ups per second",
             &figures,

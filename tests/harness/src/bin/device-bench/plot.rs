@@ -9,6 +9,9 @@ const WIDTH: f64 = 960.0;
 const LEFT: f64 = 200.0;
 /// Figures stand right of the longest bar.
 const RIGHT: f64 = 170.0;
+/// A longer bar ends here, with its figure beside it: else one that is a hundred times as
+/// long would leave nothing to see of the others.
+const LONGEST_RATIO: f64 = 4.0;
 const HEAD: f64 = 50.0;
 const GROUP: f64 = 30.0;
 const BAR: f64 = 16.0;
@@ -33,8 +36,11 @@ pub fn bars(title: &str, groups: &[Group<'_>], ratios: bool) -> String {
     let longest = all
         .map(|(_, _, spread)| spread.greatest)
         .fold(f64::MIN_POSITIVE, f64::max);
-    let longest = if ratios { longest.max(1.0) } else { longest };
-    let at = |value: f64| LEFT + (WIDTH - LEFT - RIGHT) * value / longest;
+    let longest = match ratios {
+        true => longest.clamp(1.0, LONGEST_RATIO),
+        false => longest,
+    };
+    let at = |value: f64| LEFT + (WIDTH - LEFT - RIGHT) * (value / longest).min(1.0);
     let rows: usize = groups.iter().map(|group| group.bars.len()).sum();
     let height = HEAD + groups.len() as f64 * GROUP + rows as f64 * BAR + BAR;
     let mut svg = String::new();
@@ -46,6 +52,13 @@ pub fn bars(title: &str, groups: &[Group<'_>], ratios: bool) -> String {
 <text x="10" y="24" font-size="16">{}</text>"##,
         escape(title)
     );
+    if ratios {
+        let (x, end) = (at(1.0), height - BAR / 2.0);
+        let _ = writeln!(
+            svg,
+            r##"<line x1="{x:.1}" x2="{x:.1}" y1="{HEAD}" y2="{end:.1}" stroke="#000000" stroke-dasharray="4 3"/>"##
+        );
+    }
     let mut y = HEAD;
     for group in groups {
         let _ = writeln!(
@@ -59,13 +72,6 @@ pub fn bars(title: &str, groups: &[Group<'_>], ratios: bool) -> String {
             svg.push_str(&bar(name, COLOURS[colour % COLOURS.len()], spread, y, at));
             y += BAR;
         }
-    }
-    if ratios {
-        let (x, end) = (at(1.0), height - BAR / 2.0);
-        let _ = writeln!(
-            svg,
-            r##"<line x1="{x:.1}" x2="{x:.1}" y1="{HEAD}" y2="{end:.1}" stroke="#000000" stroke-dasharray="4 3"/>"##
-        );
     }
     svg.push_str("</svg>\n");
     svg
@@ -115,6 +121,12 @@ mod tests {
             "1 is in the picture"
         );
         assert!(plot(true).contains("stroke-dasharray"));
+        let bars = vec![("far", 0, Spread::of(&[100.0]))];
+        let text = super::bars("", &[Group { title: "g", bars }], true);
+        assert!(
+            text.contains(r#"width="590.0""#) && text.contains("100.00 ("),
+            "{text}"
+        );
     }
 
     #[test]

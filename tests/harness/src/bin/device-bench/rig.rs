@@ -67,13 +67,16 @@ impl Volumes {
         })
     }
 
-    /// Starts our daemon, which holds the image from now on.
-    pub fn serve<'a>(&'a self, program: &'a Program) -> Result<Rig<'a>, Box<dyn Error>> {
+    /// Starts our daemon if it is given, which holds the image from now on.
+    pub fn serve<'a>(&'a self, program: Option<&'a Program>) -> Result<Rig<'a>, Box<dyn Error>> {
         let options = [format!("--num-queues={QUEUES}")];
+        let serve = |program: &'a Program| -> Result<Ours<'a>, Box<dyn Error>> {
+            let daemon = program.serve_with(&self.volume, IMAGE, &options)?;
+            Ok(Ours { program, daemon })
+        };
         Ok(Rig {
             volumes: self,
-            program,
-            daemon: program.serve_with(&self.volume, IMAGE, &options)?,
+            ours: program.map(serve).transpose()?,
         })
     }
 
@@ -102,15 +105,26 @@ fn warm(file: &Path) -> Result<(), Box<dyn Error>> {
 /// Everything, ready for cells.
 pub struct Rig<'a> {
     volumes: &'a Volumes,
+    ours: Option<Ours<'a>>,
+}
+
+struct Ours<'a> {
     program: &'a Program,
-    /// Our daemon.
-    pub daemon: Daemon<'a>,
+    daemon: Daemon<'a>,
 }
 
 impl Rig<'_> {
     /// Bytes of the image.
     pub fn area(&self) -> u64 {
         self.volumes.area
+    }
+
+    /// Our daemon.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn daemon(&self) -> Result<&Daemon<'_>, Box<dyn Error>> {
+        Ok(&self.ours.as_ref().ok_or("no daemon of ours")?.daemon)
     }
 
     /// The state folder of our daemon, with its map.
@@ -170,13 +184,14 @@ impl Rig<'_> {
             State::Dirty => self.make_dirty()?,
             State::Healing => {}
         }
+        let daemon = self.daemon()?;
         let healing = state == State::Healing;
-        let healer = healing.then(|| self.daemon.start_healer()).transpose()?;
+        let healer = healing.then(|| daemon.start_healer()).transpose()?;
         let watched = Watched {
-            serving: self.daemon.pid(),
+            serving: daemon.pid(),
             gluster: self.gluster(healer.as_ref())?,
         };
-        let figures = front_end(&self.daemon.socket, &watched, job);
+        let figures = front_end(&daemon.socket, &watched, job);
         healer.map(end).transpose()?;
         figures
     }
@@ -186,18 +201,20 @@ impl Rig<'_> {
     }
 
     fn make_clean(&self) -> Result<(), Box<dyn Error>> {
+        let ours = self.ours.as_ref().ok_or("no daemon of ours")?;
         if !self.is_clean()? {
-            self.daemon.wait_no_healer()?;
-            self.program.heal(&self.volumes.volume, IMAGE)?;
+            ours.daemon.wait_no_healer()?;
+            ours.program.heal(&self.volumes.volume, IMAGE)?;
         }
-        self.daemon.wait_no_healer()
+        ours.daemon.wait_no_healer()
     }
 
     /// One write does it.
     fn make_dirty(&self) -> Result<(), Box<dyn Error>> {
-        self.daemon.wait_no_healer()?;
+        let daemon = self.daemon()?;
+        daemon.wait_no_healer()?;
         if self.is_clean()? {
-            let mut device = Device::connect(&self.daemon.socket, 1, 4096)?;
+            let mut device = Device::connect(&daemon.socket, 1, 4096)?;
             device.submit(0, Kind::Write, 0, 4096);
             match device.answers(1, PATIENCE).first() {
                 Some((_, 0)) => {}
