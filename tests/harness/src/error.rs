@@ -89,7 +89,7 @@ impl<T, E: Into<io::Error>> AtPath<T> for std::result::Result<T, E> {
 }
 
 /// An error with all its causes, for a program's last words.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

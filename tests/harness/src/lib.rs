@@ -43,7 +43,7 @@ pub use agent::{Job, Reply};
 pub use cluster::Cluster;
 pub use copies::Copies;
 pub use disk::Disk;
-pub use error::{Error, Result, chain};
+pub use error::{Error, Result};
 pub use fio::{FioJob, FioReport, FioStats, Pattern, Verify};
 pub use guest::{Guest, GuestConfig};
 pub use guest_image::GuestImage;

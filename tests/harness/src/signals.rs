@@ -1,14 +1,15 @@
 //! Ctrl-C and SIGTERM in the harness' programs: everything made is removed
 //! before the program ends.
 
-use std::process;
+use std::error::Error;
+use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::error::AtPath;
+use crate::error::{AtPath, chain};
 use crate::{Result, Run};
 
 /// Shells add this to the signal's number in the exit status.
@@ -33,9 +34,23 @@ pub fn clean_up_when_told_to_end() -> Result<()> {
     Ok(())
 }
 
+/// The exit status of a program whose verdict this is; an error is printed with its causes.
+///
 /// Never returns once told to end: what fails then fails because everything is
 /// being removed, and the exit status is the signal's.
-pub fn wait_if_ending() {
+pub fn exit_status(program: &str, verdict: std::result::Result<bool, Box<dyn Error>>) -> ExitCode {
+    wait_if_ending();
+    match verdict {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{program}: {}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn wait_if_ending() {
     while ENDING.load(Ordering::SeqCst) {
         thread::park();
     }

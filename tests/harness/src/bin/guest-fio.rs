@@ -105,14 +105,7 @@ impl Options {
 
 fn main() -> ExitCode {
     let outcome = run(&Options::parse());
-    signals::wait_if_ending();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("guest-fio: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    signals::exit_status("guest-fio", outcome.map(|()| true))
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bypass_harness::{Copies, bench, chain, signals};
+use bypass_harness::{Copies, bench, signals};
 use clap::Parser;
 
 /// Runs a guest on a disk served by bypass-blk from one brick of a real
@@ -45,16 +45,7 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    let outcome = run(&Options::parse());
-    signals::wait_if_ending();
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("demo: {}", chain(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    signals::exit_status("demo", run(&Options::parse()))
 }
 
 /// Whether all copies are equal.

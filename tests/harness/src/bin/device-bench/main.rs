@@ -42,7 +42,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bypass_harness::progress::Step;
-use bypass_harness::{chain, signals};
+use bypass_harness::signals;
 use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Value, json};
@@ -133,14 +133,7 @@ impl Options {
 
 fn main() -> ExitCode {
     let outcome = run(&Options::parse());
-    signals::wait_if_ending();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("device-bench: {}", chain(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    signals::exit_status("device-bench", outcome.map(|()| true))
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bypass_harness::progress::Step;
-use bypass_harness::{Cluster, Volume, VolumeKind, chain, signals};
+use bypass_harness::{Cluster, Volume, VolumeKind, signals};
 use clap::{Parser, ValueEnum};
 
 use program::Program;
@@ -117,14 +117,7 @@ impl Options {
 
 fn main() -> ExitCode {
     let outcome = run(&Options::parse());
-    signals::wait_if_ending();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("heal-bench: {}", chain(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    signals::exit_status("heal-bench", outcome.map(|()| true))
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {

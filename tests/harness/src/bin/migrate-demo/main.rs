@@ -58,15 +58,7 @@ fn main() -> ExitCode {
         Some(sizes) => bench::measure(&options, sizes).map(|()| true),
         None => demo(&options),
     };
-    signals::wait_if_ending();
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("migrate-demo: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    signals::exit_status("migrate-demo", outcome)
 }
 
 /// A started volume over three hosts.
