@@ -144,52 +144,67 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let volumes = Volumes::set_up(options.image * MIB, &options.ways)?;
     let rig = volumes.serve(program.as_ref())?;
     let contenders = Contender::all(&options.ways, &options.states);
-    let cells = rounds(&rig, options, &contenders)?;
-    let mut goals = Table::default();
+    let about = || about(options, &load_before);
+    let (mut cells, mut goals) = (Cells::default(), Table::default());
+    for number in 0..options.rounds {
+        round(&rig, options, &contenders, number, &mut cells)?;
+        // Whatever ends a long run, what was measured is there.
+        report(options, &contenders, &cells, &goals, about()).write(&options.output)?;
+    }
     goals::judge(&cells, &contenders, &mut goals);
     let idle = options.idle.then(|| idle(&rig, options)).transpose()?;
     if let Some(idle) = &idle {
         idle.judge(&mut goals);
     }
-    let report = Report {
-        workloads: &options.workloads,
-        contenders: &contenders,
-        cells: &cells,
-        idle,
-        goals: &goals,
-        about: about(options, load_before),
-    };
+    let mut report = report(options, &contenders, &cells, &goals, about());
+    report.idle = idle;
     report.write(&options.output)?;
     print!("{}", report.markdown());
     eprintln!("written to {}", options.output.display());
     Ok(())
 }
 
-fn rounds(
+fn report<'a>(
+    options: &'a Options,
+    contenders: &'a [Contender],
+    cells: &'a Cells,
+    goals: &'a Table,
+    about: Value,
+) -> Report<'a> {
+    Report {
+        workloads: &options.workloads,
+        contenders,
+        cells,
+        idle: None,
+        goals,
+        about,
+    }
+}
+
+fn round(
     rig: &Rig<'_>,
     options: &Options,
     contenders: &[Contender],
-) -> Result<Cells, Box<dyn Error>> {
-    let mut cells = Cells::default();
-    for round in 0..options.rounds {
-        let plan = plan::round(options.seed, round, &options.workloads, contenders);
-        let of_all = format!("round {} of {}", round + 1, options.rounds);
-        let step = Step::begin_parts(&of_all, plan.len());
-        for (workload, contender) in plan {
-            step.part(&format!("{}: {}", workload.name, contender.name()));
-            let figures = rig.measure(contender, options.job(workload, round));
-            let place = |error| format!("{}, {}: {error}", workload.name, contender.name());
-            cells.0.push(Cell {
-                round,
-                workload,
-                contender,
-                figures: figures.map_err(place)?,
-            });
-            step.part_done();
-        }
-        step.done("");
+    round: u32,
+    cells: &mut Cells,
+) -> Result<(), Box<dyn Error>> {
+    let plan = plan::round(options.seed, round, &options.workloads, contenders);
+    let of_all = format!("round {} of {}", round + 1, options.rounds);
+    let step = Step::begin_parts(&of_all, plan.len());
+    for (workload, contender) in plan {
+        step.part(&format!("{}: {}", workload.name, contender.name()));
+        let figures = rig.measure(contender, options.job(workload, round));
+        let place = |error| format!("{}, {}: {error}", workload.name, contender.name());
+        cells.0.push(Cell {
+            round,
+            workload,
+            contender,
+            figures: figures.map_err(place)?,
+        });
+        step.part_done();
     }
-    Ok(cells)
+    step.done("");
+    Ok(())
 }
 
 fn idle(rig: &Rig<'_>, options: &Options) -> Result<idle::Idle, Box<dyn Error>> {
@@ -200,7 +215,7 @@ fn idle(rig: &Rig<'_>, options: &Options) -> Result<idle::Idle, Box<dyn Error>> 
     Ok(idle)
 }
 
-fn about(options: &Options, load_before: String) -> Value {
+fn about(options: &Options, load_before: &str) -> Value {
     json!({
         "command": std::env::args().collect::<Vec<_>>(),
         "at": now(),
