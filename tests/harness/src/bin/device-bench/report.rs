@@ -49,11 +49,34 @@ impl Report<'_> {
         Ok(())
     }
 
-    /// The goals, then a table for each workload.
+    /// The goals, all ratios at a glance, then a table for each workload.
     pub fn markdown(&self) -> String {
-        let mut text = format!("{}\n", self.goals);
+        let mut text = format!("{}\n{}\n", self.goals, self.overview());
         for workload in self.workloads {
             text.push_str(&self.of_workload(*workload));
+        }
+        text
+    }
+
+    /// Requests per second of all ways, of bare fio's in the same round.
+    fn overview(&self) -> String {
+        let names: Vec<&str> = self.contenders.iter().map(Contender::name).collect();
+        let mut text = format!("| of bare fio | {} |\n", names.join(" | "));
+        let _ = writeln!(text, "| --- |{}", " --- |".repeat(names.len()));
+        for workload in self.workloads {
+            let ratio = |contender: &Contender| {
+                let pair = [*contender, Contender::LIMIT];
+                match self
+                    .cells
+                    .ratios(workload.name, pair, |f| f.iops)
+                    .as_slice()
+                {
+                    [] => "–".to_owned(),
+                    ratios => format!("{:.2}", Spread::of(ratios).median),
+                }
+            };
+            let ratios: Vec<String> = self.contenders.iter().map(ratio).collect();
+            let _ = writeln!(text, "| {} | {} |", workload.title, ratios.join(" | "));
         }
         text
     }
@@ -181,6 +204,10 @@ mod tests {
         let text = report.markdown();
         assert!(
             text.contains("| bypass-blk, clean | 10 (5–30) | 1.00 (0.50–1.00) |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| 128 KiB sequential read, depth 8 | 1.00 | 1.00 |"),
             "{text}"
         );
         assert_eq!(report.json()["cells"][5]["figures"]["iops"], 240.0);
