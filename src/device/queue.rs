@@ -36,6 +36,9 @@ use super::vring::Vring;
 
 /// Rounds over the ring before the thread looks at its other events.
 const MAX_ROUNDS: usize = 16;
+/// Requests that are handed to the kernel, or answered, at once. In larger batches the
+/// disk has nothing to do while a batch is answered and the next one is taken.
+const BATCH: usize = 8;
 
 /// One queue, for one connection.
 pub struct Queue<G> {
@@ -204,6 +207,7 @@ impl<G: Gate> Queue<G> {
     }
 
     fn reap(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        let mut answered = 0;
         while let Some(completion) = self.engine.reap() {
             let Completion {
                 token,
@@ -215,6 +219,10 @@ impl<G: Gate> Queue<G> {
             };
             let next = slot.completed(result, buffer, &self.shared.disk, &mut self.pool);
             self.go_on(ring, token, next, true)?;
+            answered += 1;
+            if answered % BATCH == 0 && !self.broken {
+                self.publish(ring)?;
+            }
         }
         Ok(())
     }
@@ -230,7 +238,14 @@ impl<G: Gate> Queue<G> {
             // meanwhile: the next round takes it.
             return Ok(());
         }
+        let mut taken = 0;
         while let Some(&token) = self.free.last() {
+            if taken == BATCH {
+                taken = 0;
+                // What is refused is submitted again, and told, at the end of the round.
+                let _ = self.engine.submit();
+            }
+            taken += 1;
             let Some(head) = self.intake.take(ring, self.view.current())? else {
                 break;
             };
