@@ -170,6 +170,10 @@ fn a_handover_that_cannot_be_made_says_why_and_harms_nobody() {
         assert_eq!(code, Some(74), "{said}");
         assert!(said.contains("--max-downtime"), "{said}");
     });
+    // What no guest could be given is not waited for.
+    let (code, said) = handover(&volume, &["--max-downtime", "0s"]);
+    assert_eq!(code, Some(74), "{said}");
+    assert!(said.contains("nothing left to copy"), "{said}");
     assert_eq!(source.custody(), "held");
     write(&mut disk, 2, 0);
     assert_reads(&mut disk, 2, 0);

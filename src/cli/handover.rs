@@ -16,7 +16,7 @@ use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
 
 use super::bandwidth::Rate;
-use super::handover_verdict::{Verdict, Watch};
+use super::handover_verdict::{FIXED, Verdict, Watch};
 use super::stop::Stop;
 use super::{Failure, LogArgs, RunDirArgs, Target, heald, logging};
 
@@ -144,6 +144,14 @@ impl Image {
 
     fn hand_over(&self, args: &HandoverArgs, copying: bool, stop: &Stop) -> Result<(), Failure> {
         let begin = Instant::now();
+        if *args.max_downtime < FIXED {
+            return Err(self.failed(&format!(
+                "with nothing left to copy the guest stands still for some {} ms, and {} are allowed. \
+                 Give a longer --max-downtime",
+                FIXED.as_millis(),
+                args.max_downtime
+            )));
+        }
         let to = match &args.to {
             Some(to) => Some(self.copy(to)?),
             None => None,
@@ -182,9 +190,9 @@ impl Image {
                 }
                 Verdict::TooLong(downtime) => {
                     return Err(self.failed(&format!(
-                        "the guest writes as fast as is copied: it would stand still for {} s, and {} are allowed. \
+                        "the guest writes as fast as is copied: it would stand still for {} ms, and {} are allowed. \
                          Give a longer --max-downtime, or more bandwidth",
-                        downtime.as_secs(),
+                        downtime.as_millis(),
                         args.max_downtime
                     )));
                 }

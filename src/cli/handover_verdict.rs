@@ -8,7 +8,7 @@ use crate::control::status::Status;
 
 /// What giving an image away takes besides the last extents: a flush, the removal of
 /// the marks on every brick, the locks of the target, its first marks.
-const FIXED: Duration = Duration::from_millis(250);
+pub const FIXED: Duration = Duration::from_millis(250);
 /// Without getting better for so long, an estimate stays as it is.
 const STEADY: Duration = Duration::from_secs(10);
 /// By less than this part of it, it gets no better: rates are never quite the same twice.
