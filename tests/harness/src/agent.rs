@@ -57,9 +57,8 @@ pub struct Job {
 }
 
 impl Agent {
-    /// Connects to QEMU's end of the port; the guest may not be up yet.
-    pub(crate) fn connect(socket: &Path) -> Result<Agent> {
-        let stream = UnixStream::connect(socket).at("connect to", socket)?;
+    /// Over a connection to QEMU's end of the port, `socket`; the guest may not be up yet.
+    pub(crate) fn over(stream: UnixStream, socket: &Path) -> Result<Agent> {
         let reader = stream.try_clone().at("clone the connection to", socket)?;
         let inbox = Shared::default();
         let filled = Arc::clone(&inbox);

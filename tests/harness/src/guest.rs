@@ -2,7 +2,8 @@
 //! an agent that runs scripts in it.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -109,17 +110,19 @@ impl Guest {
         add_disks(&mut command, image, config);
         command.args(more);
         let mut qemu = Background::start(&mut command)?;
-        let mut connect = |socket: PathBuf| {
+        // A socket is there before QEMU listens on it.
+        let mut connect = |socket: &Path| {
             wait_until("QEMU's sockets", SOCKET_DEADLINE, || {
-                match (socket.exists(), qemu.exited()) {
+                match (UnixStream::connect(socket), qemu.exited()) {
                     (_, Some(status)) => Ok(Err(died(status, &errors))),
-                    (true, None) => Ok(Ok(socket.clone())),
-                    (false, None) => Err("no socket yet".into()),
+                    (Ok(stream), None) => Ok(Ok(stream)),
+                    (Err(error), None) => Err(error.to_string()),
                 }
             })?
         };
-        let agent = Agent::connect(&connect(file("agent"))?)?;
-        let qmp = Qmp::connect(&connect(file("qmp"))?)?;
+        let (agent, qmp) = (file("agent"), file("qmp"));
+        let agent = Agent::over(connect(&agent)?, &agent)?;
+        let qmp = Qmp::over(connect(&qmp)?, &qmp)?;
         let guest = Guest {
             qemu,
             agent,

@@ -24,6 +24,11 @@ impl Qmp {
     /// Connects and negotiates.
     pub fn connect(socket: &Path) -> Result<Qmp> {
         let stream = UnixStream::connect(socket).at("connect to", socket)?;
+        Self::over(stream, socket)
+    }
+
+    /// Negotiates over a connection to `socket`.
+    pub(crate) fn over(stream: UnixStream, socket: &Path) -> Result<Qmp> {
         stream
             .set_read_timeout(Some(ANSWER_DEADLINE))
             .at("set the time-out of", socket)?;

@@ -135,9 +135,12 @@ fn vhost_user_device(place: &Place) -> (Background, PathBuf) {
         "vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={}",
         socket.display()
     ));
+    // Written when it listens; the socket is there a moment before.
+    let listens = place.dir().join("device.pid");
+    command.arg("--pidfile").arg(&listens);
     let device = Background::start(&mut command).unwrap();
-    wait_until("the device's socket", SCRIPT_DEADLINE, || {
-        socket.exists().then_some(()).ok_or("not yet".into())
+    wait_until("the device", SCRIPT_DEADLINE, || {
+        listens.exists().then_some(()).ok_or("not yet".into())
     })
     .unwrap();
     (device, socket)
