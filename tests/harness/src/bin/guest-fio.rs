@@ -1,7 +1,7 @@
 //! `qemu/guest-fio`: the demo's workloads in a guest, on disks of the caller's.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,16 +9,20 @@ use bypass_harness::bench::{self, Workload};
 use bypass_harness::{Disk, Guest, GuestConfig, GuestImage, Place, signals};
 use clap::Parser;
 
-const DEVICE: &str = "/dev/vda";
+/// As many disks as there are letters for.
+const DEVICES: [&str; 6] = [
+    "/dev/vda", "/dev/vdb", "/dev/vdc", "/dev/vdd", "/dev/vde", "/dev/vdf",
+];
 
-/// Boots a guest on each disk in turn, runs fio in it, and prints a table, and
-/// JSON if asked for. Reads only, unless told that the data may be destroyed.
+/// Boots a guest with all the disks, runs fio in it on each in turn, in rounds, and prints a
+/// table, and JSON if asked for. Reads only, unless told that the data may be destroyed.
 #[derive(Parser)]
 struct Options {
     /// A vhost-user-blk socket; may be given several times.
     #[arg(long, value_name = "SOCKET")]
     vhost_user: Vec<PathBuf>,
-    /// A raw image file, on a brick's file system or on a mount.
+    /// A raw image file, on a brick's file system or on a mount; may be given several times.
+    /// All disks are compared with the first one.
     #[arg(long, value_name = "IMAGE")]
     file: Vec<PathBuf>,
     /// A raw image through QEMU's Gluster driver.
@@ -27,7 +31,10 @@ struct Options {
     /// Virtqueues of each disk, and virtual CPUs.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     num_queues: u16,
-    /// Time for each workload on each disk.
+    /// How often everything is measured; the table has medians.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Time for each workload on each disk in each round.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     runtime: u64,
     /// Also measure writes, which DESTROY what is on the disks.
@@ -36,6 +43,10 @@ struct Options {
     /// Print JSON instead of the table.
     #[arg(long)]
     json: bool,
+}
+
+fn file_name(path: &Path) -> String {
+    format!("file {}", path.display())
 }
 
 /// `HOST/VOLUME/PATH`; the number of queues comes later.
@@ -66,7 +77,7 @@ impl Options {
         });
         let files = self.file.iter().map(|path| {
             (
-                format!("file {}", path.display()),
+                file_name(path),
                 Disk::File {
                     path: path.clone(),
                     queues,
@@ -93,6 +104,11 @@ impl Options {
         sockets.chain(files).chain(gluster).collect()
     }
 
+    /// The disk that all are compared with.
+    fn limit(&self) -> Option<String> {
+        self.file.first().map(|path| file_name(path))
+    }
+
     fn workloads(&self) -> Vec<Workload> {
         let writes = self
             .destroy_data
@@ -113,24 +129,26 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     if disks.is_empty() {
         return Err("no disk given: --vhost-user, --file or --gluster".into());
     }
+    if disks.len() > DEVICES.len() {
+        return Err(format!("{} disks at most", DEVICES.len()).into());
+    }
     signals::clean_up_when_told_to_end()?;
     let (workloads, runtime) = (options.workloads(), Duration::from_secs(options.runtime));
     let image = GuestImage::prepare()?;
     let place = Place::host()?;
-    let mut all = Vec::new();
-    for (name, disk) in disks {
-        let config = GuestConfig {
-            cpus: options.num_queues.into(),
-            ..GuestConfig::new(vec![disk])
-        };
-        let guest = Guest::boot(&image, &place, &config)?;
-        all.extend(bench::measure(&guest, &name, DEVICE, &workloads, runtime)?);
-        guest.power_off()?;
-    }
+    let (names, disks): (Vec<String>, Vec<Disk>) = disks.into_iter().unzip();
+    let named: Vec<_> = names.iter().map(String::as_str).zip(DEVICES).collect();
+    let config = GuestConfig {
+        cpus: options.num_queues.into(),
+        ..GuestConfig::new(disks)
+    };
+    let guest = Guest::boot(&image, &place, &config)?;
+    let all = bench::measure(&guest, &named, &workloads, runtime, options.rounds)?;
+    guest.power_off()?;
     if options.json {
         println!("{:#}", bench::json(&all));
     } else {
-        println!("{}", bench::table(&all));
+        println!("{}", bench::table(&all, options.limit().as_deref()));
     }
     Ok(())
 }

@@ -9,10 +9,13 @@ use bypass_harness::{Disk, Error, Guest, GuestConfig, GuestImage, Place, Result,
 use crate::Options;
 use crate::story::{DEVICE, IMAGE, NODE};
 
+/// The disk that the others are compared with.
+pub const LIMIT: &str = "bare brick file";
+
 /// Runs all workloads in a guest that is up.
 pub fn measure_all(guest: &Guest, name: &str, options: &Options) -> Result<Vec<Measurement>> {
     let workloads = [Workload::READS, Workload::WRITES].concat();
-    bench::measure(guest, name, DEVICE, &workloads, options.runtime())
+    bench::measure(guest, &[(name, DEVICE)], &workloads, options.runtime(), 1)
 }
 
 /// The other ways: QEMU's Gluster driver, a FUSE mount, and as the measure of
@@ -47,7 +50,7 @@ pub fn other_ways(
     all.extend(on_disk(
         image,
         place,
-        "bare brick file",
+        LIMIT,
         Disk::File {
             path: path.clone(),
             queues: 1,

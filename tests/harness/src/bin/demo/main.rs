@@ -55,7 +55,10 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     if let Some(path) = &options.json {
         std::fs::write(path, format!("{:#}\n", bench::json(&outcome.measurements)))?;
     }
-    println!("{}", bench::table(&outcome.measurements));
+    println!(
+        "{}",
+        bench::table(&outcome.measurements, Some(compare::LIMIT))
+    );
     println!("{}", verdict(&outcome.copies));
     Ok(outcome.copies.are_equal())
 }
