@@ -29,7 +29,8 @@ fn hasty() -> Timeouts {
     Timeouts {
         ping_interval: Duration::from_millis(40),
         idle_interval: Duration::from_millis(40),
-        ping_timeout: Duration::from_millis(80),
+        // No multiple of it: who looks at each interval only would look late.
+        ping_timeout: Duration::from_millis(60),
         ..patient()
     }
 }
