@@ -296,7 +296,7 @@ impl Link {
             Beat::Dead { after } => return Err(Disconnect::Silent { after }),
             Beat::Ping => {
                 if !self.ping()? {
-                    return Ok(Some(pulse.slack()));
+                    return Ok(Some(pulse.put_off()));
                 }
                 pulse.pinged(now);
             }

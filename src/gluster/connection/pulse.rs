@@ -119,10 +119,15 @@ impl Pulse {
         self.pinged = Some(now);
     }
 
-    /// How long a ping is put off that could not be sent; and by how much a look may come
-    /// late and still prove something.
-    pub fn slack(&self) -> Duration {
+    /// How long a ping is put off that could not be sent.
+    pub fn put_off(&self) -> Duration {
         self.interval / 4
+    }
+
+    /// By how much a look may come late and still prove something. The kernel ends a sleep up
+    /// to an eighth later than it was told (its timer wheel).
+    fn slack(&self) -> Duration {
+        self.timeout / 4
     }
 
     /// When the next [`Pulse::beat`] is other than quiet, if nothing is heard.
@@ -165,7 +170,7 @@ mod tests {
         Pulse::new(&Timeouts::default(), start)
     }
 
-    /// The looks of a reader whose peer answers each ping at once, one second after another.
+    /// The looks of a reader whose peer answers each ping at once.
     fn looks_of_a_reader(length: Duration) -> Vec<Beat> {
         let start = Instant::now();
         let mut pulse = pulse(start);
