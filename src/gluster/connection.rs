@@ -2,9 +2,9 @@
 //!
 //! It owns the socket, one reader thread, and the table of calls that wait for
 //! their replies. Callers send from their own threads, each record whole; the
-//! reader matches replies by transaction id, drops the peer's own calls (a
-//! brick's notices need no answer), pings a silent peer and declares it dead
-//! when that stays unanswered. The thread ends with the connection, and the
+//! reader matches replies by transaction id and drops the peer's own calls (a
+//! brick's notices need no answer). Who waits, caller or reader, pings a silent peer and
+//! declares it dead when that stays unanswered. The thread ends with the connection, and the
 //! connection with its last handle. It never reconnects.
 
 use std::io::{self, IoSlice};
@@ -25,8 +25,8 @@ mod pulse;
 mod socket;
 
 use link::Link;
-use pulse::Pulse;
 pub use pulse::Timeouts;
+use pulse::{Pulse, Watch};
 use socket::{configure, dial};
 
 /// Calls that a brick counts and that may be unanswered at one time. A brick
@@ -212,12 +212,12 @@ impl Connection {
         pings: bool,
     ) -> Result<Self, ConnectError> {
         let pulse = pings.then(|| Pulse::new(timeouts, Instant::now()));
-        configure(&stream, timeouts, pulse.as_ref()).map_err(ConnectError::Setup)?;
-        let link = Arc::new(Link::new(stream, last_xid, timeouts.send));
+        configure(&stream, timeouts, pings).map_err(ConnectError::Setup)?;
+        let link = Arc::new(Link::new(stream, last_xid, timeouts.send, pulse));
         let reader = Arc::clone(&link);
         thread::Builder::new()
             .name(format!("gluster {host}"))
-            .spawn(move || reader.run(pulse))
+            .spawn(move || reader.run())
             .map_err(ConnectError::Setup)?;
         Ok(Self(Arc::new(Owner(link))))
     }
@@ -249,13 +249,14 @@ impl Connection {
         if calls.len() > MAX_BATCH {
             return Err(CallError::TooLong);
         }
-        let pending: Vec<_> = self
-            .link()
-            .enlist(calls.len(), weight, deadline)?
+        let enlisted = self.link().enlist(calls.len(), weight, deadline)?;
+        let sent = Instant::now();
+        let pending: Vec<_> = enlisted
             .into_iter()
             .map(|(xid, answer)| PendingCall {
                 xid,
                 answer,
+                sent,
                 link: Arc::clone(self.link()),
             })
             .collect();
@@ -339,14 +340,15 @@ impl Deadline {
 pub struct PendingCall {
     xid: u32,
     answer: Receiver<Answer>,
+    /// Since when the peer owes it.
+    sent: Instant,
     link: Arc<Link>,
 }
 
 impl PendingCall {
     /// Waits for the reply.
     pub fn wait(self, deadline: Deadline) -> Answer {
-        self.receive(deadline.left())
-            .unwrap_or(Err(deadline.missed()))
+        self.receive(deadline).unwrap_or(Err(deadline.missed()))
     }
 
     /// Waits for the reply, unless `given_up`, which is asked now and then. If the
@@ -359,11 +361,11 @@ impl PendingCall {
         undo: Undo,
     ) -> Answer {
         loop {
-            let left = deadline.left();
-            if let Some(answer) = self.receive(left.min(GLANCE)) {
+            let glance = Deadline::after(deadline.left().min(GLANCE));
+            if let Some(answer) = self.receive(glance) {
                 return answer;
             }
-            if left <= GLANCE || given_up() {
+            if deadline.left().is_zero() || given_up() {
                 break;
             }
         }
@@ -375,17 +377,26 @@ impl PendingCall {
         self.answer.recv().unwrap_or(Err(deadline.missed()))
     }
 
-    fn receive(&self, limit: Duration) -> Option<Answer> {
-        match self.answer.recv_timeout(limit) {
-            Ok(answer) => Some(answer),
-            Err(RecvTimeoutError::Timeout) => None,
-            // Withdrawn without an answer, which only a gone connection does.
-            Err(RecvTimeoutError::Disconnected) => {
-                let reason = self
-                    .link
-                    .gone()
-                    .unwrap_or_else(|| Arc::new(Disconnect::Closed));
-                Some(Err(CallError::Disconnected(reason)))
+    /// `None` if there is none by then.
+    fn receive(&self, deadline: Deadline) -> Option<Answer> {
+        let mut wait = Duration::ZERO;
+        loop {
+            match self.answer.recv_timeout(wait) {
+                Ok(answer) => return Some(answer),
+                Err(RecvTimeoutError::Timeout) => {
+                    let left = deadline.left();
+                    if left.is_zero() {
+                        return None;
+                    }
+                    let look = self.link.look(Watch::Caller(self.sent));
+                    wait = look.map_or(left, |look| look.min(left));
+                }
+                // Withdrawn without an answer, which only a gone connection does.
+                Err(RecvTimeoutError::Disconnected) => {
+                    let reason = self.link.gone();
+                    let reason = reason.unwrap_or_else(|| Arc::new(Disconnect::Closed));
+                    return Some(Err(CallError::Disconnected(reason)));
+                }
             }
         }
     }

@@ -94,9 +94,9 @@ impl Debt {
 
     /// The children among the peers that miss something.
     pub fn behind(&self) -> BrickSet {
-        let misses = |(index, _): &(usize, usize)| {
-            Peer::new(*index).is_some_and(|peer| self.map.next_dirty(peer, 0).is_some())
-        };
+        let behind = self.map.behind();
+        let misses =
+            |(index, _): &(usize, usize)| Peer::new(*index).is_some_and(|p| behind.contains(p));
         let peers = self.shape.peers().iter().enumerate();
         peers.filter(misses).map(|(_, child)| child).collect()
     }

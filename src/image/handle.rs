@@ -200,7 +200,8 @@ impl SessionHandle {
             all_marked || copies.filter_map(|c| c.pending.as_ref()).any(counter)
         };
         let suspect = map.record().suspect;
-        let clean = |peer: Peer| map.next_dirty(peer, 0).is_none();
+        let behind = map.behind();
+        let clean = |peer: Peer| !behind.contains(peer);
         Ok(Hint {
             marked: all_marked,
             removable: self

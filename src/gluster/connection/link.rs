@@ -2,7 +2,7 @@
 //! table of unanswered calls, and the end.
 
 use std::collections::HashMap;
-use std::io::{BufReader, IoSlice, Read};
+use std::io::IoSlice;
 use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,17 +10,13 @@ use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
 
-use super::pulse::{Beat, Pulse};
-use super::socket::{is_timeout, write_all};
-use super::{Answer, CallError, Deadline, Disconnect, HoldError, Reply, Undo, Weight};
+use super::pulse::{Beat, Pulse, Watch};
+use super::socket::write_all;
+use super::{Answer, CallError, Deadline, Disconnect, HoldError, Undo, Weight};
 use super::{MAX_CALLS, MAX_COUNTED_CALLS};
-use crate::gluster::record::RecordDecoder;
-use crate::gluster::rpc::{self, Call, Credentials, Message};
-use crate::gluster::xdr::XdrError;
+use crate::gluster::rpc::{self, Call, Credentials};
 
-/// The reader's buffer: small replies cost one system call, the bytes of large
-/// ones go past it.
-const READ_BUFFER: usize = 16 << 10;
+mod reader;
 
 /// The transaction id of pings; no other call gets it.
 const PING_XID: u32 = 0;
@@ -48,6 +44,8 @@ struct State {
     last_xid: u32,
     gone: Option<Arc<Disconnect>>,
     listeners: Vec<DisconnectListener>,
+    /// Absent where nobody wants to know.
+    pulse: Option<Pulse>,
     /// Nothing is to be sent or read.
     held: bool,
     /// The reader has seen that, between two records.
@@ -68,13 +66,19 @@ pub(super) struct Link {
 
 impl Link {
     /// The next call has the transaction id after `last_xid`.
-    pub(super) fn new(stream: TcpStream, last_xid: u32, send_timeout: Duration) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        last_xid: u32,
+        send_timeout: Duration,
+        pulse: Option<Pulse>,
+    ) -> Self {
         Self {
             stream,
             turn: Mutex::default(),
             send_timeout,
             state: Mutex::new(State {
                 last_xid,
+                pulse,
                 ..State::default()
             }),
             room: Condvar::new(),
@@ -184,6 +188,7 @@ impl Link {
         weight: Weight,
         deadline: Deadline,
     ) -> Result<Vec<Enlisted>, CallError> {
+        let mut begun = None;
         let mut state = self.lock();
         loop {
             if let Some(reason) = &state.gone {
@@ -196,10 +201,18 @@ impl Link {
             if left.is_zero() {
                 return Err(deadline.missed());
             }
+            let watch = Watch::Caller(*begun.get_or_insert_with(Instant::now));
+            let wait = match self.look_into(&mut state, watch) {
+                Ok(look) => look.map_or(left, |look| look.min(left)),
+                Err(reason) => {
+                    drop(state);
+                    return Err(CallError::Disconnected(self.disconnect(reason)));
+                }
+            };
             state.waiting += 1;
             (state, _) = self
                 .room
-                .wait_timeout(state, left)
+                .wait_timeout(state, wait)
                 .unwrap_or_else(PoisonError::into_inner);
             state.waiting -= 1;
         }
@@ -257,6 +270,40 @@ impl Link {
         }
     }
 
+    /// Looks at the clock for somebody who waits for the peer: pings it, or gives it up,
+    /// if it is time for that. How long he may wait until the next look; `None`: as long as
+    /// he likes.
+    pub(super) fn look(&self, watch: Watch) -> Option<Duration> {
+        let looked = self.look_into(&mut self.lock(), watch);
+        looked.unwrap_or_else(|reason| {
+            self.disconnect(reason);
+            None
+        })
+    }
+
+    /// The same; the error is for [`Link::disconnect`]. Under the lock, so that nothing is
+    /// sent while the connection rests.
+    fn look_into(&self, state: &mut State, watch: Watch) -> Result<Option<Duration>, Disconnect> {
+        if state.held || state.gone.is_some() {
+            return Ok(None);
+        }
+        let Some(pulse) = &mut state.pulse else {
+            return Ok(None);
+        };
+        let now = Instant::now();
+        match pulse.beat(watch, now) {
+            Beat::Quiet => {}
+            Beat::Dead { after } => return Err(Disconnect::Silent { after }),
+            Beat::Ping => {
+                if !self.ping()? {
+                    return Ok(Some(pulse.put_off()));
+                }
+                pulse.pinged(now);
+            }
+        }
+        Ok(Some(pulse.due(watch).saturating_duration_since(now)))
+    }
+
     /// Ends the connection for `reason` unless it is gone already, and fails
     /// every waiting call. Returns the reason that holds. The reader thread
     /// notices by the shut-down socket and tells the listeners.
@@ -281,106 +328,6 @@ impl Link {
         self.room.notify_all();
         self.rest.notify_all();
         reason
-    }
-
-    /// The reader thread.
-    pub(super) fn run(&self, pulse: Option<Pulse>) {
-        let reason = self.read(pulse);
-        let reason = self.disconnect(reason);
-        let listeners = std::mem::take(&mut self.lock().listeners);
-        for listener in listeners {
-            listener(&reason);
-        }
-    }
-
-    fn read(&self, mut pulse: Option<Pulse>) -> Disconnect {
-        let mut stream = BufReader::with_capacity(READ_BUFFER, &self.stream);
-        let mut records = RecordDecoder::default();
-        loop {
-            if stream.buffer().is_empty() && records.is_between_records() {
-                self.rest_while_held();
-            }
-            match stream.read(records.space()) {
-                Ok(0) => return Disconnect::ClosedByPeer,
-                Ok(count) => {
-                    if let Some(pulse) = &mut pulse {
-                        pulse.heard(Instant::now());
-                    }
-                    match records.advance(count) {
-                        Ok(None) => {}
-                        Ok(Some(record)) => {
-                            if let Err(error) = self.deliver(record) {
-                                return Disconnect::Header(error);
-                            }
-                        }
-                        Err(error) => return Disconnect::Record(error),
-                    }
-                }
-                Err(error) if is_timeout(&error) => {
-                    if let Some(reason) = self.on_silence(pulse.as_mut()) {
-                        return reason;
-                    }
-                }
-                Err(error) => return Disconnect::Socket(error),
-            }
-        }
-    }
-
-    fn on_silence(&self, pulse: Option<&mut Pulse>) -> Option<Disconnect> {
-        let pulse = pulse?;
-        let now = Instant::now();
-        match pulse.beat(now) {
-            Beat::Quiet => None,
-            Beat::Dead { after } => Some(Disconnect::Silent { after }),
-            Beat::Ping => match self.ping() {
-                Ok(true) => {
-                    pulse.pinged(now);
-                    None
-                }
-                Ok(false) => None,
-                Err(reason) => Some(reason),
-            },
-        }
-    }
-
-    /// Hands a record to the call it answers. Anything else — a brick's notice,
-    /// a ping's reply, the reply to nobody — is dropped.
-    fn deliver(&self, record: Vec<u8>) -> Result<(), XdrError> {
-        let (xid, results) = match rpc::parse(&record)? {
-            Message::Reply { xid, results } => (xid, results),
-            Message::Call { program, procedure } => {
-                log::trace!("notice {procedure} of program {program} from a brick");
-                return Ok(());
-            }
-        };
-        let Some(waiter) = self.withdraw(xid) else {
-            return Ok(());
-        };
-        let answer = results
-            .map(|results| Reply { record, results })
-            .map_err(CallError::Rejected);
-        match (waiter.undo, answer) {
-            (Some(undo), Ok(reply)) if (undo.took)(reply.results()) => self.send_undo(&undo),
-            // Fails where the caller did not want to know.
-            (_, answer) => drop(waiter.answer.try_send(answer)),
-        }
-        Ok(())
-    }
-
-    /// Sends a call whose reply is of no interest: it will find nobody.
-    fn send_undo(&self, undo: &Undo) {
-        let xid = self.lock().new_xid();
-        let call = Call {
-            program: undo.program,
-            procedure: undo.procedure,
-            credentials: &undo.credentials,
-            arguments: &undo.arguments,
-            payload: &[],
-        };
-        if let Some(head) = call.encode(xid) {
-            // Fails where the connection is gone, and what was taken with it.
-            let _ = self.send(&mut [IoSlice::new(&head)]);
-        }
     }
 }
 

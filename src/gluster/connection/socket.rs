@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
 
-use super::pulse::{Pulse, Timeouts};
+use super::pulse::Timeouts;
 use super::{ConnectError, Deadline, Disconnect};
 
 /// Connects to the first address of `host` that answers.
@@ -29,17 +29,14 @@ pub(super) fn dial(host: &str, port: u16, timeout: Duration) -> Result<TcpStream
     Err(ConnectError::Connect(last))
 }
 
-/// Sets every time-out of the socket; one without a pulse is read for ever.
-pub(super) fn configure(
-    stream: &TcpStream,
-    timeouts: &Timeouts,
-    pulse: Option<&Pulse>,
-) -> io::Result<()> {
+/// Sets every time-out of the socket; one whose peer is not pinged is read for ever.
+pub(super) fn configure(stream: &TcpStream, timeouts: &Timeouts, pings: bool) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(timeouts.send))?;
-    stream.set_read_timeout(pulse.map(Pulse::tick))?;
-    // The kernel notices a cut link too, where no reader is at work: a peer that
-    // acknowledges nothing for as long as one that answers no ping.
+    stream.set_read_timeout(pings.then_some(timeouts.idle_interval))?;
+    // The kernel notices a lost link, without waking anybody up: a peer that acknowledges
+    // nothing for as long as one that answers no ping. With the user time-out set, that and
+    // not the number of questions decides (`tcp_keepalive_timer`, Linux).
     let dead_after = timeouts.dead_after();
     let socket = SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(dead_after))?;
@@ -81,4 +78,30 @@ pub(super) fn write_all(
 pub(super) fn is_timeout(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, WouldBlock};
     matches!(error.kind(), WouldBlock | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gluster::fake_peer::listen;
+
+    #[test]
+    fn an_idle_socket_wakes_nobody_up_before_a_ping_is_due_and_is_watched_by_the_kernel() {
+        let timeouts = Timeouts::default();
+        let (port, _peer) = listen(|mut peer| peer.drain());
+        let stream = dial("127.0.0.1", port, timeouts.connect).unwrap();
+        configure(&stream, &timeouts, true).unwrap();
+        assert_eq!(stream.read_timeout().unwrap(), Some(timeouts.idle_interval));
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), timeouts.ping_interval);
+        assert_eq!(
+            socket.tcp_user_timeout().unwrap(),
+            Some(timeouts.dead_after())
+        );
+        // The question after which the kernel gives up comes no later than that.
+        let interval = socket.tcp_keepalive_interval().unwrap();
+        let asked = timeouts.ping_interval.as_secs() + 3 * interval.as_secs();
+        assert_eq!(asked, timeouts.dead_after().as_secs());
+    }
 }

@@ -20,6 +20,7 @@ fn patient() -> Timeouts {
         call: PATIENCE,
         send: PATIENCE,
         ping_interval: PATIENCE,
+        idle_interval: PATIENCE,
         ping_timeout: PATIENCE,
     }
 }
@@ -27,7 +28,9 @@ fn patient() -> Timeouts {
 fn hasty() -> Timeouts {
     Timeouts {
         ping_interval: Duration::from_millis(40),
-        ping_timeout: Duration::from_millis(80),
+        idle_interval: Duration::from_millis(40),
+        // No multiple of it: who looks at each interval only would look late.
+        ping_timeout: Duration::from_millis(60),
         ..patient()
     }
 }
@@ -147,6 +150,37 @@ fn a_silent_peer_is_given_up_although_nobody_calls() {
     connection.on_disconnect(move |reason| told.send(Arc::clone(reason)).unwrap());
     let reason = reason.recv_timeout(PATIENCE).unwrap();
     assert!(matches!(*reason, Disconnect::Silent { .. }), "{reason:?}");
+}
+
+/// An idle connection would not notice for as long as a test may take.
+fn hasty_with_callers() -> Timeouts {
+    Timeouts {
+        idle_interval: PATIENCE,
+        ..hasty()
+    }
+}
+
+#[test]
+fn a_silent_peer_that_owes_an_answer_is_given_up_by_who_waits_for_it() {
+    let (connection, _peer) = connect(&hasty_with_callers(), |mut peer| peer.drain());
+    let reason = why(answer(ask(&connection, b"")));
+    assert!(matches!(*reason, Disconnect::Silent { .. }), "{reason:?}");
+    assert!(!connection.is_connected());
+}
+
+#[test]
+fn a_silent_peer_is_given_up_by_who_waits_for_his_turn() {
+    let (connection, _peer) = connect(&hasty_with_callers(), |mut peer| peer.drain());
+    let calls: Vec<_> = (0..MAX_COUNTED_CALLS)
+        .map(|_| ask(&connection, b""))
+        .collect();
+    let over = connection.call(&ECHO, Weight::Counted, Deadline::after(PATIENCE));
+    let reason = match over {
+        Err(CallError::Disconnected(reason)) => reason,
+        other => panic!("{:?}", other.err()),
+    };
+    assert!(matches!(*reason, Disconnect::Silent { .. }), "{reason:?}");
+    drop(calls);
 }
 
 #[test]
@@ -440,10 +474,16 @@ fn a_connection_that_waits_for_an_answer_or_is_silent_does_not_rest_and_goes_on(
 
 #[test]
 fn while_a_connection_rests_nothing_is_sent_and_afterwards_it_goes_on() {
-    let (connection, _peer) = connect(&patient(), |mut peer| {
+    let timeouts = Timeouts {
+        // Due at once for who waits for his turn meanwhile, if he sent pings.
+        ping_interval: Duration::from_millis(1),
+        ..patient()
+    };
+    let (connection, _peer) = connect(&timeouts, |mut peer| {
         let ping = peer.receive().unwrap();
         peer.reply(ping.xid, b"");
         let call = peer.receive().unwrap();
+        assert_ne!(call.xid, ping.xid, "a ping at rest");
         peer.reply(call.xid, b"one.");
         peer.drain();
     });

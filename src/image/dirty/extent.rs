@@ -119,6 +119,11 @@ impl Peers {
         u16::from(self.0) << DIRTY_SHIFT
     }
 
+    /// The peers whose *dirty* bits these are.
+    pub(super) fn of_dirty_bits(bits: u16) -> Self {
+        Self::from_bits((bits >> DIRTY_SHIFT) as u8)
+    }
+
     /// These peers' *copying* bits in a [`State`].
     pub(super) fn copying_bits(self) -> u16 {
         u16::from(self.0) << COPYING_SHIFT

@@ -7,6 +7,9 @@
 use super::extent::{LANES, spread};
 use super::sync::{AtomicU64, Ordering};
 
+/// Words that [`Scan::any`] reads before it looks whether it has found all.
+const RUN: usize = 512;
+
 /// The words of a map together with how many extents they hold.
 #[derive(Clone, Copy)]
 pub struct Scan<'a> {
@@ -23,6 +26,21 @@ impl<'a> Scan<'a> {
     /// How many extents have the bit `bit` of their state set.
     pub fn count(self, bit: u16) -> u64 {
         self.sum(|word| word & spread(bit))
+    }
+
+    /// Which of `bits` are set in any extent. One pass for all of them, which ends as soon
+    /// as all are found.
+    pub fn any(self, bits: u16) -> u16 {
+        let (full, last) = self.split();
+        let mut found = gather(last) & bits;
+        for run in full.chunks(RUN) {
+            if found == bits {
+                break;
+            }
+            let each = run.iter().map(|word| word.load(Ordering::Acquire));
+            found |= gather(each.fold(0, |all, word| all | word)) & bits;
+        }
+        found
     }
 
     /// In how many extents a write is in flight.
@@ -42,13 +60,10 @@ impl<'a> Scan<'a> {
 
     /// `pick` leaves at most one bit a lane.
     fn sum(self, pick: impl Fn(u64) -> u64) -> u64 {
-        let picked = |word: &AtomicU64| pick(word.load(Ordering::Acquire));
-        let (last, full) = match self.words.split_last() {
-            Some((last, full)) => (picked(last) & self.valid_in_last(), full),
-            None => (0, self.words),
-        };
-        let full: u64 = full.iter().map(|w| u64::from(picked(w).count_ones())).sum();
-        full + u64::from(last.count_ones())
+        let (full, last) = self.split();
+        let count = |word: u64| u64::from(pick(word).count_ones());
+        let full = full.iter().map(|word| word.load(Ordering::Acquire));
+        full.map(count).sum::<u64>() + count(last)
     }
 
     /// `pick` leaves at most one bit a lane.
@@ -67,6 +82,14 @@ impl<'a> Scan<'a> {
         None
     }
 
+    /// All words but the last, and of that one the lanes that are extents.
+    fn split(self) -> (&'a [AtomicU64], u64) {
+        match self.words.split_last() {
+            Some((last, full)) => (full, last.load(Ordering::Acquire) & self.valid_in_last()),
+            None => (self.words, 0),
+        }
+    }
+
     /// The lanes of the last word that are extents.
     fn valid_in_last(self) -> u64 {
         match self.extents % LANES as u64 {
@@ -74,6 +97,12 @@ impl<'a> Scan<'a> {
             lanes => !(u64::MAX << (lanes * 16)),
         }
     }
+}
+
+/// The bits that any lane has.
+fn gather(word: u64) -> u16 {
+    let pairs = word | word >> 32;
+    (pairs | pairs >> 16) as u16
 }
 
 /// Bit 8 of every lane that has a write in flight: a count of at least one plus
@@ -112,6 +141,25 @@ mod tests {
         assert_eq!(scan.count_in_flight(), 0);
         assert_eq!(scan.next(0x0100, 5), None);
         assert_eq!(scan.next_in_flight(0), None);
+    }
+
+    #[test]
+    fn one_pass_finds_the_bits_of_all_extents_wherever_they_are() {
+        for extents in [1, 4, 5, 4 * RUN + 1, 8 * RUN + 3] {
+            for at in [0, extents / 2, extents - 1] {
+                let mut lanes = vec![0x00ff_u16; extents];
+                lanes[at] |= 0x0200;
+                lanes.push(0x0100); // behind the last extent
+                let mut words = words(&lanes);
+                words.truncate(extents.div_ceil(LANES));
+                let scan = Scan::new(&words, extents as u64);
+                assert_eq!(scan.any(0x0300), 0x0200, "{at} of {extents}");
+                assert_eq!(scan.any(0x0100), 0);
+            }
+        }
+        let all = words(&[0x0100, 0, 0, 0, 0x0800, 0x0200, 0]);
+        assert_eq!(Scan::new(&all, 7).any(0x0f00), 0x0b00);
+        assert_eq!(Scan::new(&[], 0).any(0x0f00), 0);
     }
 
     #[test]

@@ -161,9 +161,10 @@ impl Runner {
             return Ending::Behind;
         };
         let all_held = self.machine.held() == self.shape.all();
-        if self.marked().without(debt.behind()).is_empty() {
+        let behind = debt.behind();
+        if self.marked().without(behind).is_empty() {
             // Nothing to remove. A brick that is away may have marks.
-            let settled = all_held && debt.behind().is_empty();
+            let settled = all_held && behind.is_empty();
             let durable = self.made_durable();
             return if settled { durable } else { Ending::Behind };
         }
@@ -316,10 +317,11 @@ impl Runner {
     fn equal_peers(&self) -> Result<BrickSet, String> {
         let debt = self.debt.as_ref().ok_or("the session is read-only")?;
         let held = self.machine.held();
-        if let Some(peer) = debt.behind().iter().find(|&peer| held.contains(peer)) {
+        let behind = debt.behind();
+        if let Some(peer) = behind.iter().find(|&peer| held.contains(peer)) {
             return Err(format!("{} is being healed", self.names.one(peer)));
         }
-        let equal = self.shape.peers().without(debt.behind());
+        let equal = self.shape.peers().without(behind);
         if equal.is_empty() {
             return Err("every peer misses something".to_owned());
         }

@@ -236,6 +236,8 @@ proptest! {
                 let expected = (0..EXTENTS).filter(|&e| model[e as usize].dirty[p]);
                 prop_assert_eq!(dirty(map, peer(p)), expected.collect::<Vec<_>>());
                 prop_assert_eq!(map.dirty_extents(peer(p)), dirty(map, peer(p)).len() as u64);
+                let behind = model.iter().any(|m| m.dirty[p]);
+                prop_assert_eq!(map.behind().contains(peer(p)), behind);
             }
         }
     }
