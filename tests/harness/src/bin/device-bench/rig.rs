@@ -12,6 +12,7 @@ use std::time::Duration;
 use bypass_harness::progress::Step;
 use bypass_harness::{Background, Cluster, Fill, Mount, Volume, VolumeKind, run_command};
 
+use crate::bare::{self, Bare};
 use crate::counters::Watched;
 use crate::device::{Device, Kind};
 use crate::figures::{Figures, of_load};
@@ -67,8 +68,13 @@ impl Volumes {
         })
     }
 
-    /// Starts our daemon if it is given, which holds the image from now on.
-    pub fn serve<'a>(&'a self, program: Option<&'a Program>) -> Result<Rig<'a>, Box<dyn Error>> {
+    /// Starts our daemon if it is given, which holds the image from now on. `bare` is the
+    /// program that serves with our device alone.
+    pub fn serve<'a>(
+        &'a self,
+        program: Option<&'a Program>,
+        bare: &'a Path,
+    ) -> Result<Rig<'a>, Box<dyn Error>> {
         let options = [format!("--num-queues={QUEUES}")];
         let serve = |program: &'a Program| -> Result<Ours<'a>, Box<dyn Error>> {
             let daemon = program.serve_with(&self.volume, IMAGE, &options)?;
@@ -76,6 +82,7 @@ impl Volumes {
         };
         Ok(Rig {
             volumes: self,
+            bare,
             ours: program.map(serve).transpose()?,
         })
     }
@@ -105,6 +112,7 @@ fn warm(file: &Path) -> Result<(), Box<dyn Error>> {
 /// Everything, ready for cells.
 pub struct Rig<'a> {
     volumes: &'a Volumes,
+    bare: &'a Path,
     ours: Option<Ours<'a>>,
 }
 
@@ -161,7 +169,9 @@ impl Rig<'_> {
                 };
                 self.qsd(&disk, true, job)
             }
+            Way::Unmarked => self.bare(&bare::Disk::File(&path), job),
             Way::Null => self.qsd(&Disk::Null(self.area()), false, job),
+            Way::BareNull => self.bare(&bare::Disk::Null(self.area()), job),
         }
     }
 
@@ -176,6 +186,13 @@ impl Rig<'_> {
         let qsd = Qsd::start(node, disk, iothread)?;
         let (serving, gluster) = (qsd.pid(), self.gluster(None)?);
         front_end(&qsd.socket, &Watched { serving, gluster }, job)
+    }
+
+    fn bare(&self, disk: &bare::Disk<'_>, job: Job) -> Result<Figures, Box<dyn Error>> {
+        let node = self.volumes.volume.brick_node(BRICK);
+        let bare = Bare::start(node, self.bare, disk)?;
+        let (serving, gluster) = (bare.pid(), self.gluster(None)?);
+        front_end(&bare.socket, &Watched { serving, gluster }, job)
     }
 
     fn ours(&self, state: State, job: Job) -> Result<Figures, Box<dyn Error>> {
