@@ -2,7 +2,7 @@
 //! in front of a plain file or of `/dev/zero`, behind a gate that is always open and marks
 //! nothing. For measurements: `qemu/device-bench` compares it with the daemon, which has
 //! marks and a dirty map, and with an empty device of another program;
-//! `qemu/instruction-counts` runs it under valgrind.
+//! `qemu/instruction-counts` counts its instructions.
 //!
 //! It serves one front-end after the other until it is killed. It locks nothing, asks
 //! nobody, and knows nothing of Gluster: never point it at an image that somebody needs.
@@ -57,6 +57,8 @@ fn run(options: &Options) -> Result<std::convert::Infallible, Box<dyn Error>> {
     let server = Server::new(disk, Arc::new(AlwaysOpen), config)?;
     let listener = UnixListener::bind(&options.socket_path)
         .map_err(|error| format!("{}: {error}", options.socket_path.display()))?;
+    // The file is there a little before connections are taken.
+    println!("listening on {}", options.socket_path.display());
     loop {
         let (front_end, _) = listener.accept()?;
         if let Err(error) = server.serve(front_end) {

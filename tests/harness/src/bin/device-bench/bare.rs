@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use bypass_harness::{Background, Node, wait_until};
+use bypass_harness::{Background, Place, wait_until};
 
 use crate::QUEUES;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What it says once connections are taken.
+const READY: &str = "listening on";
 
 /// What it serves.
 pub enum Disk<'a> {
@@ -37,13 +40,13 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Starts it on a node and waits until it listens.
-    pub fn start(node: &Node, program: &Path, disk: &Disk<'_>) -> Result<Bare, Box<dyn Error>> {
-        let dir = node.place().dir();
+    /// Starts it in a place and waits until it listens.
+    pub fn start(place: &Place, program: &Path, disk: &Disk<'_>) -> Result<Bare, Box<dyn Error>> {
+        let dir = place.dir();
         let (socket, log) = (dir.join("bare.sock"), dir.join("bare.log"));
         // Of the one before, which was killed; there may be none.
         let _ = std::fs::remove_file(&socket);
-        let mut command = node.command(&program.to_string_lossy());
+        let mut command = place.command(&program.to_string_lossy());
         command.arg(format!("--num-queues={QUEUES}"));
         command.arg("--socket-path").arg(&socket).args(disk.args());
         let log_file = File::create(&log)?;
@@ -54,7 +57,7 @@ impl Bare {
             let said = || std::fs::read_to_string(&log).unwrap_or_default();
             match process.exited() {
                 Some(status) => Ok(Err(format!("bare-device: {status}: {}", said()))),
-                None if socket.exists() => Ok(Ok(())),
+                None if said().contains(READY) => Ok(Ok(())),
                 None => Err(said()),
             }
         })??;

@@ -190,7 +190,7 @@ impl Rig<'_> {
 
     fn bare(&self, disk: &bare::Disk<'_>, job: Job) -> Result<Figures, Box<dyn Error>> {
         let node = self.volumes.volume.brick_node(BRICK);
-        let bare = Bare::start(node, self.bare, disk)?;
+        let bare = Bare::start(node.place(), self.bare, disk)?;
         let (serving, gluster) = (bare.pid(), self.gluster(None)?);
         front_end(&bare.socket, &Watched { serving, gluster }, job)
     }

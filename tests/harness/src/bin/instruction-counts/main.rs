@@ -1,16 +1,19 @@
-//! `qemu/instruction-counts`: how many instructions our device takes for a request, by
-//! valgrind's callgrind. Unlike time, that does not depend on what else the machine does.
+//! `qemu/instruction-counts`: how many instructions our device takes for a request. Unlike
+//! time, that does not depend on what else the machine does.
 //!
 //! `trace.rs` has the requests and waits until the device sleeps again after each batch,
-//! so that every run goes the same way; `callgrind.rs` runs `bare-device` on /dev/zero
-//! under valgrind and reads what it counted; `record.rs` is the recorded figures and what
-//! is too much of a difference. Counted is user space alone, of the queue's thread alone.
+//! so that every run goes the same way; `steps.rs` counts; `record.rs` is the recorded
+//! figures and what is too much of a difference. The device is `bare-device` on
+//! /dev/zero. Counted is user space alone, of the queue's thread alone.
 
-mod callgrind;
+#[allow(dead_code)]
+#[path = "../device-bench/bare.rs"]
+mod bare;
 #[allow(dead_code, unsafe_code)]
 #[path = "../../../../chaos/device.rs"]
 mod device;
 mod record;
+mod steps;
 mod trace;
 
 use std::error::Error;
@@ -21,14 +24,17 @@ use bypass_harness::progress::Step;
 use bypass_harness::{Place, signals};
 use clap::Parser;
 
-use callgrind::Counts;
+use bare::{Bare, Disk};
 use record::Record;
-use trace::{CASES, Case};
+use steps::Steps;
+use trace::{AREA, CASES, Case, Trace};
 
-/// Before what counts, of each case: everything that is made once is made here.
-const WARM_UP: usize = 32;
-/// What counts, of one case; with 32 at a time, 64 batches.
-const COUNTED: usize = 2048;
+/// Queues of the device, a thread each.
+const QUEUES: u16 = 1;
+/// That thread's name.
+const THREAD: &str = "vring_worker";
+/// Requests before what counts: everything that is made once is made here.
+const WARM_UP: usize = 640;
 
 /// Counts the instructions of bypass-blk's device per request, and compares them with the
 /// recorded ones: fails when one has grown by more than a tenth.
@@ -47,9 +53,6 @@ struct Options {
     /// Record what is counted now.
     #[arg(long)]
     update: bool,
-    /// Keep callgrind's files here, for callgrind_annotate.
-    #[arg(long, value_name = "DIR")]
-    keep: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -58,17 +61,14 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     signals::clean_up_when_told_to_end()?;
-    let place = Place::host()?;
     let recorded = match options.update {
         true => Record::default(),
         false => Record::read(&options.record)?,
     };
     let mut counted = Record::default();
-    let before = count(options, &place, None)?;
     for case in CASES {
         let step = Step::begin(case.title);
-        let grown = count(options, &place, Some(case))?.busiest_since(&before)?;
-        counted.set(case.name, grown as f64 / COUNTED as f64);
+        counted.set(case.name, count(options, case)?);
         step.done("");
     }
     print!("{}", counted.compared(&recorded));
@@ -91,20 +91,15 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     Ok(too_many.is_empty())
 }
 
-/// What a whole run takes: the warm-up of all cases, then what counts of one.
-fn count(options: &Options, place: &Place, case: Option<Case>) -> Result<Counts, Box<dyn Error>> {
-    let name = case.map_or("none", |case| case.name);
-    callgrind::run(
-        place,
-        &options.bare_device,
-        name,
-        options.keep.as_deref(),
-        |pid, socket| {
-            let mut trace = trace::Trace::connect(pid, socket)?;
-            for warm_up in CASES {
-                trace.go(warm_up, WARM_UP)?;
-            }
-            case.map_or(Ok(()), |case| trace.go(case, COUNTED))
-        },
-    )
+/// Instructions per request of one kind.
+fn count(options: &Options, case: Case) -> Result<f64, Box<dyn Error>> {
+    let place = Place::host()?;
+    let bare = Bare::start(&place, &options.bare_device, &Disk::Null(AREA))?;
+    let mut trace = Trace::connect(bare.pid(), &bare.socket)?;
+    trace.go(case, WARM_UP)?;
+    let steps = Steps::of(bare.pid(), THREAD)?;
+    trace.settle()?;
+    let before = steps.so_far();
+    trace.go(case, case.counted)?;
+    Ok((steps.so_far() - before) as f64 / case.counted as f64)
 }
