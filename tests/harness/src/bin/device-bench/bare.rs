@@ -24,6 +24,14 @@ pub enum Disk<'a> {
 }
 
 impl Disk<'_> {
+    /// For the files of the one that serves it: one of each at a time.
+    fn name(&self) -> &'static str {
+        match self {
+            Disk::File(_) => "bare",
+            Disk::Null(_) => "bare-null",
+        }
+    }
+
     fn args(&self) -> Vec<String> {
         match self {
             Disk::File(path) => vec![path.display().to_string()],
@@ -43,7 +51,8 @@ impl Bare {
     /// Starts it in a place and waits until it listens.
     pub fn start(place: &Place, program: &Path, disk: &Disk<'_>) -> Result<Bare, Box<dyn Error>> {
         let dir = place.dir();
-        let (socket, log) = (dir.join("bare.sock"), dir.join("bare.log"));
+        let name = disk.name();
+        let [socket, log] = ["sock", "log"].map(|of| dir.join(format!("{name}.{of}")));
         // Of the one before, which was killed; there may be none.
         let _ = std::fs::remove_file(&socket);
         let mut command = place.command(&program.to_string_lossy());

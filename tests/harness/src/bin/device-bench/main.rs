@@ -147,7 +147,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let ours = options.idle || options.ways.contains(&Way::Bypass);
     let program = ours.then(|| Program::new(&options.program)).transpose()?;
     let volumes = Volumes::set_up(options.image * MIB, &options.ways)?;
-    let rig = volumes.serve(program.as_ref(), &options.bare_device)?;
+    let rig = volumes.serve(program.as_ref(), &options.bare_device, &options.ways)?;
     let contenders = Contender::all(&options.ways, &options.states);
     let about = || about(options, &load_before);
     let (mut cells, mut goals) = (Cells::default(), Table::default());

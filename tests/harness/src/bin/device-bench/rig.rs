@@ -1,5 +1,5 @@
 //! What is measured on: a replica-3 volume with two images, our daemon that holds one of
-//! them all the time, and how each way is begun and ended for a cell.
+//! them all the time, our device without marks beside it, and how each way is begun and ended for a cell.
 //!
 //! fio and qemu-storage-daemon write to the brick's file behind Gluster's back, so the
 //! copies differ afterwards. They are thrown away with the cluster.
@@ -69,21 +69,30 @@ impl Volumes {
     }
 
     /// Starts our daemon if it is given, which holds the image from now on. `bare` is the
-    /// program that serves with our device alone.
+    /// program that serves with our device alone: the same file from now on too, if that is
+    /// among `ways`, so that both are as old in every cell.
     pub fn serve<'a>(
         &'a self,
         program: Option<&'a Program>,
         bare: &'a Path,
+        ways: &[Way],
     ) -> Result<Rig<'a>, Box<dyn Error>> {
         let options = [format!("--num-queues={QUEUES}")];
         let serve = |program: &'a Program| -> Result<Ours<'a>, Box<dyn Error>> {
             let daemon = program.serve_with(&self.volume, IMAGE, &options)?;
             Ok(Ours { program, daemon })
         };
+        let ours = program.map(serve).transpose()?;
+        let unmarked = ways.contains(&Way::Unmarked).then(|| {
+            let path = self.volume.brick_file(BRICK, IMAGE);
+            let place = self.volume.brick_node(BRICK).place();
+            Bare::start(place, bare, &bare::Disk::File(&path))
+        });
         Ok(Rig {
             volumes: self,
             bare,
-            ours: program.map(serve).transpose()?,
+            unmarked: unmarked.transpose()?,
+            ours,
         })
     }
 
@@ -113,6 +122,7 @@ fn warm(file: &Path) -> Result<(), Box<dyn Error>> {
 pub struct Rig<'a> {
     volumes: &'a Volumes,
     bare: &'a Path,
+    unmarked: Option<Bare>,
     ours: Option<Ours<'a>>,
 }
 
@@ -169,9 +179,12 @@ impl Rig<'_> {
                 };
                 self.qsd(&disk, true, job)
             }
-            Way::Unmarked => self.bare(&bare::Disk::File(&path), job),
+            Way::Unmarked => self.bare(self.unmarked.as_ref().ok_or("no bare device")?, job),
             Way::Null => self.qsd(&Disk::Null(self.area()), false, job),
-            Way::BareNull => self.bare(&bare::Disk::Null(self.area()), job),
+            Way::BareNull => {
+                let null = bare::Disk::Null(self.area());
+                self.bare(&Bare::start(node.place(), self.bare, &null)?, job)
+            }
         }
     }
 
@@ -188,9 +201,7 @@ impl Rig<'_> {
         front_end(&qsd.socket, &Watched { serving, gluster }, job)
     }
 
-    fn bare(&self, disk: &bare::Disk<'_>, job: Job) -> Result<Figures, Box<dyn Error>> {
-        let node = self.volumes.volume.brick_node(BRICK);
-        let bare = Bare::start(node.place(), self.bare, disk)?;
+    fn bare(&self, bare: &Bare, job: Job) -> Result<Figures, Box<dyn Error>> {
         let (serving, gluster) = (bare.pid(), self.gluster(None)?);
         front_end(&bare.socket, &Watched { serving, gluster }, job)
     }
