@@ -152,6 +152,11 @@ pub mod tests {
 
     /// Cells of one workload: of each round our IOPS and the limit's.
     pub fn cells(name: &str, rounds: &[[f64; 2]]) -> Cells {
+        cells_of(name, [OURS, Contender::LIMIT], rounds)
+    }
+
+    /// The same of any two.
+    pub fn cells_of(name: &str, contenders: [Contender; 2], rounds: &[[f64; 2]]) -> Cells {
         let nothing = Used {
             serving: Counters::default(),
             gluster: Counters::default(),
@@ -168,7 +173,7 @@ pub mod tests {
                     ..nothing.at(iops)
                 },
             };
-            [OURS, Contender::LIMIT]
+            contenders
                 .into_iter()
                 .zip(*iops)
                 .map(cell)

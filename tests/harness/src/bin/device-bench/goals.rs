@@ -4,7 +4,7 @@ use bypass_harness::stats::Spread;
 
 use crate::figures::{Cells, Figures};
 use crate::table::{Goal, Table};
-use crate::way::{Contender, Way};
+use crate::way::{Contender, State, Way};
 use crate::workload::Workload;
 
 /// A goal for a ratio of ours to another way.
@@ -15,6 +15,8 @@ struct Asked {
     /// Of the figure, in the table.
     digits: usize,
     of: Way,
+    /// Only with our image in this state.
+    state: Option<State>,
     goal: Goal,
 }
 
@@ -25,17 +27,18 @@ const fn speed(workload: &'static str, of: Way, times: f64) -> Asked {
         figure: |figures| figures.iops,
         digits: 0,
         of,
+        state: None,
         goal: Goal::AtLeast(times),
     }
 }
 
-const fn cost(workload: &'static str) -> Asked {
+const fn cost(workload: &'static str, of: Way, times: f64) -> Asked {
     Asked {
         what: "µs of CPU per request",
         figure: |figures| figures.cpu_us,
         digits: 2,
-        goal: Goal::AtMost(1.15),
-        ..speed(workload, Way::Fio, 0.0)
+        goal: Goal::AtMost(times),
+        ..speed(workload, of, 0.0)
     }
 }
 
@@ -49,7 +52,15 @@ const fn tail(workload: &'static str) -> Asked {
     }
 }
 
-const ASKED: [Asked; 13] = [
+/// What marks and the dirty map may cost, where there are marks already.
+const fn with_marks(asked: Asked) -> Asked {
+    Asked {
+        state: Some(State::Dirty),
+        ..asked
+    }
+}
+
+const ASKED: [Asked; 17] = [
     speed("randread-1", Way::Fio, 0.85),
     speed("randwrite-1", Way::Fio, 0.85),
     speed("randread-32", Way::Fio, 0.92),
@@ -57,12 +68,16 @@ const ASKED: [Asked; 13] = [
     speed("randread-32x2", Way::Fio, 0.92),
     speed("read-8", Way::Fio, 0.97),
     speed("write-8", Way::Fio, 1.0),
-    cost("randread-32"),
-    cost("randwrite-32"),
+    cost("randread-32", Way::Fio, 1.15),
+    cost("randwrite-32", Way::Fio, 1.15),
     tail("randread-1"),
     tail("randwrite-1"),
     speed("randwrite-32", Way::Fuse, 50.0),
     speed("randwrite-32", Way::Gfapi, 40.0),
+    with_marks(speed("randread-32", Way::Unmarked, 0.98)),
+    with_marks(speed("randwrite-32", Way::Unmarked, 0.98)),
+    with_marks(cost("randread-32", Way::Unmarked, 1.02)),
+    with_marks(cost("randwrite-32", Way::Unmarked, 1.02)),
 ];
 
 /// Adds a row for each goal of what was measured, for each state of ours: the medians of
@@ -72,7 +87,8 @@ pub fn judge(cells: &Cells, contenders: &[Contender], table: &mut Table) {
         .iter()
         .filter(|contender| contender.way == Way::Bypass);
     for ours in ours {
-        for asked in &ASKED {
+        let of_state = |asked: &&Asked| asked.state.is_none() || asked.state == ours.state;
+        for asked in ASKED.iter().filter(of_state) {
             let other = Contender {
                 way: asked.of,
                 state: None,
@@ -90,7 +106,7 @@ pub fn judge(cells: &Cells, contenders: &[Contender], table: &mut Table) {
             let (ours, other) = (ours.name(), other.name());
             table.add(
                 &format!("{title}, {what}: {ours} / {other}"),
-                &format!("{of_ours:.digits$} / {of_other:.digits$}; ratios {ratios:.2}"),
+                &format!("{of_ours:.digits$} / {of_other:.digits$}; ratios {ratios:.3}"),
                 ratios.median,
                 asked.goal,
             );
@@ -101,7 +117,7 @@ pub fn judge(cells: &Cells, contenders: &[Contender], table: &mut Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::tests::{OURS, cells};
+    use crate::figures::tests::{OURS, cells, cells_of};
 
     fn judged(name: &str, rounds: &[[f64; 2]]) -> String {
         let mut table = Table::default();
@@ -122,5 +138,41 @@ mod tests {
         let text = judged("randread-32", &[[90.0, 100.0]]);
         assert!(text.contains("| 1.111 | ≤ 1.15 | yes |"), "{text}");
         assert!(!text.contains("depth 1,"), "{text}");
+    }
+
+    #[test]
+    fn what_marking_costs_is_judged_of_a_marked_image_alone() {
+        let unmarked = Contender {
+            way: Way::Unmarked,
+            state: None,
+        };
+        let judged = |state, rounds: &[[f64; 2]]| {
+            let ours = Contender {
+                state: Some(state),
+                ..OURS
+            };
+            let mut table = Table::default();
+            let cells = cells_of("randwrite-32", [ours, unmarked], rounds);
+            judge(&cells, &[ours, unmarked], &mut table);
+            serde_json::to_value(&table).unwrap()
+        };
+        let table = judged(State::Dirty, &[[985.0, 1000.0]]);
+        assert_eq!(
+            (&table[0]["goal"], &table[0]["met"]),
+            (&"≥ 0.98".into(), &true.into())
+        );
+        assert_eq!(
+            (&table[1]["goal"], &table[1]["met"]),
+            (&"≤ 1.02".into(), &true.into())
+        );
+        let table = judged(State::Dirty, &[[970.0, 1000.0]]);
+        assert!(
+            table[0]["met"] == false && table[1]["met"] == false,
+            "{table}"
+        );
+        assert_eq!(
+            judged(State::Clean, &[[500.0, 1000.0]]),
+            serde_json::json!([])
+        );
     }
 }

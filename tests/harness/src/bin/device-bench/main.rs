@@ -1,12 +1,13 @@
 //! `qemu/device-bench`: this disk, its peers and the limit, measured side by side on the
 //! brick's file of a real three-node volume, in rounds whose order is shuffled.
 //!
-//! `rig.rs` has the volume and begins and ends each way (`qsd.rs`, `fio.rs`, and
-//! `program.rs` for ours), `load.rs` is the front-end of all vhost-user-blk devices,
+//! `rig.rs` has the volume and begins and ends each way (`qsd.rs`, `fio.rs`,
+//! `bare.rs`, and `program.rs` for ours), `load.rs` is the front-end of all vhost-user-blk devices,
 //! `counters.rs` reads what processes used. The rest is pure: `workload.rs`, `way.rs`,
 //! `plan.rs`, `figures.rs`, `goals.rs`, `report.rs`, `plot.rs`. This file is the command
 //! line. It judges no goal as an error: a measurement on a busy machine is not a test.
 
+mod bare;
 mod counters;
 #[allow(dead_code, unsafe_code)]
 #[path = "../../../../chaos/device.rs"]
@@ -75,10 +76,14 @@ struct Options {
     /// The bypass-blk program.
     #[arg(long, default_value = "bypass-blk")]
     program: PathBuf,
+    /// The bare-device program, for the ways unmarked and bare-null.
+    #[arg(long, value_name = "PROGRAM", default_value = "bare-device")]
+    bare_device: PathBuf,
     /// The folder for report.md, report.json and the plots.
     #[arg(long, value_name = "DIR", default_value = "target/device-bench")]
     output: PathBuf,
-    /// What is measured; fuse, gfapi, qsd-gluster and null only if named.
+    /// What is measured; fuse, gfapi, qsd-gluster, unmarked, null and bare-null
+    /// only if named.
     #[arg(
         long,
         value_enum,
@@ -142,7 +147,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let ours = options.idle || options.ways.contains(&Way::Bypass);
     let program = ours.then(|| Program::new(&options.program)).transpose()?;
     let volumes = Volumes::set_up(options.image * MIB, &options.ways)?;
-    let rig = volumes.serve(program.as_ref())?;
+    let rig = volumes.serve(program.as_ref(), &options.bare_device, &options.ways)?;
     let contenders = Contender::all(&options.ways, &options.states);
     let about = || about(options, &load_before);
     let (mut cells, mut goals) = (Cells::default(), Table::default());

@@ -7,7 +7,7 @@ use crate::rng::Rng;
 use crate::way::Contender;
 use crate::workload::Workload;
 
-/// Every workload with every contender, in the order of this round.
+/// Every workload with every contender that can do it, in the order of this round.
 pub fn round(
     seed: u64,
     round: u32,
@@ -18,7 +18,8 @@ pub fn round(
     let mut workloads = workloads.to_vec();
     shuffle(&mut workloads, &mut rng);
     let of_workload = |workload| {
-        let mut contenders = contenders.to_vec();
+        let can = contenders.iter().filter(|one| one.can(&workload));
+        let mut contenders: Vec<Contender> = can.copied().collect();
         shuffle(&mut contenders, &mut rng);
         contenders
             .into_iter()
@@ -61,6 +62,16 @@ mod tests {
                 assert!(of_workload.iter().any(|(_, other)| *other == contender));
             }
         }
+    }
+
+    #[test]
+    fn what_a_way_cannot_do_is_left_out() {
+        let null = Contender::all(&[Way::Null, Way::BareNull], &[]);
+        let of = |name| {
+            let plan = round(1, 0, &[Workload::named(name).unwrap()], &null);
+            plan.len()
+        };
+        assert_eq!((of("randwrite-1"), of("writeflush-1")), (2, 1));
     }
 
     #[test]

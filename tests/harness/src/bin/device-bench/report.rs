@@ -153,6 +153,7 @@ impl Report<'_> {
             "about": self.about,
             "cells": self.cells.0.iter().map(cell).collect::<Vec<_>>(),
             "idle": self.idle,
+            "goals": self.goals,
         })
     }
 

@@ -1,5 +1,5 @@
 //! What is measured on: a replica-3 volume with two images, our daemon that holds one of
-//! them all the time, and how each way is begun and ended for a cell.
+//! them all the time, our device without marks beside it, and how each way is begun and ended for a cell.
 //!
 //! fio and qemu-storage-daemon write to the brick's file behind Gluster's back, so the
 //! copies differ afterwards. They are thrown away with the cluster.
@@ -12,6 +12,7 @@ use std::time::Duration;
 use bypass_harness::progress::Step;
 use bypass_harness::{Background, Cluster, Fill, Mount, Volume, VolumeKind, run_command};
 
+use crate::bare::{self, Bare};
 use crate::counters::Watched;
 use crate::device::{Device, Kind};
 use crate::figures::{Figures, of_load};
@@ -67,16 +68,31 @@ impl Volumes {
         })
     }
 
-    /// Starts our daemon if it is given, which holds the image from now on.
-    pub fn serve<'a>(&'a self, program: Option<&'a Program>) -> Result<Rig<'a>, Box<dyn Error>> {
+    /// Starts our daemon if it is given, which holds the image from now on. `bare` is the
+    /// program that serves with our device alone: the same file from now on too, if that is
+    /// among `ways`, so that both are as old in every cell.
+    pub fn serve<'a>(
+        &'a self,
+        program: Option<&'a Program>,
+        bare: &'a Path,
+        ways: &[Way],
+    ) -> Result<Rig<'a>, Box<dyn Error>> {
         let options = [format!("--num-queues={QUEUES}")];
         let serve = |program: &'a Program| -> Result<Ours<'a>, Box<dyn Error>> {
             let daemon = program.serve_with(&self.volume, IMAGE, &options)?;
             Ok(Ours { program, daemon })
         };
+        let ours = program.map(serve).transpose()?;
+        let unmarked = ways.contains(&Way::Unmarked).then(|| {
+            let path = self.volume.brick_file(BRICK, IMAGE);
+            let place = self.volume.brick_node(BRICK).place();
+            Bare::start(place, bare, &bare::Disk::File(&path))
+        });
         Ok(Rig {
             volumes: self,
-            ours: program.map(serve).transpose()?,
+            bare,
+            unmarked: unmarked.transpose()?,
+            ours,
         })
     }
 
@@ -105,6 +121,8 @@ fn warm(file: &Path) -> Result<(), Box<dyn Error>> {
 /// Everything, ready for cells.
 pub struct Rig<'a> {
     volumes: &'a Volumes,
+    bare: &'a Path,
+    unmarked: Option<Bare>,
     ours: Option<Ours<'a>>,
 }
 
@@ -161,7 +179,12 @@ impl Rig<'_> {
                 };
                 self.qsd(&disk, true, job)
             }
+            Way::Unmarked => self.bare(self.unmarked.as_ref().ok_or("no bare device")?, job),
             Way::Null => self.qsd(&Disk::Null(self.area()), false, job),
+            Way::BareNull => {
+                let null = bare::Disk::Null(self.area());
+                self.bare(&Bare::start(node.place(), self.bare, &null)?, job)
+            }
         }
     }
 
@@ -176,6 +199,11 @@ impl Rig<'_> {
         let qsd = Qsd::start(node, disk, iothread)?;
         let (serving, gluster) = (qsd.pid(), self.gluster(None)?);
         front_end(&qsd.socket, &Watched { serving, gluster }, job)
+    }
+
+    fn bare(&self, bare: &Bare, job: Job) -> Result<Figures, Box<dyn Error>> {
+        let (serving, gluster) = (bare.pid(), self.gluster(None)?);
+        front_end(&bare.socket, &Watched { serving, gluster }, job)
     }
 
     fn ours(&self, state: State, job: Job) -> Result<Figures, Box<dyn Error>> {

@@ -2,6 +2,8 @@
 
 use clap::ValueEnum;
 
+use crate::workload::Workload;
+
 /// How the I/O gets to the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Way {
@@ -23,8 +25,12 @@ pub enum Way {
     Gfapi,
     /// qemu-storage-daemon with QEMU's gluster driver
     QsdGluster,
+    /// bypass-blk's device alone on the brick's file: no marks, no dirty map
+    Unmarked,
     /// qemu-storage-daemon with no disk behind it (null-co)
     Null,
+    /// bypass-blk's device alone with no disk behind it (/dev/zero)
+    BareNull,
 }
 
 /// The state of our image when a cell begins.
@@ -68,6 +74,11 @@ impl Contender {
         all.collect()
     }
 
+    /// Whether this can be asked of it: /dev/zero has nothing to flush, and says so.
+    pub fn can(&self, workload: &Workload) -> bool {
+        self.way != Way::BareNull || workload.flush_every == 0
+    }
+
     /// For reader, plots and JSON.
     pub fn name(&self) -> &'static str {
         match (self.way, self.state) {
@@ -82,7 +93,9 @@ impl Contender {
             (Way::Fuse, _) => "fio, FUSE mount",
             (Way::Gfapi, _) => "fio, gfapi",
             (Way::QsdGluster, _) => "qsd gluster",
+            (Way::Unmarked, _) => "bare device, unmarked",
             (Way::Null, _) => "qsd null-co",
+            (Way::BareNull, _) => "bare device, null",
         }
     }
 }

@@ -1,7 +1,9 @@
-//! The one Markdown table of results beside their goals.
+//! The one table of results beside their goals, in Markdown; for JSON too.
 
 use std::fmt;
 use std::fs;
+
+use serde::Serialize;
 
 /// What a goal asks of a ratio.
 #[derive(Clone, Copy)]
@@ -23,19 +25,55 @@ impl fmt::Display for Goal {
 }
 
 /// The rows.
-#[derive(Default)]
-pub struct Table(Vec<String>);
+#[derive(Default, Serialize)]
+pub struct Table(Vec<Row>);
+
+/// What was measured, with its verdict.
+#[derive(Serialize)]
+struct Row {
+    measured: String,
+    figures: String,
+    ratio: f64,
+    goal: String,
+    /// None without a goal.
+    met: Option<bool>,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let met = match self.met {
+            Some(true) => "yes",
+            Some(false) => "**no**",
+            None => "–",
+        };
+        let Row {
+            measured,
+            figures,
+            ratio,
+            goal,
+            ..
+        } = self;
+        write!(
+            f,
+            "| {measured} | {figures} | {ratio:.3} | {goal} | {met} |"
+        )
+    }
+}
 
 impl Table {
     /// Adds what was measured, the figures behind it, and their ratio.
     pub fn add(&mut self, what: &str, figures: &str, ratio: f64, goal: Goal) {
-        let met = match goal {
-            Goal::AtMost(limit) if ratio <= limit => "yes",
-            Goal::AtLeast(limit) if ratio >= limit => "yes",
-            Goal::None => "–",
-            _ => "**no**",
+        let row = Row {
+            measured: what.to_owned(),
+            figures: figures.to_owned(),
+            ratio,
+            goal: goal.to_string(),
+            met: match goal {
+                Goal::AtMost(limit) => Some(ratio <= limit),
+                Goal::AtLeast(limit) => Some(ratio >= limit),
+                Goal::None => None,
+            },
         };
-        let row = format!("| {what} | {figures} | {ratio:.3} | {goal} | {met} |");
         eprintln!("  {row}");
         self.0.push(row);
     }
