@@ -27,7 +27,7 @@ pub struct Backend<G> {
     epoch: Arc<Epoch>,
     logging: Arc<Logging>,
     controls: Vec<Arc<Control>>,
-    /// Each is locked by its own thread alone, once per wake-up.
+    /// Each is locked by its own thread alone, for as long as it is busy.
     queues: Vec<Mutex<Queue<G>>>,
 }
 
@@ -154,12 +154,17 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
     /// descriptor per thread and connection that is never closed.)
     fn handle_event(
         &self,
-        _event: u16,
+        event: u16,
         _set: EventSet,
         vrings: &[Vring],
         thread: usize,
     ) -> io::Result<()> {
         let _abort = AbortOnPanic;
+        if u64::from(event) == self.wake_event()
+            && let Some(control) = self.controls.get(thread)
+        {
+            control.acknowledge_wake();
+        }
         if let (Some(queue), Some(vring)) = (self.queues.get(thread), vrings.first()) {
             let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
             if queue.work(vring) {

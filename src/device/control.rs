@@ -7,7 +7,8 @@
 //! the queue's thread needs none of them to drain.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -17,8 +18,10 @@ pub const CLOSED: u64 = u64::MAX;
 
 /// The shared handle to one queue's thread, for one connection.
 pub struct Control {
-    /// Wakes the thread: completions, the gate and this control all use it.
+    /// Wakes the thread: the gate and this control use it.
     wake: Arc<EventFd>,
+    /// What the thread's event loop waits for; −1 until there is one.
+    events: AtomicI32,
     asked: AtomicU64,
     answers: Mutex<Answers>,
     answer: Condvar,
@@ -37,15 +40,22 @@ impl Control {
     pub fn new(wake: Arc<EventFd>) -> Self {
         Self {
             wake,
+            events: AtomicI32::new(-1),
             asked: AtomicU64::new(0),
             answers: Mutex::default(),
             answer: Condvar::new(),
         }
     }
 
-    /// The event fd that wakes the thread.
-    pub fn wake_fd(&self) -> &EventFd {
-        &self.wake
+    /// The thread's event loop waits for the epoll instance `events`, which lives as long
+    /// as the thread.
+    pub fn set_events(&self, events: RawFd) {
+        self.events.store(events, Ordering::Release);
+    }
+
+    /// The epoll instance of the thread's event loop.
+    pub fn events(&self) -> RawFd {
+        self.events.load(Ordering::Acquire)
     }
 
     /// Makes the thread look at its queue again.
@@ -54,12 +64,16 @@ impl Control {
         let _ = self.wake.write(1);
     }
 
-    /// Takes the wake-up that brought the thread here.
-    pub fn acknowledge_wake(&self) {
+    /// Takes the wake-up that brought the thread here. Returns whether there was one.
+    pub fn acknowledge_wake(&self) -> bool {
         match self.wake.read() {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => log::error!("cannot read the wake-up event of a queue: {error}"),
+            Ok(_) => true,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    log::error!("cannot read the wake-up event of a queue: {error}");
+                }
+                false
+            }
         }
     }
 

@@ -1,195 +1,31 @@
-//! One queue's io_uring: operations on the disk's file, in flight and done.
+//! One queue's io_uring: operations on the disk's file, in flight and done, and the
+//! queue's thread asleep until one is.
 //!
-//! This is the only file of the device with `unsafe` code. What makes it sound:
-//! a [`Buffer`] can only be made over memory that it keeps alive itself, and the
-//! engine owns the buffer of every operation until the kernel has completed it.
-//! It knows nothing of rings or requests; a token links an operation to whoever
-//! submitted it.
+//! This and `buffer` are the only files on the way of a request with `unsafe` code.
+//! What makes it sound: a [`Buffer`] can only be made over memory that it keeps alive
+//! itself, and the engine owns the buffer of every operation until the kernel has
+//! completed it. It knows nothing of rings or requests; a token links an operation to
+//! whoever submitted it.
+//!
+//! Made by any thread, then used by one, which the kernel is told: what the disk has
+//! completed waits until that thread asks for it, and interrupts nobody.
+
+mod buffer;
 
 use std::io;
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, RawFd};
 
-use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::types::{Fd, Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
-use libc::iovec;
-use vm_memory::{GuestMemory, Permissions};
-use vmm_sys_util::eventfd::EventFd;
 
-use super::bounce::Bounce;
-use super::chain::Segment;
-use super::disk::{Alignment, Disk};
-use super::memory::Memory;
+use super::disk::Disk;
+
+pub use buffer::{Buffer, MAX_ZEROES, Unsuitable, Vectors};
 
 /// The disk's file, registered as the ring's only file.
 const FILE: Fixed = Fixed(0);
-/// Bytes of zeros that are there to be written, and how often one operation repeats them.
-const ZEROES_LEN: usize = 64 * 1024;
-const ZEROES_REPEATED: usize = 16;
-/// Most bytes that one operation writes from [`Buffer::zeroes`].
-pub const MAX_ZEROES: u64 = (ZEROES_LEN * ZEROES_REPEATED) as u64;
-
-#[repr(align(4096))]
-struct Zeroes([u8; ZEROES_LEN]);
-static ZEROES: Zeroes = Zeroes([0; ZEROES_LEN]);
-
-/// What keeps a buffer's memory alive.
-enum Owner {
-    #[expect(dead_code, reason = "held for its drop alone")]
-    Guest(Arc<Memory>),
-    Bounce(Bounce),
-    Zeroes,
-}
-
-/// A list of vectors, kept for its allocation when it is not part of a buffer.
-#[derive(Default)]
-pub struct Vectors(Vec<iovec>);
-
-// SAFETY: the pointers in it are only ever dereferenced by the kernel, while the
-// list is part of a buffer, and there the buffer's owner, which can go to
-// another thread, keeps what they point at mapped.
-unsafe impl Send for Vectors {}
-
-impl Vectors {
-    fn push(&mut self, base: *mut u8, len: usize) {
-        self.0.push(iovec {
-            iov_base: base.cast(),
-            iov_len: len,
-        });
-    }
-}
-
-/// Memory for one vectored operation, from which its beginning can be taken off.
-pub struct Buffer {
-    owner: Owner,
-    vectors: Vectors,
-    /// Vectors that are used up.
-    done: usize,
-    /// Whether the kernel may change it.
-    writable: bool,
-}
-
-/// Why guest memory cannot be used directly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unsuitable {
-    /// Address or length do not have the alignment of direct I/O.
-    Misaligned,
-    /// Not in the guest's memory.
-    NotMapped,
-    /// More pieces than one system call takes.
-    TooManyPieces,
-}
-
-/// Most vectors of one system call (`IOV_MAX`).
-const MAX_VECTORS: usize = 1024;
-
-impl Buffer {
-    /// The guest memory `segments` of `memory`, to be filled by the kernel if
-    /// `writable`. `vectors` is an old list to reuse.
-    pub fn guest(
-        memory: &Arc<Memory>,
-        segments: &[Segment],
-        writable: bool,
-        alignment: Alignment,
-        mut vectors: Vectors,
-    ) -> Result<Self, Unsuitable> {
-        let access = if writable {
-            Permissions::Write
-        } else {
-            Permissions::Read
-        };
-        vectors.0.clear();
-        for segment in segments {
-            let slices =
-                GuestMemory::get_slices(&**memory, segment.addr, segment.len as usize, access)
-                    .map_err(|_| Unsuitable::NotMapped)?;
-            for slice in slices {
-                let slice = slice.map_err(|_| Unsuitable::NotMapped)?;
-                let base = slice.ptr_guard_mut().as_ptr();
-                if !base.addr().is_multiple_of(alignment.memory as usize)
-                    || !slice.len().is_multiple_of(alignment.offset as usize)
-                {
-                    return Err(Unsuitable::Misaligned);
-                }
-                if vectors.0.len() == MAX_VECTORS {
-                    return Err(Unsuitable::TooManyPieces);
-                }
-                vectors.push(base, slice.len());
-            }
-        }
-        Ok(Self {
-            owner: Owner::Guest(Arc::clone(memory)),
-            vectors,
-            done: 0,
-            writable,
-        })
-    }
-
-    /// The first `len` bytes of `bounce`; all of it if it is shorter.
-    pub fn bounce(mut bounce: Bounce, len: usize, mut vectors: Vectors) -> Self {
-        let bytes = bounce.bytes_mut();
-        vectors.0.clear();
-        vectors.push(bytes.as_mut_ptr(), len.min(bytes.len()));
-        Self {
-            owner: Owner::Bounce(bounce),
-            vectors,
-            done: 0,
-            writable: true,
-        }
-    }
-
-    /// `len` bytes of zeros to be written; [`MAX_ZEROES`] if it is more.
-    pub fn zeroes(len: u64, mut vectors: Vectors) -> Self {
-        vectors.0.clear();
-        let mut left = len.min(MAX_ZEROES) as usize;
-        while left > 0 {
-            let here = left.min(ZEROES_LEN);
-            vectors.push(ZEROES.0.as_ptr().cast_mut(), here);
-            left -= here;
-        }
-        Self {
-            owner: Owner::Zeroes,
-            vectors,
-            done: 0,
-            writable: false,
-        }
-    }
-
-    /// Takes the first `bytes` off, as they have been transferred.
-    pub fn advance(&mut self, mut bytes: usize) {
-        while let Some(vector) = self.vectors.0.get_mut(self.done) {
-            if bytes < vector.iov_len {
-                // wrapping_add: the result stays inside the vector's memory.
-                vector.iov_base = vector.iov_base.cast::<u8>().wrapping_add(bytes).cast();
-                vector.iov_len -= bytes;
-                return;
-            }
-            bytes -= vector.iov_len;
-            self.done += 1;
-        }
-    }
-
-    /// The contents of a bounce buffer, from its beginning; nothing for others.
-    pub fn bounced(&self) -> &[u8] {
-        match &self.owner {
-            Owner::Bounce(bounce) => bounce.bytes(),
-            _ => &[],
-        }
-    }
-
-    /// Takes it apart for the next use: the list, and the bounce buffer if it was one.
-    pub fn reclaim(self) -> (Vectors, Option<Bounce>) {
-        let bounce = match self.owner {
-            Owner::Bounce(bounce) => Some(bounce),
-            _ => None,
-        };
-        (self.vectors, bounce)
-    }
-
-    fn left(&self) -> &[iovec] {
-        self.vectors.0.get(self.done..).unwrap_or_default()
-    }
-}
+/// The token of the look-out for events; those of operations are smaller.
+const EVENTS: u64 = u64::MAX;
 
 /// An operation on the disk's file; offsets and lengths in bytes.
 pub enum Operation {
@@ -237,6 +73,14 @@ pub struct Completion {
     pub buffer: Option<Buffer>,
 }
 
+/// What [`Engine::reap`] found.
+pub enum Reaped {
+    /// An operation is over.
+    Operation(Completion),
+    /// There is something to read from what [`Engine::sleep`] looks out for.
+    Events,
+}
+
 /// What is known of a token's operation.
 enum Pending {
     None,
@@ -248,24 +92,42 @@ pub struct Engine {
     ring: IoUring,
     pending: Vec<Pending>,
     in_flight: usize,
+    /// Made for one thread, which has not introduced itself yet.
+    disabled: bool,
+    lookout: Lookout,
+}
+
+/// Whether the ring looks out for events other than completions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lookout {
+    Off,
+    On,
+    /// What it may report has been seen to in another way.
+    Outdated,
 }
 
 impl Engine {
-    /// An engine for `slots` operations at a time, which writes to `wake` when
-    /// one is completed.
+    /// An engine for `slots` operations at a time.
     ///
     /// # Errors
     /// What the kernel refused.
-    pub fn new(disk: &Disk, slots: u16, wake: &EventFd) -> io::Result<Self> {
-        let ring = IoUring::new(slots.into())?;
+    pub fn new(disk: &Disk, slots: u16) -> io::Result<Self> {
+        // One more, to look out for events.
+        let (ring, disabled) = ring(u32::from(slots) + 1)?;
         ring.submitter()
             .register_files(&[disk.file().as_raw_fd()])?;
-        ring.submitter().register_eventfd(wake.as_raw_fd())?;
         Ok(Self {
             ring,
             pending: (0..slots).map(|_| Pending::None).collect(),
             in_flight: 0,
+            disabled,
+            lookout: Lookout::Off,
         })
+    }
+
+    /// Operations that are not reaped yet.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
     /// Queues an operation for the next [`submit`](Self::submit). Each `token`,
@@ -277,7 +139,7 @@ impl Engine {
         let Some(pending @ Pending::None) = self.pending.get_mut(token) else {
             return Err(operation);
         };
-        if matches!(&operation, Operation::Read { buffer, .. } if !buffer.writable) {
+        if matches!(&operation, Operation::Read { buffer, .. } if !buffer.is_writable()) {
             return Err(operation);
         }
         let entry = entry(&operation).user_data(token as u64);
@@ -298,43 +160,120 @@ impl Engine {
         Ok(())
     }
 
-    /// Hands what was pushed to the kernel, in one system call, or none if
-    /// nothing was.
+    /// Hands what was pushed to the kernel and takes what it has completed, in one
+    /// system call, or none if there is neither.
     ///
     /// # Errors
     /// What the kernel refused for now; what was pushed stays.
     pub fn submit(&mut self) -> io::Result<()> {
-        while !self.ring.submission().is_empty() {
-            match self.ring.submit() {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        while self.has_pushed() {
+            self.enter(0)?;
+        }
+        if self.ring.submission().taskrun() {
+            self.enter(0)?;
         }
         Ok(())
     }
 
-    /// The next operation that the kernel has completed.
-    pub fn reap(&mut self) -> Option<Completion> {
-        let entry = self.ring.completion().next()?;
-        let token = entry.user_data() as usize;
-        let pending = std::mem::replace(self.pending.get_mut(token)?, Pending::None);
-        let Pending::InFlight(buffer) = pending else {
-            return None;
-        };
-        self.in_flight -= 1;
-        let result = entry.result();
-        Some(Completion {
-            token,
-            result: usize::try_from(result).map_err(|_| result.saturating_neg()),
-            buffer,
-        })
+    /// Whether something was pushed and not handed over yet.
+    pub fn has_pushed(&mut self) -> bool {
+        !self.ring.submission().is_empty()
     }
+
+    /// Whether the kernel has completed something: no system call.
+    pub fn has_completed(&mut self) -> bool {
+        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+    }
+
+    /// Hands over what was pushed and sleeps until an operation is completed or there is
+    /// something to read from `events`, or until a signal.
+    ///
+    /// # Errors
+    /// What the kernel refused for now; what was pushed stays.
+    pub fn sleep(&mut self, events: RawFd) -> io::Result<()> {
+        if self.lookout == Lookout::Off {
+            let entry = opcode::PollAdd::new(Fd(events), libc::POLLIN as u32)
+                .build()
+                .user_data(EVENTS);
+            // SAFETY: the entry points at no memory.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                self.lookout = Lookout::On;
+            }
+        }
+        // Without room for the look-out there are completions to come at once.
+        let want = usize::from(!self.has_completed());
+        self.enter(want)
+    }
+
+    /// The events have been seen to: if the look-out has something to report, that is over.
+    pub fn forget_events(&mut self) {
+        if self.lookout == Lookout::On {
+            self.lookout = Lookout::Outdated;
+        }
+    }
+
+    fn enter(&mut self, want: usize) -> io::Result<()> {
+        if self.disabled {
+            self.ring.submitter().register_enable_rings()?;
+            self.disabled = false;
+        }
+        match self.ring.submit_and_wait(want) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next operation that the kernel has completed, or that there are events.
+    pub fn reap(&mut self) -> Option<Reaped> {
+        loop {
+            let entry = self.ring.completion().next()?;
+            if entry.user_data() == EVENTS {
+                if std::mem::replace(&mut self.lookout, Lookout::Off) == Lookout::On {
+                    return Some(Reaped::Events);
+                }
+                continue;
+            }
+            let token = entry.user_data() as usize;
+            let pending = std::mem::replace(self.pending.get_mut(token)?, Pending::None);
+            let Pending::InFlight(buffer) = pending else {
+                return None;
+            };
+            self.in_flight -= 1;
+            let result = entry.result();
+            return Some(Reaped::Operation(Completion {
+                token,
+                result: usize::try_from(result).map_err(|_| result.saturating_neg()),
+                buffer,
+            }));
+        }
+    }
+}
+
+/// A ring, and whether it must be enabled by the thread that is going to use it. The
+/// older the kernel, the more a completion disturbs: from 6.1 on it waits for its
+/// thread, from 5.19 on for that thread's next system call.
+fn ring(entries: u32) -> io::Result<(IoUring, bool)> {
+    let deferred = IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_r_disabled()
+        .build(entries);
+    if let Ok(ring) = deferred {
+        return Ok((ring, true));
+    }
+    let cooperative = IoUring::builder()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .build(entries);
+    let ring = cooperative.or_else(|_| IoUring::new(entries))?;
+    Ok((ring, false))
 }
 
 impl Drop for Engine {
     /// Memory that the kernel may still write to must not be freed. The queue has
-    /// drained long before; this is the last line of defence.
+    /// drained long before; this is the last line of defence. (Of an engine made for one
+    /// thread another one cannot wait for anything: the memory stays allocated.)
     fn drop(&mut self) {
         while self.in_flight > 0 {
             if let Err(error) = self.ring.submit_and_wait(1)
@@ -357,22 +296,30 @@ fn entry(operation: &Operation) -> squeue::Entry {
             .build()
     };
     match operation {
-        Operation::Read { offset, buffer } => {
-            let left = buffer.left();
-            opcode::Readv::new(FILE, left.as_ptr(), left.len() as u32)
+        Operation::Read { offset, buffer } => match buffer.left() {
+            [one] => opcode::Read::new(FILE, one.iov_base.cast(), one.iov_len as u32)
                 .offset(*offset)
-                .build()
-        }
+                .build(),
+            left => opcode::Readv::new(FILE, left.as_ptr(), left.len() as u32)
+                .offset(*offset)
+                .build(),
+        },
         Operation::Write {
             offset,
             buffer,
             durable,
         } => {
-            let left = buffer.left();
-            opcode::Writev::new(FILE, left.as_ptr(), left.len() as u32)
-                .offset(*offset)
-                .rw_flags(if *durable { libc::RWF_DSYNC } else { 0 } as _)
-                .build()
+            let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+            match buffer.left() {
+                [one] => opcode::Write::new(FILE, one.iov_base.cast(), one.iov_len as u32)
+                    .offset(*offset)
+                    .rw_flags(flags)
+                    .build(),
+                left => opcode::Writev::new(FILE, left.as_ptr(), left.len() as u32)
+                    .offset(*offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
         }
         Operation::Sync => opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(),
         &Operation::PunchHole { offset, len } => allocate(offset, len, libc::FALLOC_FL_PUNCH_HOLE),
@@ -380,28 +327,3 @@ fn entry(operation: &Operation) -> squeue::Entry {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lengths(buffer: &Buffer) -> Vec<usize> {
-        buffer.left().iter().map(|vector| vector.iov_len).collect()
-    }
-
-    #[test]
-    fn a_short_transfer_goes_on_where_it_stopped() {
-        let mut buffer = Buffer::zeroes(3 * ZEROES_LEN as u64, Vectors::default());
-        buffer.advance(ZEROES_LEN + 512);
-        assert_eq!(lengths(&buffer), [ZEROES_LEN - 512, ZEROES_LEN]);
-        let base = buffer.left()[0].iov_base.addr();
-        assert_eq!(base, ZEROES.0.as_ptr().addr() + 512);
-        buffer.advance(2 * ZEROES_LEN);
-        assert!(buffer.left().is_empty());
-    }
-
-    #[test]
-    fn one_operation_writes_no_more_zeroes_than_its_limit() {
-        let buffer = Buffer::zeroes(u64::MAX, Vectors::default());
-        assert_eq!(lengths(&buffer).iter().sum::<usize>() as u64, MAX_ZEROES);
-    }
-}

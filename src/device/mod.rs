@@ -42,6 +42,7 @@ mod logging;
 mod mapping;
 mod memory;
 mod pause;
+mod polling;
 mod queue;
 mod ranges;
 mod relay;

@@ -1,8 +1,8 @@
 //! One queue at work: takes requests from the ring, asks the gate, submits,
 //! completes, drains.
 //!
-//! Everything here runs on the queue's own thread, called by the backend once
-//! per wake-up, and touches no other queue.
+//! Everything here runs on the queue's own thread, called by the backend, and touches
+//! no other queue. How that thread waits, in `waiting`, is half of how fast the disk is.
 //!
 //! # A closed gate
 //! A request whose change must wait is *parked*, and while one is parked the
@@ -18,24 +18,26 @@
 //! add it again while the rings run. A queue whose ring is in no memory does
 //! nothing, not even reap, until the next map or until it is to stop.
 
+mod waiting;
+
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::bounce::BouncePool;
 use super::control::{CLOSED, Control};
-use super::engine::{Completion, Engine};
+use super::engine::{Completion, Engine, Reaped};
 use super::gate::{Admission, Gate};
 use super::intake::Intake;
 use super::logging::LogView;
 use super::memory::View;
+use super::polling::Polling;
 use super::request::Status;
-use super::ring::{Ring, RingError};
+use super::ring::{Available, Ring, RingError};
 use super::shared::{Connection, Shared};
-use super::slot::{Access, Loaded, Next, Slot};
+use super::slot::{self, Access, Loaded, Slot};
 use super::stats::Stopwatch;
 use super::vring::Vring;
 
-/// Rounds over the ring before the thread looks at its other events.
-const MAX_ROUNDS: usize = 16;
 /// Requests that are handed to the kernel, or answered, at once. In larger batches the
 /// disk has nothing to do while a batch is answered and the next one is taken.
 const BATCH: usize = 8;
@@ -54,6 +56,11 @@ pub struct Queue<G> {
     parked: Option<usize>,
     stopwatch: Stopwatch,
     pool: BouncePool,
+    polling: Polling,
+    /// When the thread began to wait in its event loop, if it did.
+    left: Option<Instant>,
+    /// The thread was woken by something else than a completion.
+    events: bool,
     /// The guest spoiled the ring: nothing is taken until it is started anew.
     broken: bool,
     /// The newest map lacks the ring: nothing is done before one that has it.
@@ -62,6 +69,14 @@ pub struct Queue<G> {
     refused: bool,
     /// The last drain that was answered.
     drained: u64,
+}
+
+/// What comes after a round.
+enum Next {
+    /// Another one, at once.
+    Round,
+    /// A wait: for the guest, too, if it may make something available.
+    Wait(Option<Available>),
 }
 
 impl<G: Gate> Queue<G> {
@@ -79,7 +94,8 @@ impl<G: Gate> Queue<G> {
         let size = shared.config.queue_size;
         Ok(Self {
             index,
-            engine: Engine::new(&shared.disk, size, control.wake_fd())?,
+            engine: Engine::new(&shared.disk, size)?,
+            polling: Polling::new(shared.config.poll_max),
             shared,
             control,
             view,
@@ -90,6 +106,8 @@ impl<G: Gate> Queue<G> {
             parked: None,
             stopwatch: Stopwatch::default(),
             pool: BouncePool::default(),
+            left: None,
+            events: false,
             broken: false,
             stranded: false,
             refused: false,
@@ -97,31 +115,19 @@ impl<G: Gate> Queue<G> {
         })
     }
 
-    /// Does what there is to do, after any wake-up. Returns whether the queue is
-    /// closed, and will never have anything to do again.
-    pub fn work(&mut self, vring: &Vring) -> bool {
-        self.control.acknowledge_wake();
+    fn look(&mut self, vring: &Vring) -> Next {
         let mut ring = vring.open();
-        let mut again = true;
-        for _ in 0..MAX_ROUNDS {
-            again = self.round(&mut ring).unwrap_or_else(|error| {
-                self.break_ring(&error);
-                true
-            });
-            if !again {
-                break;
-            }
-        }
-        if again {
-            self.control.wake();
-        }
+        let next = self.round(&mut ring).unwrap_or_else(|error| {
+            self.break_ring(&error);
+            Next::Round
+        });
         self.count_in_flight();
         self.answer_drain(&mut ring);
-        self.drained == CLOSED
+        next
     }
 
-    /// One look at everything. Returns whether there is more to do at once.
-    fn round(&mut self, ring: &mut Ring<'_>) -> Result<bool, RingError> {
+    /// One look at everything.
+    fn round(&mut self, ring: &mut Ring<'_>) -> Result<Next, RingError> {
         let stopping = self.drained == CLOSED || self.control.drain_asked(self.drained).is_some();
         if self.view.refresh() || self.stranded {
             self.find_ring(ring);
@@ -133,7 +139,7 @@ impl<G: Gate> Queue<G> {
             }
         }
         if self.stranded && !stopping {
-            return Ok(false);
+            return Ok(Next::Wait(None));
         }
         self.reap(ring)?;
         let mut taking = !stopping && !self.broken && ring.running();
@@ -147,27 +153,41 @@ impl<G: Gate> Queue<G> {
                 self.take(ring)?;
             }
         }
-        let submitted = self.engine.submit();
-        if !self.broken {
+        // What was taken is handed over by whoever waits, unless there is something to say
+        // before that: the disk begins first.
+        if ring.has_pushed() && !self.broken {
+            let submitted = self.submit();
             self.publish(ring)?;
-        }
-        if let Err(error) = submitted {
-            if !std::mem::replace(&mut self.refused, true) {
-                log::warn!(
-                    "queue {}: the kernel takes no I/O, trying again: {error}",
-                    self.index
-                );
+            if !submitted {
+                return Ok(Next::Round);
             }
-            return Ok(true);
         }
-        self.refused = false;
         if self.view.is_stale() {
-            return Ok(true);
+            return Ok(Next::Round);
         }
-        if taking && self.parked.is_none() && !self.free.is_empty() {
-            return ring.rearm(self.view.current(), self.log.current());
+        let taking = taking && self.parked.is_none() && !self.free.is_empty();
+        Ok(Next::Wait(taking.then(|| ring.available())))
+    }
+
+    /// Hands over what was pushed. Returns whether the kernel took it; what it did not
+    /// take is handed over again.
+    fn submit(&mut self) -> bool {
+        let submitted = self.engine.submit();
+        self.note_refusal(submitted)
+    }
+
+    fn note_refusal(&mut self, submitted: std::io::Result<()>) -> bool {
+        let taken = submitted.is_ok();
+        if let Err(error) = submitted
+            && !self.refused
+        {
+            log::warn!(
+                "queue {}: the kernel takes no I/O, trying again: {error}",
+                self.index
+            );
         }
-        Ok(false)
+        self.refused = !taken;
+        taken
     }
 
     fn find_ring(&mut self, ring: &Ring<'_>) {
@@ -208,7 +228,11 @@ impl<G: Gate> Queue<G> {
 
     fn reap(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
         let mut answered = 0;
-        while let Some(completion) = self.engine.reap() {
+        while let Some(reaped) = self.engine.reap() {
+            let Reaped::Operation(completion) = reaped else {
+                self.events = true;
+                continue;
+            };
             let Completion {
                 token,
                 result,
@@ -314,18 +338,18 @@ impl<G: Gate> Queue<G> {
         &mut self,
         ring: &mut Ring<'_>,
         token: usize,
-        next: Next,
+        next: slot::Next,
         admitted: bool,
     ) -> Result<(), RingError> {
         let status = match next {
-            Next::Submit(operation) => match self.engine.push(token, operation) {
+            slot::Next::Submit(operation) => match self.engine.push(token, operation) {
                 Ok(()) => return Ok(()),
                 Err(_) => {
                     log::error!("queue {}: the I/O engine has no room", self.index);
                     Status::IoError
                 }
             },
-            Next::Done(status) => status,
+            slot::Next::Done(status) => status,
         };
         self.finish(ring, token, status, admitted)
     }

@@ -192,7 +192,9 @@ impl<G: Gate> Server<G> {
         );
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
             .map_err(|error| DeviceError::Start(error.into()))?;
-        for (handler, wake) in daemon.get_epoll_handlers().iter().zip(&self.wakes) {
+        let threads = daemon.get_epoll_handlers();
+        for ((handler, wake), control) in threads.iter().zip(&self.wakes).zip(&controls) {
+            control.set_events(handler.as_raw_fd());
             let registered = handler.register_listener(wake.as_raw_fd(), EventSet::IN, wake_event);
             if let Err(error) = registered {
                 // It waits for its threads, and one that cannot be woken cannot be ended.

@@ -6,8 +6,11 @@
 //! alone, never between queues.
 
 use std::fs::File;
-use std::io;
-use std::sync::MutexGuard;
+use std::io::{self, IoSliceMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error as QueueError, QueueT};
@@ -17,16 +20,49 @@ use super::ring::Ring;
 
 /// One virtqueue, shared by the protocol handler and the queue's thread.
 #[derive(Clone)]
-pub struct Vring(VringMutex<MemoryHandle>);
+pub struct Vring {
+    state: VringMutex<MemoryHandle>,
+    /// How many calls of the handler are at work on the state or wait for it.
+    handlers: Arc<AtomicUsize>,
+    /// The handler's event fd for kicks, once more.
+    kick: Arc<Mutex<Option<File>>>,
+}
 
 impl Vring {
-    /// Locks the ring for a batch.
+    /// Locks the ring for a round.
     pub fn open(&self) -> Ring<'_> {
-        Ring::new(self.0.get_mut())
+        Ring::new(self.state.get_mut())
+    }
+
+    /// Lets the handler have the ring if it waits for it: whoever locks it again at once
+    /// would always be first.
+    pub fn give_way(&self) {
+        while self.handlers.load(Ordering::Acquire) > 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Takes the guest's kick, if there is one, and never waits for it.
+    pub fn take_kick(&self) -> bool {
+        let kick = self.kick.lock().unwrap_or_else(PoisonError::into_inner);
+        kick.as_ref().is_some_and(|kick| {
+            let mut count = [0; 8];
+            let mut room = [IoSliceMut::new(&mut count)];
+            // Not by the fd's own mode, which it shares with the front-end.
+            preadv2(kick, &mut room, u64::MAX, ReadWriteFlags::NOWAIT).is_ok()
+        })
     }
 
     fn running(&self) -> bool {
-        self.0.get_ref().get_queue().ready()
+        self.handle(|state| state.get_ref().get_queue().ready())
+    }
+
+    /// For the handler: what it does with the state.
+    fn handle<'a, R>(&'a self, act: impl FnOnce(&'a VringMutex<MemoryHandle>) -> R) -> R {
+        self.handlers.fetch_add(1, Ordering::AcqRel);
+        let result = act(&self.state);
+        self.handlers.fetch_sub(1, Ordering::AcqRel);
+        result
     }
 }
 
@@ -40,47 +76,51 @@ impl<'a> VringStateMutGuard<'a, MemoryHandle> for Vring {
 
 impl VringT<MemoryHandle> for Vring {
     fn new(mem: MemoryHandle, max_queue_size: u16) -> Result<Self, QueueError> {
-        VringMutex::new(mem, max_queue_size).map(Self)
+        Ok(Self {
+            state: VringMutex::new(mem, max_queue_size)?,
+            handlers: Arc::default(),
+            kick: Arc::default(),
+        })
     }
 
     fn get_ref(&self) -> MutexGuard<'_, VringState<MemoryHandle>> {
-        self.0.get_ref()
+        self.handle(|state| state.get_ref())
     }
 
     fn get_mut(&self) -> MutexGuard<'_, VringState<MemoryHandle>> {
-        self.0.get_mut()
+        self.handle(|state| state.get_mut())
     }
 
     fn add_used(&self, desc_index: u16, len: u32) -> Result<(), QueueError> {
-        self.0.add_used(desc_index, len)
+        self.handle(|state| state.add_used(desc_index, len))
     }
 
     fn signal_used_queue(&self) -> io::Result<()> {
-        self.0.signal_used_queue()
+        self.handle(|state| state.signal_used_queue())
     }
 
     fn enable_notification(&self) -> Result<bool, QueueError> {
-        self.0.enable_notification()
+        self.handle(|state| state.enable_notification())
     }
 
     fn disable_notification(&self) -> Result<(), QueueError> {
-        self.0.disable_notification()
+        self.handle(|state| state.disable_notification())
     }
 
     fn needs_notification(&self) -> Result<bool, QueueError> {
-        self.0.needs_notification()
+        self.handle(|state| state.needs_notification())
     }
 
     fn set_enabled(&self, enabled: bool) {
-        self.0.set_enabled(enabled);
+        self.handle(|state| state.set_enabled(enabled));
     }
 
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), QueueError> {
-        self.0.set_queue_info(desc, avail, used)
+        self.handle(|state| state.set_queue_info(desc, avail, used))
     }
 
     fn queue_next_avail(&self) -> u16 {
-        self.0.queue_next_avail()
+        self.handle(|state| state.queue_next_avail())
     }
 
     /// Only while the ring is stopped: a running one knows better.
@@ -88,7 +128,7 @@ impl VringT<MemoryHandle> for Vring {
         if self.running() {
             log::warn!("the front-end set the base of a running ring: ignored");
         } else {
-            self.0.set_queue_next_avail(base);
+            self.handle(|state| state.set_queue_next_avail(base));
         }
     }
 
@@ -98,24 +138,24 @@ impl VringT<MemoryHandle> for Vring {
     /// the two, so only a stopped ring takes it.
     fn set_queue_next_used(&self, idx: u16) {
         if !self.running() {
-            self.0.set_queue_next_used(idx);
+            self.handle(|state| state.set_queue_next_used(idx));
         }
     }
 
     fn queue_used_idx(&self) -> Result<u16, QueueError> {
-        self.0.queue_used_idx()
+        self.handle(|state| state.queue_used_idx())
     }
 
     fn set_queue_size(&self, num: u16) {
-        self.0.set_queue_size(num);
+        self.handle(|state| state.set_queue_size(num));
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
-        self.0.set_queue_event_idx(enabled);
+        self.handle(|state| state.set_queue_event_idx(enabled));
     }
 
     fn set_queue_ready(&self, ready: bool) {
-        self.0.set_queue_ready(ready);
+        self.handle(|state| state.set_queue_ready(ready));
     }
 
     /// A second kick on a running ring replaces the first: not being ready makes
@@ -123,21 +163,24 @@ impl VringT<MemoryHandle> for Vring {
     fn set_kick(&self, file: Option<File>) {
         if let Some(file) = &file {
             never_wait_for(file);
-            self.0.set_queue_ready(false);
+            self.handle(|state| state.set_queue_ready(false));
         }
-        self.0.set_kick(file);
+        // Without a second one the thread leaves each kick to its event loop.
+        let second = file.as_ref().and_then(|file| file.try_clone().ok());
+        *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = second;
+        self.handle(|state| state.set_kick(file));
     }
 
     /// Never an error, which would silently end the thread: a kick that cannot be
     /// read is still a reason to look at the ring.
     fn read_kick(&self) -> io::Result<bool> {
-        match self.0.read_kick() {
+        match self.handle(|state| state.read_kick()) {
             Ok(enabled) => Ok(enabled),
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock {
                     log::warn!("cannot read the kick of a ring: {error}");
                 }
-                Ok(self.0.get_ref().is_enabled())
+                Ok(self.handle(|state| state.get_ref().is_enabled()))
             }
         }
     }
@@ -145,11 +188,11 @@ impl VringT<MemoryHandle> for Vring {
     /// An event fd that holds all it can hold must not stop the queue's thread.
     fn set_call(&self, file: Option<File>) {
         file.iter().for_each(never_wait_for);
-        self.0.set_call(file);
+        self.handle(|state| state.set_call(file));
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.0.set_err(file);
+        self.handle(|state| state.set_err(file));
     }
 }
 

@@ -168,6 +168,7 @@ impl Device {
             Config {
                 num_queues: 2,
                 queue_size: 256,
+                ..Config::default()
             },
         )
     }
@@ -178,6 +179,7 @@ impl Device {
             Config {
                 num_queues: 1,
                 queue_size: 256,
+                ..Config::default()
             },
         )
     }
