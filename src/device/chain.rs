@@ -5,8 +5,9 @@
 //! length and flag is checked, and what is wrong has a name.
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Address, Bytes, GuestAddress};
 
+use super::access;
 use super::memory::Memory;
 
 /// Longest chain that is walked, indirect descriptors included: what one vectored
@@ -142,7 +143,15 @@ impl Chain {
     /// [`ChainError::NoHeader`] if it is shorter or outside the guest's memory.
     pub fn take_header<const N: usize>(&mut self, memory: &Memory) -> Result<[u8; N], ChainError> {
         let mut header = [0; N];
-        copy_from_guest(memory, &self.readable, 0, &mut header).ok_or(ChainError::NoHeader)?;
+        let whole = self
+            .readable
+            .first()
+            .filter(|first| first.len as usize >= N);
+        match whole.and_then(|first| access::slice(memory, first.addr, N)) {
+            Some(slice) => drop(slice.copy_to(&mut header)),
+            None => copy_from_guest(memory, &self.readable, 0, &mut header)
+                .ok_or(ChainError::NoHeader)?,
+        }
         trim_front(&mut self.readable, N as u32);
         Ok(header)
     }
@@ -159,8 +168,8 @@ impl Chain {
         if last.len == 0 {
             self.writable.pop();
         }
-        GuestMemory::check_range(memory, status, 1, Permissions::Write)
-            .then_some(status)
+        access::slice(memory, status, 1)
+            .map(|_| status)
             .ok_or(ChainError::NoStatus)
     }
 
@@ -190,7 +199,7 @@ fn read_descriptor(
     let addr = table
         .checked_add(u64::from(index) * u64::from(DESCRIPTOR_LEN))
         .ok_or(ChainError::Table)?;
-    memory.read_obj(addr).map_err(|_| ChainError::Table)
+    access::read(memory, addr).map_err(|_| ChainError::Table)
 }
 
 fn indirect_len(bytes: u32) -> Result<u16, ChainError> {

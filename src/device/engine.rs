@@ -326,4 +326,3 @@ fn entry(operation: &Operation) -> squeue::Entry {
         &Operation::ZeroRange { offset, len } => allocate(offset, len, libc::FALLOC_FL_ZERO_RANGE),
     }
 }
-

@@ -22,6 +22,7 @@
 //! stop: `inflight`, the record of requests in flight, and `dirty_log`, the log of
 //! written pages of a migration, which `logging` switches.
 
+mod access;
 mod announce;
 mod backend;
 mod bounce;

@@ -115,7 +115,10 @@ mod tests {
             });
             assert!(looks.is_some(), "{what:?} is looked for in vain for ever");
             polling.came(what, us(3));
-            assert!(polling.window(what, now) >= us(3), "{what:?} is faster again");
+            assert!(
+                polling.window(what, now) >= us(3),
+                "{what:?} is faster again"
+            );
         }
     }
 

@@ -13,8 +13,9 @@ use std::sync::atomic::{Ordering, fence};
 use vhost_user_backend::VringState;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Address, GuestAddress, GuestMemory, Permissions};
 
+use super::access;
 use super::inflight::RecordError;
 use super::logging::QueueLog;
 use super::memory::{Memory, MemoryHandle};
@@ -220,9 +221,7 @@ impl<'a> Ring<'a> {
         let addr = at(self.queue().used_ring(), offset)?;
         // Two little-endian words: the chain's head, and the length.
         let element = u64::from(len) << 32 | u64::from(head);
-        memory
-            .write_obj(element.to_le(), addr)
-            .map_err(RingError::Memory)?;
+        access::write(memory, addr, element.to_le()).map_err(RingError::Memory)?;
         log.mark_used(offset, USED_ELEMENT);
         self.state
             .get_queue_mut()
@@ -311,8 +310,7 @@ impl<'a> Ring<'a> {
         offset: u64,
         order: Ordering,
     ) -> Result<u16, RingError> {
-        memory
-            .load(at(base, offset)?, order)
+        access::load(memory, at(base, offset)?, order)
             .map(u16::from_le)
             .map_err(RingError::Memory)
     }
@@ -326,9 +324,8 @@ impl<'a> Ring<'a> {
         value: u16,
         order: Ordering,
     ) -> Result<(), RingError> {
-        memory
-            .store(value.to_le(), at(self.queue().used_ring(), offset)?, order)
-            .map_err(RingError::Memory)?;
+        let to = at(self.queue().used_ring(), offset)?;
+        access::store(memory, to, value.to_le(), order).map_err(RingError::Memory)?;
         log.mark_used(offset, size_of::<u16>() as u64);
         Ok(())
     }

@@ -10,8 +10,9 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, GuestAddress};
 
+use super::access;
 use super::bounce::BouncePool;
 use super::chain::{Chain, ChainError, copy_from_guest, copy_to_guest, total_len};
 use super::dirty_log::DirtyLog;
@@ -329,7 +330,7 @@ impl Slot {
         let (Some(memory), Some(status_at)) = (self.memory.take(), self.status_at.take()) else {
             return 0;
         };
-        let answered = memory.write_obj(status as u8, status_at);
+        let answered = access::write(&memory, status_at, status as u8);
         if let Some(log) = log {
             // All that may have been written: a read that failed may have left a part.
             for segment in self.chain.writable() {

@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use libc::iovec;
-use vm_memory::{GuestMemory, Permissions};
+use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
+use super::super::access;
 use super::super::bounce::Bounce;
 use super::super::chain::Segment;
 use super::super::disk::Alignment;
@@ -48,6 +49,20 @@ impl Vectors {
             iov_len: len,
         });
     }
+
+    fn add(&mut self, slice: &VolatileSlice<'_>, alignment: Alignment) -> Result<(), Unsuitable> {
+        // Alignments are powers of two.
+        let unaligned = |value: usize, alignment: u32| value & (alignment as usize - 1) != 0;
+        let base = slice.ptr_guard_mut().as_ptr();
+        if unaligned(base.addr(), alignment.memory) || unaligned(slice.len(), alignment.offset) {
+            return Err(Unsuitable::Misaligned);
+        }
+        if self.0.len() == MAX_VECTORS {
+            return Err(Unsuitable::TooManyPieces);
+        }
+        self.push(base, slice.len());
+        Ok(())
+    }
 }
 
 /// Memory for one vectored operation, from which its beginning can be taken off.
@@ -84,28 +99,22 @@ impl Buffer {
         alignment: Alignment,
         mut vectors: Vectors,
     ) -> Result<Self, Unsuitable> {
-        let access = if writable {
+        let permissions = if writable {
             Permissions::Write
         } else {
             Permissions::Read
         };
         vectors.0.clear();
         for segment in segments {
-            let slices =
-                GuestMemory::get_slices(&**memory, segment.addr, segment.len as usize, access)
-                    .map_err(|_| Unsuitable::NotMapped)?;
+            let len = segment.len as usize;
+            if let Some(slice) = access::slice(memory, segment.addr, len) {
+                vectors.add(&slice, alignment)?;
+                continue;
+            }
+            let slices = GuestMemory::get_slices(&**memory, segment.addr, len, permissions)
+                .map_err(|_| Unsuitable::NotMapped)?;
             for slice in slices {
-                let slice = slice.map_err(|_| Unsuitable::NotMapped)?;
-                let base = slice.ptr_guard_mut().as_ptr();
-                if !base.addr().is_multiple_of(alignment.memory as usize)
-                    || !slice.len().is_multiple_of(alignment.offset as usize)
-                {
-                    return Err(Unsuitable::Misaligned);
-                }
-                if vectors.0.len() == MAX_VECTORS {
-                    return Err(Unsuitable::TooManyPieces);
-                }
-                vectors.push(base, slice.len());
+                vectors.add(&slice.map_err(|_| Unsuitable::NotMapped)?, alignment)?;
             }
         }
         Ok(Self {

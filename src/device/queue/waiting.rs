@@ -8,8 +8,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use vm_memory::Bytes;
-
+use super::super::access;
 use super::super::control::CLOSED;
 use super::super::gate::Gate;
 use super::super::polling::Await;
@@ -115,7 +114,7 @@ impl<G: Gate> Queue<G> {
     /// Whether there is something to do, as far as memory tells.
     fn has_news(&mut self, available: Option<Available>) -> bool {
         let made_available = available.is_some_and(|Available { at, taken }| {
-            let index = self.view.current().load::<u16>(at, Ordering::Relaxed);
+            let index = access::load::<u16>(self.view.current(), at, Ordering::Relaxed);
             // What is wrong with it is found in the next round.
             index.map(u16::from_le).ok() != Some(taken)
         });

@@ -12,6 +12,7 @@ mod bare;
 #[allow(dead_code, unsafe_code)]
 #[path = "../../../../chaos/device.rs"]
 mod device;
+mod places;
 mod record;
 mod steps;
 mod trace;
@@ -25,6 +26,7 @@ use bypass_harness::{Place, signals};
 use clap::Parser;
 
 use bare::{Bare, Disk};
+use places::Program;
 use record::Record;
 use steps::Steps;
 use trace::{AREA, CASES, Case, Trace};
@@ -53,6 +55,9 @@ struct Options {
     /// Record what is counted now.
     #[arg(long)]
     update: bool,
+    /// Tell which functions they are spent in, too.
+    #[arg(long = "where")]
+    places: bool,
 }
 
 fn main() -> ExitCode {
@@ -94,12 +99,20 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
 /// Instructions per request of one kind.
 fn count(options: &Options, case: Case) -> Result<f64, Box<dyn Error>> {
     let place = Place::host()?;
-    let bare = Bare::start(&place, &options.bare_device, &Disk::Null(AREA))?;
+    // A thread that looks for the next event does so as often as it can.
+    let sleeps = ["--poll-max=0s"];
+    let bare = Bare::start(&place, &options.bare_device, &Disk::Null(AREA), &sleeps)?;
     let mut trace = Trace::connect(bare.pid(), &bare.socket)?;
     trace.go(case, WARM_UP)?;
-    let steps = Steps::of(bare.pid(), THREAD)?;
+    let steps = Steps::of(bare.pid(), THREAD, options.places)?;
     trace.settle()?;
     let before = steps.so_far();
+    steps.take_addresses();
     trace.go(case, case.counted)?;
-    Ok((steps.so_far() - before) as f64 / case.counted as f64)
+    let counted = steps.so_far() - before;
+    if options.places {
+        let table = Program::of(bare.pid())?.told(&steps.take_addresses(), case.counted)?;
+        println!("{}, instructions per request:\n{table}", case.title);
+    }
+    Ok(counted as f64 / case.counted as f64)
 }

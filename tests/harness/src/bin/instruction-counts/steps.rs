@@ -5,9 +5,8 @@
 //! the first thread to sleep in it stops all others of its process.
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use nix::errno::Errno;
@@ -16,17 +15,30 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::places::Addresses;
+
 /// The count of a thread that goes on under our eyes until its process ends.
-pub struct Steps(Arc<AtomicU64>);
+pub struct Steps(Arc<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    count: AtomicU64,
+    /// By address, if they are asked for.
+    addresses: Option<Mutex<Addresses>>,
+}
 
 impl Steps {
-    /// Begins with the thread of this name of process `pid`.
+    /// Begins with the thread of this name of process `pid`; keeps the addresses of the
+    /// instructions if that is asked for.
     ///
     /// # Errors
     /// There is no such thread, or the kernel does not let us.
-    pub fn of(pid: u32, name: &str) -> Result<Steps, String> {
+    pub fn of(pid: u32, name: &str, addresses: bool) -> Result<Steps, String> {
         let thread = find(pid, name).ok_or_else(|| format!("no thread {name} in {pid}"))?;
-        let steps = Arc::new(AtomicU64::new(0));
+        let steps = Arc::new(Seen {
+            addresses: addresses.then(Mutex::default),
+            ..Seen::default()
+        });
         let counting = Arc::clone(&steps);
         let (begun, begins) = mpsc::channel();
         // The kernel obeys the thread that seized, and no other.
@@ -36,8 +48,12 @@ impl Steps {
             // Whoever waits for it is there: it waits with no time-out.
             let _ = begun.send(seized);
             let mut signal = None;
-            while goes_on && let Ok(Step { counts, next }) = step(thread, signal) {
-                counting.fetch_add(counts.into(), Ordering::SeqCst);
+            while goes_on {
+                counting.note_address(thread);
+                let Ok(Step { counts, next }) = step(thread, signal) else {
+                    break;
+                };
+                counting.count.fetch_add(counts.into(), Ordering::SeqCst);
                 signal = next;
             }
         });
@@ -50,7 +66,27 @@ impl Steps {
 
     /// Instructions so far: all, while the thread sleeps.
     pub fn so_far(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+        self.0.count.load(Ordering::SeqCst)
+    }
+
+    /// How often which, if that was asked for, since this was last called.
+    pub fn take_addresses(&self) -> Addresses {
+        let addresses = self.0.addresses.as_ref();
+        addresses.map_or_else(Addresses::new, |addresses| {
+            std::mem::take(&mut *addresses.lock().unwrap_or_else(PoisonError::into_inner))
+        })
+    }
+}
+
+impl Seen {
+    /// The thread's next instruction.
+    fn note_address(&self, thread: Pid) {
+        if let Some(addresses) = &self.addresses
+            && let Ok(registers) = ptrace::getregs(thread)
+        {
+            let mut addresses = addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            *addresses.entry(registers.rip).or_default() += 1;
+        }
     }
 }
 
