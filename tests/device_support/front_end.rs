@@ -63,6 +63,8 @@ pub struct FrontEnd {
     queues: Vec<Queue>,
     scratch: u64,
     features: u64,
+    /// Kick only when the device has asked for it.
+    pub thrifty: bool,
     /// Where the used rings are logged, if they are: added to their addresses.
     pub log_used_at: Option<u64>,
 }
@@ -167,6 +169,7 @@ impl FrontEnd {
             queues,
             scratch: SCRATCH,
             features,
+            thrifty: false,
             log_used_at: None,
         }
     }
@@ -378,7 +381,20 @@ impl FrontEnd {
             &head.to_le_bytes(),
         );
         self.set_avail_index(queue, next.wrapping_add(1));
-        self.kick(queue);
+        if !self.thrifty || self.kick_is_asked_for(queue, next) {
+            self.kick(queue);
+        }
+    }
+
+    /// Whether the device wants to hear that entry `index` is available (virtio 1.2, 2.7.10).
+    fn kick_is_asked_for(&self, queue: usize, index: u16) -> bool {
+        let (_, _, used) = self.ring(queue);
+        let order = std::sync::atomic::Ordering::SeqCst;
+        let event: u16 = self
+            .memory
+            .load(GuestAddress(used + 4 + 8 * u64::from(RING_SIZE)), order)
+            .unwrap();
+        event == index
     }
 
     pub fn set_avail_index(&mut self, queue: usize, index: u16) {

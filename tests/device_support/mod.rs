@@ -173,6 +173,18 @@ impl Device {
         )
     }
 
+    /// Whose queues look for the next event for at most `poll_max`.
+    pub fn polling(poll_max: Duration) -> Self {
+        Self::with(
+            true,
+            Config {
+                num_queues: 2,
+                queue_size: 256,
+                poll_max,
+            },
+        )
+    }
+
     pub fn read_only() -> Self {
         Self::with(
             false,

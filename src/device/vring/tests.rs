@@ -247,3 +247,40 @@ fn a_log_must_reach_to_the_end_of_the_used_ring() {
         assert!(matches!(vring.open().check_log(&log), Err(RingError::Log)));
     }
 }
+
+#[test]
+fn a_queue_that_locks_its_ring_again_and_again_lets_the_handler_have_it() {
+    for enabled in [false, true].into_iter().cycle().take(100) {
+        let (vring, _, _) = ring(true);
+        vring.set_enabled(!enabled);
+        let open = vring.open();
+        let handler = std::thread::spawn({
+            let vring = vring.clone();
+            move || vring.set_enabled(enabled)
+        });
+        while vring.handlers.load(Ordering::Acquire) == 0 {
+            std::thread::yield_now();
+        }
+        drop(open);
+        vring.give_way();
+        assert_eq!(vring.state.get_ref().is_enabled(), enabled);
+        handler.join().unwrap();
+    }
+}
+
+#[test]
+fn a_kick_is_taken_once_and_never_waited_for() {
+    let (vring, ..) = ring(true);
+    assert!(!vring.take_kick(), "there is no event fd yet");
+    // As a front-end may leave it, or make it again: reading would wait.
+    let kick = event(EventfdFlags::empty());
+    vring.set_kick(Some(kick.try_clone().unwrap()));
+    rustix::io::ioctl_fionbio(&kick, false).unwrap();
+    assert!(!vring.take_kick());
+    rustix::io::write(&kick, &3u64.to_ne_bytes()).unwrap();
+    assert!(vring.take_kick());
+    assert!(!vring.take_kick());
+    vring.set_kick(None);
+    rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
+    assert!(!vring.take_kick(), "it is no longer the ring's");
+}

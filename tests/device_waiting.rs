@@ -1,0 +1,94 @@
+//! How the device's queues wait for requests and for the disk: whatever they do meanwhile,
+//! look or sleep, nothing that comes is overlooked.
+
+#![allow(clippy::unwrap_used)]
+
+mod device_support;
+
+use std::time::{Duration, Instant};
+
+use device_support::Device;
+use device_support::front_end::{DATA, FrontEnd};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use virtio_bindings::virtio_blk::*;
+
+/// Never looked for, as by default, and so long that it is always looked for.
+const POLL_MAX: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_micros(100),
+    Duration::from_millis(20),
+];
+
+/// Keeps a processor for a while, as a guest that has something else to do.
+fn busy(time: Duration) {
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// From a small generator: a gap that may be shorter or longer than anybody looks.
+fn gap(seed: &mut u32) -> Duration {
+    *seed = seed.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+    Duration::from_micros(u64::from(*seed >> 16) % 250)
+}
+
+#[test]
+fn a_driver_that_kicks_only_when_asked_is_answered_whenever_it_comes() {
+    for poll_max in POLL_MAX {
+        let device = Device::polling(poll_max);
+        let (stream, _serving) = device.serve();
+        let mut guest = FrontEnd::start(stream, 1);
+        guest.thrifty = true;
+        let mut seed = 1;
+        for round in 0..1000 {
+            let requests = 1 + round % 7;
+            for sector in 0..requests {
+                guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+            }
+            for _ in 0..requests {
+                guest.wait_used(0);
+            }
+            busy(gap(&mut seed));
+        }
+    }
+}
+
+#[test]
+fn a_ring_may_be_disabled_and_enabled_while_requests_complete() {
+    for poll_max in POLL_MAX {
+        let device = Device::polling(poll_max);
+        let (stream, _serving) = device.serve();
+        let mut guest = FrontEnd::start(stream, 1);
+        for _ in 0..300 {
+            for sector in 0..8 {
+                guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+            }
+            guest.vhost.set_vring_enable(0, false).unwrap();
+            guest.vhost.set_vring_enable(0, true).unwrap();
+            for _ in 0..8 {
+                guest.wait_used(0);
+            }
+        }
+    }
+}
+
+/// A front-end whose message is answered between two looks of a queue that always looks.
+#[test]
+fn a_queue_that_is_busy_lets_the_front_end_have_the_ring() {
+    let device = Device::polling(Duration::from_millis(20));
+    let (stream, _serving) = device.serve();
+    let mut guest = FrontEnd::start(stream, 2);
+    for _ in 0..300 {
+        for sector in 0..8 {
+            guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+        }
+        // Answered only when the ring was had.
+        guest.set_vring_addr(0);
+        guest.vhost.get_features().unwrap();
+        for _ in 0..8 {
+            guest.wait_used(0);
+        }
+    }
+}
