@@ -1,18 +1,18 @@
-//! Messages that no front-end sends, to a device in use: an error or an answer,
-//! never a crash, and the next connection works.
+//! Messages that no front-end sends, to a device in use, and silence: an error or an
+//! answer, never a crash, and the next connection works.
 
 #![allow(clippy::unwrap_used)]
 
 mod device_support;
 
-use std::io::{IoSlice, Read};
+use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use bypass_blk::device::DeviceError;
+use bypass_blk::device::{DeviceError, Patience};
 use device_support::front_end::{DATA, FrontEnd};
 use device_support::{DEADLINE, Device};
 use rustix::event::{EventfdFlags, eventfd};
@@ -20,6 +20,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use virtio_bindings::virtio_blk::*;
 
+const GET_FEATURES: u32 = 1;
 /// Requests that carry memory or files of ours.
 const SET_MEM_TABLE: u32 = 5;
 const SET_LOG_BASE: u32 = 6;
@@ -272,4 +273,118 @@ fn what_was_not_negotiated_is_refused() {
         );
     }
     works(&device);
+}
+
+/// So short that whoever is meant to keep to it has spoken before it is served.
+const SHORT: Duration = Duration::from_millis(20);
+
+/// A front-end that has asked for the features, and then one that has the answer.
+struct Talking(UnixStream);
+
+impl Talking {
+    fn ask(&mut self) {
+        self.0.write_all(&message(GET_FEATURES, 1, &[])).unwrap();
+    }
+
+    fn is_answered(&mut self) {
+        self.0.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut reply = [0; 20];
+        self.0.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[..4], GET_FEATURES.to_ne_bytes());
+    }
+}
+
+#[test]
+fn a_message_that_does_not_go_on_ends_the_connection_and_the_next_is_served() {
+    let device = Device::with_patience(Patience {
+        first: None,
+        message: SHORT,
+    });
+    let whole = message(SET_MEM_TABLE, 9, &[0; 40]);
+    for len in [1, 11, 12, 13, 51] {
+        let (guest, mut socket, serving) = busy_guest(&device);
+        assert!(send(&socket, &whole[..len], &[]));
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_eq!(socket.read(&mut [0]).unwrap(), 0, "{len}: closed");
+        let error = serving.join().unwrap().unwrap_err();
+        assert!(
+            matches!(error, DeviceError::Stalled { limit: SHORT }),
+            "{len}: {error:?}"
+        );
+        drop(guest);
+        assert_eq!(device.server.stats().snapshot().total().in_flight, 0);
+        works(&device);
+    }
+}
+
+#[test]
+fn a_message_that_goes_on_drop_by_drop_wins_no_time() {
+    let device = Device::with_patience(Patience {
+        first: None,
+        message: 10 * SHORT,
+    });
+    let (mut stream, serving) = device.serve();
+    let mut drops = 0;
+    for byte in message(SET_MEM_TABLE, 9, &[0; 4000]) {
+        if stream.write_all(&[byte]).is_err() {
+            break;
+        }
+        drops += 1;
+        std::thread::sleep(SHORT);
+    }
+    let error = serving.join().unwrap().unwrap_err();
+    assert!(
+        matches!(error, DeviceError::Stalled { .. }),
+        "after {drops} drops: {error:?}"
+    );
+    works(&device);
+}
+
+#[test]
+fn whoever_says_nothing_gives_way_to_the_next_in_line() {
+    let device = Device::with_patience(Patience {
+        first: Some(SHORT),
+        message: DEADLINE,
+    });
+    for begun in [0, 1, 13] {
+        let (mut silent, theirs) = UnixStream::pair().unwrap();
+        silent
+            .write_all(&message(SET_MEM_TABLE, 9, &[0; 40])[..begun])
+            .unwrap();
+        let (next, waiting) = UnixStream::pair().unwrap();
+        let mut next = Talking(next);
+        next.ask();
+        let first = device.serve_this(theirs);
+        silent.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_eq!(silent.read(&mut [0]).unwrap(), 0, "closed");
+        let error = first.join().unwrap().unwrap_err();
+        assert!(
+            matches!(error, DeviceError::Silent { limit: SHORT }),
+            "{begun}: {error:?}"
+        );
+        let serving = device.serve_this(waiting);
+        next.is_answered();
+        drop(next);
+        serving.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn a_front_end_that_is_idle_between_messages_is_never_ended() {
+    let device = Device::with_patience(Patience {
+        first: Some(SHORT),
+        message: SHORT,
+    });
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut idle = Talking(ours);
+    idle.ask();
+    let serving = device.serve_this(theirs);
+    for _ in 0..3 {
+        idle.is_answered();
+        std::thread::sleep(10 * SHORT);
+        idle.ask();
+    }
+    idle.is_answered();
+    drop(idle);
+    serving.join().unwrap().unwrap();
 }

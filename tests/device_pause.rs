@@ -9,9 +9,10 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bypass_blk::device::gate::Admission;
-use bypass_blk::device::{Config, EndReason, FrontEnd as Paused, Served, Server};
+use bypass_blk::device::{Config, EndReason, FrontEnd as Paused, Patience, Served, Server};
 use device_support::front_end::{DATA, FrontEnd, Log, MEMORY_SIZE};
 use device_support::{Image, TestGate, pattern, wait_for};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -206,6 +207,26 @@ fn a_front_end_that_said_nothing_yet_goes_on_too() {
         VIRTIO_BLK_S_OK
     );
     servers.end();
+}
+
+#[test]
+fn a_front_end_that_goes_on_with_another_server_has_nothing_to_say_to_it() {
+    const SHORT: Duration = Duration::from_millis(20);
+    let (stream, mut servers) = Servers::start();
+    let mut driver = FrontEnd::start(stream, 2);
+    let front_end = servers.pause();
+    let (gate, server) = server(&servers.image);
+    let impatient = Patience {
+        first: Some(SHORT),
+        message: SHORT,
+    };
+    servers.gate = gate;
+    servers.server = Arc::new(Arc::into_inner(server).unwrap().with_patience(impatient));
+    servers.serve(front_end);
+    std::thread::sleep(10 * SHORT);
+    let flush = driver.request(0, VIRTIO_BLK_T_FLUSH, 0, &[]);
+    assert_eq!(flush, VIRTIO_BLK_S_OK);
+    assert_eq!(servers.end(), EndReason::Stopped);
 }
 
 #[test]

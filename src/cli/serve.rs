@@ -13,7 +13,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::socket::ControlSocket;
 use crate::control::status::Identity;
-use crate::device::{CacheMode, Config, Disk, Server};
+use crate::device::{CacheMode, Config, Disk, Patience, Server};
 use crate::image::dirty::ExtentSize;
 use crate::image::error::{chain, stop_message};
 use crate::image::locate::{Bypassable, Located};
@@ -241,7 +241,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::Open(error.into()))?;
     let disk = Disk::new(disk.file, &serial(&args, &place.located))?;
     let block = disk.block_size().into();
-    let server = Server::new(disk, custodian.door(), config)?;
+    let server = Server::new(disk, custodian.door(), config)?.with_patience(patience(&args));
     let cache = server.cache_mode();
     keep_cache_mode(&cache, &state, &place.located);
     custodian.seat().set_front(Front {
@@ -326,6 +326,13 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     }
 }
 
+/// Behind a connection that was passed on nobody waits, and its QEMU may come late.
+fn patience(args: &ServeArgs) -> Patience {
+    let patience = Patience::default();
+    let first = patience.first.filter(|_| args.fd.is_none());
+    Patience { first, ..patience }
+}
+
 /// A daemon that is started again under a running guest is not told its cache mode.
 fn keep_cache_mode(cache: &CacheMode, state: &StateDir, located: &Located) {
     let (volume, gfid) = (located.volume.clone(), located.gfid);
@@ -383,4 +390,31 @@ fn opening_of(args: &ServeArgs) -> Opening {
 fn serial(args: &ServeArgs, located: &Located) -> String {
     let from_gfid = || located.gfid.simple().to_string().chars().take(20).collect();
     args.serial.clone().unwrap_or_else(from_gfid)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Serve {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    #[test]
+    fn a_front_end_must_begin_soon_only_where_others_may_wait_behind_it() {
+        let first = |socket: [&str; 2]| {
+            let image = ["serve", "--volume", "vms", "--image", "/vm1.img"];
+            let serve = Serve::try_parse_from(image.iter().chain(&socket)).unwrap();
+            patience(&serve.args).first
+        };
+        assert_eq!(
+            first(["--socket-path", "/run/s"]),
+            Patience::default().first
+        );
+        assert_eq!(first(["--fd", "3"]), None);
+    }
 }

@@ -4,6 +4,7 @@
 //! and counted in the [statistics](super::Stats).
 
 use std::io;
+use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
@@ -77,6 +78,25 @@ pub enum DeviceError {
     /// The front-end closed the connection inside a message.
     #[error("the front-end closed the connection in the middle of a message")]
     HalfMessage,
+    /// A message was begun, and its rest did not come.
+    #[error(
+        "the front-end sent part of a message and not the rest within {limit:?}, so its connection was closed for the next \
+         one; a QEMU that stood still for so long connects again if its chardev has reconnect=1"
+    )]
+    Stalled {
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// Whoever is connected has not said anything complete.
+    #[error(
+        "whoever connected sent no message within {limit:?}, so the connection was closed for the next one. If that comes again \
+         and again, it is no QEMU (`ss -xp` names it), or one before 9.1 that lost its daemon before its guest's driver had \
+         begun: end that QEMU (docs/reconnect.md)"
+    )]
+    Silent {
+        /// How long it may take.
+        limit: Duration,
+    },
     /// A message that no vhost-user front-end sends.
     #[error("the front-end announced a message of {len} bytes, at most {MAX_BODY} are allowed")]
     Oversized {

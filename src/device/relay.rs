@@ -29,6 +29,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
 
 use super::error::DeviceError;
 use super::intercept::{Intercept, Request, Verdict};
+use super::patience::{Owed, Patience};
 use super::said::Said;
 
 /// Bytes of a message's header: request, flags, length of the body.
@@ -56,12 +57,15 @@ pub enum RelayEnd {
     Paused,
 }
 
-/// What ends or interrupts relaying from outside, each once it is readable.
+/// What ends or interrupts relaying from outside.
 pub struct Wishes<'a> {
-    /// To end.
+    /// To end, once it is readable.
     pub stop: BorrowedFd<'a>,
-    /// To stop between two messages, with everything answered.
+    /// To stop between two messages, with everything answered, once it is readable.
     pub pause: BorrowedFd<'a>,
+    /// Not to wait for a front-end any longer. One of which something is in `said` is an
+    /// established one.
+    pub patience: Patience,
 }
 
 /// A stream to a handler that accepts from the listener. The socket is made in
@@ -99,8 +103,12 @@ pub fn relay(
     let mut replies = Message::default();
     let mut unanswered = 0usize;
     let mut pausing: Option<Instant> = None;
+    let mut owed = Owed::new(wishes.patience, !said.is_empty(), Instant::now());
     loop {
         replies.pass = true;
+        if requests.complete()? {
+            owed.has_whole();
+        }
         // An answer of ours must not get into the middle of one of the handler's.
         if requests.complete()? && !requests.pass && replies.bytes.is_empty() {
             unanswered += usize::from(look_at(&mut requests, &mut replies, intercept, said)?);
@@ -127,7 +135,9 @@ pub fn relay(
             // No further request; HUP comes in any case.
             fds[3] = PollFd::new(front_end, only_if(replies.ready()?, PollFlags::OUT));
         }
-        wait(&mut fds, pausing.map(|_| PAUSE_LIMIT))?;
+        let now = Instant::now();
+        let limit = pausing.map_or(owed.left(now), |_| Some(PAUSE_LIMIT));
+        wait(&mut fds, limit)?;
         let [stopped, paused, from_handler, from_front_end] = fds.map(|fd| fd.revents());
         if !stopped.is_empty() {
             return Ok(RelayEnd::Stopped);
@@ -150,8 +160,14 @@ pub fn relay(
             match pumped {
                 Pumped::End if requests.partial()? => return Err(DeviceError::HalfMessage),
                 Pumped::End => return Ok(RelayEnd::FrontEndClosed),
+                Pumped::Some if requests.partial()? => owed.has_part(Instant::now()),
                 Pumped::Some => {}
             }
+        } else if pausing.is_none()
+            && let Some(error) = owed.overdue(now)
+        {
+            // Also if this process stood still itself: nothing is there to be read.
+            return Err(error);
         }
     }
 }

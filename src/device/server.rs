@@ -27,6 +27,7 @@ use super::inflight::Inflight;
 use super::intercept::{Intercept, Offer};
 use super::logging::Logging;
 use super::memory::{Epoch, Memory, MemoryHandle, View};
+use super::patience::Patience;
 use super::pause::{self, FrontEnd};
 use super::queue::Queue;
 use super::relay::{RelayEnd, Wishes, forget, handler_channel, relay};
@@ -97,6 +98,7 @@ pub struct Server<G> {
     wakes: Vec<Arc<EventFd>>,
     stop: StopHandle,
     pause: PauseHandle,
+    patience: Patience,
     /// One front-end at a time.
     serving: Mutex<()>,
 }
@@ -131,8 +133,15 @@ impl<G: Gate> Server<G> {
             wakes,
             stop: StopHandle(Arc::new(event()?)),
             pause: PauseHandle(Arc::new(event()?)),
+            patience: Patience::default(),
             serving: Mutex::new(()),
         })
+    }
+
+    /// With other limits of how long a front-end may owe a message.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     /// Serves the front-end at the other end of `stream` until it goes away or
@@ -211,6 +220,7 @@ impl<G: Gate> Server<G> {
         let wishes = Wishes {
             stop: self.stop.0.as_fd(),
             pause: self.pause.readable(),
+            patience: self.patience,
         };
         let end = match said.is_empty() {
             true => Ok(()),

@@ -348,6 +348,7 @@ mod tests {
                     brick,
                     journal: journal.clone(),
                     fails: failing == Some(brick),
+                    copy: None,
                 })
             };
             let done = carry_out(step, &all, &mut [0, 1, 2].map(port));

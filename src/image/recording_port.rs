@@ -1,5 +1,6 @@
 //! A brick for unit tests that writes down what it is asked to change. It has every lock
-//! and never loses its connection; one that fails does so at each change.
+//! and never loses its connection; one that fails does so at each change, one without a
+//! copy does not answer when it is asked for it.
 
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +22,7 @@ pub enum Change {
 }
 
 /// See the module.
+#[derive(Default)]
 pub struct RecordingPort {
     /// Child index.
     pub brick: usize,
@@ -28,6 +30,8 @@ pub struct RecordingPort {
     pub journal: Journal,
     /// Changes are refused.
     pub fails: bool,
+    /// What it says of its copy, whatever was changed.
+    pub copy: Option<CopyState>,
 }
 
 impl RecordingPort {
@@ -70,7 +74,8 @@ impl BrickPort for RecordingPort {
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
-        Err(PortError::NoImage)
+        let silent = || PortError::Away("it does not answer".to_owned());
+        self.copy.clone().ok_or_else(silent)
     }
 
     fn is_copied_to_for_others(&mut self, _ours: Uuid) -> Result<bool, PortError> {

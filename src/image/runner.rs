@@ -448,3 +448,6 @@ impl Runner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -255,6 +255,7 @@ mod tests {
                 brick,
                 journal: journal.clone(),
                 fails: failing == Some(brick),
+                copy: None,
             };
             Worker::start("brick", Box::new(port), claim, &threads, |_| {}).unwrap()
         };

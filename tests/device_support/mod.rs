@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bypass_blk::device::gate::{Admission, Gate};
-use bypass_blk::device::{Config, DeviceError, Disk, EndReason, Server, StopHandle};
+use bypass_blk::device::{Config, DeviceError, Disk, EndReason, Patience, Server, StopHandle};
 use vmm_sys_util::eventfd::EventFd;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -185,6 +185,20 @@ impl Device {
         )
     }
 
+    pub fn with_patience(patience: Patience) -> Self {
+        let Self {
+            image,
+            gate,
+            server,
+        } = Self::new();
+        let server = Arc::into_inner(server).unwrap().with_patience(patience);
+        Self {
+            image,
+            gate,
+            server: Arc::new(server),
+        }
+    }
+
     pub fn read_only() -> Self {
         Self::with(
             false,
@@ -210,8 +224,13 @@ impl Device {
     /// Serves one connection on a thread.
     pub fn serve(&self) -> (UnixStream, Serving) {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        (ours, self.serve_this(theirs))
+    }
+
+    /// Serves this one on a thread.
+    pub fn serve_this(&self, stream: UnixStream) -> Serving {
         let server = Arc::clone(&self.server);
-        (ours, std::thread::spawn(move || server.serve(theirs)))
+        std::thread::spawn(move || server.serve(stream))
     }
 
     pub fn stop_handle(&self) -> StopHandle {
