@@ -18,13 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What the host runs as its first process. Arguments: a folder, the host's name, its hosts
 /// file, the folder of bypass-blk's sockets. Everything that libvirt writes to is the host's
-/// own, and so is `/run/bypass-blk`, as a socket's path must be the same on both hosts.
+/// own, and so is `/run`, as a socket's path must be the same on both hosts.
 ///
 /// A shell stays in front of libvirtd, as somebody must reap the QEMUs that it leaves to process 1.
 const BOOT: &str = r#"
 set -e
 root=$1
 hostname "$2"
+mount -t tmpfs tmpfs /run
 for dir in etc/libvirt run/libvirt var/lib/libvirt var/log/libvirt var/cache/libvirt; do
     mkdir -p "$root/$dir" "/$dir"
     mount --bind "$root/$dir" "/$dir"
