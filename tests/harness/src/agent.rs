@@ -43,7 +43,7 @@ fn locked(inbox: &Shared) -> MutexGuard<'_, Inbox> {
 
 /// The connection to the agent.
 #[derive(Debug)]
-pub(crate) struct Agent {
+pub struct Agent {
     stream: Mutex<UnixStream>,
     inbox: Shared,
     next: AtomicU64,
@@ -58,7 +58,7 @@ pub struct Job {
 
 impl Agent {
     /// Over a connection to QEMU's end of the port, `socket`; the guest may not be up yet.
-    pub(crate) fn over(stream: UnixStream, socket: &Path) -> Result<Agent> {
+    pub fn over(stream: UnixStream, socket: &Path) -> Result<Agent> {
         let reader = stream.try_clone().at("clone the connection to", socket)?;
         let inbox = Shared::default();
         let filled = Arc::clone(&inbox);
@@ -74,7 +74,7 @@ impl Agent {
     }
 
     /// Whether the guest has come up.
-    pub(crate) fn is_ready(&self) -> bool {
+    pub fn is_ready(&self) -> bool {
         locked(&self.inbox).ready
     }
 
@@ -85,7 +85,7 @@ impl Agent {
 
     /// A script that was started through `former`, another agent connection of the same
     /// guest: its answer comes here. No later one gets the number of one started there.
-    pub(crate) fn adopt(&self, job: &Job, former: &Agent) -> Job {
+    pub fn adopt(&self, job: &Job, former: &Agent) -> Job {
         let next = former.next.load(Ordering::Relaxed);
         self.next.fetch_max(next, Ordering::Relaxed);
         Job {
@@ -95,7 +95,7 @@ impl Agent {
     }
 
     /// Starts a shell script in the guest.
-    pub(crate) fn start(&self, script: &str) -> Result<Job> {
+    pub fn start(&self, script: &str) -> Result<Job> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let line = format!("{id} {}\n", escape(script));
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);

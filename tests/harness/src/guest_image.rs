@@ -45,9 +45,12 @@ const TOOLS_SLACK: u64 = 8 << 20;
 /// Files to boot guests from; shared by all guests.
 #[derive(Debug, Clone)]
 pub struct GuestImage {
-    pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
-    pub(crate) tools: PathBuf,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initramfs, with the agent.
+    pub initrd: PathBuf,
+    /// A raw image, read-only, with the serial `bypass-tools`.
+    pub tools: PathBuf,
 }
 
 impl GuestImage {

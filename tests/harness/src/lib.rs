@@ -39,7 +39,7 @@ mod status;
 mod volume;
 mod wait;
 
-pub use agent::{Job, Reply};
+pub use agent::{Agent, Job, Reply};
 pub use cluster::Cluster;
 pub use copies::Copies;
 pub use disk::Disk;

@@ -17,6 +17,18 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the guest writes fast.
 pub const FAST: Duration = Duration::from_secs(15);
 
+const FIO: &str =
+    "fio --name=load --filename=/dev/vda --ioengine=libaio --direct=1 --thread --rw=randwrite";
+
+/// A script for the guest: rounds of writes, each read back, until there is `/run/end`.
+pub fn verifying() -> String {
+    format!(
+        "n=0; until [ -e /run/end ]; do n=$((n + 1)); {FIO} --bs=4k --iodepth=16 --size=12M \
+         --randseed=$n --verify=crc32c --verify_fatal=1 --do_verify=1 >/run/load 2>&1 || \
+         {{ cat /run/load >&2; exit 1; }}; done"
+    )
+}
+
 /// What the guest does.
 pub enum Load {
     /// Rounds of writes, verified.
@@ -78,17 +90,12 @@ impl Moving {
 
     /// Lets the guest write.
     pub fn start(&mut self, load: Load) -> Result<(), Box<dyn Error>> {
-        let fio = "fio --name=load --filename=/dev/vda --ioengine=libaio --direct=1 --thread --rw=randwrite";
         let script = match load {
-            Load::Verify => format!(
-                "n=0; until [ -e /run/end ]; do n=$((n + 1)); {fio} --bs=4k --iodepth=16 --size=12M \
-                 --randseed=$n --verify=crc32c --verify_fatal=1 --do_verify=1 >/run/load 2>&1 || \
-                 {{ cat /run/load >&2; exit 1; }}; done"
-            ),
+            Load::Verify => verifying(),
             Load::Write(rate) => format!(
-                "{fio} --bs=64k --iodepth=16 --size=256M --rate={rate}m --time_based --runtime={seconds} \
+                "{FIO} --bs=64k --iodepth=16 --size=256M --rate={rate}m --time_based --runtime={seconds} \
                  --norandommap >/run/load 2>&1; touch /run/slow; \
-                 {fio} --bs=4k --iodepth=4 --size=256M --rate=1m --time_based --runtime=3600 \
+                 {FIO} --bs=4k --iodepth=4 --size=256M --rate=1m --time_based --runtime=3600 \
                  --norandommap >/run/load 2>&1 & until [ -e /run/end ]; do sleep 0.2; done; kill %1; true",
                 seconds = FAST.as_secs()
             ),

@@ -9,11 +9,17 @@ use std::time::Duration;
 use bypass_harness::{Background, Node, Volume, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The vhost-user socket of an image, in the folder of the control sockets.
+pub const SOCKET: &str = "vm1.sock";
 /// The line of the daemon's log that says that the socket is there.
 const READY: &str = "listening on";
 
-/// Where the program is.
-pub struct Program(PathBuf);
+/// Where the program is, and how it is run.
+pub struct Program {
+    path: PathBuf,
+    /// What a daemon of an image is run by; nothing for most.
+    runner: Vec<String>,
+}
 
 /// A running `bypass-blk serve`.
 pub struct Daemon {
@@ -30,24 +36,48 @@ impl Program {
             1 => path.to_owned(),
             _ => path.canonicalize()?,
         };
-        Ok(Program(path))
+        Ok(Program {
+            path,
+            runner: Vec::new(),
+        })
+    }
+
+    /// The same, with the group and the umask that a systemd unit gives to a daemon.
+    pub fn of_unit(self, unit: &str) -> Result<Program, Box<dyn Error>> {
+        let [group, umask] = ["Group", "UMask"].map(|name| {
+            let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+            let value = unit.lines().find_map(value);
+            value.ok_or_else(|| format!("the unit has no {name}="))
+        });
+        let script = format!(
+            "umask {}; exec setpriv --regid {} --clear-groups -- \"$@\"",
+            umask?, group?
+        );
+        Ok(Program {
+            runner: ["sh", "-c", &script, "sh"].map(String::from).into(),
+            ..self
+        })
     }
 
     /// For a command line.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     fn start(
         &self,
         node: &Node,
+        runner: &[String],
         verb: &str,
         args: &[&str],
     ) -> Result<(Background, PathBuf), Box<dyn Error>> {
         let dir = node.place().dir();
         let log = dir.join(format!("{verb}.log"));
-        let mut command: Command = node.command(&self.0.to_string_lossy());
+        let program = self.path.to_string_lossy().into_owned();
+        let words: Vec<&String> = runner.iter().chain([&program]).collect();
+        let mut command: Command = node.command(words[0]);
         command
+            .args(&words[1..])
             .args([verb, "--run-dir"])
             .arg(run_dir(node))
             .arg("--state-dir")
@@ -63,7 +93,7 @@ impl Program {
     pub fn healers(&self, volume: &Volume) -> Result<Vec<Background>, Box<dyn Error>> {
         let nodes = volume.cluster().nodes().iter();
         nodes
-            .map(|node| Ok(self.start(node, "heald", &[])?.0))
+            .map(|node| Ok(self.start(node, &[], "heald", &[])?.0))
             .collect()
     }
 
@@ -76,12 +106,13 @@ impl Program {
         more: &[&str],
     ) -> Result<Daemon, Box<dyn Error>> {
         let node = volume.brick_node(brick);
-        let socket = node.place().dir().join("blk.sock");
+        fs::create_dir_all(run_dir(node))?;
+        let socket = run_dir(node).join(SOCKET);
         let (brick, path) = (volume.brick_name(brick), socket.display().to_string());
         let mut args = vec!["--server", node.address(), "--volume", volume.name()];
         args.extend(["--image", image, "--brick", &brick, "--socket-path", &path]);
         args.extend(more);
-        let (process, log) = self.start(node, "serve", &args)?;
+        let (process, log) = self.start(node, &self.runner, "serve", &args)?;
         let mut daemon = Daemon {
             process,
             log,

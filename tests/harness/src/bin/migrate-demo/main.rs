@@ -2,11 +2,13 @@
 //! of three hosts, each in a network namespace of its own, by the script `qemu/migrate`.
 //!
 //! `hosts.rs` is bypass-blk on the hosts, `guest.rs` the guest and its move, `bench.rs`
-//! the table of downtimes. This file is the command line, and the demo with its verdict.
+//! the table of downtimes, `libvirt.rs` the move by libvirt. This file is the command line,
+//! and the demo with its verdict.
 
 mod bench;
 mod guest;
 mod hosts;
+mod libvirt;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -43,6 +45,9 @@ struct Options {
     /// writes, and print a table.
     #[arg(long, value_name = "GIB", value_delimiter = ',')]
     bench: Option<Vec<u64>>,
+    /// No script: libvirt, with the domain and the unit in this folder.
+    #[arg(long, value_name = "DIR", conflicts_with = "bench")]
+    libvirt: Option<PathBuf>,
     /// With --bench: how fast the guest writes before, in MB/s (it may not come to that).
     #[arg(long, value_name = "MB/S", default_value_t = 200)]
     rate: u32,
@@ -54,9 +59,10 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let outcome = match &options.bench {
-        Some(sizes) => bench::measure(&options, sizes).map(|()| true),
-        None => demo(&options),
+    let outcome = match (&options.bench, &options.libvirt) {
+        (Some(sizes), _) => bench::measure(&options, sizes).map(|()| true),
+        (None, Some(dir)) => libvirt::demo(&options, dir),
+        (None, None) => demo(&options),
     };
     signals::exit_status("migrate-demo", outcome)
 }
@@ -91,15 +97,21 @@ fn demo(options: &Options) -> Result<bool, Box<dyn Error>> {
     let step = Step::begin("fio in the guest, to the end of its round, and powering the guest off");
     moving.finish()?;
     step.done("every byte read back as written");
-    let step = Step::begin("the marks go, the copies are compared byte for byte");
-    wait_until("no mark to be left", HEAL_DEADLINE, || {
-        let marks = volume.marks(IMAGE).map_err(|error| error.to_string())?;
-        marks.is_clean().then_some(()).ok_or(marks.to_string())
-    })?;
-    let copies = volume.copies_equal(IMAGE)?;
-    step.done("");
+    let copies = compared(&volume, IMAGE)?;
     println!("{}", verdict(moved.success, &copies));
     Ok(moved.success && copies.are_equal())
+}
+
+/// Waits until no copy is marked, then compares all of them.
+fn compared(volume: &Volume, image: &str) -> Result<Copies, Box<dyn Error>> {
+    let step = Step::begin("the marks go, the copies are compared byte for byte");
+    wait_until("no mark to be left", HEAL_DEADLINE, || {
+        let marks = volume.marks(image).map_err(|error| error.to_string())?;
+        marks.is_clean().then_some(()).ok_or(marks.to_string())
+    })?;
+    let copies = volume.copies_equal(image)?;
+    step.done("");
+    Ok(copies)
 }
 
 fn verdict(moved: bool, copies: &Copies) -> String {
