@@ -45,7 +45,6 @@ fn the_daemon() {
     let config = Config {
         num_queues: QUEUES as u16,
         queue_size: 128,
-        ..Config::default()
     };
     let disk = Disk::new(file, "killed").unwrap();
     let server = Server::new(disk, Arc::new(AlwaysOpen), config).unwrap();

@@ -297,7 +297,6 @@ fn kept(document: Document, fds: &mut [Option<OwnedFd>]) -> Result<Kept, KeptErr
         config: Config {
             num_queues: document.queues.0,
             queue_size: document.queues.1,
-            ..Config::default()
         },
         since: document.since,
     })

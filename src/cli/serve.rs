@@ -79,12 +79,6 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = Config::default().queue_size)]
     queue_size: u16,
 
-    /// How long a queue's thread looks for the next request or the disk's answer before it
-    /// sleeps, at most. It learns what is of use: an idle guest costs nothing, a disk that
-    /// is slower neither. 0s to never look
-    #[arg(long, value_name = "TIME", default_value_t = Config::default().poll_max.into())]
-    poll_max: humantime::Duration,
-
     /// Serve a disk that cannot be written; other read-only sessions may serve
     /// the image at the same time
     #[arg(long)]
@@ -199,7 +193,6 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = Config {
         num_queues: args.num_queues,
         queue_size: args.queue_size,
-        poll_max: args.poll_max.into(),
     };
     config.validate()?;
     let opening = opening_of(&args);
@@ -219,11 +212,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         stop: stop.clone(),
     };
     let upgraded = kept.is_some();
-    // The shape stays what the front-end knows; how its queues are served may change.
-    let config = kept.as_ref().map_or(config, |kept| Config {
-        poll_max: config.poll_max,
-        ..kept.config
-    });
+    let config = kept.as_ref().map_or(config, |kept| kept.config);
     let (bricks, control, front_end, since) = match kept {
         Some(kept) => (
             Some(kept.bricks),

@@ -1,7 +1,5 @@
 //! How the operator wants the device to look, checked once at the start.
 
-use std::time::Duration;
-
 use super::error::DeviceError;
 
 /// `vhost-user-backend` maps queues to threads with a 64-bit mask.
@@ -10,8 +8,6 @@ pub const MAX_QUEUES: u16 = 64;
 pub const MIN_QUEUE_SIZE: u16 = 4;
 /// Largest ring that QEMU can set up (`VIRTQUEUE_MAX_SIZE`).
 pub const MAX_QUEUE_SIZE: u16 = 1024;
-/// Longer than a round trip to a fast disk, shorter than that a processor is missed.
-const POLL_MAX: Duration = Duration::from_micros(100);
 /// Largest offered number of data segments per request: what a ring of 128
 /// entries, QEMU's default, carries beside the header and the status.
 const MAX_SEGMENTS: u16 = 126;
@@ -23,9 +19,6 @@ pub struct Config {
     pub num_queues: u16,
     /// Entries of the largest ring a front-end may set up; a power of two from 4 to 1024.
     pub queue_size: u16,
-    /// How long a queue's thread looks for the next event before it sleeps, at most; zero:
-    /// it does not.
-    pub poll_max: Duration,
 }
 
 impl Default for Config {
@@ -34,7 +27,6 @@ impl Default for Config {
         Self {
             num_queues: 4,
             queue_size: 256,
-            poll_max: POLL_MAX,
         }
     }
 }
@@ -94,7 +86,6 @@ mod tests {
             let config = Config {
                 num_queues: 1,
                 queue_size,
-                ..Config::default()
             };
             config.validate().unwrap();
             assert!(config.seg_max() >= 1 && config.seg_max() + 2 <= queue_size);

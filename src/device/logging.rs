@@ -197,11 +197,6 @@ impl LogView {
         Some(now)
     }
 
-    /// Whether there is something to adopt.
-    pub fn is_stale(&self) -> bool {
-        self.logging.epoch.now() != self.seen
-    }
-
     /// As of the last [`refresh`](Self::refresh).
     pub fn current(&self) -> &QueueLog {
         &self.current

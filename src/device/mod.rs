@@ -44,7 +44,6 @@ mod mapping;
 mod memory;
 mod patience;
 mod pause;
-mod polling;
 mod queue;
 mod ranges;
 mod relay;

@@ -21,7 +21,6 @@
 mod waiting;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::bounce::BouncePool;
 use super::control::{CLOSED, Control};
@@ -30,9 +29,8 @@ use super::gate::{Admission, Gate};
 use super::intake::Intake;
 use super::logging::LogView;
 use super::memory::View;
-use super::polling::Polling;
 use super::request::Status;
-use super::ring::{Available, Ring, RingError};
+use super::ring::{Ring, RingError};
 use super::shared::{Connection, Shared};
 use super::slot::{self, Access, Loaded, Slot};
 use super::stats::Stopwatch;
@@ -56,9 +54,6 @@ pub struct Queue<G> {
     parked: Option<usize>,
     stopwatch: Stopwatch,
     pool: BouncePool,
-    polling: Polling,
-    /// When the thread began to wait in its event loop, if it did.
-    left: Option<Instant>,
     /// The thread was woken by something else than a completion.
     events: bool,
     /// The guest spoiled the ring: nothing is taken until it is started anew.
@@ -75,8 +70,8 @@ pub struct Queue<G> {
 enum Next {
     /// Another one, at once.
     Round,
-    /// A wait: for the guest, too, if it may make something available.
-    Wait(Option<Available>),
+    /// A wait for whatever comes first. The guest has been asked to kick, if it may.
+    Wait,
 }
 
 impl<G: Gate> Queue<G> {
@@ -95,7 +90,6 @@ impl<G: Gate> Queue<G> {
         Ok(Self {
             index,
             engine: Engine::new(&shared.disk, size)?,
-            polling: Polling::new(shared.config.poll_max),
             shared,
             control,
             view,
@@ -106,7 +100,6 @@ impl<G: Gate> Queue<G> {
             parked: None,
             stopwatch: Stopwatch::default(),
             pool: BouncePool::default(),
-            left: None,
             events: false,
             broken: false,
             stranded: false,
@@ -139,7 +132,7 @@ impl<G: Gate> Queue<G> {
             }
         }
         if self.stranded && !stopping {
-            return Ok(Next::Wait(None));
+            return Ok(Next::Wait);
         }
         self.reap(ring)?;
         let mut taking = !stopping && !self.broken && ring.running();
@@ -165,8 +158,11 @@ impl<G: Gate> Queue<G> {
         if self.view.is_stale() {
             return Ok(Next::Round);
         }
-        let taking = taking && self.parked.is_none() && !self.free.is_empty();
-        Ok(Next::Wait(taking.then(|| ring.available())))
+        if taking && self.parked.is_none() && !self.free.is_empty() {
+            let more = ring.rearm(self.view.current(), self.log.current())?;
+            return Ok(if more { Next::Round } else { Next::Wait });
+        }
+        Ok(Next::Wait)
     }
 
     /// Hands over what was pushed. Returns whether the kernel took it; what it did not

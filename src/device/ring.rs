@@ -61,15 +61,6 @@ pub struct Published {
     new: Wrapping<u16>,
 }
 
-/// Where the guest makes chains available.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Available {
-    /// Of the available ring's index.
-    pub at: GuestAddress,
-    /// The index as long as there is nothing new.
-    pub taken: u16,
-}
-
 /// A locked ring. What is pushed must be published before it is dropped.
 pub struct Ring<'a> {
     state: MutexGuard<'a, VringState<MemoryHandle>>,
@@ -138,20 +129,11 @@ impl<'a> Ring<'a> {
         if next == self.taken_at.0 {
             return Ok(None);
         }
-        let head = self.entry(memory, next)?;
+        let head = self.available(memory, next)?;
         self.state
             .get_queue_mut()
             .set_next_avail(next.wrapping_add(1));
         Ok(Some(head))
-    }
-
-    /// Where the guest makes chains available, all of which are taken.
-    pub fn available(&self) -> Available {
-        Available {
-            // The ring was read from there, so it does not overflow.
-            at: GuestAddress(self.queue().avail_ring()).unchecked_add(INDEX),
-            taken: self.queue().next_avail(),
-        }
     }
 
     /// Whether there is something to publish.
@@ -174,14 +156,14 @@ impl<'a> Ring<'a> {
     pub fn took_last(&self, memory: &Memory, heads: &[u16]) -> Result<bool, RingError> {
         let end = self.queue().next_avail();
         for (back, &head) in (1..).zip(heads.iter().rev()) {
-            if self.entry(memory, end.wrapping_sub(back))? != head {
+            if self.available(memory, end.wrapping_sub(back))? != head {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn entry(&self, memory: &Memory, index: u16) -> Result<u16, RingError> {
+    fn available(&self, memory: &Memory, index: u16) -> Result<u16, RingError> {
         let entry = u64::from(index % self.queue().size().max(1));
         let offset = RING_HEADER + AVAIL_ELEMENT * entry;
         self.load(memory, self.queue().avail_ring(), offset, Ordering::Relaxed)

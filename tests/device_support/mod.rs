@@ -168,19 +168,6 @@ impl Device {
             Config {
                 num_queues: 2,
                 queue_size: 256,
-                ..Config::default()
-            },
-        )
-    }
-
-    /// Whose queues look for the next event for at most `poll_max`.
-    pub fn polling(poll_max: Duration) -> Self {
-        Self::with(
-            true,
-            Config {
-                num_queues: 2,
-                queue_size: 256,
-                poll_max,
             },
         )
     }
@@ -205,7 +192,6 @@ impl Device {
             Config {
                 num_queues: 1,
                 queue_size: 256,
-                ..Config::default()
             },
         )
     }

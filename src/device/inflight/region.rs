@@ -223,7 +223,6 @@ mod tests {
         Inflight::new(&Config {
             num_queues: 4,
             queue_size: 128,
-            ..Config::default()
         })
     }
 

@@ -29,9 +29,6 @@ struct Options {
     /// Request queues, a thread each.
     #[arg(long, value_name = "N", default_value_t = Config::default().num_queues)]
     num_queues: u16,
-    /// As of bypass-blk serve.
-    #[arg(long, value_name = "TIME", default_value_t = Config::default().poll_max.into())]
-    poll_max: humantime::Duration,
     /// The disk's size, where the file has none.
     #[arg(long, value_name = "BYTES")]
     size: Option<u64>,
@@ -55,7 +52,6 @@ fn run(options: &Options) -> Result<std::convert::Infallible, Box<dyn Error>> {
     let disk = file::disk(&options.file, options.size)?;
     let config = Config {
         num_queues: options.num_queues,
-        poll_max: options.poll_max.into(),
         ..Config::default()
     };
     let server = Server::new(disk, Arc::new(AlwaysOpen), config)?;

@@ -48,20 +48,15 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Starts it in a place, with further options, and waits until it listens.
-    pub fn start(
-        place: &Place,
-        program: &Path,
-        disk: &Disk<'_>,
-        options: &[&str],
-    ) -> Result<Bare, Box<dyn Error>> {
+    /// Starts it in a place and waits until it listens.
+    pub fn start(place: &Place, program: &Path, disk: &Disk<'_>) -> Result<Bare, Box<dyn Error>> {
         let dir = place.dir();
         let name = disk.name();
         let [socket, log] = ["sock", "log"].map(|of| dir.join(format!("{name}.{of}")));
         // Of the one before, which was killed; there may be none.
         let _ = std::fs::remove_file(&socket);
         let mut command = place.command(&program.to_string_lossy());
-        command.arg(format!("--num-queues={QUEUES}")).args(options);
+        command.arg(format!("--num-queues={QUEUES}"));
         command.arg("--socket-path").arg(&socket).args(disk.args());
         let log_file = File::create(&log)?;
         command.stdin(Stdio::null());

@@ -86,7 +86,7 @@ impl Volumes {
         let unmarked = ways.contains(&Way::Unmarked).then(|| {
             let path = self.volume.brick_file(BRICK, IMAGE);
             let place = self.volume.brick_node(BRICK).place();
-            Bare::start(place, bare, &bare::Disk::File(&path), &[])
+            Bare::start(place, bare, &bare::Disk::File(&path))
         });
         Ok(Rig {
             volumes: self,
@@ -183,7 +183,7 @@ impl Rig<'_> {
             Way::Null => self.qsd(&Disk::Null(self.area()), false, job),
             Way::BareNull => {
                 let null = bare::Disk::Null(self.area());
-                self.bare(&Bare::start(node.place(), self.bare, &null, &[])?, job)
+                self.bare(&Bare::start(node.place(), self.bare, &null)?, job)
             }
         }
     }

@@ -99,9 +99,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
 /// Instructions per request of one kind.
 fn count(options: &Options, case: Case) -> Result<f64, Box<dyn Error>> {
     let place = Place::host()?;
-    // A thread that looks for the next event does so as often as it can.
-    let sleeps = ["--poll-max=0s"];
-    let bare = Bare::start(&place, &options.bare_device, &Disk::Null(AREA), &sleeps)?;
+    let bare = Bare::start(&place, &options.bare_device, &Disk::Null(AREA))?;
     let mut trace = Trace::connect(bare.pid(), &bare.socket)?;
     trace.go(case, WARM_UP)?;
     let steps = Steps::of(bare.pid(), THREAD, options.places)?;
