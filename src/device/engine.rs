@@ -175,14 +175,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether something was pushed and not handed over yet.
-    pub fn has_pushed(&mut self) -> bool {
+    fn has_pushed(&mut self) -> bool {
         !self.ring.submission().is_empty()
-    }
-
-    /// Whether the kernel has completed something: no system call.
-    pub fn has_completed(&mut self) -> bool {
-        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
     }
 
     /// Hands over what was pushed and sleeps until an operation is completed or there is
@@ -192,6 +186,7 @@ impl Engine {
     /// What the kernel refused for now; what was pushed stays.
     pub fn sleep(&mut self, events: RawFd) -> io::Result<()> {
         if self.lookout == Lookout::Off {
+            // There is always room for it: see `new`.
             let entry = opcode::PollAdd::new(Fd(events), libc::POLLIN as u32)
                 .build()
                 .user_data(EVENTS);
@@ -200,9 +195,7 @@ impl Engine {
                 self.lookout = Lookout::On;
             }
         }
-        // Without room for the look-out there are completions to come at once.
-        let want = usize::from(!self.has_completed());
-        self.enter(want)
+        self.enter(1)
     }
 
     /// The events have been seen to: if the look-out has something to report, that is over.

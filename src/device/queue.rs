@@ -18,6 +18,8 @@
 //! add it again while the rings run. A queue whose ring is in no memory does
 //! nothing, not even reap, until the next map or until it is to stop.
 
+mod admission;
+mod batches;
 mod waiting;
 
 use std::sync::Arc;
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use super::bounce::BouncePool;
 use super::control::{CLOSED, Control};
 use super::engine::{Completion, Engine, Reaped};
-use super::gate::{Admission, Gate};
+use super::gate::Gate;
 use super::intake::Intake;
 use super::logging::LogView;
 use super::memory::View;
@@ -35,10 +37,7 @@ use super::shared::{Connection, Shared};
 use super::slot::{self, Access, Loaded, Slot};
 use super::stats::Stopwatch;
 use super::vring::Vring;
-
-/// Requests that are handed to the kernel, or answered, at once. In larger batches the
-/// disk has nothing to do while a batch is answered and the next one is taken.
-const BATCH: usize = 8;
+use batches::Batches;
 
 /// One queue, for one connection.
 pub struct Queue<G> {
@@ -223,7 +222,7 @@ impl<G: Gate> Queue<G> {
     }
 
     fn reap(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
-        let mut answered = 0;
+        let mut batches = Batches::new();
         while let Some(reaped) = self.engine.reap() {
             let Reaped::Operation(completion) = reaped else {
                 self.events = true;
@@ -239,8 +238,7 @@ impl<G: Gate> Queue<G> {
             };
             let next = slot.completed(result, buffer, &self.shared.disk, &mut self.pool);
             self.go_on(ring, token, next, true)?;
-            answered += 1;
-            if answered % BATCH == 0 && !self.broken {
+            if batches.add() && !self.broken {
                 self.publish(ring)?;
             }
         }
@@ -258,14 +256,8 @@ impl<G: Gate> Queue<G> {
             // meanwhile: the next round takes it.
             return Ok(());
         }
-        let mut taken = 0;
+        let mut batches = Batches::new();
         while let Some(&token) = self.free.last() {
-            if taken == BATCH {
-                taken = 0;
-                // What is refused is submitted again, and told, at the end of the round.
-                let _ = self.engine.submit();
-            }
-            taken += 1;
             let Some(head) = self.intake.take(ring, self.view.current())? else {
                 break;
             };
@@ -290,44 +282,12 @@ impl<G: Gate> Queue<G> {
             if self.parked.is_some() {
                 break;
             }
+            if batches.add() {
+                // What is refused is submitted again, and told, at the end of the round.
+                let _ = self.engine.submit();
+            }
         }
         Ok(())
-    }
-
-    /// Asks the gate, and starts, parks or refuses the request.
-    fn admit(&mut self, ring: &mut Ring<'_>, token: usize) -> Result<(), RingError> {
-        let Some(slot) = self.slots.get_mut(token) else {
-            return Ok(());
-        };
-        match ask(&*self.shared.gate, slot) {
-            Admission::Go => {
-                let next = slot.next(&self.shared.disk, &mut self.pool);
-                self.go_on(ring, token, next, true)
-            }
-            Admission::Wait => {
-                self.parked = Some(token);
-                Ok(())
-            }
-            Admission::Refuse => self.finish(ring, token, Status::IoError, false),
-        }
-    }
-
-    fn retry_parked(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
-        match self.parked.take() {
-            Some(token) => self.admit(ring, token),
-            None => Ok(()),
-        }
-    }
-
-    /// Puts the parked request back, which was the last taken.
-    fn unpark(&mut self, ring: &mut Ring<'_>) {
-        if let Some(token) = self.parked.take() {
-            if let Some(slot) = self.slots.get(token) {
-                self.intake.put_back(ring, slot.head());
-            }
-            self.free.push(token);
-        }
-        self.intake.stop(ring, self.view.current());
     }
 
     fn go_on(
@@ -420,26 +380,6 @@ impl<G: Gate> Queue<G> {
             self.broken = false;
             self.drained = ticket;
             self.control.drained(ticket);
-        }
-    }
-}
-
-/// Whoever changes several extents gets them all or none.
-fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
-    match slot.access() {
-        Access::Read => gate.admit_read(),
-        Access::Nothing => Admission::Go,
-        Access::Change(extents) => {
-            for (index, extent) in extents.iter().enumerate() {
-                let answer = gate.begin_write(extent.offset, extent.len);
-                if answer != Admission::Go {
-                    for begun in extents.iter().take(index) {
-                        gate.end_write(begun.offset, begun.len);
-                    }
-                    return answer;
-                }
-            }
-            Admission::Go
         }
     }
 }

@@ -1,0 +1,65 @@
+//! Which requests may go on now: the gate is asked, and who must wait is parked.
+
+use super::super::gate::{Admission, Gate};
+use super::super::request::Status;
+use super::super::ring::{Ring, RingError};
+use super::super::slot::{Access, Slot};
+use super::Queue;
+
+impl<G: Gate> Queue<G> {
+    /// Asks the gate, and starts, parks or refuses the request.
+    pub(super) fn admit(&mut self, ring: &mut Ring<'_>, token: usize) -> Result<(), RingError> {
+        let Some(slot) = self.slots.get_mut(token) else {
+            return Ok(());
+        };
+        match ask(&*self.shared.gate, slot) {
+            Admission::Go => {
+                let next = slot.next(&self.shared.disk, &mut self.pool);
+                self.go_on(ring, token, next, true)
+            }
+            Admission::Wait => {
+                self.parked = Some(token);
+                Ok(())
+            }
+            Admission::Refuse => self.finish(ring, token, Status::IoError, false),
+        }
+    }
+
+    pub(super) fn retry_parked(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        match self.parked.take() {
+            Some(token) => self.admit(ring, token),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts the parked request back, which was the last taken.
+    pub(super) fn unpark(&mut self, ring: &mut Ring<'_>) {
+        if let Some(token) = self.parked.take() {
+            if let Some(slot) = self.slots.get(token) {
+                self.intake.put_back(ring, slot.head());
+            }
+            self.free.push(token);
+        }
+        self.intake.stop(ring, self.view.current());
+    }
+}
+
+/// Whoever changes several extents gets them all or none.
+fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
+    match slot.access() {
+        Access::Read => gate.admit_read(),
+        Access::Nothing => Admission::Go,
+        Access::Change(extents) => {
+            for (index, extent) in extents.iter().enumerate() {
+                let answer = gate.begin_write(extent.offset, extent.len);
+                if answer != Admission::Go {
+                    for begun in extents.iter().take(index) {
+                        gate.end_write(begun.offset, begun.len);
+                    }
+                    return answer;
+                }
+            }
+            Admission::Go
+        }
+    }
+}
