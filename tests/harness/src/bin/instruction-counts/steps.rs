@@ -44,17 +44,18 @@ impl Steps {
         // The kernel obeys the thread that seized, and no other.
         thread::spawn(move || {
             let seized = seize(thread);
-            let goes_on = seized.is_ok();
+            let mut going = seized.is_ok();
             // Whoever waits for it is there: it waits with no time-out.
             let _ = begun.send(seized);
             let mut signal = None;
-            while goes_on {
+            while going {
                 counting.note_address(thread);
-                let Ok(Step { counts, next }) = step(thread, signal) else {
-                    break;
-                };
-                counting.count.fetch_add(counts.into(), Ordering::SeqCst);
-                signal = next;
+                let step = step(thread, signal);
+                going = step.is_ok();
+                if let Ok(Step { counts, next }) = step {
+                    counting.count.fetch_add(counts.into(), Ordering::SeqCst);
+                    signal = next;
+                }
             }
         });
         match begins.recv() {
