@@ -67,3 +67,31 @@ fn a_ring_may_be_disabled_and_enabled_while_requests_complete() {
         }
     }
 }
+
+/// Whether all queues' threads of this process sleep, proc(5).
+fn queues_sleep() -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let mut stats = tasks
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok())
+        .filter(|stat| stat.contains("(vring_worker)"));
+    stats.all(|stat| stat.contains("(vring_worker) S"))
+}
+
+#[test]
+fn a_ring_without_its_memory_is_waited_for_asleep_whatever_the_disk_has_done() {
+    let device = Device::new();
+    let (stream, _serving) = device.serve();
+    let mut guest = FrontEnd::start(stream, 1);
+    for _ in 0..50 {
+        for sector in 0..8 {
+            guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+        }
+        guest.remove_memory();
+        wait_for("the queues to sleep", queues_sleep);
+        guest.add_memory();
+        for _ in 0..8 {
+            guest.wait_used(0);
+        }
+    }
+}

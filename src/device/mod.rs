@@ -12,8 +12,8 @@
 //! descriptor chain from the available ring, `chain` walks the descriptors,
 //! `request` decides what they ask for, `queue` asks the gate and drives `slot`,
 //! the state machine of one request, whose operations `engine` hands to io_uring;
-//! the answer goes back through `ring`. `relay`, `intercept`, `backend` and `vring`
-//! are the control plane, and take no part in it.
+//! the answer goes back through `ring`. How a queue's thread waits is in `queue/waiting`.
+//! `relay`, `intercept`, `backend` and `vring` are the control plane, and take no part in it.
 //!
 //! A front-end can go on with another server, of another process even: `said` keeps what
 //! it has said, `pause` stops its rings and tells that again.

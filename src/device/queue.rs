@@ -71,6 +71,8 @@ enum Next {
     Round,
     /// A wait for whatever comes first. The guest has been asked to kick, if it may.
     Wait,
+    /// A wait for the front-end alone.
+    WaitForFrontEnd,
 }
 
 impl<G: Gate> Queue<G> {
@@ -131,7 +133,7 @@ impl<G: Gate> Queue<G> {
             }
         }
         if self.stranded && !stopping {
-            return Ok(Next::Wait);
+            return Ok(Next::WaitForFrontEnd);
         }
         self.reap(ring)?;
         let mut taking = !stopping && !self.broken && ring.running();

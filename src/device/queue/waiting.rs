@@ -38,6 +38,7 @@ impl<G: Gate> Queue<G> {
             }
             match next {
                 Next::Round => {}
+                Next::WaitForFrontEnd => return false,
                 Next::Wait if self.engine.in_flight() == 0 => return false,
                 Next::Wait => {
                     let slept = self.engine.sleep(self.control.events());
