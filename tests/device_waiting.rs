@@ -4,11 +4,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod device_support;
+#[allow(dead_code)]
+#[path = "chaos/rng.rs"]
+mod rng;
 
 use std::time::{Duration, Instant};
 
 use device_support::front_end::{DATA, FrontEnd};
 use device_support::{Device, wait_for};
+use rng::Rng;
 use vhost::vhost_user::VhostUserFrontend;
 use virtio_bindings::virtio_blk::*;
 
@@ -20,19 +24,13 @@ fn busy(time: Duration) {
     }
 }
 
-/// From a small generator: a gap in which the device may or may not fall asleep.
-fn gap(seed: &mut u32) -> Duration {
-    *seed = seed.wrapping_mul(1_103_515_245).wrapping_add(12_345);
-    Duration::from_micros(u64::from(*seed >> 16) % 250)
-}
-
 #[test]
 fn a_driver_that_kicks_only_when_asked_is_answered_whenever_it_comes() {
     let device = Device::new();
     let (stream, _serving) = device.serve();
     let mut guest = FrontEnd::start(stream, 1);
     guest.thrifty = true;
-    let mut seed = 1;
+    let mut rng = Rng::new(1, 0);
     for round in 0..1000 {
         let requests = 1 + round % 7;
         for sector in 0..requests {
@@ -41,7 +39,8 @@ fn a_driver_that_kicks_only_when_asked_is_answered_whenever_it_comes() {
         for _ in 0..requests {
             guest.wait_used(0);
         }
-        busy(gap(&mut seed));
+        // In which the device may or may not fall asleep.
+        busy(Duration::from_micros(rng.below(250)));
     }
 }
 

@@ -52,6 +52,38 @@ pub fn write<T: ByteValued>(
     }
 }
 
+/// Fills `bytes` from `addr` on.
+///
+/// # Errors
+/// Part of them is not in the guest's memory.
+#[inline]
+pub fn read_slice(
+    memory: &Memory,
+    addr: GuestAddress,
+    bytes: &mut [u8],
+) -> Result<(), GuestMemoryError> {
+    match slice(memory, addr, bytes.len()) {
+        Some(slice) => Ok(slice.read_slice(bytes, 0)?),
+        None => memory.read_slice(bytes, addr),
+    }
+}
+
+/// Puts `bytes` from `addr` on.
+///
+/// # Errors
+/// Part of them would not be in the guest's memory.
+#[inline]
+pub fn write_slice(
+    memory: &Memory,
+    addr: GuestAddress,
+    bytes: &[u8],
+) -> Result<(), GuestMemoryError> {
+    match slice(memory, addr, bytes.len()) {
+        Some(slice) => Ok(slice.write_slice(bytes, 0)?),
+        None => memory.write_slice(bytes, addr),
+    }
+}
+
 /// Loads the value at `addr` at once.
 ///
 /// # Errors
@@ -106,6 +138,11 @@ mod tests {
             write(&memory, GuestAddress(at), value).unwrap();
             assert_eq!(read::<u64>(&memory, GuestAddress(at)).unwrap(), value);
             assert_eq!(memory.read_obj::<u64>(GuestAddress(at)).unwrap(), value);
+            let bytes = value.rotate_left(8).to_ne_bytes();
+            write_slice(&memory, GuestAddress(at), &bytes).unwrap();
+            let mut read = [0; 8];
+            read_slice(&memory, GuestAddress(at), &mut read).unwrap();
+            assert_eq!(read, bytes);
         }
     }
 
@@ -117,6 +154,8 @@ mod tests {
             assert!(slice(&memory, at, 8).is_none());
             assert!(read::<u64>(&memory, at).is_err());
             assert!(write(&memory, at, 1u64).is_err());
+            assert!(read_slice(&memory, at, &mut [0; 8]).is_err());
+            assert!(write_slice(&memory, at, &[0; 8]).is_err());
             assert!(load::<u64>(&memory, at, Ordering::Relaxed).is_err());
             assert!(store(&memory, at, 1u64, Ordering::Relaxed).is_err());
         }

@@ -5,7 +5,7 @@
 //! length and flag is checked, and what is wrong has a name.
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, GuestAddress};
 
 use super::access;
 use super::memory::Memory;
@@ -143,15 +143,7 @@ impl Chain {
     /// [`ChainError::NoHeader`] if it is shorter or outside the guest's memory.
     pub fn take_header<const N: usize>(&mut self, memory: &Memory) -> Result<[u8; N], ChainError> {
         let mut header = [0; N];
-        let whole = self
-            .readable
-            .first()
-            .filter(|first| first.len as usize >= N);
-        match whole.and_then(|first| access::slice(memory, first.addr, N)) {
-            Some(slice) => drop(slice.copy_to(&mut header)),
-            None => copy_from_guest(memory, &self.readable, 0, &mut header)
-                .ok_or(ChainError::NoHeader)?,
-        }
+        copy_from_guest(memory, &self.readable, 0, &mut header).ok_or(ChainError::NoHeader)?;
         trim_front(&mut self.readable, N as u32);
         Ok(header)
     }
@@ -239,7 +231,7 @@ pub fn copy_from_guest(
     let mut rest = bytes;
     for (addr, len) in pieces(segments, skip, rest.len()) {
         let (piece, after) = rest.split_at_mut_checked(len)?;
-        memory.read_slice(piece, addr).ok()?;
+        access::read_slice(memory, addr, piece).ok()?;
         rest = after;
     }
     rest.is_empty().then_some(())
@@ -251,7 +243,7 @@ pub fn copy_to_guest(memory: &Memory, segments: &[Segment], skip: u64, bytes: &[
     let mut rest = bytes;
     for (addr, len) in pieces(segments, skip, rest.len()) {
         let (piece, after) = rest.split_at_checked(len)?;
-        memory.write_slice(piece, addr).ok()?;
+        access::write_slice(memory, addr, piece).ok()?;
         rest = after;
     }
     rest.is_empty().then_some(())
