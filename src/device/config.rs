@@ -21,6 +21,16 @@ pub struct Config {
     pub queue_size: u16,
 }
 
+/// Where a queue's thread waits while none of its requests is in flight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Idle {
+    /// Where it is woken soonest on this kernel.
+    #[default]
+    Soonest,
+    /// In its event loop, as on kernels before 6.15 (for tests).
+    EventLoop,
+}
+
 impl Default for Config {
     /// Four queues, of the size that libblkio sets up by default (QEMU: 128).
     fn default() -> Self {

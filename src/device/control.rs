@@ -7,8 +7,7 @@
 //! the queue's thread needs none of them to drain.
 
 use std::io;
-use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -20,8 +19,6 @@ pub const CLOSED: u64 = u64::MAX;
 pub struct Control {
     /// Wakes the thread: the gate and this control use it.
     wake: Arc<EventFd>,
-    /// What the thread's event loop waits for; −1 until there is one.
-    events: AtomicI32,
     asked: AtomicU64,
     answers: Mutex<Answers>,
     answer: Condvar,
@@ -40,22 +37,15 @@ impl Control {
     pub fn new(wake: Arc<EventFd>) -> Self {
         Self {
             wake,
-            events: AtomicI32::new(-1),
             asked: AtomicU64::new(0),
             answers: Mutex::default(),
             answer: Condvar::new(),
         }
     }
 
-    /// The thread's event loop waits for the epoll instance `events`, which lives as long
-    /// as the thread.
-    pub fn set_events(&self, events: RawFd) {
-        self.events.store(events, Ordering::Release);
-    }
-
-    /// The epoll instance of the thread's event loop.
-    pub fn events(&self) -> RawFd {
-        self.events.load(Ordering::Acquire)
+    /// What wakes the thread.
+    pub fn event(&self) -> Arc<EventFd> {
+        Arc::clone(&self.wake)
     }
 
     /// Makes the thread look at its queue again.
@@ -64,16 +54,12 @@ impl Control {
         let _ = self.wake.write(1);
     }
 
-    /// Takes the wake-up that brought the thread here. Returns whether there was one.
-    pub fn acknowledge_wake(&self) -> bool {
-        match self.wake.read() {
-            Ok(_) => true,
-            Err(error) => {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    log::error!("cannot read the wake-up event of a queue: {error}");
-                }
-                false
-            }
+    /// Takes the wake-up that brought the thread here.
+    pub fn acknowledge_wake(&self) {
+        if let Err(error) = self.wake.read()
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            log::error!("cannot read the wake-up event of a queue: {error}");
         }
     }
 

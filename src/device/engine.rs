@@ -11,21 +11,26 @@
 //! completed waits until that thread asks for it, and interrupts nobody.
 
 mod buffer;
+mod lookout;
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
-use io_uring::types::{Fd, Fixed, FsyncFlags};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::Disk;
+use lookout::{LOOKOUT, Lookout};
 
 pub use buffer::{Buffer, MAX_ZEROES, Unsuitable, Vectors};
 
 /// The disk's file, registered as the ring's only file.
 const FILE: Fixed = Fixed(0);
-/// The token of the look-out for events; those of operations are smaller.
-const EVENTS: u64 = u64::MAX;
+/// Entries beside those of operations: each look-out ends one poll and begins another.
+const LOOKOUT_ENTRIES: u32 = 4;
 
 /// An operation on the disk's file; offsets and lengths in bytes.
 pub enum Operation {
@@ -77,8 +82,17 @@ pub struct Completion {
 pub enum Reaped {
     /// An operation is over.
     Operation(Completion),
-    /// There is something to read from what [`Engine::sleep`] looks out for.
-    Events,
+    /// Something else happened, perhaps several times.
+    Event(Event),
+}
+
+/// Why a queue's thread is woken, other than for its operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// By the guest's driver: its event fd was written to, and is as it was left.
+    Kick,
+    /// By this program, likewise.
+    Wake,
 }
 
 /// What is known of a token's operation.
@@ -94,26 +108,19 @@ pub struct Engine {
     in_flight: usize,
     /// Made for one thread, which has not introduced itself yet.
     disabled: bool,
-    lookout: Lookout,
-}
-
-/// Whether the ring looks out for events other than completions.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Lookout {
-    Off,
-    On,
-    /// What it may report has been seen to in another way.
-    Outdated,
+    kick: Lookout<File>,
+    wake: Lookout<EventFd>,
 }
 
 impl Engine {
-    /// An engine for `slots` operations at a time.
+    /// An engine for `slots` operations at a time, which looks out for `event`.
     ///
     /// # Errors
     /// What the kernel refused.
-    pub fn new(disk: &Disk, slots: u16) -> io::Result<Self> {
-        // One more, to look out for events.
-        let (ring, disabled) = ring(u32::from(slots) + 1)?;
+    pub fn new(disk: &Disk, slots: u16, event: Arc<EventFd>) -> io::Result<Self> {
+        let (ring, disabled) = ring(u32::from(slots) + LOOKOUT_ENTRIES)?;
+        let mut wake = Lookout::new(1);
+        wake.watch(Some(event));
         ring.submitter()
             .register_files(&[disk.file().as_raw_fd()])?;
         Ok(Self {
@@ -121,7 +128,8 @@ impl Engine {
             pending: (0..slots).map(|_| Pending::None).collect(),
             in_flight: 0,
             disabled,
-            lookout: Lookout::Off,
+            kick: Lookout::new(0),
+            wake,
         })
     }
 
@@ -166,7 +174,7 @@ impl Engine {
     /// # Errors
     /// What the kernel refused for now; what was pushed stays.
     pub fn submit(&mut self) -> io::Result<()> {
-        while self.has_pushed() {
+        while !self.ring.submission().is_empty() {
             self.enter(0)?;
         }
         if self.ring.submission().taskrun() {
@@ -175,56 +183,84 @@ impl Engine {
         Ok(())
     }
 
-    fn has_pushed(&mut self) -> bool {
-        !self.ring.submission().is_empty()
+    /// Looks out for `kick` from now on, in place of the one before.
+    pub fn set_kick(&mut self, kick: Option<Arc<File>>) {
+        self.kick.watch(kick);
     }
 
-    /// Hands over what was pushed and sleeps until an operation is completed or there is
-    /// something to read from `events`, or until a signal.
+    /// Hands over what was pushed and sleeps until there is something to
+    /// [`reap`](Self::reap), or until a signal.
     ///
     /// # Errors
     /// What the kernel refused for now; what was pushed stays.
-    pub fn sleep(&mut self, events: RawFd) -> io::Result<()> {
-        if self.lookout == Lookout::Off {
-            // There is always room for it: see `new`.
-            let entry = opcode::PollAdd::new(Fd(events), libc::POLLIN as u32)
-                .build()
-                .user_data(EVENTS);
-            // SAFETY: the entry points at no memory.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-                self.lookout = Lookout::On;
-            }
-        }
+    pub fn sleep(&mut self) -> io::Result<()> {
+        self.look_out();
         self.enter(1)
     }
 
-    /// The events have been seen to: if the look-out has something to report, that is over.
-    pub fn forget_events(&mut self) {
-        if self.lookout == Lookout::On {
-            self.lookout = Lookout::Outdated;
+    /// Whether the thread may sleep here with nothing in flight: all its events wake it, and
+    /// the kernel need not count that as waiting for the disk (6.15 and later).
+    pub fn can_idle(&self) -> bool {
+        self.ring.params().is_feature_no_iowait()
+            && self.kick.is_reliable()
+            && self.wake.is_reliable()
+    }
+
+    /// Like [`sleep`](Self::sleep), with nothing in flight.
+    ///
+    /// # Errors
+    /// What the kernel refused for now.
+    pub fn idle(&mut self) -> io::Result<()> {
+        self.look_out();
+        self.enable()?;
+        let pushed = self.ring.submission().len() as u32;
+        let flags = EnterFlags::GETEVENTS | EnterFlags::NO_IOWAIT;
+        let submitter = self.ring.submitter();
+        // SAFETY: what was pushed is sound, see there; there is no argument to point at memory.
+        taken(unsafe { submitter.enter::<libc::sigset_t>(pushed, 1, flags.bits(), None) })
+    }
+
+    fn look_out(&mut self) {
+        // If there is no room, which cannot be, the next call does it.
+        while let Some(entry) = self.kick.next()
+            && self.push_lookout(&entry)
+        {
+            self.kick.handed_over();
+        }
+        while let Some(entry) = self.wake.next()
+            && self.push_lookout(&entry)
+        {
+            self.wake.handed_over();
         }
     }
 
+    fn push_lookout(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: the entries of look-outs point at no memory.
+        unsafe { self.ring.submission().push(entry) }.is_ok()
+    }
+
     fn enter(&mut self, want: usize) -> io::Result<()> {
+        self.enable()?;
+        taken(self.ring.submit_and_wait(want))
+    }
+
+    fn enable(&mut self) -> io::Result<()> {
         if self.disabled {
             self.ring.submitter().register_enable_rings()?;
             self.disabled = false;
         }
-        match self.ring.submit_and_wait(want) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
-    /// The next operation that the kernel has completed, or that there are events.
+    /// The next operation that the kernel has completed, or event that it has seen.
     pub fn reap(&mut self) -> Option<Reaped> {
         loop {
             let entry = self.ring.completion().next()?;
-            if entry.user_data() == EVENTS {
-                if std::mem::replace(&mut self.lookout, Lookout::Off) == Lookout::On {
-                    return Some(Reaped::Events);
+            if entry.user_data() & LOOKOUT != 0 {
+                match self.event(&entry) {
+                    Some(event) => return Some(Reaped::Event(event)),
+                    None => continue,
                 }
-                continue;
             }
             let token = entry.user_data() as usize;
             let pending = std::mem::replace(self.pending.get_mut(token)?, Pending::None);
@@ -239,6 +275,22 @@ impl Engine {
                 buffer,
             }));
         }
+    }
+
+    fn event(&mut self, entry: &cqueue::Entry) -> Option<Event> {
+        if self.kick.reports(entry) {
+            Some(Event::Kick)
+        } else {
+            self.wake.reports(entry).then_some(Event::Wake)
+        }
+    }
+}
+
+/// A call that a signal ended has done its part, or will be made again.
+fn taken(entered: io::Result<usize>) -> io::Result<()> {
+    match entered {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
     }
 }
 

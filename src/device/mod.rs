@@ -58,7 +58,7 @@ mod transfer;
 mod vring;
 
 pub use cache::CacheMode;
-pub use config::Config;
+pub use config::{Config, Idle};
 pub use disk::{Alignment, Disk};
 pub use error::{DeviceError, HandlerError};
 pub use patience::{MESSAGE_LIMIT, Patience};

@@ -38,6 +38,7 @@ use super::slot::{self, Access, Loaded, Slot};
 use super::stats::Stopwatch;
 use super::vring::Vring;
 use batches::Batches;
+use waiting::Waiting;
 
 /// One queue, for one connection.
 pub struct Queue<G> {
@@ -53,8 +54,7 @@ pub struct Queue<G> {
     parked: Option<usize>,
     stopwatch: Stopwatch,
     pool: BouncePool,
-    /// The thread was woken by something else than a completion.
-    events: bool,
+    waiting: Waiting,
     /// The guest spoiled the ring: nothing is taken until it is started anew.
     broken: bool,
     /// The newest map lacks the ring: nothing is done before one that has it.
@@ -90,7 +90,7 @@ impl<G: Gate> Queue<G> {
         let size = shared.config.queue_size;
         Ok(Self {
             index,
-            engine: Engine::new(&shared.disk, size)?,
+            engine: Engine::new(&shared.disk, size, control.event())?,
             shared,
             control,
             view,
@@ -101,7 +101,7 @@ impl<G: Gate> Queue<G> {
             parked: None,
             stopwatch: Stopwatch::default(),
             pool: BouncePool::default(),
-            events: false,
+            waiting: Waiting::new(connection.idle),
             broken: false,
             stranded: false,
             refused: false,
@@ -116,7 +116,7 @@ impl<G: Gate> Queue<G> {
             Next::Round
         });
         self.count_in_flight();
-        self.answer_drain(&mut ring);
+        self.answer_drain(&mut ring, vring);
         next
     }
 
@@ -226,15 +226,17 @@ impl<G: Gate> Queue<G> {
     fn reap(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
         let mut batches = Batches::new();
         while let Some(reaped) = self.engine.reap() {
-            let Reaped::Operation(completion) = reaped else {
-                self.events = true;
-                continue;
-            };
             let Completion {
                 token,
                 result,
                 buffer,
-            } = completion;
+            } = match reaped {
+                Reaped::Operation(completion) => completion,
+                Reaped::Event(event) => {
+                    self.waiting.note(event);
+                    continue;
+                }
+            };
             let Some(slot) = self.slots.get_mut(token) else {
                 continue;
             };
@@ -370,11 +372,13 @@ impl<G: Gate> Queue<G> {
         }
     }
 
-    fn answer_drain(&mut self, ring: &mut Ring<'_>) {
+    fn answer_drain(&mut self, ring: &mut Ring<'_>, vring: &Vring) {
         if let Some(ticket) = self.control.drain_asked(self.drained)
             && self.in_flight() == 0
         {
             ring.stop();
+            // QEMU, who has the event fd next, would take it for a new one.
+            vring.take_kick();
             if self.intake.started() {
                 self.intake.stopped();
                 self.shared.gate.ring_stopped();

@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::announce::Announcer;
 use super::backend::Backend;
 use super::cache::CacheMode;
-use super::config::Config;
+use super::config::{Config, Idle};
 use super::config_space;
 use super::control::Control;
 use super::disk::Disk;
@@ -99,6 +99,7 @@ pub struct Server<G> {
     stop: StopHandle,
     pause: PauseHandle,
     patience: Patience,
+    idle: Idle,
     /// One front-end at a time.
     serving: Mutex<()>,
 }
@@ -134,6 +135,7 @@ impl<G: Gate> Server<G> {
             stop: StopHandle(Arc::new(event()?)),
             pause: PauseHandle(Arc::new(event()?)),
             patience: Patience::default(),
+            idle: Idle::default(),
             serving: Mutex::new(()),
         })
     }
@@ -142,6 +144,12 @@ impl<G: Gate> Server<G> {
     #[must_use]
     pub fn with_patience(self, patience: Patience) -> Self {
         Self { patience, ..self }
+    }
+
+    /// Has the queues' threads wait elsewhere than at the best place.
+    #[must_use]
+    pub fn with_idle(self, idle: Idle) -> Self {
+        Self { idle, ..self }
     }
 
     /// Serves the front-end at the other end of `stream` until it goes away or
@@ -184,13 +192,16 @@ impl<G: Gate> Server<G> {
         let connection = Connection {
             inflight: Arc::new(Inflight::new(&self.shared.config)),
             logging: Arc::new(Logging::new(controls.clone())),
+            idle: self.idle,
         };
         let backend = Arc::new(self.backend(&memory, &controls, &connection)?);
         if let Some(writeback) = writeback {
             self.shared.cache.goes_on(writeback);
         }
         let wake_event = backend.wake_event();
-        let Connection { inflight, logging } = connection;
+        let Connection {
+            inflight, logging, ..
+        } = connection;
         self.shared.announcer.connected();
         let mut intercept = Intercept::new(
             self.offer(),
@@ -202,8 +213,7 @@ impl<G: Gate> Server<G> {
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
             .map_err(|error| DeviceError::Start(error.into()))?;
         let threads = daemon.get_epoll_handlers();
-        for ((handler, wake), control) in threads.iter().zip(&self.wakes).zip(&controls) {
-            control.set_events(handler.as_raw_fd());
+        for (handler, wake) in threads.iter().zip(&self.wakes) {
             let registered = handler.register_listener(wake.as_raw_fd(), EventSet::IN, wake_event);
             if let Err(error) = registered {
                 // It waits for its threads, and one that cannot be woken cannot be ended.

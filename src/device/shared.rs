@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::announce::Announcer;
 use super::cache::CacheMode;
-use super::config::Config;
+use super::config::{Config, Idle};
 use super::disk::Disk;
 use super::inflight::Inflight;
 use super::logging::Logging;
@@ -32,4 +32,6 @@ pub struct Connection {
     pub inflight: Arc<Inflight>,
     /// What is logged for a migration.
     pub logging: Arc<Logging>,
+    /// Where the queues' threads wait while there is nothing to do.
+    pub idle: Idle,
 }

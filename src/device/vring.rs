@@ -7,13 +7,14 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{ReadWriteFlags, preadv2};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error as QueueError, QueueT};
 
+use super::control::Control;
 use super::memory::MemoryHandle;
 use super::ring::Ring;
 
@@ -21,10 +22,25 @@ use super::ring::Ring;
 #[derive(Clone)]
 pub struct Vring {
     state: VringMutex<MemoryHandle>,
+    beside: Arc<Beside>,
+}
+
+/// What the handler and the queue's thread have in common without the lock on the state.
+#[derive(Default)]
+struct Beside {
     /// How many calls of the handler are at work on the state or wait for it.
-    handlers: Arc<AtomicUsize>,
+    handlers: AtomicUsize,
+    /// How many event fds for kicks there have been.
+    kicks: AtomicU64,
+    parties: Mutex<Parties>,
+}
+
+#[derive(Default)]
+struct Parties {
     /// The handler's event fd for kicks, once more.
-    kick: Arc<Mutex<Option<File>>>,
+    kick: Option<Arc<File>>,
+    /// The queue's thread, once it has introduced itself.
+    thread: Option<Arc<Control>>,
 }
 
 impl Vring {
@@ -36,20 +52,45 @@ impl Vring {
     /// Lets the handler have the ring if it waits for it: whoever locks it again at once
     /// would always be first.
     pub fn give_way(&self) {
-        while self.handlers.load(Ordering::Acquire) > 0 {
+        while self.beside.handlers.load(Ordering::Acquire) > 0 {
             std::thread::yield_now();
         }
     }
 
+    /// For the queue's thread: it does not wait in its event loop alone from now on, and is to
+    /// be woken through `thread` whenever the handler changes what it may do.
+    pub fn introduce(&self, thread: &Arc<Control>) {
+        self.parties().thread = Some(Arc::clone(thread));
+    }
+
+    /// The event fd for kicks, if it is another one than `seen` says, which then says so.
+    pub fn changed_kick(&self, seen: &mut u64) -> Option<Option<Arc<File>>> {
+        let kicks = self.beside.kicks.load(Ordering::Acquire);
+        (std::mem::replace(seen, kicks) != kicks).then(|| self.parties().kick.clone())
+    }
+
     /// Takes the guest's kick, if there is one, and never waits for it.
     pub fn take_kick(&self) -> bool {
-        let kick = self.kick.lock().unwrap_or_else(PoisonError::into_inner);
-        kick.as_ref().is_some_and(|kick| {
+        let kick = self.parties().kick.clone();
+        kick.is_some_and(|kick| {
             let mut count = [0; 8];
             let mut room = [IoSliceMut::new(&mut count)];
             // Not by the fd's own mode, which it shares with the front-end.
             preadv2(kick, &mut room, u64::MAX, ReadWriteFlags::NOWAIT).is_ok()
         })
+    }
+
+    fn parties(&self) -> MutexGuard<'_, Parties> {
+        let parties = self.beside.parties.lock();
+        parties.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The handler has changed whether the ring may be used. (If the thread introduces itself
+    /// only after this, it has not looked at the ring yet.)
+    fn wake_thread(&self) {
+        if let Some(thread) = &self.parties().thread {
+            thread.wake();
+        }
     }
 
     fn running(&self) -> bool {
@@ -58,9 +99,9 @@ impl Vring {
 
     /// For the handler: what it does with the state.
     fn handle<'a, R>(&'a self, act: impl FnOnce(&'a VringMutex<MemoryHandle>) -> R) -> R {
-        self.handlers.fetch_add(1, Ordering::AcqRel);
+        self.beside.handlers.fetch_add(1, Ordering::AcqRel);
         let result = act(&self.state);
-        self.handlers.fetch_sub(1, Ordering::AcqRel);
+        self.beside.handlers.fetch_sub(1, Ordering::AcqRel);
         result
     }
 }
@@ -77,8 +118,7 @@ impl VringT<MemoryHandle> for Vring {
     fn new(mem: MemoryHandle, max_queue_size: u16) -> Result<Self, QueueError> {
         Ok(Self {
             state: VringMutex::new(mem, max_queue_size)?,
-            handlers: Arc::default(),
-            kick: Arc::default(),
+            beside: Arc::default(),
         })
     }
 
@@ -112,6 +152,7 @@ impl VringT<MemoryHandle> for Vring {
 
     fn set_enabled(&self, enabled: bool) {
         self.handle(|state| state.set_enabled(enabled));
+        self.wake_thread();
     }
 
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), QueueError> {
@@ -155,6 +196,7 @@ impl VringT<MemoryHandle> for Vring {
 
     fn set_queue_ready(&self, ready: bool) {
         self.handle(|state| state.set_queue_ready(ready));
+        self.wake_thread();
     }
 
     /// A second kick on a running ring replaces the first: not being ready makes
@@ -166,8 +208,10 @@ impl VringT<MemoryHandle> for Vring {
         }
         // Without a second one the thread leaves each kick to its event loop.
         let second = file.as_ref().and_then(|file| file.try_clone().ok());
-        *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = second;
+        self.parties().kick = second.map(Arc::new);
+        self.beside.kicks.fetch_add(1, Ordering::AcqRel);
         self.handle(|state| state.set_kick(file));
+        self.wake_thread();
     }
 
     /// Never an error, which would silently end the thread: a kick that cannot be

@@ -1,50 +1,107 @@
 //! How a queue's thread waits.
 //!
-//! While operations are in flight it sleeps in the queue's io_uring, which looks out for
-//! the thread's other events too: what the disk completes then wakes it without a detour,
-//! and what is to be done next is handed over by the call that sleeps. Without any it
-//! sleeps in the event loop that called [`Queue::work`]: in io_uring the kernel would count
-//! an idle guest as waiting for its disk.
+//! It sleeps in the queue's io_uring, which looks out for the guest's kick and for this
+//! program's own wake-ups too: whatever comes wakes it without a detour, what is to be done next
+//! is handed over by the call that sleeps, and the kick need not be read. The event loop
+//! that called [`Queue::work`] has its turn after each wake-up of our own, when nothing is in
+//! flight: only it takes them off their event fd.
+//!
+//! On kernels that count each sleep in io_uring as waiting for a disk an idle queue sleeps in
+//! the event loop, and kicks are read.
 //!
 //! It never looks for what is to come instead of sleeping: see docs/measurements.md.
 
+use super::super::config::Idle;
 use super::super::control::CLOSED;
+use super::super::engine::Event;
 use super::super::gate::Gate;
 use super::super::vring::Vring;
 use super::{Next, Queue};
 
+/// What the queue's thread has to see to beside its requests.
+pub struct Waiting {
+    idle: Idle,
+    /// The handler knows how to wake the thread.
+    introduced: bool,
+    /// Which event fd for kicks is looked out for.
+    kick: u64,
+    /// Kicked since the last look but one.
+    kicked: bool,
+    /// Woken since the event loop had its turn.
+    woken: bool,
+}
+
+impl Waiting {
+    pub fn new(idle: Idle) -> Self {
+        Self {
+            idle,
+            introduced: false,
+            kick: 0,
+            kicked: false,
+            woken: false,
+        }
+    }
+
+    /// The engine has seen `event`.
+    pub fn note(&mut self, event: Event) {
+        match event {
+            Event::Kick => self.kicked = true,
+            Event::Wake => self.woken = true,
+        }
+    }
+}
+
+/// Where the thread waits, or that it does not.
+enum Place {
+    Nowhere,
+    Ring,
+    RingIdle,
+    EventLoop,
+}
+
 impl<G: Gate> Queue<G> {
-    /// Does what there is to do after any wake-up, until nothing is in flight and nothing
-    /// to be taken. Returns whether the queue is closed, and will never have anything to
-    /// do again.
+    /// Does what there is to do after any wake-up, and sleeps where that is best. Returns when
+    /// the event loop has its turn: whether the queue is closed, and will never have anything
+    /// to do again.
     pub fn work(&mut self, vring: &Vring) -> bool {
-        // The caller has been told of them.
-        self.engine.forget_events();
+        if !self.waiting.introduced {
+            vring.introduce(&self.control);
+            self.waiting.introduced = true;
+        }
+        // The event loop has just had its turn.
+        self.waiting.woken = false;
         loop {
             vring.give_way();
             let next = self.look(vring);
             if self.drained == CLOSED {
                 return true;
             }
-            if std::mem::take(&mut self.events) {
-                if vring.take_kick() || self.control.acknowledge_wake() {
-                    // What the event was for may have come after the look.
-                    continue;
-                }
-                // The caller's turn, who is to come back at once: nobody else looks at what
-                // is in flight.
-                self.control.wake();
-                return false;
+            if let Some(kick) = vring.changed_kick(&mut self.waiting.kick) {
+                self.engine.set_kick(kick);
             }
-            match next {
-                Next::Round => {}
-                Next::WaitForFrontEnd => return false,
-                Next::Wait if self.engine.in_flight() == 0 => return false,
-                Next::Wait => {
-                    let slept = self.engine.sleep(self.control.events());
-                    self.note_refusal(slept);
-                }
-            }
+            let slept = match self.place(&next, vring) {
+                Place::Nowhere => continue,
+                Place::EventLoop => return false,
+                Place::Ring => self.engine.sleep(),
+                Place::RingIdle => self.engine.idle(),
+            };
+            self.note_refusal(slept);
+        }
+    }
+
+    fn place(&mut self, next: &Next, vring: &Vring) -> Place {
+        let in_ring = self.waiting.idle == Idle::Soonest && self.engine.can_idle();
+        let kicked = std::mem::take(&mut self.waiting.kicked);
+        match next {
+            Next::Round => Place::Nowhere,
+            // Neither kicks nor completions are looked at.
+            Next::WaitForFrontEnd => Place::EventLoop,
+            // Left unread it would wake the event loop again. What it was for may have come
+            // after the look.
+            Next::Wait if kicked && !in_ring && vring.take_kick() => Place::Nowhere,
+            Next::Wait if self.engine.in_flight() > 0 => Place::Ring,
+            Next::Wait if in_ring && !self.waiting.woken => Place::RingIdle,
+            Next::Wait => Place::EventLoop,
         }
     }
 }

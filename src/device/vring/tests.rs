@@ -258,7 +258,7 @@ fn a_queue_that_locks_its_ring_again_and_again_lets_the_handler_have_it() {
             let vring = vring.clone();
             move || vring.set_enabled(enabled)
         });
-        while vring.handlers.load(Ordering::Acquire) == 0 {
+        while vring.beside.handlers.load(Ordering::Acquire) == 0 {
             std::thread::yield_now();
         }
         drop(open);

@@ -1,0 +1,109 @@
+//! What a queue's io_uring looks out for besides completions: that somebody writes to an
+//! event fd.
+//!
+//! A [`Lookout`] is one standing poll. Each write to its event fd makes it report once, read or
+//! not: nobody has to read the event fd, and nothing has to be set up again after a report. It
+//! only makes the entries for the kernel and understands the kernel's; the engine carries them.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use io_uring::types::Fd;
+use io_uring::{cqueue, opcode, squeue};
+
+/// Set in all tokens of look-outs, and in none of an operation.
+pub const LOOKOUT: u64 = 1 << 63;
+/// The token of an entry whose completion says nothing.
+const IGNORED: u64 = u64::MAX;
+
+/// One event fd that is looked out for, or none yet.
+pub struct Lookout<F> {
+    /// What its tokens have in common.
+    kind: u64,
+    /// How many event fds there were before this one.
+    serial: u64,
+    /// Kept open for as long as the kernel may look at it.
+    file: Option<Arc<F>>,
+    state: State,
+    /// The token of the poll of the event fd before, if the kernel may still have it.
+    before: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The kernel does not look.
+    Off,
+    /// It does.
+    On,
+    /// It refused, and is not asked again for the same event fd.
+    Refused,
+}
+
+impl<F: AsRawFd> Lookout<F> {
+    /// Looks out for nothing. Others of the same ring have another `kind`, below 2^16.
+    pub fn new(kind: u16) -> Self {
+        Self {
+            kind: LOOKOUT | u64::from(kind) << 32,
+            serial: 0,
+            file: None,
+            state: State::Off,
+            before: None,
+        }
+    }
+
+    /// From now on looks out for `file` alone.
+    pub fn watch(&mut self, file: Option<Arc<F>>) {
+        if self.state == State::On {
+            // The kernel has at most one: an entry is handed over before the next change.
+            self.before = Some(self.token());
+        }
+        self.serial = self.serial.wrapping_add(1) & u64::from(u32::MAX >> 1);
+        self.file = file;
+        self.state = State::Off;
+    }
+
+    /// Whether there is an event fd and every write to it will be reported, once what is
+    /// [`next`](Self::next) is handed over.
+    pub fn is_reliable(&self) -> bool {
+        self.file.is_some() && self.state != State::Refused
+    }
+
+    /// The next entry that the kernel needs to see. To be called again if it was handed
+    /// over, with nothing in between.
+    pub fn next(&self) -> Option<squeue::Entry> {
+        if let Some(token) = self.before {
+            let entry = opcode::PollRemove::new(token).build();
+            return Some(entry.user_data(IGNORED));
+        }
+        let file = self.file.as_ref().filter(|_| self.state == State::Off)?;
+        let entry = opcode::PollAdd::new(Fd(file.as_raw_fd()), libc::POLLIN as u32)
+            .multi(true)
+            .build();
+        Some(entry.user_data(self.token()))
+    }
+
+    /// The kernel has, or will have, the entry given by [`next`](Self::next).
+    pub fn handed_over(&mut self) {
+        if self.before.take().is_none() {
+            self.state = State::On;
+        }
+    }
+
+    /// Whether the completion of an entry reports a write.
+    pub fn reports(&mut self, completion: &cqueue::Entry) -> bool {
+        if completion.user_data() != self.token() {
+            return false;
+        }
+        let refused = completion.result() < 0;
+        if refused {
+            self.state = State::Refused;
+        } else if !cqueue::more(completion.flags()) {
+            self.state = State::Off;
+        }
+        !refused
+    }
+
+    fn token(&self) -> u64 {
+        self.kind | self.serial
+    }
+}
