@@ -10,11 +10,21 @@ mod rng;
 
 use std::time::{Duration, Instant};
 
-use device_support::front_end::{DATA, FrontEnd};
+use bypass_blk::device::Idle;
+use device_support::front_end::{DATA, FrontEnd, Kicks};
 use device_support::{Device, wait_for};
 use rng::Rng;
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use virtio_bindings::virtio_blk::*;
+use vmm_sys_util::eventfd::EventFd;
+
+/// With the queues' threads where this kernel lets them wait, and where older ones do.
+fn wherever_they_wait(test: impl Fn(&Device)) {
+    for idle in [Idle::Soonest, Idle::EventLoop] {
+        test(&Device::with_idle(idle));
+    }
+}
 
 /// Keeps a processor for a while, as a guest that has something else to do.
 fn busy(time: Duration) {
@@ -26,45 +36,115 @@ fn busy(time: Duration) {
 
 #[test]
 fn a_driver_that_kicks_only_when_asked_is_answered_whenever_it_comes() {
-    let device = Device::new();
-    let (stream, _serving) = device.serve();
-    let mut guest = FrontEnd::start(stream, 1);
-    guest.thrifty = true;
-    let mut rng = Rng::new(1, 0);
-    for round in 0..1000 {
-        let requests = 1 + round % 7;
-        for sector in 0..requests {
-            guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+    wherever_they_wait(|device| {
+        let (stream, _serving) = device.serve();
+        let mut guest = FrontEnd::start(stream, 1);
+        guest.kicks = Kicks::WhenAsked;
+        let mut rng = Rng::new(1, 0);
+        for round in 0..1000 {
+            let requests = 1 + round % 7;
+            for sector in 0..requests {
+                guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+            }
+            for _ in 0..requests {
+                guest.wait_used(0);
+            }
+            // In which the device may or may not fall asleep.
+            busy(Duration::from_micros(rng.below(250)));
         }
-        for _ in 0..requests {
-            guest.wait_used(0);
-        }
-        // In which the device may or may not fall asleep.
-        busy(Duration::from_micros(rng.below(250)));
-    }
+    });
 }
 
 #[test]
 fn a_ring_may_be_disabled_and_enabled_while_requests_complete() {
-    let device = Device::new();
-    let (stream, _serving) = device.serve();
-    let mut guest = FrontEnd::start(stream, 1);
-    for _ in 0..300 {
-        for sector in 0..8 {
-            guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+    wherever_they_wait(|device| {
+        let (stream, _serving) = device.serve();
+        let mut guest = FrontEnd::start(stream, 1);
+        for _ in 0..300 {
+            for sector in 0..8 {
+                guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+            }
+            // The queue may be woken for a ring that is no longer to be looked at.
+            for enable in [false, true, false] {
+                guest.vhost.set_vring_enable(0, enable).unwrap();
+            }
+            wait_for("what was taken to be answered", || {
+                device.server.stats().snapshot().total().in_flight == 0
+            });
+            guest.vhost.set_vring_enable(0, true).unwrap();
+            for _ in 0..8 {
+                guest.wait_used(0);
+            }
         }
-        // The queue may be woken for a ring that is no longer to be looked at.
-        for enable in [false, true, false] {
-            guest.vhost.set_vring_enable(0, enable).unwrap();
-        }
-        wait_for("what was taken to be answered", || {
-            device.server.stats().snapshot().total().in_flight == 0
-        });
-        guest.vhost.set_vring_enable(0, true).unwrap();
-        for _ in 0..8 {
+    });
+}
+
+#[test]
+fn a_ring_that_is_enabled_needs_no_kick_for_what_it_has() {
+    wherever_they_wait(|device| {
+        let (stream, _serving) = device.serve();
+        let mut guest = FrontEnd::start(stream, 1);
+        guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+        guest.kicks = Kicks::Never;
+        for _ in 0..100 {
+            guest.vhost.set_vring_enable(0, false).unwrap();
+            guest.submit(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+            wait_for("the queues to sleep", queues_sleep);
+            guest.vhost.set_vring_enable(0, true).unwrap();
             guest.wait_used(0);
         }
-    }
+    });
+}
+
+#[test]
+fn a_ring_that_is_started_again_needs_no_kick_for_what_it_has() {
+    wherever_they_wait(|device| {
+        let (stream, _serving) = device.serve();
+        let mut guest = FrontEnd::start(stream, 1);
+        guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+        guest.kicks = Kicks::Never;
+        for _ in 0..100 {
+            let base = guest.vhost.get_vring_base(0).unwrap();
+            guest.submit(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+            wait_for("the queues to sleep", queues_sleep);
+            guest.vhost.set_vring_base(0, base as u16).unwrap();
+            guest.set_vring_addr(0);
+            // It is enabled still: this starts it.
+            guest.set_kick(0, EventFd::new(0).unwrap());
+            guest.wait_used(0);
+        }
+    });
+}
+
+#[test]
+fn a_new_event_fd_for_kicks_is_heard_at_once() {
+    wherever_they_wait(|device| {
+        let (stream, _serving) = device.serve();
+        let mut guest = FrontEnd::start(stream, 1);
+        for round in 0..200 {
+            guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+            if round % 2 == 0 {
+                wait_for("the queues to sleep", queues_sleep);
+            }
+            guest.set_kick(0, EventFd::new(0).unwrap());
+        }
+    });
+}
+
+#[test]
+fn a_stopped_ring_leaves_no_kick_for_who_has_the_event_fd_next() {
+    wherever_they_wait(|device| {
+        let (stream, _serving) = device.serve();
+        let mut guest = FrontEnd::start(stream, 1);
+        for _ in 0..200 {
+            for _ in 0..3 {
+                guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+            }
+            let base = guest.vhost.get_vring_base(0).unwrap();
+            assert!(!guest.has_kick(0));
+            guest.start_queue(0, base as u16);
+        }
+    });
 }
 
 /// Whether all queues' threads of this process sleep, proc(5).
@@ -79,18 +159,19 @@ fn queues_sleep() -> bool {
 
 #[test]
 fn a_ring_without_its_memory_is_waited_for_asleep_whatever_the_disk_has_done() {
-    let device = Device::new();
-    let (stream, _serving) = device.serve();
-    let mut guest = FrontEnd::start(stream, 1);
-    for _ in 0..50 {
-        for sector in 0..8 {
-            guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+    wherever_they_wait(|device| {
+        let (stream, _serving) = device.serve();
+        let mut guest = FrontEnd::start(stream, 1);
+        for _ in 0..50 {
+            for sector in 0..8 {
+                guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+            }
+            guest.remove_memory();
+            wait_for("the queues to sleep", queues_sleep);
+            guest.add_memory();
+            for _ in 0..8 {
+                guest.wait_used(0);
+            }
         }
-        guest.remove_memory();
-        wait_for("the queues to sleep", queues_sleep);
-        guest.add_memory();
-        for _ in 0..8 {
-            guest.wait_used(0);
-        }
-    }
+    });
 }

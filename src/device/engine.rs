@@ -371,3 +371,6 @@ fn entry(operation: &Operation) -> squeue::Entry {
         &Operation::ZeroRange { offset, len } => allocate(offset, len, libc::FALLOC_FL_ZERO_RANGE),
     }
 }
+
+#[cfg(test)]
+mod tests;

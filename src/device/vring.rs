@@ -200,7 +200,7 @@ impl VringT<MemoryHandle> for Vring {
     }
 
     /// A second kick on a running ring replaces the first: not being ready makes
-    /// the handler register it.
+    /// the handler register it, and say that the ring is ready again, which wakes the thread.
     fn set_kick(&self, file: Option<File>) {
         if let Some(file) = &file {
             never_wait_for(file);
@@ -211,7 +211,6 @@ impl VringT<MemoryHandle> for Vring {
         self.parties().kick = second.map(Arc::new);
         self.beside.kicks.fetch_add(1, Ordering::AcqRel);
         self.handle(|state| state.set_kick(file));
-        self.wake_thread();
     }
 
     /// Never an error, which would silently end the thread: a kick that cannot be

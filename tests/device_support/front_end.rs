@@ -49,6 +49,15 @@ pub struct Desc {
     pub next: u16,
 }
 
+/// When the driver kicks for what it makes available.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kicks {
+    Always,
+    /// If the device has asked for it.
+    WhenAsked,
+    Never,
+}
+
 struct Queue {
     kick: EventFd,
     call: EventFd,
@@ -63,8 +72,7 @@ pub struct FrontEnd {
     queues: Vec<Queue>,
     scratch: u64,
     features: u64,
-    /// Kick only when the device has asked for it.
-    pub thrifty: bool,
+    pub kicks: Kicks,
     /// Where the used rings are logged, if they are: added to their addresses.
     pub log_used_at: Option<u64>,
 }
@@ -169,7 +177,7 @@ impl FrontEnd {
             queues,
             scratch: SCRATCH,
             features,
-            thrifty: false,
+            kicks: Kicks::Always,
             log_used_at: None,
         }
     }
@@ -272,6 +280,19 @@ impl FrontEnd {
     pub fn set_call(&mut self, queue: usize, call: EventFd) {
         self.vhost.set_vring_call(queue, &call).unwrap();
         self.queues[queue].call = call;
+    }
+
+    /// Kicks by another event fd from now on.
+    pub fn set_kick(&mut self, queue: usize, kick: EventFd) {
+        self.vhost.set_vring_kick(queue, &kick).unwrap();
+        self.queues[queue].kick = kick;
+    }
+
+    /// Whether a kick would be read by whoever has the event fd next.
+    pub fn has_kick(&self, queue: usize) -> bool {
+        // One more, as reading none would wait.
+        self.kick(queue);
+        self.queues[queue].kick.read().unwrap() > 1
     }
 
     /// Replaces the guest's memory by new memory with a copy of the contents.
@@ -381,7 +402,12 @@ impl FrontEnd {
             &head.to_le_bytes(),
         );
         self.set_avail_index(queue, next.wrapping_add(1));
-        if !self.thrifty || self.kick_is_asked_for(queue, next) {
+        let kicks = match self.kicks {
+            Kicks::Always => true,
+            Kicks::WhenAsked => self.kick_is_asked_for(queue, next),
+            Kicks::Never => false,
+        };
+        if kicks {
             self.kick(queue);
         }
     }

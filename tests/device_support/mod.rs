@@ -16,7 +16,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bypass_blk::device::gate::{Admission, Gate};
-use bypass_blk::device::{Config, DeviceError, Disk, EndReason, Patience, Server, StopHandle};
+use bypass_blk::device::{
+    Config, DeviceError, Disk, EndReason, Idle, Patience, Server, StopHandle,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -173,16 +175,18 @@ impl Device {
     }
 
     pub fn with_patience(patience: Patience) -> Self {
-        let Self {
-            image,
-            gate,
-            server,
-        } = Self::new();
-        let server = Arc::into_inner(server).unwrap().with_patience(patience);
+        Self::new().adjusted(|server| server.with_patience(patience))
+    }
+
+    pub fn with_idle(idle: Idle) -> Self {
+        Self::new().adjusted(|server| server.with_idle(idle))
+    }
+
+    fn adjusted(self, adjust: impl FnOnce(Server<TestGate>) -> Server<TestGate>) -> Self {
+        let server = adjust(Arc::into_inner(self.server).unwrap());
         Self {
-            image,
-            gate,
             server: Arc::new(server),
+            ..self
         }
     }
 

@@ -35,7 +35,7 @@ enum State {
     Off,
     /// It does.
     On,
-    /// It refused, and is not asked again for the same event fd.
+    /// It does no longer, and is not asked again for the same event fd.
     Refused,
 }
 
@@ -94,13 +94,11 @@ impl<F: AsRawFd> Lookout<F> {
         if completion.user_data() != self.token() {
             return false;
         }
-        let refused = completion.result() < 0;
-        if refused {
+        // Of what is always ready a new poll would end at once too.
+        if !cqueue::more(completion.flags()) {
             self.state = State::Refused;
-        } else if !cqueue::more(completion.flags()) {
-            self.state = State::Off;
         }
-        !refused
+        completion.result() >= 0
     }
 
     fn token(&self) -> u64 {

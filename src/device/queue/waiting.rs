@@ -2,9 +2,9 @@
 //!
 //! It sleeps in the queue's io_uring, which looks out for the guest's kick and for this
 //! program's own wake-ups too: whatever comes wakes it without a detour, what is to be done next
-//! is handed over by the call that sleeps, and the kick need not be read. The event loop
-//! that called [`Queue::work`] has its turn after each wake-up of our own, when nothing is in
-//! flight: only it takes them off their event fd.
+//! is handed over by the call that sleeps, and nothing is read from the event fds. The event
+//! loop that called [`Queue::work`] has no turn meanwhile, and need not: who changes what the
+//! queue may do wakes it (`control`, `vring`).
 //!
 //! On kernels that count each sleep in io_uring as waiting for a disk an idle queue sleeps in
 //! the event loop, and kicks are read.
@@ -25,10 +25,8 @@ pub struct Waiting {
     introduced: bool,
     /// Which event fd for kicks is looked out for.
     kick: u64,
-    /// Kicked since the last look but one.
+    /// The guest kicked, and the kick may still be there to be read.
     kicked: bool,
-    /// Woken since the event loop had its turn.
-    woken: bool,
 }
 
 impl Waiting {
@@ -38,16 +36,12 @@ impl Waiting {
             introduced: false,
             kick: 0,
             kicked: false,
-            woken: false,
         }
     }
 
     /// The engine has seen `event`.
     pub fn note(&mut self, event: Event) {
-        match event {
-            Event::Kick => self.kicked = true,
-            Event::Wake => self.woken = true,
-        }
+        self.kicked |= event == Event::Kick;
     }
 }
 
@@ -60,16 +54,14 @@ enum Place {
 }
 
 impl<G: Gate> Queue<G> {
-    /// Does what there is to do after any wake-up, and sleeps where that is best. Returns when
-    /// the event loop has its turn: whether the queue is closed, and will never have anything
-    /// to do again.
+    /// Does what there is to do after any wake-up, and sleeps where that is best. Returns, when
+    /// that is the caller's event loop, whether the queue is closed, and will never have
+    /// anything to do again.
     pub fn work(&mut self, vring: &Vring) -> bool {
         if !self.waiting.introduced {
             vring.introduce(&self.control);
             self.waiting.introduced = true;
         }
-        // The event loop has just had its turn.
-        self.waiting.woken = false;
         loop {
             vring.give_way();
             let next = self.look(vring);
@@ -100,7 +92,7 @@ impl<G: Gate> Queue<G> {
             // after the look.
             Next::Wait if kicked && !in_ring && vring.take_kick() => Place::Nowhere,
             Next::Wait if self.engine.in_flight() > 0 => Place::Ring,
-            Next::Wait if in_ring && !self.waiting.woken => Place::RingIdle,
+            Next::Wait if in_ring => Place::RingIdle,
             Next::Wait => Place::EventLoop,
         }
     }
