@@ -127,6 +127,9 @@ fn a_new_event_fd_for_kicks_is_heard_at_once() {
                 wait_for("the queues to sleep", queues_sleep);
             }
             guest.set_kick(0, EventFd::new(0).unwrap());
+            if round % 3 == 0 {
+                wait_for("the queues to sleep", queues_sleep);
+            }
         }
     });
 }

@@ -206,6 +206,8 @@ impl VringT<MemoryHandle> for Vring {
             never_wait_for(file);
             self.handle(|state| state.set_queue_ready(false));
         }
+        // The event loop may still wait for the one before, but nobody would read it.
+        self.take_kick();
         // Without a second one the thread leaves each kick to its event loop.
         let second = file.as_ref().and_then(|file| file.try_clone().ok());
         self.parties().kick = second.map(Arc::new);

@@ -284,3 +284,13 @@ fn a_kick_is_taken_once_and_never_waited_for() {
     rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
     assert!(!vring.take_kick(), "it is no longer the ring's");
 }
+
+#[test]
+fn a_kick_that_is_replaced_is_not_left_to_wake_the_event_loop_for_ever() {
+    let (vring, ..) = ring(true);
+    let kicks = [(); 2].map(|()| event(EventfdFlags::NONBLOCK));
+    vring.set_kick(Some(kicks[0].try_clone().unwrap()));
+    rustix::io::write(&kicks[0], &1u64.to_ne_bytes()).unwrap();
+    vring.set_kick(Some(kicks[1].try_clone().unwrap()));
+    assert!(!signalled(&kicks[0]));
+}
