@@ -41,7 +41,7 @@ fn a_driver_that_kicks_only_when_asked_is_answered_whenever_it_comes() {
         let mut guest = FrontEnd::start(stream, 1);
         guest.kicks = Kicks::WhenAsked;
         let mut rng = Rng::new(1, 0);
-        for round in 0..1000 {
+        for round in 0..500 {
             let requests = 1 + round % 7;
             for sector in 0..requests {
                 guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
@@ -60,7 +60,7 @@ fn a_ring_may_be_disabled_and_enabled_while_requests_complete() {
     wherever_they_wait(|device| {
         let (stream, _serving) = device.serve();
         let mut guest = FrontEnd::start(stream, 1);
-        for _ in 0..300 {
+        for _ in 0..150 {
             for sector in 0..8 {
                 guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
             }
@@ -121,7 +121,7 @@ fn a_new_event_fd_for_kicks_is_heard_at_once() {
     wherever_they_wait(|device| {
         let (stream, _serving) = device.serve();
         let mut guest = FrontEnd::start(stream, 1);
-        for round in 0..200 {
+        for round in 0..150 {
             guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
             if round % 2 == 0 {
                 wait_for("the queues to sleep", queues_sleep);
@@ -139,7 +139,7 @@ fn a_stopped_ring_leaves_no_kick_for_who_has_the_event_fd_next() {
     wherever_they_wait(|device| {
         let (stream, _serving) = device.serve();
         let mut guest = FrontEnd::start(stream, 1);
-        for _ in 0..200 {
+        for _ in 0..100 {
             for _ in 0..3 {
                 guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
             }

@@ -239,26 +239,34 @@ fn unpack_module(file: &Path, to: &Path) -> Result<()> {
     run_command(&mut command, TOOL_DEADLINE).map(drop)
 }
 
-/// fio with every library it is linked with, on an ext4 of just that size.
 fn build_tools(root: &Path, out: &Path) -> Result<()> {
+    pack_program(FIO.as_ref(), root, out, TOOLS_SLACK)
+}
+
+/// Makes the image `out`: an ext4 file system with `bin/NAME`, a copy of `program`, and every
+/// library that it is linked with, and its loader, in `lib/`; and with `room` bytes beside
+/// them. `root` is a folder that does not exist, for what goes into it.
+///
+/// # Errors
+/// What is missing, or cannot be written.
+pub fn pack_program(program: &Path, root: &Path, out: &Path, room: u64) -> Result<()> {
     let (bin, lib) = (root.join("bin"), root.join("lib"));
     for dir in [&bin, &lib] {
         fs::create_dir_all(dir).at("create", dir)?;
     }
-    copy(FIO.as_ref(), &bin.join("fio"))?;
-    let linked = run_command(Command::new("ldd").arg(FIO), TOOL_DEADLINE)?;
-    let mut bytes = fs::metadata(FIO).at("stat", FIO)?.len();
-    for path in linked
+    let linked = run_command(Command::new("ldd").arg(program), TOOL_DEADLINE)?;
+    let libraries = linked
         .split_whitespace()
         .filter(|word| word.starts_with('/'))
-    {
-        let path = Path::new(path);
+        .map(|path| (Path::new(path), &lib));
+    let mut bytes = 0;
+    for (path, folder) in libraries.chain([(program, &bin)]) {
         if let Some(name) = path.file_name() {
-            copy(path, &lib.join(name))?;
+            copy(path, &folder.join(name))?;
             bytes += fs::metadata(path).at("stat", path)?.len();
         }
     }
-    let kibibytes = (bytes + bytes / 16 + TOOLS_SLACK) / 1024;
+    let kibibytes = (bytes + bytes / 16 + room) / 1024;
     let mut command = Command::new("mke2fs");
     command.args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"]);
     command.arg(root).arg(out).arg(format!("{kibibytes}k"));

@@ -46,7 +46,7 @@ pub use disk::Disk;
 pub use error::{Error, Result};
 pub use fio::{FioJob, FioReport, FioStats, Pattern, Verify};
 pub use guest::{Guest, GuestConfig};
-pub use guest_image::GuestImage;
+pub use guest_image::{GuestImage, pack_program};
 pub use heal::{HealBrick, HealInfo};
 pub use marks::{Marks, Pending};
 pub use mount::Mount;
