@@ -19,11 +19,36 @@ use vhost::vhost_user::VhostUserFrontend;
 use virtio_bindings::virtio_blk::*;
 use vmm_sys_util::eventfd::EventFd;
 
-/// With the queues' threads where this kernel lets them wait, and where older ones do.
-fn wherever_they_wait(test: impl Fn(&Device)) {
+/// A driver of one queue, with the queues' threads where this kernel lets them wait, and
+/// where older ones do.
+fn wherever_they_wait(test: impl Fn(&Device, FrontEnd)) {
     for idle in [Idle::Soonest, Idle::EventLoop] {
-        test(&Device::with_idle(idle));
+        let device = Device::with_idle(idle);
+        let (stream, _serving) = device.serve();
+        test(&device, FrontEnd::start(stream, 1));
     }
+}
+
+/// Makes a read of each of the first `count` sectors available.
+fn submit_reads(guest: &mut FrontEnd, count: u64) {
+    for sector in 0..count {
+        guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+    }
+}
+
+fn wait_answers(guest: &mut FrontEnd, count: u64) {
+    for _ in 0..count {
+        guest.wait_used(0);
+    }
+}
+
+fn read(guest: &mut FrontEnd) {
+    submit_reads(guest, 1);
+    wait_answers(guest, 1);
+}
+
+fn wait_asleep() {
+    wait_for("the queues to sleep", queues_sleep);
 }
 
 /// Keeps a processor for a while, as a guest that has something else to do.
@@ -36,19 +61,13 @@ fn busy(time: Duration) {
 
 #[test]
 fn a_driver_that_kicks_only_when_asked_is_answered_whenever_it_comes() {
-    wherever_they_wait(|device| {
-        let (stream, _serving) = device.serve();
-        let mut guest = FrontEnd::start(stream, 1);
+    wherever_they_wait(|_, mut guest| {
         guest.kicks = Kicks::WhenAsked;
         let mut rng = Rng::new(1, 0);
-        for round in 0..500 {
+        for round in 0..1000 {
             let requests = 1 + round % 7;
-            for sector in 0..requests {
-                guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
-            }
-            for _ in 0..requests {
-                guest.wait_used(0);
-            }
+            submit_reads(&mut guest, requests);
+            wait_answers(&mut guest, requests);
             // In which the device may or may not fall asleep.
             busy(Duration::from_micros(rng.below(250)));
         }
@@ -57,13 +76,9 @@ fn a_driver_that_kicks_only_when_asked_is_answered_whenever_it_comes() {
 
 #[test]
 fn a_ring_may_be_disabled_and_enabled_while_requests_complete() {
-    wherever_they_wait(|device| {
-        let (stream, _serving) = device.serve();
-        let mut guest = FrontEnd::start(stream, 1);
-        for _ in 0..150 {
-            for sector in 0..8 {
-                guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
-            }
+    wherever_they_wait(|device, mut guest| {
+        for _ in 0..300 {
+            submit_reads(&mut guest, 8);
             // The queue may be woken for a ring that is no longer to be looked at.
             for enable in [false, true, false] {
                 guest.vhost.set_vring_enable(0, enable).unwrap();
@@ -72,63 +87,55 @@ fn a_ring_may_be_disabled_and_enabled_while_requests_complete() {
                 device.server.stats().snapshot().total().in_flight == 0
             });
             guest.vhost.set_vring_enable(0, true).unwrap();
-            for _ in 0..8 {
-                guest.wait_used(0);
-            }
+            wait_answers(&mut guest, 8);
         }
     });
 }
 
 #[test]
 fn a_ring_that_is_enabled_needs_no_kick_for_what_it_has() {
-    wherever_they_wait(|device| {
-        let (stream, _serving) = device.serve();
-        let mut guest = FrontEnd::start(stream, 1);
-        guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+    wherever_they_wait(|_, mut guest| {
+        read(&mut guest);
         guest.kicks = Kicks::Never;
         for _ in 0..100 {
             guest.vhost.set_vring_enable(0, false).unwrap();
-            guest.submit(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
-            wait_for("the queues to sleep", queues_sleep);
+            submit_reads(&mut guest, 1);
+            wait_asleep();
             guest.vhost.set_vring_enable(0, true).unwrap();
-            guest.wait_used(0);
+            wait_answers(&mut guest, 1);
         }
     });
 }
 
 #[test]
 fn a_ring_that_is_started_again_needs_no_kick_for_what_it_has() {
-    wherever_they_wait(|device| {
-        let (stream, _serving) = device.serve();
-        let mut guest = FrontEnd::start(stream, 1);
-        guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+    wherever_they_wait(|_, mut guest| {
+        read(&mut guest);
         guest.kicks = Kicks::Never;
         for _ in 0..100 {
             let base = guest.vhost.get_vring_base(0).unwrap();
-            guest.submit(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
-            wait_for("the queues to sleep", queues_sleep);
+            submit_reads(&mut guest, 1);
+            wait_asleep();
             guest.vhost.set_vring_base(0, base as u16).unwrap();
             guest.set_vring_addr(0);
             // It is enabled still: this starts it.
             guest.set_kick(0, EventFd::new(0).unwrap());
-            guest.wait_used(0);
+            wait_answers(&mut guest, 1);
         }
     });
 }
 
 #[test]
 fn a_new_event_fd_for_kicks_is_heard_at_once() {
-    wherever_they_wait(|device| {
-        let (stream, _serving) = device.serve();
-        let mut guest = FrontEnd::start(stream, 1);
+    wherever_they_wait(|_, mut guest| {
         for round in 0..150 {
-            guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+            read(&mut guest);
             if round % 2 == 0 {
-                wait_for("the queues to sleep", queues_sleep);
+                wait_asleep();
             }
             guest.set_kick(0, EventFd::new(0).unwrap());
             if round % 3 == 0 {
-                wait_for("the queues to sleep", queues_sleep);
+                wait_asleep();
             }
         }
     });
@@ -136,12 +143,10 @@ fn a_new_event_fd_for_kicks_is_heard_at_once() {
 
 #[test]
 fn a_stopped_ring_leaves_no_kick_for_who_has_the_event_fd_next() {
-    wherever_they_wait(|device| {
-        let (stream, _serving) = device.serve();
-        let mut guest = FrontEnd::start(stream, 1);
+    wherever_they_wait(|_, mut guest| {
         for _ in 0..100 {
             for _ in 0..3 {
-                guest.request(0, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+                read(&mut guest);
             }
             let base = guest.vhost.get_vring_base(0).unwrap();
             assert!(!guest.has_kick(0));
@@ -162,19 +167,13 @@ fn queues_sleep() -> bool {
 
 #[test]
 fn a_ring_without_its_memory_is_waited_for_asleep_whatever_the_disk_has_done() {
-    wherever_they_wait(|device| {
-        let (stream, _serving) = device.serve();
-        let mut guest = FrontEnd::start(stream, 1);
+    wherever_they_wait(|_, mut guest| {
         for _ in 0..50 {
-            for sector in 0..8 {
-                guest.submit(0, VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
-            }
+            submit_reads(&mut guest, 8);
             guest.remove_memory();
-            wait_for("the queues to sleep", queues_sleep);
+            wait_asleep();
             guest.add_memory();
-            for _ in 0..8 {
-                guest.wait_used(0);
-            }
+            wait_answers(&mut guest, 8);
         }
     });
 }

@@ -195,7 +195,15 @@ impl Engine {
     /// What the kernel refused for now; what was pushed stays.
     pub fn sleep(&mut self) -> io::Result<()> {
         self.look_out();
-        self.enter(1)
+        if self.in_flight > 0 || !self.ring.params().is_feature_no_iowait() {
+            return self.enter(1);
+        }
+        self.enable()?;
+        let pushed = self.ring.submission().len() as u32;
+        let flags = EnterFlags::GETEVENTS | EnterFlags::NO_IOWAIT;
+        let submitter = self.ring.submitter();
+        // SAFETY: what was pushed is sound, see there; there is no argument to point at memory.
+        taken(unsafe { submitter.enter::<libc::sigset_t>(pushed, 1, flags.bits(), None) })
     }
 
     /// Whether the thread may sleep here with nothing in flight: all its events wake it, and
@@ -206,37 +214,13 @@ impl Engine {
             && self.wake.is_reliable()
     }
 
-    /// Like [`sleep`](Self::sleep), with nothing in flight.
-    ///
-    /// # Errors
-    /// What the kernel refused for now.
-    pub fn idle(&mut self) -> io::Result<()> {
-        self.look_out();
-        self.enable()?;
-        let pushed = self.ring.submission().len() as u32;
-        let flags = EnterFlags::GETEVENTS | EnterFlags::NO_IOWAIT;
-        let submitter = self.ring.submitter();
-        // SAFETY: what was pushed is sound, see there; there is no argument to point at memory.
-        taken(unsafe { submitter.enter::<libc::sigset_t>(pushed, 1, flags.bits(), None) })
-    }
-
     fn look_out(&mut self) {
-        // If there is no room, which cannot be, the next call does it.
-        while let Some(entry) = self.kick.next()
-            && self.push_lookout(&entry)
-        {
-            self.kick.handed_over();
-        }
-        while let Some(entry) = self.wake.next()
-            && self.push_lookout(&entry)
-        {
-            self.wake.handed_over();
-        }
-    }
-
-    fn push_lookout(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: the entries of look-outs point at no memory.
-        unsafe { self.ring.submission().push(entry) }.is_ok()
+        let mut push = |entry: &squeue::Entry| {
+            // SAFETY: the entries of look-outs point at no memory.
+            unsafe { self.ring.submission().push(entry) }.is_ok()
+        };
+        self.kick.set_up(&mut push);
+        self.wake.set_up(&mut push);
     }
 
     fn enter(&mut self, want: usize) -> io::Result<()> {

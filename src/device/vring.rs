@@ -71,8 +71,7 @@ impl Vring {
 
     /// Takes the guest's kick, if there is one, and never waits for it.
     pub fn take_kick(&self) -> bool {
-        let kick = self.parties().kick.clone();
-        kick.is_some_and(|kick| {
+        self.parties().kick.as_ref().is_some_and(|kick| {
             let mut count = [0; 8];
             let mut room = [IoSliceMut::new(&mut count)];
             // Not by the fd's own mode, which it shares with the front-end.

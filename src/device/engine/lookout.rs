@@ -62,30 +62,29 @@ impl<F: AsRawFd> Lookout<F> {
         self.state = State::Off;
     }
 
-    /// Whether there is an event fd and every write to it will be reported, once what is
-    /// [`next`](Self::next) is handed over.
+    /// Whether there is an event fd and every write to it will be reported, once
+    /// [`set_up`](Self::set_up) has had room.
     pub fn is_reliable(&self) -> bool {
         self.file.is_some() && self.state != State::Refused
     }
 
-    /// The next entry that the kernel needs to see. To be called again if it was handed
-    /// over, with nothing in between.
-    pub fn next(&self) -> Option<squeue::Entry> {
+    /// Gives the entries that the kernel needs to see to `push`, which says whether there is room.
+    /// What had none is given again the next time.
+    pub fn set_up(&mut self, mut push: impl FnMut(&squeue::Entry) -> bool) {
         if let Some(token) = self.before {
-            let entry = opcode::PollRemove::new(token).build();
-            return Some(entry.user_data(IGNORED));
+            let remove = opcode::PollRemove::new(token).build();
+            if !push(&remove.user_data(IGNORED)) {
+                return;
+            }
+            self.before = None;
         }
-        let file = self.file.as_ref().filter(|_| self.state == State::Off)?;
-        let entry = opcode::PollAdd::new(Fd(file.as_raw_fd()), libc::POLLIN as u32)
-            .multi(true)
-            .build();
-        Some(entry.user_data(self.token()))
-    }
-
-    /// The kernel has, or will have, the entry given by [`next`](Self::next).
-    pub fn handed_over(&mut self) {
-        if self.before.take().is_none() {
-            self.state = State::On;
+        if self.state == State::Off
+            && let Some(file) = &self.file
+        {
+            let add = opcode::PollAdd::new(Fd(file.as_raw_fd()), libc::POLLIN as u32);
+            if push(&add.multi(true).build().user_data(self.token())) {
+                self.state = State::On;
+            }
         }
     }
 

@@ -26,11 +26,7 @@ fn write(event: impl std::os::fd::AsFd) {
 
 /// Sleeps, and returns what ended that.
 fn sleep(engine: &mut Engine) -> Vec<Event> {
-    if engine.can_idle() {
-        engine.idle().unwrap();
-    } else {
-        engine.sleep().unwrap();
-    }
+    engine.sleep().unwrap();
     let reaped = std::iter::from_fn(|| engine.reap());
     reaped
         .map(|reaped| match reaped {

@@ -49,7 +49,6 @@ impl Waiting {
 enum Place {
     Nowhere,
     Ring,
-    RingIdle,
     EventLoop,
 }
 
@@ -71,13 +70,14 @@ impl<G: Gate> Queue<G> {
             if let Some(kick) = vring.changed_kick(&mut self.waiting.kick) {
                 self.engine.set_kick(kick);
             }
-            let slept = match self.place(&next, vring) {
-                Place::Nowhere => continue,
+            match self.place(&next, vring) {
+                Place::Nowhere => {}
                 Place::EventLoop => return false,
-                Place::Ring => self.engine.sleep(),
-                Place::RingIdle => self.engine.idle(),
-            };
-            self.note_refusal(slept);
+                Place::Ring => {
+                    let slept = self.engine.sleep();
+                    self.note_refusal(slept);
+                }
+            }
         }
     }
 
@@ -91,8 +91,7 @@ impl<G: Gate> Queue<G> {
             // Left unread it would wake the event loop again. What it was for may have come
             // after the look.
             Next::Wait if kicked && !in_ring && vring.take_kick() => Place::Nowhere,
-            Next::Wait if self.engine.in_flight() > 0 => Place::Ring,
-            Next::Wait if in_ring => Place::RingIdle,
+            Next::Wait if in_ring || self.engine.in_flight() > 0 => Place::Ring,
             Next::Wait => Place::EventLoop,
         }
     }
