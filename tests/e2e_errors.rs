@@ -108,9 +108,24 @@ fn volumes_that_cannot_be_served_are_refused_by_name() {
         .gluster(0, &["volume", "quota", "gv0", "disable"])
         .unwrap();
 
+    volume.set("debug.trace", "posix").unwrap();
+    refused(node, 15, &["debug/trace", "--allow debug/trace"], &args);
+    volume.set("debug.trace", "off").unwrap();
+
     volume.set("features.shard", "on").unwrap();
-    refused(node, 14, &["gv0", "shard"], &args);
+    Daemon::serve(&volume, 0, &[]).stop();
+    let pieces = volume.mount(0).unwrap();
+    fs::write(pieces.path().join("pieces.img"), vec![7; 5 << 20]).unwrap();
+    drop(pieces);
+    let in_pieces = image(&volume, "/pieces.img", &brick);
+    refused(node, 14, &["gv0", "/pieces.img", "shard"], &in_pieces);
     volume.set("features.shard", "off").unwrap();
+    refused(node, 14, &["/pieces.img"], &in_pieces);
+    let (code, text) = run_on(
+        node,
+        &["verify", "gv0/pieces.img", "--server", node.address()],
+    );
+    assert_eq!(code, Some(14), "{text}");
     volume.stop().unwrap();
     refused(node, 12, &["gv0"], &args);
 }

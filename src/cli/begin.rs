@@ -3,6 +3,7 @@
 
 use crate::image::error::chain;
 use crate::image::local::{self, LocalFile};
+use crate::image::locate::Allowed;
 use crate::image::state_dir::StateDir;
 
 use super::Failure;
@@ -98,7 +99,7 @@ fn find(args: &ServeArgs) -> Result<Place, Failure> {
         volume,
         &image.0,
         args.brick.as_deref(),
-        &args.allow,
+        Allowed::These(&args.allow),
         args.read_only,
     )
 }

@@ -27,8 +27,8 @@ Exit codes:
   11  unknown volume                     34  not enough privilege
   12  volume not started                 35  the local brick's process is down
   13  volume not replicated              36  the state directory cannot be used
-  14  volume sharded                     40  locked by another session
-  15  bitrot, changelog or quota is on   41  in use by another client (QEMU, a mount)
+  14  image in shards                    40  locked by another session
+  15  would bypass quota, bitrot, …      41  in use by another client (QEMU, a mount)
   16  no brick answers                   42  the local copy is stale
   17  the volume refuses changes         43  split-brain
   20  no such image                      44  no quorum of bricks

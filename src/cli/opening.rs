@@ -15,7 +15,7 @@ use crate::image::gluster_port::{GlusterPort, Overruled, identity};
 use crate::image::heal::Job;
 use crate::image::holder::Holder;
 use crate::image::local::{self, LocalFile, LocalTerms};
-use crate::image::locate::{Bypassable, Catalog, Located, local_brick};
+use crate::image::locate::{Allowed, Catalog, Located, local_brick};
 use crate::image::machine::StopReason;
 use crate::image::open::Terms;
 use crate::image::port::{CopyState, KeptBrick};
@@ -73,7 +73,7 @@ pub fn find(
     volume: &str,
     image: &str,
     brick: Option<&str>,
-    allow: &[Bypassable],
+    allowed: Allowed<'_>,
     read_only: bool,
 ) -> Result<Place, Failure> {
     let timeouts = Timeouts::default();
@@ -81,7 +81,7 @@ pub fn find(
     let catalog = Catalog::load(&server.host, server.port, volume, &timeouts)?;
     let identity = identity(lock_owner(&me)?);
     let located = catalog.find(image, &identity, &timeouts)?;
-    catalog.check_features(&located.set, allow, read_only)?;
+    catalog.check_features(&located.set, allowed, read_only)?;
     let local = local_brick(&catalog, &located, brick, &identity, &timeouts)?;
     Ok(Place {
         located,

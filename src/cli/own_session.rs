@@ -5,13 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use clap::ValueEnum;
-
 use crate::control::socket::{Answer, ControlSocket, Request};
 use crate::control::status::{Identity, Status};
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
-use crate::image::locate::Bypassable;
+use crate::image::locate::Allowed;
 use crate::image::machine::StopReason;
 use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
@@ -64,7 +62,7 @@ impl OwnSession {
             wanted.image,
             wanted.brick,
             // They would not see the guest's writes, of which there are none.
-            Bypassable::value_variants(),
+            Allowed::All,
             false,
         )?;
         let known = wanted.state.entry(wanted.volume, place.located.gfid);

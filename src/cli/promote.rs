@@ -10,7 +10,7 @@ use crate::gluster::Timeouts;
 use crate::image::bricks::{BrickSet, Shape};
 use crate::image::error::{Names, OpenError};
 use crate::image::gluster_port::GlusterPort;
-use crate::image::locate::Bypassable;
+use crate::image::locate::Allowed;
 use crate::image::locking::{Blocked, Claim, lock_background, lock_session};
 use crate::image::port::{BrickPort, CopyState, Lock, PortError};
 use crate::image::promote::{self, Plan, Promotion, Step};
@@ -55,10 +55,9 @@ pub struct PromoteArgs {
 pub(super) fn run(args: PromoteArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level);
     let Target { volume, image } = &args.target;
-    let allow = <Bypassable as clap::ValueEnum>::value_variants();
     let brick = args.brick.as_deref();
     let server = &args.server.server;
-    let place = opening::find(server, volume, &image.0, brick, allow, false)?;
+    let place = opening::find(server, volume, &image.0, brick, Allowed::All, false)?;
     let names = place.located.names();
     let shape = place.located.shape(place.local);
     let owner = lock_owner(&place.me)?;

@@ -5,13 +5,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::control::socket::{self, Answer, ControlError, Request};
 use crate::device::Disk;
 use crate::image::error::chain;
 use crate::image::local::{self, LocalTerms};
-use crate::image::locate::Bypassable;
+use crate::image::locate::Allowed;
 use crate::image::resize::NewSize;
 use crate::image::state_dir::StateDir;
 
@@ -97,10 +97,8 @@ fn resize_alone(args: &ResizeArgs, name: &str) -> Result<(), Failure> {
     let stop = Stop::on_signals()?;
     let Target { volume, image } = &args.target;
     let server = &args.server.server;
-    // Those do not see guests' writes, of which there are none.
-    let allow = Bypassable::value_variants();
     let brick = args.brick.as_deref();
-    let place = opening::find(server, volume, &image.0, brick, allow, false)?;
+    let place = opening::find(server, volume, &image.0, brick, Allowed::All, false)?;
     opening::take_over(&args.run_dir.run_dir, place.located.gfid)?;
     let terms = LocalTerms {
         read_only: true,

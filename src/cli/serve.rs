@@ -114,8 +114,9 @@ pub struct ServeArgs {
     #[arg(long)]
     force_raw: bool,
 
-    /// Serve in spite of a feature that will not see the guest's writes
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "FEATURE")]
+    /// Serve in spite of a feature that will not see the guest's writes: bitrot,
+    /// changelog, quota, or a translator by its type, as the refusal names it
+    #[arg(long, value_delimiter = ',', value_name = "FEATURE")]
     pub(super) allow: Vec<Bypassable>,
 
     /// Print what this backend can do, as QEMU's vhost-user conventions want it,

@@ -169,6 +169,11 @@ impl Graph {
         self.translators.get(*self.places.get(name)?)
     }
 
+    /// The translators, in the order of the file.
+    pub fn translators(&self) -> impl Iterator<Item = &Translator> {
+        self.translators.iter()
+    }
+
     /// The translators of that type, in the order of the file.
     pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Translator> {
         self.translators

@@ -1,8 +1,10 @@
 //! What a volume and its bricks look like, read out of their volfiles.
 //!
-//! Turns the client's graph into replica sets and the brick's graph into the
+//! Turns the client's graph into replica sets, and the brick's ([`features`]) into the
 //! list of features that writing past the brick process would bypass. Whether
 //! such a volume can be served is decided elsewhere.
+
+mod features;
 
 use std::collections::BTreeSet;
 
@@ -13,10 +15,11 @@ use uuid::Uuid;
 use super::pending::PENDING_PREFIX;
 use super::volfile::{Graph, Translator, VolfileSyntax};
 
+pub use features::{BrickFeatures, MandatoryLocking};
+
 const REPLICATE: &str = "cluster/replicate";
 const DISPERSE: &str = "cluster/disperse";
 const CLIENT: &str = "protocol/client";
-const SHARD: &str = "features/shard";
 
 /// A replicated volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +31,9 @@ pub struct Volume {
     /// The replica sets, in the order of the volfile. More than one: files are
     /// distributed over them.
     pub replica_sets: Vec<ReplicaSet>,
-    /// Are files cut into pieces under `.shard`?
-    pub sharded: bool,
+    /// Types of translators through which the volume's clients see files and of which
+    /// it is not known that they leave a file's bytes as they are on the brick.
+    pub unknown: BTreeSet<String>,
 }
 
 /// The bricks that hold copies of the same files.
@@ -173,7 +177,7 @@ impl Volume {
             name,
             volume_id,
             replica_sets,
-            sharded: graph.of_kind(SHARD).next().is_some(),
+            unknown: features::unknown_to_clients(&graph),
         })
     }
 }
@@ -268,81 +272,6 @@ fn bad_option(translator: &Translator, option: &'static str) -> VolfileError {
     VolfileError::BadOption {
         translator: translator.name.clone(),
         option,
-    }
-}
-
-/// Features of a brick process that a writer of its files bypasses, or that
-/// decide which locks it can hold there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BrickFeatures {
-    /// Bit-rot signing is on: it must see every write.
-    pub bitrot: bool,
-    /// The changelog of geo-replication is on: it must see every write.
-    pub changelog: bool,
-    /// Quota accounting is on.
-    pub quota: bool,
-    /// Files are write-once or may become so.
-    pub worm: bool,
-    /// The brick refuses every change.
-    pub read_only: bool,
-    /// When the brick enforces posix locks against other clients.
-    pub mandatory_locking: MandatoryLocking,
-    /// May a file be fenced by `trusted.glusterfs.enforce-mandatory-lock`? Needs
-    /// `mandatory_locking` to be on as well.
-    pub enforce_mandatory_lock: bool,
-}
-
-/// Volume option `locks.mandatory-locking`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum MandatoryLocking {
-    /// Posix locks are advisory.
-    #[default]
-    Off,
-    /// For files with the set-group-id bit and no group execution.
-    File,
-    /// Every posix lock is enforced.
-    Forced,
-    /// Locks that ask for it are enforced.
-    Optimal,
-}
-
-impl BrickFeatures {
-    /// Can a file of this brick be fenced against other clients?
-    pub fn can_fence(&self) -> bool {
-        use MandatoryLocking::{Forced, Optimal};
-        self.enforce_mandatory_lock && matches!(self.mandatory_locking, Forced | Optimal)
-    }
-
-    /// Reads the volfile of a brick process.
-    pub fn parse(text: &str) -> Result<Self, VolfileError> {
-        let graph = Graph::parse(text)?;
-        let on = |kind, option| graph.of_kind(kind).any(|found| found.is_on(option));
-        let locks = graph.of_kind("features/locks").next();
-        let mandatory_locking = match locks.and_then(|found| found.options.get("mandatory-locking"))
-        {
-            Some(mode) => match mode.as_str() {
-                "off" => MandatoryLocking::Off,
-                "file" => MandatoryLocking::File,
-                "forced" => MandatoryLocking::Forced,
-                "optimal" => MandatoryLocking::Optimal,
-                _ => {
-                    return Err(VolfileError::BadOption {
-                        translator: locks.map(|found| found.name.clone()).unwrap_or_default(),
-                        option: "mandatory-locking",
-                    });
-                }
-            },
-            None => MandatoryLocking::Off,
-        };
-        Ok(Self {
-            bitrot: on("features/bitrot-stub", "bitrot"),
-            changelog: on("features/changelog", "changelog"),
-            quota: on("features/quota", "server-quota"),
-            worm: on("features/worm", "worm") || on("features/worm", "worm-file-level"),
-            read_only: on("features/read-only", "read-only"),
-            mandatory_locking,
-            enforce_mandatory_lock: on("features/locks", "enforce-mandatory-lock"),
-        })
     }
 }
 

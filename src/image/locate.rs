@@ -4,6 +4,7 @@
 //! Asks the local glusterd and, name by name, the bricks. It takes no lock and
 //! decides nothing about the copies' state: that is [`super::open`]'s part.
 
+mod bypassed;
 mod error;
 mod local_brick;
 
@@ -14,17 +15,22 @@ use uuid::Uuid;
 
 use super::bricks::{MAX_BRICKS, Shape};
 use super::error::{Names, chain};
+use crate::gluster::fops::Entry;
 use crate::gluster::{
-    Brick, BrickError, BrickFeatures, BrickSpec, Errno, FileType, Glusterd, Identity, ReplicaSet,
-    Timeouts, Volume, VolumeState,
+    Brick, BrickError, BrickSpec, Errno, FileType, Glusterd, Identity, ReplicaSet, Timeouts,
+    Volume, VolumeState,
 };
 
+pub use bypassed::{Allowed, Bypassable};
 pub use error::LocateError;
 pub use local_brick::local_brick;
 
 /// DHT's pointer from the brick where a name hashes to, to the replica set that
 /// has the file.
 const LINK_XATTR: &str = "trusted.glusterfs.dht.linkto";
+/// Size of the pieces into which a file was cut when it was made (`GF_XATTR_SHARD_BLOCK_SIZE`,
+/// `libglusterfs/src/glusterfs/glusterfs.h`), whatever `features.shard` says today.
+const SHARD_XATTR: &str = "trusted.glusterfs.shard.block-size";
 
 /// A volume that can be served.
 pub struct Catalog {
@@ -97,11 +103,6 @@ impl Catalog {
             });
         }
         let volume = Volume::parse(&glusterd.volfile(volume)?)?;
-        if volume.sharded {
-            return Err(LocateError::Sharded {
-                volume: volume.name,
-            });
-        }
         for set in &volume.replica_sets {
             if set.bricks.len() > MAX_BRICKS {
                 return Err(LocateError::TooManyBricks {
@@ -111,37 +112,6 @@ impl Catalog {
             }
         }
         Ok(Self { glusterd, volume })
-    }
-
-    /// Refuses features that our writes bypass, unless they are allowed or nothing
-    /// will be written.
-    ///
-    /// # Errors
-    /// [`LocateError::Bypassed`], [`LocateError::Unchangeable`], or glusterd's.
-    pub fn check_features(
-        &self,
-        set: &ReplicaSet,
-        allowed: &[Bypassable],
-        read_only: bool,
-    ) -> Result<(), LocateError> {
-        let Some(brick) = set.bricks.first().filter(|_| !read_only) else {
-            return Ok(());
-        };
-        let text = self.glusterd.brick_volfile(&self.volume.name, brick)?;
-        let on = BrickFeatures::parse(&text)?;
-        let volume = self.volume.name.clone();
-        if on.worm || on.read_only {
-            return Err(LocateError::Unchangeable { volume });
-        }
-        let features: Vec<_> = Bypassable::ALL
-            .into_iter()
-            .filter(|feature| feature.is_on(&on) && !allowed.contains(feature))
-            .map(Bypassable::name)
-            .collect();
-        match features.is_empty() {
-            true => Ok(()),
-            false => Err(LocateError::Bypassed { volume, features }),
-        }
     }
 
     /// Finds the replica set that has the image.
@@ -168,6 +138,12 @@ impl Catalog {
                             size,
                         });
                     }
+                    Ok(Look::Shards) => {
+                        return Err(LocateError::Sharded {
+                            volume: self.volume.name.clone(),
+                            image: image.to_owned(),
+                        });
+                    }
                     // An arbiter's file is empty, and a brick may lack what its
                     // set has: ask the next one too.
                     Ok(look) => search.add(look),
@@ -186,24 +162,10 @@ impl Catalog {
         timeouts: &Timeouts,
     ) -> Result<Look, BrickError> {
         let brick = Brick::connect(spec, self.volume.volume_id, identity, timeouts)?;
-        let answer = brick.resolve(image, &[LINK_XATTR]);
+        let answer = brick.resolve(image, &[LINK_XATTR, SHARD_XATTR]);
         brick.close();
         match answer {
-            Ok(entry) => Ok(
-                match (entry.iatt.file_type(), entry.xattrs.get(LINK_XATTR)) {
-                    (FileType::Regular, Some(target)) => {
-                        let target = String::from_utf8_lossy(target);
-                        Look::Link(target.trim_end_matches('\0').to_owned())
-                    }
-                    (FileType::Regular, None) => Look::File {
-                        gfid: entry.iatt.gfid.0,
-                        size: entry.iatt.size,
-                    },
-                    (FileType::Directory, _) => Look::NotAFile("a directory"),
-                    (FileType::Symlink, _) => Look::NotAFile("a symbolic link"),
-                    (FileType::Other, _) => Look::NotAFile("a special file"),
-                },
-            ),
+            Ok(entry) => Ok(Look::of(&entry)),
             Err(BrickError::Path {
                 component, errno, ..
             }) if errno == Errno::NOENT => Ok(Look::Missing(component)),
@@ -213,11 +175,36 @@ impl Catalog {
 }
 
 /// What a brick has under the image's name.
+#[derive(Debug, PartialEq, Eq)]
 enum Look {
     File { gfid: Uuid, size: u64 },
+    Shards,
     Link(String),
     NotAFile(&'static str),
     Missing(String),
+}
+
+impl Look {
+    fn of(entry: &Entry) -> Self {
+        let value = |name: &str| entry.xattrs.get(name);
+        match entry.iatt.file_type() {
+            FileType::Regular => {}
+            FileType::Directory => return Self::NotAFile("a directory"),
+            FileType::Symlink => return Self::NotAFile("a symbolic link"),
+            FileType::Other => return Self::NotAFile("a special file"),
+        }
+        if let Some(target) = value(LINK_XATTR) {
+            let target = String::from_utf8_lossy(target);
+            return Self::Link(target.trim_end_matches('\0').to_owned());
+        }
+        match value(SHARD_XATTR) {
+            Some(_) => Self::Shards,
+            None => Self::File {
+                gfid: entry.iatt.gfid.0,
+                size: entry.iatt.size,
+            },
+        }
+    }
 }
 
 /// What was found instead of the file.
@@ -232,7 +219,7 @@ struct Search {
 impl Search {
     fn add(&mut self, look: Look) {
         match look {
-            Look::File { .. } => {}
+            Look::File { .. } | Look::Shards => {}
             Look::Link(target) => self.link = Some(target),
             Look::NotAFile(what) => self.not_a_file = Some(what),
             Look::Missing(component) => self.missing = Some(component),
@@ -269,37 +256,6 @@ impl Search {
                 volume,
                 why: failed.join("; "),
             },
-        }
-    }
-}
-
-/// Features of the brick process that direct writes bypass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Bypassable {
-    /// Bit-rot detection: its scrubber may call the image corrupt or miss damage
-    Bitrot,
-    /// Geo-replication: it misses the guest's writes
-    Changelog,
-    /// Quota: the guest's writes are not counted
-    Quota,
-}
-
-impl Bypassable {
-    const ALL: [Self; 3] = [Self::Bitrot, Self::Changelog, Self::Quota];
-
-    fn is_on(self, features: &BrickFeatures) -> bool {
-        match self {
-            Self::Bitrot => features.bitrot,
-            Self::Changelog => features.changelog,
-            Self::Quota => features.quota,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Bitrot => "bitrot",
-            Self::Changelog => "changelog",
-            Self::Quota => "quota",
         }
     }
 }

@@ -16,7 +16,7 @@ const BRICK_FEATURES: &str = include_str!("../testdata/brick-features.vol");
 fn a_replica_three_volume_is_read_in_child_order() {
     let volume = Volume::parse(REPLICA3).unwrap();
     assert_eq!(volume.name, "gv0");
-    assert!(!volume.volume_id.is_nil() && !volume.sharded);
+    assert!(!volume.volume_id.is_nil() && volume.unknown.is_empty());
     let [set] = volume.replica_sets.as_slice() else {
         panic!("{volume:?}");
     };
@@ -41,7 +41,8 @@ fn the_other_replica_layouts_are_read() {
     let arbiter = Volume::parse(ARBITER).unwrap();
     assert_eq!(arbiter.replica_sets[0].arbiter_count, 1);
     assert_eq!(arbiter.replica_sets[0].bricks.len(), 3);
-    assert!(Volume::parse(SHARDED).unwrap().sharded);
+    let sharded = Volume::parse(SHARDED).unwrap();
+    assert!(sharded.unknown.is_empty(), "each file says whether it is");
     let distributed = Volume::parse(DISTRIBUTED).unwrap();
     assert_eq!(distributed.replica_sets.len(), 2);
     let second = &distributed.replica_sets[1];
@@ -155,4 +156,52 @@ fn brick_features_are_read() {
     assert!(features.bitrot && features.changelog && features.quota);
     assert_eq!(features.mandatory_locking, MandatoryLocking::Optimal);
     assert!(features.can_fence() && !features.worm && !features.read_only);
+}
+
+/// The plain brick's volfile with one more translator of this type on top.
+fn brick_with(kind: &str, options: &str) -> BrickFeatures {
+    let more = format!("volume more\ntype {kind}\n{options}\nsubvolumes gv0-quota\nend-volume\n");
+    let top = "volume /bricks/1/gv0\n";
+    BrickFeatures::parse(&BRICK_PLAIN.replace(top, &format!("{more}\n{top}"))).unwrap()
+}
+
+#[test]
+fn a_translator_of_a_brick_that_is_not_known_is_named() {
+    for kind in ["features/cdc", "debug/error-gen", "user/mine"] {
+        let found: Vec<_> = brick_with(kind, "").unknown.into_iter().collect();
+        assert_eq!(found, [kind]);
+    }
+    let leases = BRICK_PLAIN.replace("option leases off", "option leases on");
+    let leases = BrickFeatures::parse(&leases).unwrap();
+    assert!(leases.unknown.contains("features/leases"));
+}
+
+#[test]
+fn a_translator_that_may_change_what_clients_read_is_named() {
+    let more = "volume more\ntype features/cloudsync\nsubvolumes gv0-client-0\nend-volume\n";
+    let volume = Volume::parse(&format!("{more}{REPLICA3}"));
+    assert!(volume.is_err(), "below is nothing yet");
+    let top = "volume gv0\n";
+    assert!(REPLICA3.contains(top));
+    let text = REPLICA3.replace(top, &format!("{more}\n{top}"));
+    let unknown = Volume::parse(&text).unwrap().unknown;
+    assert_eq!(
+        unknown.into_iter().collect::<Vec<_>>(),
+        ["features/cloudsync"]
+    );
+}
+
+#[test]
+fn every_kind_of_quota_is_seen() {
+    let simple = |options: &str| brick_with("features/simple-quota", options);
+    assert_eq!(simple(""), BrickFeatures::default(), "as Gluster 11 has it");
+    assert!(!simple("option pass-through true").quota);
+    assert!(simple("option pass-through false").quota);
+    for option in ["quota", "inode-quota", "xtime"] {
+        let off = format!("option {option} off");
+        let marker = BRICK_PLAIN.replace(&off, &format!("option {option} on"));
+        let on = BrickFeatures::parse(&marker).unwrap();
+        assert_eq!(on.quota, option != "xtime");
+        assert_eq!(on.changelog, option == "xtime");
+    }
 }

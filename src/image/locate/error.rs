@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::Bypassable;
 use crate::gluster::GlusterdError;
 use crate::gluster::volume::VolfileError;
 use crate::image::bricks::MAX_BRICKS;
@@ -21,13 +22,15 @@ pub enum LocateError {
         /// Its name.
         volume: String,
     },
-    /// The volume cuts files into shards.
+    /// The image was cut into shards when it was made.
     #[error(
-        "the volume {volume} is sharded (features.shard is on): images in pieces cannot be served yet. Copy the image to a volume without shards"
+        "{image} in the volume {volume} was made while features.shard was on, and is in pieces for good, also where that is off now: it cannot be served yet. Copy it to a new file while features.shard is off"
     )]
     Sharded {
-        /// Its name.
+        /// The volume.
         volume: String,
+        /// The path in it.
+        image: String,
     },
     /// The replica set is larger than this program's sets of bricks.
     #[error("the replica set {set} has {bricks} bricks; at most {MAX_BRICKS} can be handled")]
@@ -37,13 +40,13 @@ pub enum LocateError {
         /// Its size.
         bricks: usize,
     },
-    /// Features that must see every write would not see ours.
-    #[error("{} on for the volume {volume}, and would not see the guest's writes, which bypass the brick process. Turn it off, or insist with {}", on(.features), allow(.features))]
+    /// Features that must see every write, or may have to, would not see ours.
+    #[error("{} on for the volume {volume}, and would not see the guest's reads and writes, which go past Gluster's processes. Turn it off, or insist with {}", on(.features), allow(.features))]
     Bypassed {
         /// The volume.
         volume: String,
-        /// The features, by their `--allow` names.
-        features: Vec<&'static str>,
+        /// The features.
+        features: Vec<Bypassable>,
     },
     /// The bricks refuse changes.
     #[error(
@@ -168,11 +171,17 @@ pub enum LocateError {
     Privilege,
 }
 
-fn on(features: &[&'static str]) -> String {
+fn on(features: &[Bypassable]) -> String {
     let verb = if features.len() == 1 { "is" } else { "are" };
-    format!("{} {verb}", features.join(" and "))
+    let name = |feature: &Bypassable| match feature {
+        Bypassable::Translator(kind) => format!("the translator {kind}"),
+        named => named.to_string(),
+    };
+    let names: Vec<_> = features.iter().map(name).collect();
+    format!("{} {verb}", names.join(" and "))
 }
 
-fn allow(features: &[&'static str]) -> String {
-    format!("--allow {}", features.join(","))
+fn allow(features: &[Bypassable]) -> String {
+    let names: Vec<_> = features.iter().map(ToString::to_string).collect();
+    format!("--allow {}", names.join(","))
 }
