@@ -140,11 +140,13 @@ pub fn open_with(
     } = place;
     let read_only = opening.terms.read_only;
     let extent_size = opening.extent_size;
-    let overruled = place.entry(state, extent_size).promoted;
-    let overruled = overruled.map(|promotion| Overruled {
-        promotion,
-        local: *local,
-    });
+    let overruled = state.entry(&located.volume, located.gfid);
+    let overruled = overruled
+        .and_then(|entry| entry.promoted)
+        .map(|promotion| Overruled {
+            promotion,
+            local: *local,
+        });
     if !read_only {
         state.create()?;
     }
@@ -152,7 +154,9 @@ pub fn open_with(
     // left to do.
     let open_local = |copy: &CopyState| {
         if !read_only {
-            state.store(&place.entry(state, extent_size))?;
+            state.change(&located.volume, located.gfid, |before| {
+                Some(place.entry(before, extent_size))
+            })?;
         }
         open_local(copy)
     };
@@ -276,10 +280,9 @@ impl Place {
         }
     }
 
-    /// The image's document, with what was noted there before.
-    pub fn entry(&self, state: &StateDir, extent_size: Option<ExtentSize>) -> Entry {
-        let Located { volume, gfid, .. } = &self.located;
-        let before = state.entry(volume, *gfid);
+    /// The image's document at the beginning of a session, with what was noted there
+    /// before.
+    pub fn entry(&self, before: Option<Entry>, extent_size: Option<ExtentSize>) -> Entry {
         Entry {
             volume: self.located.volume.clone(),
             image: self.located.image.clone(),

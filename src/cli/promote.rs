@@ -14,7 +14,7 @@ use crate::image::locate::Allowed;
 use crate::image::locking::{Blocked, Claim, lock_background, lock_session};
 use crate::image::port::{BrickPort, CopyState, Lock, PortError};
 use crate::image::promote::{self, Plan, Promotion, Step};
-use crate::image::state_dir::StateDir;
+use crate::image::state_dir::{Entry, StateDir};
 
 use super::brick_view::lock_owner;
 use super::opening::{self, Place, StateDirArgs};
@@ -258,19 +258,24 @@ fn lock_data(
     Ok(())
 }
 
+/// On the disk when this returns: without it, the lost copy's accusation would count when
+/// it comes back.
 fn record(place: &Place, plan: &Plan, args: &PromoteArgs) -> Result<(), Failure> {
     let state = StateDir::new(&args.state_dir.state_dir);
     state.create()?;
-    let known = state.entry(&place.located.volume, place.located.gfid);
-    let extent_size = known.and_then(|entry| entry.chosen_extent_size());
-    let mut entry = place.entry(&state, extent_size);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    entry.promoted = Some(Promotion {
+    let promotion = Promotion {
         at: now.unwrap_or_default().as_secs(),
         lost: plan.lost.iter().collect(),
         stamps: plan.stamps.clone(),
-    });
-    state.store(&entry)?;
+    };
+    let located = &place.located;
+    state.change(&located.volume, located.gfid, |known| {
+        let extent_size = known.as_ref().and_then(Entry::chosen_extent_size);
+        let mut entry = place.entry(known, extent_size);
+        entry.promoted = Some(promotion);
+        Some(entry)
+    })?;
     Ok(())
 }
 

@@ -115,8 +115,7 @@ pub(super) fn run(args: VerifyArgs) -> Result<(), Failure> {
 /// Keeps the outcome for `status`. The comparison is good without that, too.
 fn remember(args: &VerifyArgs, located: &Located, server: &Server, report: &Report) {
     let state = StateDir::new(&args.state_dir.state_dir);
-    let known = state.entry(&located.volume, located.gfid);
-    let entry = known.unwrap_or_else(|| Entry {
+    let unknown = || Entry {
         volume: located.volume.clone(),
         image: located.image.clone(),
         gfid: located.gfid,
@@ -129,11 +128,16 @@ fn remember(args: &VerifyArgs, located: &Located, server: &Server, report: &Repo
         handed_over: false,
         promoted: None,
         verified: None,
-    });
+    };
     let verified = Some(report.record());
-    let kept = state
-        .create()
-        .and_then(|()| state.store(&Entry { verified, ..entry }));
+    let kept = state.create().and_then(|()| {
+        state.change(&located.volume, located.gfid, |known| {
+            Some(Entry {
+                verified,
+                ..known.unwrap_or_else(unknown)
+            })
+        })
+    });
     if let Err(error) = kept {
         log::warn!("{}", chain(&error));
     }

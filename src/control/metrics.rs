@@ -10,7 +10,7 @@ mod tests;
 mod text;
 
 use std::fs::Permissions;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use super::socket;
 use super::status::Status;
+use crate::image::durable;
 use crate::image::error::chain;
 
 pub use text::{openmetrics, textfile};
@@ -215,19 +216,10 @@ fn rewrite(path: &Path, stop: &AtomicBool, source: impl Fn() -> Vec<Status>) {
     let _ = std::fs::remove_file(path);
 }
 
-/// Replaces the file as a whole, or not at all.
 fn write(path: &Path, images: &[Status]) -> Result<(), MetricsError> {
-    // Its name does not end in .prom, so nobody reads it.
-    let draft = path.with_extension(format!("prom.{}", std::process::id()));
-    let written = std::fs::File::create(&draft)
-        .and_then(|mut file| file.write_all(textfile(images).as_bytes()))
-        .and_then(|()| std::fs::rename(&draft, path));
-    written.map_err(|source| {
-        // Only room is given back.
-        let _ = std::fs::remove_file(&draft);
-        MetricsError::Write {
-            path: path.to_owned(),
-            source,
-        }
+    let text = textfile(images);
+    durable::write(path, 0o644, text.as_bytes()).map_err(|source| MetricsError::Write {
+        path: path.to_owned(),
+        source,
     })
 }

@@ -10,6 +10,7 @@ pub mod debt;
 pub mod decide;
 pub mod dirty;
 pub mod door;
+pub mod durable;
 pub mod error;
 pub mod fencing;
 pub mod gate;

@@ -2,18 +2,25 @@
 //!
 //! Per image a dirty map and a small document beside it, which says where the image
 //! is, so that a healer finds it again when its session is over, and what was done with
-//! it. What is lost of these is made anew. And an empty file while the image's guest has
-//! its disk in write-through mode, which a new daemon under that guest must know. (A file
-//! of its own: other processes rewrite the document.)
+//! it. What is lost of these is made anew, but for a promotion. And an empty file while the
+//! image's guest has its disk in write-through mode, which a new daemon under that guest
+//! must know. (A file of its own: it is looked for without reading a document.)
+//!
+//! Sessions, healers, `verify` and `promote` of several processes change one document, so
+//! it is read, changed and stored under the lock of a file beside it
+//! ([`StateDir::change`]), and is on the disk when that returns.
 
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::dirty::ExtentSize;
+use super::durable;
 use super::promote::Promotion;
 use super::verify::VerifyRecord;
 
@@ -86,9 +93,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError`].
     pub fn create(&self) -> Result<(), StateError> {
-        let mut builder = std::fs::DirBuilder::new();
-        let made = builder.recursive(true).mode(0o700).create(&self.0);
-        made.map_err(|source| error("make", &self.0, source))
+        durable::make_directory(&self.0).map_err(|source| error("make", &self.0, source))
     }
 
     /// The dirty map of an image.
@@ -100,27 +105,59 @@ impl StateDir {
         self.0.join(format!("{volume}-{gfid}.json"))
     }
 
-    /// Keeps an entry; it replaces an older one as a whole, or not at all.
+    /// Puts what `change` makes of an image's entry in its place; `None` leaves it as it
+    /// is. Nobody else changes it in between, and it is durable on return.
     ///
     /// # Errors
-    /// [`StateError`].
-    pub fn store(&self, entry: &Entry) -> Result<(), StateError> {
-        let path = self.document(&entry.volume, entry.gfid);
-        let failed = |source| error("write", &path, source);
-        let text = serde_json::to_vec_pretty(entry).map_err(|e| failed(e.into()))?;
-        let unique = format!("json.{}", std::process::id());
-        let draft = path.with_extension(unique);
-        let mut private = std::fs::File::options();
-        private.write(true).create(true).truncate(true).mode(0o600);
-        let written = private
-            .open(&draft)
-            .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
-            .and_then(|()| std::fs::rename(&draft, &path));
-        written.map_err(|source| {
-            // Only room is given back.
-            let _ = std::fs::remove_file(&draft);
-            failed(source)
-        })
+    /// [`StateError`]; also when there is an entry and the disk does not give it.
+    pub fn change(
+        &self,
+        volume: &str,
+        gfid: Uuid,
+        change: impl FnOnce(Option<Entry>) -> Option<Entry>,
+    ) -> Result<(), StateError> {
+        let path = self.document(volume, gfid);
+        let failed = |what| {
+            let path = path.clone();
+            move |source| error(what, &path, source)
+        };
+        let _lock = self.lock(volume, gfid)?;
+        let before = match read(&path) {
+            Err(Unread::Damaged(why)) => {
+                log::warn!("{} is replaced: {why}", path.display());
+                None
+            }
+            Err(Unread::Disk(source)) => return Err(failed("read")(source)),
+            Ok(before) => before,
+        };
+        let Some(entry) = change(before) else {
+            return Ok(());
+        };
+        let text = serde_json::to_vec_pretty(&entry).map_err(|e| failed("write")(e.into()))?;
+        durable::write(&path, 0o600, &text).map_err(failed("write"))
+    }
+
+    /// The right to change an image's entry, until the file is closed.
+    fn lock(&self, volume: &str, gfid: Uuid) -> Result<File, StateError> {
+        let path = self.lock_file(volume, gfid);
+        let take = || -> io::Result<File> {
+            loop {
+                let mut private = File::options();
+                private.write(true).create(true).truncate(false).mode(0o600);
+                let file = private.custom_flags(libc::O_NOFOLLOW).open(&path)?;
+                flock(&file, FlockOperation::LockExclusive)?;
+                // Whoever had it may have forgotten the image, and this file with it.
+                let named = std::fs::symlink_metadata(&path).map(|there| there.ino());
+                if named.is_ok_and(|ino| file.metadata().is_ok_and(|ours| ours.ino() == ino)) {
+                    return Ok(file);
+                }
+            }
+        };
+        take().map_err(|source| error("lock", &path, source))
+    }
+
+    fn lock_file(&self, volume: &str, gfid: Uuid) -> PathBuf {
+        self.0.join(format!("{volume}-{gfid}.lock"))
     }
 
     fn write_through_file(&self, volume: &str, gfid: Uuid) -> PathBuf {
@@ -148,31 +185,16 @@ impl StateDir {
         through: bool,
     ) -> Result<(), StateError> {
         let path = self.write_through_file(volume, gfid);
-        let failed = |what| {
-            let path = path.clone();
-            move |source| error(what, &path, source)
-        };
         if !through {
-            return match std::fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    Err(failed("remove")(source))
-                }
-                _ => Ok(()),
-            };
+            return remove(&path);
         }
         self.create()?;
-        let mut private = std::fs::File::options();
-        private.write(true).create(true).mode(0o600);
-        private
-            .open(&path)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| std::fs::File::open(&self.0)?.sync_all())
-            .map_err(failed("write"))
+        durable::write(&path, 0o600, b"").map_err(|source| error("write", &path, source))
     }
 
     /// The entry of an image, if there is one that can be read.
     pub fn entry(&self, volume: &str, gfid: Uuid) -> Option<Entry> {
-        read(&self.document(volume, gfid))
+        read_or_tell(&self.document(volume, gfid))
     }
 
     /// The entries of all images. What cannot be read is told and left out.
@@ -189,7 +211,7 @@ impl StateDir {
         for file in files {
             let path = file.map_err(failed)?.path();
             if path.extension().is_some_and(|end| end == "json") {
-                entries.extend(read(&path));
+                entries.extend(read_or_tell(&path));
             }
         }
         entries.sort_by(|a, b| (&a.volume, &a.image).cmp(&(&b.volume, &b.image)));
@@ -201,13 +223,12 @@ impl StateDir {
     /// # Errors
     /// [`StateError`].
     pub fn hand_over(&self, volume: &str, gfid: Uuid) -> Result<(), StateError> {
-        match self.entry(volume, gfid) {
-            Some(entry) => self.store(&Entry {
+        self.change(volume, gfid, |entry| {
+            Some(Entry {
                 handed_over: true,
-                ..entry
-            }),
-            None => Ok(()),
-        }
+                ..entry?
+            })
+        })
     }
 
     /// All copies of an image are equal and no mark stands: its map is not needed.
@@ -215,19 +236,23 @@ impl StateDir {
     /// # Errors
     /// [`StateError`].
     pub fn settle(&self, volume: &str, gfid: Uuid) -> Result<(), StateError> {
-        if let Some(entry) = self.entry(volume, gfid) {
-            self.store(&Entry {
+        self.change(volume, gfid, |entry| {
+            Some(Entry {
                 settled: true,
-                ..entry
-            })?;
+                ..entry?
+            })
+        })?;
+        remove(&self.map(volume, gfid))
+    }
+}
+
+/// Also when there is none.
+fn remove(path: &Path) -> Result<(), StateError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(error("remove", path, source))
         }
-        let path = self.map(volume, gfid);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(error("remove", &path, source))
-            }
-            _ => Ok(()),
-        }
+        _ => Ok(()),
     }
 }
 
@@ -239,25 +264,36 @@ fn error(what: &'static str, path: &Path, source: io::Error) -> StateError {
     }
 }
 
-fn read(path: &Path) -> Option<Entry> {
-    let read = || -> io::Result<Entry> {
-        let found = std::fs::metadata(path)?;
-        if !found.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        if found.len() > MAX_ENTRY {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+/// Why a document could not be read.
+enum Unread {
+    /// The disk does not give it.
+    Disk(io::Error),
+    /// It is no document.
+    Damaged(io::Error),
+}
+
+fn read(path: &Path) -> Result<Option<Entry>, Unread> {
+    let damaged = |why: &str| Err(Unread::Damaged(io::Error::other(why.to_owned())));
+    let found = match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found.map_err(Unread::Disk)?,
     };
-    match read() {
-        Ok(entry) => Some(entry),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            log::warn!("{} is not used: {error}", path.display());
-            None
-        }
+    if !found.is_file() {
+        return damaged("it is not a regular file");
     }
+    if found.len() > MAX_ENTRY {
+        return damaged("it is too long");
+    }
+    let text = std::fs::read(path).map_err(Unread::Disk)?;
+    let entry = serde_json::from_slice(&text).map_err(|error| Unread::Damaged(error.into()))?;
+    Ok(Some(entry))
+}
+
+fn read_or_tell(path: &Path) -> Option<Entry> {
+    read(path).unwrap_or_else(|(Unread::Disk(why) | Unread::Damaged(why))| {
+        log::warn!("{} is not used: {why}", path.display());
+        None
+    })
 }
 
 #[cfg(test)]
@@ -280,6 +316,12 @@ mod tests {
         }
     }
 
+    fn store(state: &StateDir, entry: &Entry) {
+        let entry = entry.clone();
+        let (volume, gfid) = (entry.volume.clone(), entry.gfid);
+        state.change(&volume, gfid, |_| Some(entry)).unwrap();
+    }
+
     #[test]
     fn what_is_kept_is_found_again_and_garbage_beside_it_is_left_out() {
         let directory = tempfile::tempdir().unwrap();
@@ -287,7 +329,7 @@ mod tests {
         assert_eq!(state.entries().unwrap(), []);
         state.create().unwrap();
         let entries = [entry("/a"), entry("/b")];
-        entries.iter().rev().for_each(|e| state.store(e).unwrap());
+        entries.iter().rev().for_each(|e| store(&state, e));
         std::fs::write(state.document("gv0", Uuid::nil()), b"{ half").unwrap();
         let pipe = state.document("gv0", Uuid::from_u128(1));
         // Whoever reads one waits for a writer.
@@ -299,6 +341,55 @@ mod tests {
         state.settle("gv0", entries[0].gfid).unwrap();
         assert!(!map.exists());
         assert!(state.entry("gv0", entries[0].gfid).unwrap().settled);
+    }
+
+    #[test]
+    fn what_several_change_at_one_time_has_all_of_their_changes() {
+        const TIMES: i32 = 20;
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::new(directory.path());
+        let first = entry("/a");
+        store(&state, &first);
+        let (volume, gfid) = (first.volume.as_str(), first.gfid);
+        let add = |stamp: i32| {
+            state.change(volume, gfid, |entry| {
+                let mut entry = entry?;
+                let promoted = entry.promoted.get_or_insert(Promotion {
+                    at: 0,
+                    lost: Vec::new(),
+                    stamps: Vec::new(),
+                });
+                promoted.stamps.push(stamp);
+                Some(entry)
+            })
+        };
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || (0..TIMES).for_each(|n| add(thread * TIMES + n).unwrap()));
+            }
+            // Others look meanwhile, and never find half of it.
+            scope.spawn(|| {
+                for _ in 0..TIMES {
+                    assert!(state.entry(volume, gfid).is_some());
+                }
+            });
+        });
+        let mut stamps = state.entry(volume, gfid).unwrap().promoted.unwrap().stamps;
+        stamps.sort_unstable();
+        assert_eq!(stamps, (0..4 * TIMES).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_replaced_by_what_forgets_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::new(directory.path());
+        let one = entry("/a");
+        // A name that leads to nothing readable: ELOOP.
+        let path = state.document("gv0", one.gfid);
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        let changed = state.change("gv0", one.gfid, |_| Some(one.clone()));
+        assert!(changed.unwrap_err().to_string().contains("cannot read"));
+        assert!(path.is_symlink());
     }
 
     #[test]
@@ -318,7 +409,7 @@ mod tests {
             gfid: one,
             ..entry("/a")
         };
-        state.store(&entry).unwrap();
+        store(&state, &entry);
         state.settle("gv0", one).unwrap();
         assert!(state.write_through("gv0", one));
         for _ in 0..2 {

@@ -10,6 +10,7 @@ pub mod healer;
 pub mod locker;
 pub mod migration;
 pub mod netns;
+pub mod power;
 pub mod tmpfs;
 
 use std::time::Duration;

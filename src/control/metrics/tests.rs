@@ -1,7 +1,7 @@
 //! The text in two situations, as kept in `snapshots/`, and the ways to it over real
 //! sockets and files.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;

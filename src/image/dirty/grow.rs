@@ -16,7 +16,8 @@ use super::extent::{LANES, Peers, spread};
 use super::geometry::{ExtentSize, Geometry};
 use super::map::DirtyMap;
 use super::mapping::{Role, RoleLock};
-use super::open::{allocate, options, sync_directory, wait_for, write_header};
+use super::open::{DRAFT, allocate, options, wait_for, write_header};
+use crate::image::durable::{self, Put};
 
 /// Bits of an extent in a word.
 const LANE_BITS: u64 = u64::BITS as u64 / LANES as u64;
@@ -73,7 +74,7 @@ impl DirtyMap {
         }
         let peers = self.geometry().all_peers().iter().count();
         let geometry = Geometry::new(size, extent_size, peers)?;
-        let draft = DraftName(self.path().with_extension("map.new"));
+        let draft = DraftName(durable::draft_of(self.path(), DRAFT));
         // What a session left that died over it.
         let _ = std::fs::remove_file(&draft.0);
         let failed = |what, error| MapError::of(what, &draft.0, geometry.file_len(), error);
@@ -137,9 +138,9 @@ impl Draft {
         let more = self.geometry.size().saturating_sub(size);
         map.mark_dirty(lacking, size, more);
         write_header(&self.file, &self.draft.0, &header)?;
-        std::fs::rename(&self.draft.0, &self.path).map_err(|e| failed("rename", e))?;
+        let put = durable::put(&self.file, &self.draft.0, &self.path);
         // After a power cut neither map is trusted: which of the two is found does not matter.
-        if let Err(error) = sync_directory(&self.path) {
+        if let Put::Fleeting(error) = put.map_err(|e| failed("rename", e))? {
             log::warn!(
                 "cannot sync the directory of {}: {error}",
                 self.path.display()

@@ -2,8 +2,10 @@
 //!
 //! The words of a new file are on the disk before its header is, so a header that
 //! can be read stands over words that can be believed. A map that is not trusted
-//! is not mended but replaced by a new file, and only while no healer works on
-//! the old one: a healer never finds the ground changed under it.
+//! is not mended but replaced by a new file, which takes its name only when it is whole
+//! and on the disk: whoever dies over it leaves the old one, and what that says about the
+//! marks. And only while no healer works on the old one: a healer never finds the ground
+//! changed under it.
 
 use std::fs::File;
 use std::io;
@@ -22,6 +24,7 @@ use super::geometry::{Geometry, WORDS_AT};
 use super::header::{self, Distrust, Header, Identity, Record};
 use super::map::DirtyMap;
 use super::mapping::{Role, RoleLock};
+use crate::image::durable::{self, Put};
 
 /// How long an open waits for a role: longer than a healer holds the session's
 /// while it settles what a dead one left ([`DirtyMap::settle_abandoned`]).
@@ -32,6 +35,9 @@ const ROLE_POLL: Duration = Duration::from_millis(10);
 const HEADER_TRIES: usize = 3;
 /// How often an open begins anew because the file changed under it.
 const MAX_TRIES: usize = 16;
+/// What a map is called until it is whole. Always the same, so that what a dead process
+/// left of one is found by the next.
+pub(super) const DRAFT: &str = "new";
 /// Bytes written at once when a file is filled.
 const FILL_CHUNK: usize = 1 << 20;
 
@@ -69,34 +75,35 @@ impl DirtyMap {
     pub fn open(path: &Path, identity: &Identity) -> Result<(Self, Trust), MapError> {
         let geometry = Geometry::new(identity.size, identity.extent_size, identity.peers.len())?;
         let boot_id = boot_id()?;
-        let mut trust = Trust::Fresh;
-        let mut unguarded = false;
         for _ in 0..MAX_TRIES {
             let Some(file) = open_file(path)? else {
-                return match create(path, identity, geometry, boot_id, unguarded)? {
-                    Some(map) => Ok((map, trust)),
+                let header = Header::new(identity, geometry, boot_id);
+                match create(path, header)? {
+                    Some(map) => return Ok((map, Trust::Fresh)),
                     None => continue,
-                };
+                }
             };
             let session = wait_for(&file, Role::Session, path)?;
             if !is_at(&file, path)? {
                 continue;
             }
+            let mut unguarded = false;
             let verdict = read_header(&file, path)?.and_then(|header| {
+                // Durable, unlike the words, and true of the image however the map counts.
+                unguarded = header.record.unguarded && header.gfid == identity.gfid;
                 header.check_identity(identity)?;
-                // Durable, unlike the words.
-                unguarded = header.record.unguarded;
                 header.check_boot(boot_id)?;
                 Ok(header)
             });
-            match verdict {
+            let reason = match verdict {
                 Ok(header) => return reopen(path, file, session, header, boot_id),
-                Err(reason) => {
-                    let _healer = wait_for(&file, Role::Healer, path)?;
-                    std::fs::remove_file(path)
-                        .map_err(|e| MapError::of("remove", path, geometry.file_len(), e))?;
-                    trust = Trust::Distrusted(reason);
-                }
+                Err(reason) => reason,
+            };
+            let _healer = wait_for(&file, Role::Healer, path)?;
+            let mut header = Header::new(identity, geometry, boot_id);
+            header.record.unguarded = unguarded;
+            if let Some(map) = create(path, header)? {
+                return Ok((map, Trust::Distrusted(reason)));
             }
         }
         Err(MapError::InUse {
@@ -233,44 +240,38 @@ fn reopen(
     Ok((map, trust))
 }
 
-/// A new map with everything dirty; `None` when another session was faster.
-fn create(
-    path: &Path,
-    identity: &Identity,
-    geometry: Geometry,
-    boot_id: Uuid,
-    unguarded: bool,
-) -> Result<Option<DirtyMap>, MapError> {
-    let len = geometry.file_len();
-    let file = match options().create_new(true).mode(0o600).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-        Err(error) => return Err(MapError::of("make", path, len, error)),
-    };
-    let lock = RoleLock::take(&file, Role::Session);
-    let Some(session) = lock.map_err(|e| MapError::of("lock", path, len, e))? else {
-        return Ok(None);
-    };
-    if !is_at(&file, path)? {
+/// A new map with everything dirty takes the place of what is at `path`, whose roles the
+/// caller has, or of nothing; `None` when another session was faster.
+fn create(path: &Path, header: Header) -> Result<Option<DirtyMap>, MapError> {
+    let draft = durable::draft_of(path, DRAFT);
+    let mut options = options();
+    let file = options.create(true).mode(0o600).open(&draft);
+    let file = file.map_err(|e| MapError::of("make", &draft, header.geometry.file_len(), e))?;
+    // Two that find no map both draft one.
+    let session = wait_for(&file, Role::Session, &draft)?;
+    if !is_at(&file, &draft)? {
         return Ok(None);
     }
-    let mut header = Header::new(identity, geometry, boot_id);
-    header.record.unguarded = unguarded;
-    match fill(&file, path, &header) {
+    let put = || match durable::put(&file, &draft, path) {
+        Ok(Put::Durable) => Ok(()),
+        Ok(Put::Fleeting(error)) | Err(error) => Err(MapError::of("make", path, 0, error)),
+    };
+    match fill(&file, &draft, &header).and_then(|()| put()) {
         Ok(()) => DirtyMap::over(path, file, header, Some(session)).map(Some),
         Err(error) => {
-            // What is left behind has no header and would not be trusted; this
-            // only gives its room back.
-            let _ = std::fs::remove_file(path);
+            // Nobody believes it; this only gives its room back.
+            let _ = std::fs::remove_file(&draft);
             Err(error)
         }
     }
 }
 
-/// Words, then header, then the name in the directory.
+/// Words, then header. What a dead process left in the file goes first.
 fn fill(file: &File, path: &Path, header: &Header) -> Result<(), MapError> {
     let geometry = &header.geometry;
     let len = geometry.file_len();
+    file.set_len(0)
+        .map_err(|e| MapError::of("empty", path, len, e))?;
     allocate(file, path, len)?;
     let dirty = spread(geometry.all_peers().dirty_bits()).to_ne_bytes();
     let chunk = dirty.repeat(FILL_CHUNK / dirty.len());
@@ -284,14 +285,7 @@ fn fill(file: &File, path: &Path, header: &Header) -> Result<(), MapError> {
     }
     file.sync_all()
         .map_err(|e| MapError::of("sync", path, len, e))?;
-    write_header(file, path, header)?;
-    sync_directory(path).map_err(|e| MapError::of("sync the directory of", path, len, e))
-}
-
-/// Makes the file's name durable.
-pub(super) fn sync_directory(path: &Path) -> std::io::Result<()> {
-    let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    write_header(file, path, header)
 }
 
 /// Reserves every block, so that a disk that fills up later cannot fault a write

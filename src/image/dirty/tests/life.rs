@@ -159,6 +159,31 @@ fn an_image_too_large_for_the_state_directory_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn a_map_that_is_not_trusted_stands_until_the_one_in_its_place_is_whole() {
+    let (_directory, map) = clean_map();
+    let path = map.path().to_owned();
+    let unguarded = Record {
+        unguarded: true,
+        ..map.record()
+    };
+    map.set_record(unguarded).unwrap();
+    drop(map);
+    let mut larger = identity();
+    larger.size = 1 << 54;
+    let refused = DirtyMap::open(&path, &larger);
+    assert!(matches!(refused, Err(MapError::NoSpace { .. })));
+    larger.size = 1 << 20;
+    // A process that died over it left a part of one.
+    fs::write(path.with_extension("map.new"), [7; 1 << 16]).unwrap();
+    let (map, trust) = DirtyMap::open(&path, &larger).unwrap();
+    let reason = Distrust::Size { found: 42 * KIB };
+    assert_eq!(trust, Trust::Distrusted(reason));
+    assert!(map.record().unguarded, "what it said of the marks is lost");
+    assert_eq!(map.dirty_bytes(peer(1)), larger.size);
+    assert!(!path.with_extension("map.new").exists());
+}
+
+#[test]
 fn every_block_of_the_file_is_allocated() {
     use std::os::unix::fs::MetadataExt;
     let (_directory, map) = clean_map();
