@@ -188,8 +188,7 @@ pub fn look_at(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, 
         .open(path)
         .map_err(io_error("open"))?;
     check_gfid(&file, path, gfid)?;
-    let size = file.metadata().map_err(io_error("stat"))?.len();
-    check_size(path, size)?;
+    // Before the size, which is that of a disk only if the file is one.
     if !terms.force_raw
         && let Some(format) = format_of(path).map_err(io_error("read"))?
     {
@@ -198,6 +197,8 @@ pub fn look_at(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, 
             format,
         });
     }
+    let size = file.metadata().map_err(io_error("stat"))?.len();
+    check_size(path, size)?;
     Ok(LocalFile {
         file,
         path: path.to_owned(),
@@ -280,7 +281,8 @@ fn check_size(path: &Path, size: u64) -> Result<(), LocalError> {
 /// need an aligned buffer.
 fn format_of(path: &Path) -> io::Result<Option<&'static str>> {
     let mut head = [0; 8];
-    File::open(path)?.read_exact_at(&mut head, 0)?;
+    let length = File::open(path)?.read_at(&mut head, 0)?;
+    let head = head.get(..length).unwrap_or_default();
     let known = FORMATS.iter().find(|(magic, _)| head.starts_with(magic));
     Ok(known.map(|(_, format)| *format))
 }
@@ -341,6 +343,22 @@ mod tests {
             };
             assert_eq!(open(file.path(), GFID, force_raw).unwrap().size, 4096);
         }
+    }
+
+    #[test]
+    fn an_image_format_is_told_before_a_size_that_no_disk_has() {
+        for size in [196_624, 4] {
+            let qcow2 = open(image(b"QFI\xfb", size).path(), GFID, RAW);
+            assert!(matches!(qcow2, Err(LocalError::Formatted { .. })), "{size}");
+        }
+        let force_raw = LocalTerms {
+            force_raw: true,
+            ..RAW
+        };
+        let odd = open(image(b"QFI\xfb", 196_624).path(), GFID, force_raw);
+        assert!(matches!(odd, Err(LocalError::OddSize { .. })));
+        let short = open(image(b"QFI", 3).path(), GFID, RAW);
+        assert!(matches!(short, Err(LocalError::OddSize { size: 3, .. })));
     }
 
     #[test]
