@@ -125,5 +125,7 @@ fn nothing_is_promoted_while_a_fresh_copy_is_reached() {
     daemon.kill();
     let (code, said) = promote(&volume, 1, &YES);
     assert_eq!(code, Some(73), "the fresh copy is there: {said}");
-    assert!(said.contains("fresh copy is reached"), "{said}");
+    let fresh = format!("on {}", volume.brick_name(0));
+    assert!(said.contains(&fresh), "{said}");
+    assert_eq!(said.matches("is reached").count(), 1, "{said}");
 }

@@ -13,7 +13,6 @@ use crate::image::error::{LocalError, OpenError, chain};
 use crate::image::heal::FollowError;
 use crate::image::locate::LocateError;
 use crate::image::port::Lock;
-use crate::image::promote;
 use crate::image::state_dir::StateError;
 use crate::image::verify::VerifyError;
 
@@ -129,8 +128,13 @@ pub enum Failure {
         image: String,
     },
     /// The copy may not be promoted.
-    #[error("not promoted: {0}")]
-    NotPromoted(#[source] promote::Refusal),
+    #[error("{image} is not promoted: {why}")]
+    NotPromoted {
+        /// Which.
+        image: String,
+        /// Why.
+        why: String,
+    },
     /// Our record does not fit a lock's owner.
     #[error(transparent)]
     LockOwner(#[from] BadLkOwner),
@@ -163,7 +167,7 @@ impl Failure {
             Self::NotClean { .. } => 70,
             Self::Differ { .. } => 71,
             Self::NotVerified { .. } => 72,
-            Self::NotPromoted(_) => 73,
+            Self::NotPromoted { .. } => 73,
             Self::NotHandedOver { .. } => 74,
             Self::NotResized { .. } => 75,
             Self::Verify(error) => verify_code(error),

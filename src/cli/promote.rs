@@ -13,7 +13,7 @@ use crate::image::gluster_port::GlusterPort;
 use crate::image::locate::Allowed;
 use crate::image::locking::{Blocked, Claim, lock_background, lock_session};
 use crate::image::port::{BrickPort, CopyState, Lock, PortError};
-use crate::image::promote::{self, Plan, Promotion, Step};
+use crate::image::promote::{self, Plan, Promotion, Refusal, Step};
 use crate::image::state_dir::{Entry, StateDir};
 
 use super::brick_view::lock_owner;
@@ -65,7 +65,7 @@ pub(super) fn run(args: PromoteArgs) -> Result<(), Failure> {
     let reached = connect(&mut ports);
     lock(&place, &names, &mut ports, reached)?;
     let seen = probe(&names, &mut ports, reached)?;
-    let plan = promote::plan(&shape, &seen).map_err(Failure::NotPromoted)?;
+    let plan = promote::plan(&shape, &seen).map_err(|why| refused(&place, &names, why))?;
 
     println!("{}", loss(&place, &names, &plan));
     confirm(&args, &format!("{volume}{}", image.0))?;
@@ -212,7 +212,7 @@ fn promote_now(
 ) -> Result<Plan, Failure> {
     lock_data(names, ports, reached)?;
     let copies = probe(names, ports, reached)?;
-    let plan = promote::plan(shape, &copies).map_err(Failure::NotPromoted)?;
+    let plan = promote::plan(shape, &copies).map_err(|why| refused(place, names, why))?;
     let stamp = new_stamp();
     let answered = copies.iter().enumerate();
     let all: Vec<_> = answered
@@ -284,6 +284,13 @@ fn new_stamp() -> i32 {
     i32::try_from(uuid::Uuid::new_v4().as_u128() as u32 >> 2)
         .unwrap_or(1)
         .max(1)
+}
+
+fn refused(place: &Place, names: &Names, why: Refusal) -> Failure {
+    Failure::NotPromoted {
+        image: format!("{}{}", names.volume, place.located.image),
+        why: why.told(names),
+    }
 }
 
 fn brick_failed(names: &Names, brick: usize, error: &PortError) -> OpenError {

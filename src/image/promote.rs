@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::bricks::{BrickSet, Shape};
+use super::error::Names;
 use super::port::{BrickPort, CopyState, Counter, PortError};
 
 /// Added to AFR's own counter of writes under way on the promoted copy: it makes this
@@ -56,29 +57,53 @@ pub struct Plan {
     pub stamps: Vec<i32>,
 }
 
-/// Why a copy is not promoted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a copy is not promoted; [`Refusal::told`] is for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Fewer bricks than a quorum were reached.
-    #[error("fewer bricks than a quorum are reached: the others may know more")]
-    NoQuorum,
+    /// Fewer bricks than a quorum were reached: these were not.
+    NoQuorum(BrickSet),
     /// The local brick was not reached.
-    #[error("the process of the local brick is not reached")]
-    LocalAway,
-    /// The bricks have different files there.
-    #[error("the bricks have different files under the image's path")]
-    IdentitiesDiffer,
+    LocalAway(usize),
+    /// These bricks have another file there than the local one.
+    IdentitiesDiffer(BrickSet),
     /// Nobody says that the copy misses anything.
-    #[error("the local copy is not stale: serve it")]
-    NotStale,
-    /// A copy with everything is there.
-    #[error("a fresh copy is reached: serve the image there, or heal from it")]
+    NotStale(usize),
+    /// Copies with everything are there.
     FreshReached(BrickSet),
     /// All copies are there, each accused by another.
-    #[error(
-        "no copy is lost: they accuse each other (split-brain). Choose one: gluster volume heal VOLUME split-brain"
-    )]
     NobodyLost,
+}
+
+impl Refusal {
+    /// What is wrong, where, and what to do.
+    pub fn told(self, names: &Names) -> String {
+        match self {
+            Self::NoQuorum(away) => format!(
+                "fewer bricks than a quorum are reached: {} may know more. Start them first",
+                names.list(away)
+            ),
+            Self::LocalAway(local) => format!(
+                "the process of the local brick {} is not reached. Start it: gluster volume start {} force",
+                names.one(local),
+                names.volume
+            ),
+            Self::IdentitiesDiffer(others) => format!(
+                "{} has another file under the image's path (another gfid): resolve that with Gluster first",
+                names.list(others)
+            ),
+            Self::NotStale(local) => {
+                format!("the local copy {} is not stale: serve it", names.one(local))
+            }
+            Self::FreshReached(fresh) => format!(
+                "the fresh copy is reached, on {}: serve the image there, or heal from it, and nothing is lost",
+                names.list(fresh)
+            ),
+            Self::NobodyLost => format!(
+                "no copy is lost: they accuse each other (split-brain). Choose one: gluster volume heal {} split-brain",
+                names.volume
+            ),
+        }
+    }
 }
 
 /// Decides over what the bricks said, `copies[i]` being child `i`'s answer.
@@ -88,12 +113,16 @@ pub enum Refusal {
 pub fn plan(shape: &Shape, copies: &[Option<CopyState>]) -> Result<Plan, Refusal> {
     let reached: BrickSet = (0..copies.len()).filter(|&i| copies[i].is_some()).collect();
     if !shape.is_quorum(reached) {
-        return Err(Refusal::NoQuorum);
+        let all: BrickSet = (0..copies.len()).collect();
+        return Err(Refusal::NoQuorum(all.without(reached)));
     }
     let local = copies.get(shape.local).and_then(Option::as_ref);
-    let local = local.ok_or(Refusal::LocalAway)?;
-    if copies.iter().flatten().any(|copy| copy.gfid != local.gfid) {
-        return Err(Refusal::IdentitiesDiffer);
+    let local = local.ok_or(Refusal::LocalAway(shape.local))?;
+    let is_other = |copy: &CopyState| copy.gfid != local.gfid;
+    let others = (0..copies.len()).filter(|&i| copies[i].as_ref().is_some_and(is_other));
+    let others: BrickSet = others.collect();
+    if !others.is_empty() {
+        return Err(Refusal::IdentitiesDiffer(others));
     }
     let accused: BrickSet = copies
         .iter()
@@ -101,7 +130,7 @@ pub fn plan(shape: &Shape, copies: &[Option<CopyState>]) -> Result<Plan, Refusal
         .flat_map(|copy| copy.accuses().iter().collect::<Vec<_>>())
         .collect();
     if !accused.contains(shape.local) {
-        return Err(Refusal::NotStale);
+        return Err(Refusal::NotStale(shape.local));
     }
     let fresh = both(shape.copies(), reached).without(accused);
     if !fresh.is_empty() {
@@ -249,11 +278,21 @@ mod tests {
         assert!(plan(&SHAPE, &left_behind()).is_ok());
         let refused = |copies: [Option<CopyState>; 3]| plan(&SHAPE, &copies).unwrap_err();
         let accusing = || copy([0, OLD, OLD]);
-        assert_eq!(refused([None, accusing(), None]), Refusal::NoQuorum);
-        assert_eq!(refused([accusing(), None, accusing()]), Refusal::LocalAway);
+        let away = [0, 2].into_iter().collect();
+        assert_eq!(refused([None, accusing(), None]), Refusal::NoQuorum(away));
+        assert_eq!(
+            refused([accusing(), None, accusing()]),
+            Refusal::LocalAway(1)
+        );
         assert_eq!(
             refused([None, copy([0; 3]), copy([0; 3])]),
-            Refusal::NotStale
+            Refusal::NotStale(1)
+        );
+        let mut other = accusing();
+        other.as_mut().unwrap().gfid = uuid::Uuid::from_u128(1);
+        assert_eq!(
+            refused([None, accusing(), other]),
+            Refusal::IdentitiesDiffer(BrickSet::only(2))
         );
         assert_eq!(
             refused([accusing(), accusing(), accusing()]),

@@ -81,9 +81,9 @@ fn promote(
     let shape = sim.world().shape(host);
     let plan = match promote::plan(&shape, &copies) {
         Ok(plan) => plan,
-        Err(Refusal::NoQuorum | Refusal::LocalAway) => return None,
+        Err(Refusal::NoQuorum(_) | Refusal::LocalAway(_)) => return None,
         Err(why) => {
-            sim.world().tell(|| format!("not promoted: {why}"));
+            sim.world().tell(|| format!("not promoted: {why:?}"));
             return Some(());
         }
     };
