@@ -245,7 +245,11 @@ fn what_may_not_or_cannot_be_leaves_every_copy_as_it_was() {
     assert_kept(resize(&volume, &["+513"]), "512");
     assert_kept(resize(&volume, &["300T"]), "too many");
     // ext4 has files of 16 TiB at most.
-    assert_kept(resize(&volume, &["20T"]), "File too large");
+    let insist = ["20T", "--overcommit"];
+    assert_kept(resize(&volume, &insist), "File too large");
+    // Only a slip of the finger, or somebody who knows, asks for more than there is.
+    assert_kept(resize(&volume, &["+10T"]), "--overcommit");
+    assert_kept(resize(&volume, &["+10T", "--force"]), "--overcommit");
     let (code, said) = resize(&volume, &["-1G"]);
     assert_eq!(code, Some(2), "{said}");
     assert_eq!(sizes(&volume), [IMAGE_BYTES; 3]);
@@ -307,6 +311,7 @@ fn ask_for(volume: &Volume, more: u64) -> Result<Answer, ControlError> {
     let request = Request::Resize {
         size: NewSize::By(more),
         force: false,
+        overcommit: false,
     };
     socket::ask(live.unwrap(), &request)
 }

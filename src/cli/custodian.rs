@@ -15,7 +15,7 @@ use crate::image::error::{LocalError, chain};
 use crate::image::local::{Fingerprint, LocalFile};
 use crate::image::open::FenceWish;
 use crate::image::port::{CopyState, Fence, KeptBrick};
-use crate::image::resize::{NewSize, ResizeError, Resized};
+use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
 use crate::image::session::Session;
 use crate::image::state_dir::StateDir;
 
@@ -169,7 +169,7 @@ impl Worker {
                     self.take(Event::SessionStopped);
                 }
                 Ok(Input::Resize(wish)) => {
-                    let resized = self.resize(wish.size, wish.force);
+                    let resized = self.resize(wish.size, wish.insist);
                     if let Err(why) = &resized {
                         log::warn!("the image keeps its size: {}", chain(why));
                     }
@@ -325,7 +325,7 @@ impl Worker {
     }
 
     /// The queues go on with their writes when they meet the gate of the larger image.
-    fn resize(&mut self, size: NewSize, force: bool) -> Result<(Resized, bool), ResizeError> {
+    fn resize(&mut self, size: NewSize, insist: Insist) -> Result<(Resized, bool), ResizeError> {
         let why_not = match self.machine.custody() {
             Custody::Held => None,
             Custody::Armed | Custody::Leaving => {
@@ -343,7 +343,7 @@ impl Worker {
             let why = "the daemon is not ready yet";
             return Err(ResizeError::NotNow(why.to_owned()));
         };
-        let resized = session.grow(size, front.block, force)?;
+        let resized = session.grow(size, front.block, insist)?;
         self.local.size = resized.to;
         self.seat.locked().size = resized.to;
         self.door.put(Some(session.gate()));

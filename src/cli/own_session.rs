@@ -13,7 +13,7 @@ use crate::image::locate::Allowed;
 use crate::image::machine::StopReason;
 use crate::image::open::{FenceWish, Terms};
 use crate::image::port::Fence;
-use crate::image::resize::{NewSize, ResizeError, Resized};
+use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
 use crate::image::session::Session;
 use crate::image::snapshot::Snapshot;
 use crate::image::state_dir::StateDir;
@@ -172,8 +172,8 @@ impl OwnSession {
     ///
     /// # Errors
     /// Why not.
-    pub fn grow(&self, size: NewSize, block: u64, force: bool) -> Result<Resized, ResizeError> {
-        self.session.grow(size, block, force)
+    pub fn grow(&self, size: NewSize, block: u64, insist: Insist) -> Result<Resized, ResizeError> {
+        self.session.grow(size, block, insist)
     }
 
     /// Gives the image back.

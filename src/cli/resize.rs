@@ -12,7 +12,7 @@ use crate::device::Disk;
 use crate::image::error::chain;
 use crate::image::local::{self, LocalTerms};
 use crate::image::locate::Allowed;
-use crate::image::resize::NewSize;
+use crate::image::resize::{Insist, NewSize};
 use crate::image::state_dir::StateDir;
 
 use super::opening::{self, StateDirArgs};
@@ -39,6 +39,11 @@ pub struct ResizeArgs {
     /// Also while copies are away: they are healed when they are back
     #[arg(long)]
     force: bool,
+
+    /// Also by more than the disk of this host's copy has free: there is no way back, and
+    /// a disk that is full stops its guests
+    #[arg(long)]
+    overcommit: bool,
 
     /// Which copy to open when nobody serves the image, as `gluster volume info` names
     /// this host's brick
@@ -77,6 +82,7 @@ fn resize_served(args: &ResizeArgs, name: &str, socket: &Path) -> Result<(), Fai
     let request = Request::Resize {
         size: args.size,
         force: args.force,
+        overcommit: args.overcommit,
     };
     match socket::ask(socket, &request) {
         Ok(Answer::Resized { resized, told }) => {
@@ -116,8 +122,12 @@ fn resize_alone(args: &ResizeArgs, name: &str) -> Result<(), Failure> {
         state: &state,
         lock_timeout: Duration::from(args.lock_timeout),
     };
+    let insist = Insist {
+        away: args.force,
+        overcommit: args.overcommit,
+    };
     let session = OwnSession::open(&wanted, stop.flag())?;
-    let resized = session.grow(args.size, block, args.force);
+    let resized = session.grow(args.size, block, insist);
     session.close();
     let resized = resized.map_err(|error| kept(name, chain(&error)))?;
     println!("{name}: {resized}");

@@ -9,7 +9,7 @@ use crate::image::door::Rings;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::Job;
 use crate::image::machine::StopReason;
-use crate::image::resize::{NewSize, ResizeError, Resized};
+use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
 use crate::image::session::Kept;
 
 use super::opening::Place;
@@ -65,8 +65,8 @@ pub(super) enum Input {
 pub(super) struct Resize {
     /// How large.
     pub size: NewSize,
-    /// In spite of copies that are away.
-    pub force: bool,
+    /// In spite of what.
+    pub insist: Insist,
     /// What came of it; was the front-end told?
     pub answer: Sender<Result<(Resized, bool), ResizeError>>,
 }
@@ -124,11 +124,11 @@ impl Seat {
     ///
     /// # Errors
     /// Why not.
-    pub fn resize(&self, size: NewSize, force: bool) -> Result<(Resized, bool), ResizeError> {
+    pub fn resize(&self, size: NewSize, insist: Insist) -> Result<(Resized, bool), ResizeError> {
         let (answer, answered) = mpsc::channel();
         let wish = Resize {
             size,
-            force,
+            insist,
             answer,
         };
         self.send(Input::Resize(wish));

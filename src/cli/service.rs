@@ -14,7 +14,7 @@ use crate::image::error::chain;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Job, LinkError};
 use crate::image::machine::Phase;
-use crate::image::resize::NewSize;
+use crate::image::resize::{Insist, NewSize};
 use crate::image::state_dir::StateDir;
 
 use super::seat::Seat;
@@ -123,7 +123,14 @@ impl Service {
                 *lock(&self.forced_until) = Some(Instant::now() + FORCED);
                 Answer::Done
             }
-            Request::Resize { size, force } => self.resize(size, force),
+            Request::Resize {
+                size,
+                force,
+                overcommit,
+            } => {
+                let away = force;
+                self.resize(size, Insist { away, overcommit })
+            }
             Request::Bandwidth { .. } | Request::Yield => Answer::Refused {
                 why: "this is no healer".to_owned(),
             },
@@ -172,11 +179,11 @@ impl Service {
         }
     }
 
-    fn resize(&self, size: NewSize, force: bool) -> Answer {
+    fn resize(&self, size: NewSize, insist: Insist) -> Answer {
         let Image::Seat(seat) = &self.image else {
             return not_served();
         };
-        match seat.resize(size, force) {
+        match seat.resize(size, insist) {
             Ok((resized, told)) => Answer::Resized { resized, told },
             Err(why) => Answer::Refused { why: chain(&why) },
         }

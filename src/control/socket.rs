@@ -84,6 +84,9 @@ pub enum Request {
         size: NewSize,
         /// In spite of copies that are away.
         force: bool,
+        /// By more than the local disk has free.
+        #[serde(default)]
+        overcommit: bool,
     },
     /// To a healer: from now on copy at most so many bytes per second; 0 is no limit.
     Bandwidth {

@@ -26,6 +26,15 @@ pub enum NewSize {
     By(u64),
 }
 
+/// In spite of what it is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Insist {
+    /// Copies that are away.
+    pub away: bool,
+    /// A disk that has less free than is asked for.
+    pub overcommit: bool,
+}
+
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resized {
@@ -88,6 +97,18 @@ pub enum ResizeError {
         /// Their names.
         peers: String,
     },
+    /// What is asked for is more than there is.
+    #[error(
+        "it would grow by {}, and the disk of its local copy has {} free. If that is meant (an image can never be made smaller), insist with --overcommit",
+        bytes(.more),
+        bytes(.free)
+    )]
+    BeyondFree {
+        /// By how many bytes.
+        more: u64,
+        /// Bytes that the disk has free.
+        free: u64,
+    },
     /// Nothing may be changed.
     #[error("the disk is read-only")]
     ReadOnly,
@@ -140,6 +161,23 @@ impl NewSize {
             None => Err(ResizeError::Overflow { size }),
         }
     }
+}
+
+/// Refuses a growth by more than is free on the disk of the local copy: a slip of the
+/// finger cannot be taken back.
+///
+/// # Errors
+/// [`ResizeError::BeyondFree`].
+pub fn check_room(from: u64, to: u64, free: u64) -> Result<(), ResizeError> {
+    let more = to.saturating_sub(from);
+    match more <= free {
+        true => Ok(()),
+        false => Err(ResizeError::BeyondFree { more, free }),
+    }
+}
+
+fn bytes(count: &u64) -> indicatif::BinaryBytes {
+    indicatif::BinaryBytes(*count)
 }
 
 /// How finely the map of an image of `size` bytes counts, `chosen` by the operator or by
@@ -250,6 +288,21 @@ mod tests {
             NewSize::To(u64::MAX).of(GIB, 512),
             Err(ResizeError::Overflow { .. })
         ));
+    }
+
+    #[test]
+    fn more_than_the_disk_has_free_is_asked_for_by_mistake_and_said_in_words() {
+        assert!(check_room(GIB, 2 * GIB, GIB).is_ok());
+        let refused = check_room(GIB, 2 * GIB, GIB - 1).unwrap_err();
+        assert!(matches!(
+            refused,
+            ResizeError::BeyondFree { more: GIB, free } if free == GIB - 1
+        ));
+        let told = check_room(GIB, 10241 * GIB, 50 * GIB).unwrap_err();
+        let told = told.to_string();
+        assert!(told.contains("by 10.00 TiB"), "{told}");
+        assert!(told.contains("50.00 GiB free"), "{told}");
+        assert!(told.contains("--overcommit"), "{told}");
     }
 
     #[test]

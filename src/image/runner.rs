@@ -23,7 +23,7 @@ use super::local::Watch;
 use super::machine::{Action, Event, GateState, Machine, Phase, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
-use super::resize::{ResizeError, Resized};
+use super::resize::{Insist, ResizeError, Resized};
 use super::session::{Ending, Kept, Parting};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
@@ -58,8 +58,8 @@ pub enum Input {
     Grow {
         /// In bytes; more than now.
         to: u64,
-        /// In spite of copies that are away.
-        force: bool,
+        /// In spite of what.
+        insist: Insist,
         /// What came of it.
         answer: Sender<Result<Resized, ResizeError>>,
     },
@@ -145,8 +145,8 @@ impl Runner {
                 }) => {
                     let _ = answer.send(self.repair(peer, &ranges));
                 }
-                Ok(Input::Grow { to, force, answer }) => {
-                    let _ = answer.send(self.grow(to, force));
+                Ok(Input::Grow { to, insist, answer }) => {
+                    let _ = answer.send(self.grow(to, insist));
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.quorum_deadline = None;

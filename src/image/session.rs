@@ -24,7 +24,7 @@ use super::locking::Claim;
 use super::machine::{Machine, Phase, StopReason};
 use super::open::{self, Opened, Terms, Waiting};
 use super::port::{BrickPort, CopyState, Fence, KeptBrick};
-use super::resize::{NewSize, ResizeError, Resized};
+use super::resize::{Insist, NewSize, ResizeError, Resized};
 use super::runner::{Input, Runner, gate_over};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
@@ -252,7 +252,12 @@ impl Session {
     ///
     /// # Errors
     /// Why not: every copy has its old size, but those of bricks that were lost meanwhile.
-    pub fn grow(&self, wanted: NewSize, block: u64, force: bool) -> Result<Resized, ResizeError> {
+    pub fn grow(
+        &self,
+        wanted: NewSize,
+        block: u64,
+        insist: Insist,
+    ) -> Result<Resized, ResizeError> {
         let gate = self.gate();
         let map = gate.map().ok_or(ResizeError::ReadOnly)?;
         let from = map.geometry().size();
@@ -265,7 +270,7 @@ impl Session {
         let _none = map.keep_healers_out()?;
         let over = || ResizeError::Over("its thread is gone".to_owned());
         let (answer, receiver) = mpsc::channel();
-        let grow = Input::Grow { to, force, answer };
+        let grow = Input::Grow { to, insist, answer };
         self.inbox.send(grow).map_err(|_| over())?;
         let answered = self.threads.receive(&receiver, None);
         answered.unwrap_or_else(|_| Err(over()))

@@ -99,6 +99,10 @@ impl Watch for SimWatch {
         unreachable!("simulated images keep their size")
     }
 
+    fn free(&self) -> Result<u64, LocalError> {
+        unreachable!("simulated images keep their size")
+    }
+
     fn sync(&self) -> Result<(), LocalError> {
         self.dawdle();
         let mut world = self.sim.world();

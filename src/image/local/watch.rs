@@ -61,6 +61,12 @@ pub trait Watch: Send {
     /// as it was.
     fn resize(&mut self, from: u64, to: u64) -> Result<(), LocalError>;
 
+    /// Bytes that its disk has free.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    fn free(&self) -> Result<u64, LocalError>;
+
     /// Makes its data and attributes durable. Once marks are cleared, what the other
     /// copies were healed from must survive a power cut.
     ///
@@ -169,6 +175,15 @@ impl Watch for LocalWatch {
             let _ = self.file.set_len(from);
             io_error(error)
         })
+    }
+
+    fn free(&self) -> Result<u64, LocalError> {
+        let found = rustix::fs::fstatvfs(&self.file).map_err(|error| LocalError::Io {
+            what: "look at the disk of",
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     fn sync(&self) -> Result<(), LocalError> {

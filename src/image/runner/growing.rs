@@ -19,7 +19,7 @@ use crate::image::dirty::{DirtyMap, Draft, Peer, Peers};
 use crate::image::error::{chain, stop_message};
 use crate::image::machine::{Event, GateState, Phase};
 use crate::image::port::{CopyState, PortError};
-use crate::image::resize::{ResizeError, Resized, extent_size};
+use crate::image::resize::{Insist, ResizeError, Resized, check_room, extent_size};
 
 /// How long it waits on one brick for other clients' data locks. The guest goes on.
 const DATA_LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -36,20 +36,23 @@ struct Step {
 }
 
 impl Runner {
-    /// Makes all copies `to` bytes long, in spite of some that are away with `force`.
-    pub(super) fn grow(&mut self, to: u64, force: bool) -> Result<Resized, ResizeError> {
+    /// Makes all copies `to` bytes long.
+    pub(super) fn grow(&mut self, to: u64, insist: Insist) -> Result<Resized, ResizeError> {
         if let Phase::Stopped(reason) = self.machine.phase() {
             return Err(ResizeError::Over(stop_message(*reason, &self.names)));
         }
         let from = self.map()?.geometry().size();
         let step = Step { from, to };
         let extent_size = extent_size(to, self.extent_size)?;
-        self.refuse_while_away(force)?;
+        if !insist.overcommit {
+            check_room(from, to, self.local.free()?)?;
+        }
+        self.refuse_while_away(insist.away)?;
         if self.machine.phase() == &Phase::Unmarked {
             self.take(Event::WriteWanted);
         }
         // Storing the marks may have shown that a brick is gone.
-        self.refuse_while_away(force)?;
+        self.refuse_while_away(insist.away)?;
         let draft = self.map()?.draft(to, extent_size)?;
         let mut round = Round::begin(&self.workers, self.machine.held(), DATA_LOCK_LIMIT);
         let stand = self.note_marks(&round).and_then(|foreign| {
@@ -88,11 +91,12 @@ impl Runner {
 
     fn refuse_while_away(&self, force: bool) -> Result<(), ResizeError> {
         let held = self.machine.held();
-        if !self.shape.is_quorum(held) {
-            let why = "fewer bricks than a quorum are reached";
-            return Err(ResizeError::NotNow(why.to_owned()));
-        }
         let away = self.shape.peers().without(held);
+        if !self.shape.is_quorum(held) {
+            let away = self.names.list(away);
+            let why = format!("fewer bricks than a quorum are reached: not {away}");
+            return Err(ResizeError::NotNow(why));
+        }
         match force || away.is_empty() {
             true => Ok(()),
             false => Err(ResizeError::Away {

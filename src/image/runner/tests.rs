@@ -46,6 +46,10 @@ impl Watch for Seen {
         Ok(())
     }
 
+    fn free(&self) -> Result<u64, LocalError> {
+        Ok(u64::MAX)
+    }
+
     fn sync(&self) -> Result<(), LocalError> {
         Ok(())
     }
