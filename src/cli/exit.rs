@@ -127,6 +127,16 @@ pub enum Failure {
         /// Which image.
         image: String,
     },
+    /// No difference was found, and what was not compared is known to be behind.
+    #[error(
+        "{image}: {behind} of the copies is behind and was not compared; the rest is equal. Heal it, then verify again: bypass-blk heal {image} --wait"
+    )]
+    Behind {
+        /// Which image.
+        image: String,
+        /// How much, for people.
+        behind: String,
+    },
     /// The copy may not be promoted.
     #[error("{image} is not promoted: {why}")]
     NotPromoted {
@@ -166,7 +176,7 @@ impl Failure {
             Self::Stopped(_) => 60,
             Self::NotClean { .. } => 70,
             Self::Differ { .. } => 71,
-            Self::NotVerified { .. } => 72,
+            Self::NotVerified { .. } | Self::Behind { .. } => 72,
             Self::NotPromoted { .. } => 73,
             Self::NotHandedOver { .. } => 74,
             Self::NotResized { .. } => 75,

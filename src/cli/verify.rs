@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::control::remote::RemoteSession;
+use crate::control::render::bytes;
 use crate::control::socket;
 use crate::control::status::{State, Status};
 use crate::gluster::Timeouts;
@@ -38,9 +39,9 @@ const DRAW: Duration = Duration::from_millis(100);
 Where the image is served on this host it is compared while the guest writes, with this \
 host's copy as the truth. Anywhere else nobody may serve it: no session begins meanwhile, \
 other clients go on. It reads every copy in full and changes nothing.\n\n\
-Ends with 0 when all copies are equal (but for bytes that the session knows to be behind, \
-and heals); with 71 when copies differ; with 72 when none was found to differ, but not \
-everything could be compared: a brick is away, a copy stale, some bytes busy all the time.")]
+Ends with 0 when all copies are equal, every byte of them; with 71 when copies differ where \
+nothing says that they are behind; with 72 when none was found to differ, but not everything \
+could be compared: a brick is away, a copy is behind, some bytes were busy all the time.")]
 pub struct VerifyArgs {
     /// The image whose copies to compare
     #[arg(value_name = "VOLUME/IMAGE")]
@@ -266,8 +267,12 @@ fn verdict(target: &Target, report: &Report) -> Result<(), Failure> {
             repaired: report.repaired,
         });
     }
-    if !report.is_complete() {
-        return Err(Failure::NotVerified { image });
+    match (report.is_equal(), report.is_complete()) {
+        (true, _) => Ok(()),
+        (false, true) => Err(Failure::Behind {
+            behind: bytes(report.behind()),
+            image,
+        }),
+        (false, false) => Err(Failure::NotVerified { image }),
     }
-    Ok(())
 }

@@ -54,7 +54,7 @@ pub fn print(subtitle: &Subtitle, report: &Report, json: bool) -> std::io::Resul
 }
 
 fn verdict(report: &Report) -> &'static str {
-    match (report.differs(), report.is_complete()) {
+    match (report.differs(), report.is_equal()) {
         (true, _) => "differ",
         (false, false) => "incomplete",
         (false, true) => "equal",
@@ -63,9 +63,13 @@ fn verdict(report: &Report) -> &'static str {
 
 fn screen(subtitle: &Subtitle, report: &Report) -> String {
     let headline = match verdict(report) {
-        "differ" => "the copies DIFFER",
-        "incomplete" => "no difference, but NOT ALL could be verified",
-        _ => "the copies are equal",
+        "differ" => "the copies DIFFER".to_owned(),
+        "incomplete" if report.is_complete() => format!(
+            "no difference, but {} is BEHIND and was not compared",
+            bytes(report.behind())
+        ),
+        "incomplete" => "no difference, but NOT ALL could be verified".to_owned(),
+        _ => "the copies are equal".to_owned(),
     };
     let beside = match subtitle.served {
         true => "beside the session on this host",

@@ -116,6 +116,10 @@ fn write_copy(out: &mut String, copy: &CopyStatus) -> std::fmt::Result {
 
 fn write_verified(out: &mut String, verified: &Verified) -> std::fmt::Result {
     let found = match (verified.differing_bytes, verified.repaired) {
+        (0, _) if verified.behind_bytes > 0 => format!(
+            "equal but for {} that was behind",
+            bytes(verified.behind_bytes)
+        ),
         (0, _) => "equal".to_owned(),
         (differing, true) => format!("{} differed and were repaired", bytes(differing)),
         (differing, false) => format!("{} DIFFERED", bytes(differing)),

@@ -157,6 +157,9 @@ pub struct Verified {
     pub complete: bool,
     /// Bytes that differed, in whole extents.
     pub differing_bytes: u64,
+    /// Bytes that were not compared, for they were known to be behind.
+    #[serde(default)]
+    pub behind_bytes: u64,
     /// What differed was given to the healer.
     pub repaired: bool,
 }
@@ -167,6 +170,7 @@ impl From<&VerifyRecord> for Verified {
             at: record.when.saturating_add(record.seconds),
             complete: record.complete,
             differing_bytes: record.bytes_differing,
+            behind_bytes: record.bytes_behind,
             repaired: record.repaired,
         }
     }

@@ -70,12 +70,37 @@ fn from_the_bricks_alone() {
         at: 1_795_425_664,
         complete: true,
         differing_bytes: 65536,
+        behind_bytes: 0,
         repaired: false,
     });
     let mut seen = served.copies;
     seen.iter_mut().for_each(|copy| copy.behind = None);
     let report = Status::of_bricks(&identity, seen, None);
     assert_snapshot!(super::status(&report));
+}
+
+#[test]
+fn what_was_compared_is_not_called_equal_where_it_was_behind() {
+    let mut verified = Verified {
+        at: 1_795_425_664,
+        complete: true,
+        differing_bytes: 0,
+        behind_bytes: 67 * MIB,
+        repaired: false,
+    };
+    let line = |verified| {
+        let mut report = samples::report(&samples::clean());
+        report.last_verified = Some(verified);
+        let screen = super::status(&report);
+        let line = screen.lines().find(|line| line.contains("verified"));
+        line.unwrap().trim().to_owned()
+    };
+    assert_eq!(
+        line(verified),
+        "verified 2026-11-23T09:21:04Z: equal but for 67.00 MiB that was behind"
+    );
+    verified.behind_bytes = 0;
+    assert_eq!(line(verified), "verified 2026-11-23T09:21:04Z: equal");
 }
 
 #[test]

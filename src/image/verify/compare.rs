@@ -28,13 +28,20 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Makes one of two pieces that are of the same extents; `false`: they are not.
-    pub fn join(&mut self, other: &Self) -> bool {
-        let same = self.extents == other.extents;
-        if same {
+    /// Makes one of two pieces that are of the same extents, or of neighbouring ones of the
+    /// same copies, `most` at the most; `false`: they are neither.
+    pub fn join(&mut self, other: &Self, most: u64) -> bool {
+        if self.extents == other.extents {
             self.peers = self.peers.iter().chain(other.peers.iter()).collect();
+            return true;
         }
-        same
+        let follows = self.peers == other.peers
+            && self.extents.end == other.extents.start
+            && other.extents.end - self.extents.start <= most;
+        if follows {
+            self.extents.end = other.extents.end;
+        }
+        follows
     }
 }
 
@@ -106,19 +113,28 @@ impl Engine<'_> {
         self.confirm(differing);
     }
 
-    /// The parts of a piece that are clean, each for all its peers; settles the rest.
+    /// The parts of a piece that are clean, each for all its peers; settles the rest, or
+    /// puts it off.
     pub fn clean_parts(&mut self, piece: &Piece) -> Vec<Piece> {
         let mut parts: Vec<Piece> = Vec::new();
         for extent in piece.extents.clone() {
-            let mut clean = BrickSet::EMPTY;
+            let (mut clean, mut later) = (BrickSet::EMPTY, BrickSet::EMPTY);
             for child in piece.peers.iter() {
                 if !self.is_compared(child) {
                     self.settle(child, extent, Outcome::NotVerified);
                 } else if self.is_short(child, extent) {
                     self.settle(child, extent, Outcome::Differs);
-                } else if self.is_clean(child, extent) {
+                } else if self.situation.debt(child, extent) == Debt::None {
                     clean.insert(child);
+                } else {
+                    later.insert(child);
                 }
+            }
+            if !later.is_empty() {
+                self.put_off(&Piece {
+                    extents: extent..extent + 1,
+                    peers: later,
+                });
             }
             match parts.last_mut() {
                 _ if clean.is_empty() => {}
@@ -134,17 +150,16 @@ impl Engine<'_> {
         parts
     }
 
-    /// Is the extent clean for the copy? If not, it is settled or put off.
+    /// Is the extent clean for the copy? If not, it is put off: a healer may be at work.
     fn is_clean(&mut self, child: usize, extent: u64) -> bool {
-        match self.situation.debt(child, extent) {
-            Debt::None => return true,
-            Debt::Behind => self.settle(child, extent, Outcome::Behind),
-            Debt::InFlight => self.put_off(&Piece {
+        let is_clean = self.situation.debt(child, extent) == Debt::None;
+        if !is_clean {
+            self.put_off(&Piece {
                 extents: extent..extent + 1,
                 peers: BrickSet::only(child),
-            }),
+            });
         }
-        false
+        is_clean
     }
 
     fn start_sum(&self, child: usize, bytes: Range<u64>) -> Sent {

@@ -22,8 +22,8 @@ use crate::image::bricks::BrickSet;
 use crate::image::error::chain;
 use crate::image::heal::PeerError;
 
-/// The most pieces that are kept for another round; what is busy beyond them is not
-/// looked at again.
+/// The most pieces that are kept for another round; what is busy or behind beyond them is
+/// not looked at again.
 const MAX_AGAIN: usize = 1 << 16;
 
 /// So many ranges are handed over for repair at one time.
@@ -158,7 +158,7 @@ impl<'a> Engine<'a> {
 
     fn rounds(&mut self) {
         let extents = self.reach.div_ceil(self.extent_size);
-        let each = (MAX_IO as u64 / self.extent_size).max(1);
+        let each = self.extents_of_a_piece();
         let mut from = 0;
         self.round(true, |engine| {
             let extents = from..extents.min(from + each);
@@ -174,12 +174,8 @@ impl<'a> Engine<'a> {
             let mut work = std::mem::take(&mut self.again).into_iter();
             self.round(false, |_| work.next());
         }
-        let outcome = match self.why_over() {
-            Some(_) => Outcome::NotVerified,
-            None => Outcome::Busy,
-        };
         for piece in std::mem::take(&mut self.again) {
-            self.settle_piece(&piece, outcome);
+            self.give_up(&piece);
         }
     }
 
@@ -250,20 +246,33 @@ impl<'a> Engine<'a> {
 
     /// Looks at a piece again in the next round.
     pub(super) fn put_off(&mut self, piece: &Piece) {
-        if self.again.last_mut().is_some_and(|last| last.join(piece)) {
+        let most = self.extents_of_a_piece();
+        let last = self.again.last_mut();
+        if last.is_some_and(|last| last.join(piece, most)) {
             return;
         }
         if self.again.len() < MAX_AGAIN {
             self.again.push(piece.clone());
         } else {
-            self.settle_piece(piece, Outcome::Busy);
+            self.give_up(piece);
         }
     }
 
-    fn settle_piece(&mut self, piece: &Piece, outcome: Outcome) {
+    fn extents_of_a_piece(&self) -> u64 {
+        (MAX_IO as u64 / self.extent_size).max(1)
+    }
+
+    /// Settles what was never found clean and quiet, by what holds of it now.
+    fn give_up(&mut self, piece: &Piece) {
         for child in piece.peers.iter() {
-            let bytes = self.bytes_of(&piece.extents);
-            self.tally.settle(child, bytes, outcome);
+            for extent in piece.extents.clone() {
+                let outcome = match self.situation.debt(child, extent) {
+                    _ if !self.is_compared(child) => Outcome::NotVerified,
+                    Debt::Behind => Outcome::Behind,
+                    Debt::None | Debt::InFlight => Outcome::Busy,
+                };
+                self.settle(child, extent, outcome);
+            }
         }
     }
 

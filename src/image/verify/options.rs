@@ -14,7 +14,7 @@ pub struct Options {
     pub window: u64,
     /// How long other clients' locks are waited for.
     pub lock_wait: LockWait,
-    /// Rounds over what was busy in the first one.
+    /// Rounds over what was busy or behind in the first one.
     pub rounds: u32,
     /// The pause before each of those rounds.
     pub round_pause: Duration,
@@ -53,8 +53,8 @@ impl Default for Options {
     }
 }
 
-/// How far the first round over the image is, for a bar. What was busy is looked at
-/// again after that.
+/// How far the first round over the image is, for a bar. What was busy or behind is looked
+/// at again after that.
 #[derive(Debug, Default)]
 pub struct Progress {
     done: AtomicU64,

@@ -125,6 +125,18 @@ impl Report {
         self.ended_early.is_none() && self.copies.iter().all(complete)
     }
 
+    /// Bytes that were not compared because they are known to be behind, of all copies
+    /// together.
+    pub fn behind(&self) -> u64 {
+        let behind = self.copies.iter().map(|copy| copy.behind);
+        behind.fold(0, u64::saturating_add)
+    }
+
+    /// Every byte of every copy was compared, and none differs.
+    pub fn is_equal(&self) -> bool {
+        !self.differs() && self.is_complete() && self.behind() == 0
+    }
+
     /// What is kept of it.
     pub fn record(&self) -> VerifyRecord {
         let compared = |copy: &&CopyReport| copy.state != CopyState::Reference;
@@ -135,6 +147,7 @@ impl Report {
             bytes_verified: peers().map(|copy| copy.verified).sum(),
             bytes_differing: peers()
                 .fold(0, |sum: u64, copy| sum.saturating_add(copy.differing.bytes)),
+            bytes_behind: self.behind(),
             complete: self.is_complete(),
             repaired: self.repaired,
         }
@@ -152,6 +165,9 @@ pub struct VerifyRecord {
     pub bytes_verified: u64,
     /// Bytes that differ, of all other copies together.
     pub bytes_differing: u64,
+    /// See [`Report::behind`].
+    #[serde(default)]
+    pub bytes_behind: u64,
     /// See [`Report::is_complete`].
     pub complete: bool,
     /// What differed was handed over to be healed.

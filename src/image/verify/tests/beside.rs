@@ -25,6 +25,30 @@ fn an_extent_known_to_be_behind_is_no_difference_for_that_peer() {
 }
 
 #[test]
+fn copies_are_not_called_equal_while_one_is_behind() {
+    let world = World::served(2, 1);
+    let map = world.inner().map.clone().unwrap();
+    assert!(world.verify().is_equal());
+    map.mark_dirty(Peers::first(1), 10 * EXTENT, EXTENT);
+    let report = world.verify();
+    assert!(!report.differs() && !report.is_equal());
+    assert_eq!(report.record().bytes_behind, EXTENT);
+}
+
+#[test]
+fn what_is_healed_meanwhile_is_compared_after_all() {
+    // A healer at work, and a guest that is quiet.
+    let world = World::served(2, 1);
+    let map = world.inner().map.clone().unwrap();
+    map.mark_dirty(Peers::first(1), 10 * EXTENT, 3 * EXTENT);
+    world.damage(1, 11 * EXTENT);
+    world.inner().heals = true;
+    let report = world.verify();
+    assert_eq!((report.copies[1].verified, report.behind()), (SIZE, 0));
+    assert!(report.is_equal());
+}
+
+#[test]
 fn of_a_copy_that_is_behind_everywhere_nothing_is_asked() {
     let world = World::served(2, 2);
     world
