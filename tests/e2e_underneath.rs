@@ -13,7 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bypass_blk::device::gate::{Admission, Gate};
 use bypass_blk::gluster::glusterd::GLUSTERD_PORT;
@@ -94,6 +94,10 @@ impl BrickPort for NoHealLock {
 
     fn truncate(&mut self, size: u64) -> Result<(), PortError> {
         self.0.truncate(size)
+    }
+
+    fn set_times(&mut self, time: Duration) -> Result<(), PortError> {
+        self.0.set_times(time)
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {

@@ -228,6 +228,7 @@ fn locate_code(error: &LocateError) -> u8 {
         LocateError::NotAFile { .. } => 21,
         LocateError::LinkFile { .. } => 22,
         LocateError::NoLocalBrick { .. }
+        | LocateError::BrickGone { .. }
         | LocateError::NotOnThisHost { .. }
         | LocateError::UnknownBrick { .. } => 30,
         LocateError::SeveralLocalBricks { .. } => 31,

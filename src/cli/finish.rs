@@ -1,13 +1,14 @@
 //! Finishing an image whose session has ended, for `heald`: a session of its own, for
 //! as long as something can be healed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
+use crate::image::local::{Name, name_of};
 use crate::image::machine::Phase;
 use crate::image::snapshot::{CopySnapshot, Snapshot};
 use crate::image::state_dir::{Entry, StateDir};
@@ -37,7 +38,8 @@ pub struct Finishing {
 
 /// Heals until nothing is left, nothing can be done, or somebody wants the image.
 pub fn run(finishing: &Finishing) {
-    let Entry { volume, image, .. } = &finishing.entry;
+    let Entry { volume, .. } = &finishing.entry;
+    let image = &name_now(&finishing.entry);
     let server = Server {
         host: finishing.entry.server.clone(),
         port: finishing.entry.port,
@@ -96,6 +98,27 @@ pub fn run(finishing: &Finishing) {
     }
     own.close();
     drop(socket);
+}
+
+/// The image's path in the volume, which may have changed since its session.
+fn name_now(entry: &Entry) -> String {
+    let Entry {
+        volume,
+        image,
+        gfid,
+        ..
+    } = entry;
+    let brick = entry
+        .brick
+        .find(":/")
+        .map(|colon| &entry.brick[colon + 1..]);
+    match name_of(Path::new(brick.unwrap_or_default()), *gfid, image) {
+        Name::Other(now) => {
+            log::info!("{volume}{image} was renamed: it is {volume}{now} now");
+            now
+        }
+        Name::Same | Name::Gone | Name::Unknown => image.clone(),
+    }
 }
 
 /// Nothing is marked, nothing is behind, and every brick says so.

@@ -2,6 +2,7 @@
 //! have in common.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -14,13 +15,14 @@ use crate::image::error::{LocalError, chain};
 use crate::image::gluster_port::{GlusterPort, Overruled, identity};
 use crate::image::heal::Job;
 use crate::image::holder::Holder;
-use crate::image::local::{self, LocalFile, LocalTerms};
+use crate::image::local::{self, LocalFile, LocalTerms, Name};
 use crate::image::locate::{Allowed, Catalog, Located, local_brick};
 use crate::image::machine::StopReason;
 use crate::image::open::Terms;
 use crate::image::port::{CopyState, KeptBrick};
 use crate::image::session::{self, Ending, MapPlace, Parting, Session, Setup};
 use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
+use crate::image::surroundings::Surroundings;
 
 use super::brick_view::{host_name, lock_owner};
 use super::{Failure, Server};
@@ -244,12 +246,20 @@ impl Place {
         self.located.local_path(self.local)
     }
 
-    /// The same for another session.
+    /// The same for another session, by the name that the image has now.
     pub fn again(&self) -> Self {
-        Self {
-            me: Holder::here(&self.me.host),
-            ..self.clone()
+        let mut again = self.clone();
+        again.me = Holder::here(&self.me.host);
+        if let Name::Other(image) = self.located.name_now(self.local, &self.located.image) {
+            again.located.image = image;
         }
+        again
+    }
+
+    /// What others do around it.
+    pub fn surroundings(&self) -> Arc<Surroundings> {
+        let Server { host, port } = &self.server;
+        Arc::new(Surroundings::new(&self.located, self.local, host, *port))
     }
 
     /// The image's dirty map.
@@ -275,6 +285,7 @@ impl Place {
             port: self.server.port,
             local_path: self.local_path(),
             local: self.local,
+            bricks: self.located.names().bricks,
             map: self.map(state),
             peers,
         }

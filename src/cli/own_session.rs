@@ -98,6 +98,7 @@ impl OwnSession {
                 handle.clone(),
                 Box::new(place.job(wanted.state, handle.peer_children())),
             ),
+            surroundings: place.surroundings(),
             state: wanted.state.clone(),
             serving: None,
             last_timed: Mutex::default(),

@@ -247,9 +247,11 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         (None, None) => return Err(begin::no_socket()),
     };
     let connected = Arc::new(AtomicBool::new(front_end.is_some()));
+    let surroundings = place.surroundings();
     let service = Arc::new(Service {
         identity: identity(&place, size),
         image: Image::Seat(custodian.seat()),
+        surroundings: surroundings.clone(),
         state,
         serving: Some(Device {
             stats: server.stats(),
@@ -274,6 +276,11 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
             source,
         })?;
     upgrade.listen(wishes, custodian.seat(), server.pause_handle())?;
+
+    let _watching = surroundings.watch().map_err(|source| Failure::System {
+        what: "start a thread",
+        source,
+    })?;
 
     let told = match (upgraded, incoming) {
         (true, _) => "serving again, upgraded,",

@@ -16,6 +16,7 @@ use crate::image::heal::{HealReport, Job, LinkError};
 use crate::image::machine::Phase;
 use crate::image::resize::{Insist, NewSize};
 use crate::image::state_dir::StateDir;
+use crate::image::surroundings::Surroundings;
 
 use super::seat::Seat;
 
@@ -25,6 +26,8 @@ pub struct Service {
     pub identity: Identity,
     /// Its session, as long as there is one.
     pub image: Image,
+    /// What others do around it.
+    pub surroundings: Arc<Surroundings>,
     /// Where it is kept what was found by comparing the copies.
     pub state: StateDir,
     /// Absent in a session of a healer.
@@ -223,11 +226,16 @@ impl Service {
         let identity = Identity {
             last_verified: verified.as_ref().map(Verified::from),
             size: self.size(),
+            image: self.surroundings.image(),
             ..self.identity.clone()
         };
-        match session {
+        let status = match session {
             Some(session) => Status::of_session(&identity, &session, serving),
             None => Status::without_session(&identity, serving),
+        };
+        Status {
+            warnings: self.surroundings.warnings(),
+            ..status
         }
     }
 

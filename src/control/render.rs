@@ -29,6 +29,9 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
     if let Some(detail) = &status.detail {
         writeln!(out, "  {detail}")?;
     }
+    for warning in &status.warnings {
+        writeln!(out, "  WARNING  {warning}")?;
+    }
     writeln!(
         out,
         "  size     {} ({size} bytes), gfid {gfid}",

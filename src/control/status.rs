@@ -35,6 +35,10 @@ pub struct Status {
     pub state: State,
     /// A sentence on the state, where one is due.
     pub detail: Option<String>,
+    /// What somebody should know and do about what others did around the image: it was
+    /// removed, or bricks of its volume were added or replaced while it is open.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Who holds the image's lock, if anybody.
     pub holder: Option<HolderStatus>,
     /// How other clients are kept away: `mandatory`, `advisory`; absent when
@@ -323,6 +327,7 @@ impl Status {
             size: identity.size,
             state,
             detail,
+            warnings: Vec::new(),
             holder: Some(HolderStatus::from(&session.holder)),
             fence: Some(fence_name(session.fence)),
             heal: healing.map(|healing| HealStatus::of(healing, &copies)),
@@ -346,6 +351,7 @@ impl Status {
                 "the image is not held here now; `bypass-blk status VOLUME/IMAGE` asks the bricks"
                     .to_owned(),
             ),
+            warnings: Vec::new(),
             holder: None,
             fence: None,
             copies: Vec::new(),
@@ -383,6 +389,7 @@ impl Status {
             state,
             detail: (state == State::Unknown)
                 .then(|| "fewer bricks than a quorum answered".to_owned()),
+            warnings: Vec::new(),
             holder: holder.map(HolderStatus::from),
             fence: None,
             copies,

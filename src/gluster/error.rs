@@ -232,6 +232,11 @@ impl BrickError {
             _ => None,
         }
     }
+
+    /// The brick answers, and has no such file.
+    pub fn is_no_file(&self) -> bool {
+        matches!(self.errno(), Some(Errno::NOENT | Errno::STALE))
+    }
 }
 
 /// How an answer fails to follow the protocol.

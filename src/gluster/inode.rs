@@ -8,7 +8,7 @@ use super::xdr::{Decoder, Encoder, XdrError};
 
 /// A file's identity in its volume, the same on every brick (the attribute
 /// `trusted.gfid`).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Gfid(pub Uuid);
 
 impl Gfid {
@@ -50,7 +50,7 @@ pub enum FileType {
 
 /// A file's attributes, as a brick tells them (`gfx_iattx` of GlusterFS
 /// `rpc/xdr/src/glusterfs4-xdr.x`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Iatt {
     /// The file's identity.
     pub gfid: Gfid,

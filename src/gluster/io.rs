@@ -1,9 +1,11 @@
-//! The bytes of a brick's files: read, written, compared, punched.
+//! The bytes of a brick's files: read, written, compared, punched; and their times.
 //!
 //! By gfid alone, through the anonymous file descriptor, so nothing is opened or
 //! left open; except many writes, for which the brick would open and close its file
 //! again and again. What moves bytes also comes as `start_…`, so that many can be on
 //! their way at one time.
+
+use std::time::Duration;
 
 use super::brick::{Brick, Operation};
 use super::dict::Dict;
@@ -27,6 +29,11 @@ const DISCARD: Operation = operation(45, "DISCARD");
 const ZEROFILL: Operation = operation(46, "ZEROFILL");
 const SEEK: Operation = operation(48, "SEEK");
 const FTRUNCATE: Operation = operation(24, "FTRUNCATE");
+const SETATTR: Operation = operation(38, "SETATTR");
+
+/// What of the attributes SETATTR sets: `GF_SET_ATTR_ATIME` and `GF_SET_ATTR_MTIME` of
+/// `libglusterfs/src/glusterfs/xlator.h`.
+const ACCESS_AND_MODIFICATION: u32 = 0x10 | 0x20;
 
 /// A brick's checksum of a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,6 +180,22 @@ impl Brick {
         arguments.u64(size);
         Dict::new().encode(&mut arguments);
         self.run(FTRUNCATE, arguments, |_| Ok(()))
+    }
+
+    /// Sets the times of last access and modification, since the epoch, in
+    /// `trusted.glusterfs.mdata` too, where the volume has that.
+    pub fn set_times(&self, gfid: Gfid, time: Duration) -> Result<(), BrickError> {
+        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        let attributes = Iatt {
+            times: [(seconds, time.subsec_nanos()); 4],
+            ..Iatt::default()
+        };
+        let mut arguments = Encoder::new();
+        arguments.fixed(gfid.as_bytes());
+        attributes.encode(&mut arguments);
+        arguments.u32(ACCESS_AND_MODIFICATION);
+        Dict::new().encode(&mut arguments);
+        self.run(SETATTR, arguments, |_| Ok(()))
     }
 
     /// The next data or hole at or after byte `offset`, if there is one.

@@ -17,17 +17,16 @@ use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::domain;
 use crate::gluster::{
     Brick, BrickError, BrickSpec, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
-    LockRange, Locked, Pending, Timeouts,
+    LockRange, Locked, Timeouts,
 };
 
+mod counters;
 mod publishing;
 
 pub use publishing::RECORD;
 
 /// Our own inodelk domain: one writer per image.
 pub const SESSION_DOMAIN: &str = "bypass-blk.session";
-/// AFR's counter of writes under way (`AFR_DIRTY`, `xlators/cluster/afr/src/afr.h`).
-const DIRTY_XATTR: &str = "trusted.afr.dirty";
 /// The attribute by which a file is fenced where the volume allows it
 /// (`GF_ENFORCE_MANDATORY_LOCK`, `libglusterfs/src/glusterfs/glusterfs.h`).
 const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
@@ -51,14 +50,16 @@ pub struct GlusterPort {
     identity: Identity,
     timeouts: Timeouts,
     overruled: Option<Overruled>,
-    first: First,
+    next: Next,
     live: Option<Live>,
 }
 
-/// What the first connection is.
-enum First {
-    /// A new one, like all others.
-    New,
+/// What the next connection is.
+enum Next {
+    /// The first one, by which the image is opened: it is known by its name.
+    Opening,
+    /// A later one: the image is known by its gfid, whatever it is called now.
+    Later,
     /// That of the process before.
     Kept(KeptBrick),
     /// None: the process before had none, and the guest does not wait for one.
@@ -81,6 +82,9 @@ struct Live {
     fd: Option<RemoteFd>,
     /// AFR's data lock is held through this connection.
     data_locked: bool,
+    /// Names of the counters that were not zero when the copy was last read; some may be of
+    /// a brick that was added, or replaced, since the session was opened.
+    accusing: Vec<String>,
     /// Locks that the process before took through it.
     standing: Vec<Lock>,
     /// What stands of the record and the fence.
@@ -111,10 +115,10 @@ impl GlusterPort {
     ) -> Vec<Box<dyn BrickPort>> {
         let mut kept = kept.map(Vec::into_iter);
         let port = |(child, spec): (usize, &BrickSpec)| -> Box<dyn BrickPort> {
-            let first = match kept.as_mut().map(|kept| kept.next().flatten()) {
-                None => First::New,
-                Some(Some(kept)) => First::Kept(kept),
-                Some(None) => First::Away,
+            let next = match kept.as_mut().map(|kept| kept.next().flatten()) {
+                None => Next::Opening,
+                Some(Some(kept)) => Next::Kept(kept),
+                Some(None) => Next::Away,
             };
             Box::new(Self {
                 child,
@@ -123,7 +127,7 @@ impl GlusterPort {
                 identity: identity(owner.clone()),
                 timeouts,
                 overruled: overruled.cloned(),
-                first,
+                next,
                 live: None,
             })
         };
@@ -170,36 +174,6 @@ impl GlusterPort {
             .map_err(refused)
     }
 
-    fn look_up(&self) -> Result<CopyState, PortError> {
-        let live = self.live()?;
-        let mut want: Vec<&str> = self
-            .located
-            .set
-            .pending_names
-            .iter()
-            .map(String::as_str)
-            .collect();
-        want.extend([DIRTY_XATTR, FENCE_XATTR]);
-        let entry = live.brick.lookup_gfid(live.gfid, &want).map_err(refused)?;
-        let data_counter = |name: &str| {
-            let counter = entry.pending_data(name);
-            counter.map_err(|error| PortError::Refused(format!("{name}: {error}")))
-        };
-        Ok(CopyState {
-            gfid: entry.iatt.gfid.0,
-            size: entry.iatt.size,
-            pending: self
-                .located
-                .set
-                .pending_names
-                .iter()
-                .map(|name| data_counter(name))
-                .collect::<Result<_, _>>()?,
-            dirty: data_counter(DIRTY_XATTR)?,
-            fenced: entry.xattrs.contains_key(FENCE_XATTR),
-        })
-    }
-
     fn note_data_lock(&mut self, lock: Lock, held: bool) {
         if let Some(live) = self.live.as_mut().filter(|_| lock == Lock::Data) {
             live.data_locked = held;
@@ -215,53 +189,42 @@ impl GlusterPort {
             false => Err(PortError::Away("its data lock was lost".to_owned())),
         }
     }
-
-    fn xattrop(&self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
-        let live = self.live()?;
-        let names = &self.located.set.pending_names;
-        let named = changes.iter().filter_map(|(counter, change)| {
-            let name = match counter {
-                Counter::Pending(child) => names.get(*child)?.as_str(),
-                Counter::Dirty => DIRTY_XATTR,
-            };
-            Some((name, Pending::data(*change)))
-        });
-        let named: Vec<_> = named.collect();
-        live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
-        Ok(())
-    }
 }
 
 impl BrickPort for GlusterPort {
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
         let (mut open, mut published, mut standing) = (None, None, Vec::new());
-        let connected = match std::mem::replace(&mut self.first, First::New) {
-            First::New => Brick::connect(
+        let next = std::mem::replace(&mut self.next, Next::Later);
+        let by_name = matches!(next, Next::Opening);
+        let connected = match next {
+            Next::Opening | Next::Later => Brick::connect(
                 &self.spec,
                 self.located.volume_id,
                 &self.identity,
                 &self.timeouts,
             ),
-            First::Kept(kept) => {
+            Next::Kept(kept) => {
                 (open, published) = (kept.open, kept.published);
                 standing = LASTING.to_vec();
                 Brick::adopt(&self.spec, kept.connection, &self.identity, &self.timeouts)
             }
-            First::Away => {
+            Next::Away => {
                 return Err(PortError::Away("away since before the upgrade".to_owned()));
             }
         };
         let brick = connected.map_err(refused)?;
-        let entry = match brick.resolve(&self.located.image, &[]) {
+        let found = match by_name {
+            true => brick.resolve(&self.located.image, &[]),
+            false => brick.lookup_gfid(Gfid(self.located.gfid), &[]),
+        };
+        let entry = match found {
             Ok(entry) => entry,
             Err(error) => {
                 brick.close();
-                let missing = error.errno() == Some(Errno::NOENT);
-                return Err(if missing {
-                    PortError::NoImage
-                } else {
-                    refused(error)
+                return Err(match error.is_no_file() {
+                    true => PortError::NoImage,
+                    false => refused(error),
                 });
             }
         };
@@ -271,6 +234,7 @@ impl BrickPort for GlusterPort {
             gfid: entry.gfid(),
             fd: open.map(|number| RemoteFd::adopt(entry.gfid(), number)),
             data_locked: false,
+            accusing: Vec::new(),
             standing,
             published,
         });
@@ -416,6 +380,11 @@ impl BrickPort for GlusterPort {
     fn truncate(&mut self, size: u64) -> Result<(), PortError> {
         let live = self.data_locked()?;
         live.brick.ftruncate(live.gfid, size).map_err(refused)
+    }
+
+    fn set_times(&mut self, time: Duration) -> Result<(), PortError> {
+        let live = self.data_locked()?;
+        live.brick.set_times(live.gfid, time).map_err(refused)
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {

@@ -4,6 +4,7 @@
 //! Called after the locks are held and the copy was found fresh. It reads the
 //! first bytes only, to recognise an image format; it writes nothing.
 
+mod by_gfid;
 mod watch;
 
 use std::fs::{File, OpenOptions};
@@ -18,6 +19,7 @@ use xattr::FileExt as _;
 
 use super::error::LocalError;
 
+pub use by_gfid::{Name, file_of, name_of};
 pub use watch::{Fingerprint, LocalWatch, Watch};
 
 /// Gluster's identity of a file, on the brick.
@@ -66,7 +68,8 @@ impl LocalFile {
         };
         claim(&self.file, &self.path)?;
         let ours = self.file.metadata().map_err(io_error)?;
-        let there = std::fs::symlink_metadata(&self.path).map_err(io_error)?;
+        let there = self.path_now().map_err(io_error)?;
+        let there = std::fs::symlink_metadata(there).map_err(io_error)?;
         let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
         if !same || ours.len() != self.size {
             self.give_back();
@@ -75,6 +78,13 @@ impl LocalFile {
             });
         }
         self.try_clone()
+    }
+
+    /// Where a file of this one's gfid is now.
+    fn path_now(&self) -> io::Result<PathBuf> {
+        let gfid = self.file.get_xattr(GFID_XATTR)?;
+        let gfid = gfid.as_deref().and_then(|gfid| Uuid::from_slice(gfid).ok());
+        Ok(gfid.map_or_else(|| self.path.clone(), |gfid| file_of(&self.path, gfid)))
     }
 
     /// What changes when somebody else writes to it.
@@ -146,8 +156,8 @@ pub struct LocalTerms {
     pub force_raw: bool,
 }
 
-/// Opens the local copy at `path`, which Gluster says has the identity `gfid`, and
-/// claims it for this process unless it is for reading only.
+/// Opens the local copy at `path`, which Gluster says has the identity `gfid`, or
+/// wherever in its brick it is if it was renamed since, and claims it for this process unless it is for reading only.
 ///
 /// # Errors
 /// See [`LocalError`].
@@ -164,6 +174,7 @@ pub fn open(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, Loc
 /// # Errors
 /// See [`LocalError`].
 pub fn look_at(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, LocalError> {
+    let path = &*file_of(path, gfid);
     let io_error = |what| {
         move |source| LocalError::Io {
             what,

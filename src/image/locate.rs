@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::bricks::{MAX_BRICKS, Shape};
 use super::error::{Names, chain};
+use super::local::{Name, name_of};
 use crate::gluster::fops::Entry;
 use crate::gluster::{
     Brick, BrickError, BrickSpec, Errno, FileType, Glusterd, Identity, ReplicaSet, Timeouts,
@@ -78,6 +79,12 @@ impl Located {
         }
     }
 
+    /// What the image is called on child `local`, a brick of this host; it was `known`.
+    pub fn name_now(&self, local: usize, known: &str) -> Name {
+        let brick = self.set.bricks.get(local).map(|brick| brick.path.as_str());
+        name_of(Path::new(brick.unwrap_or_default()), self.gfid, known)
+    }
+
     /// The image's file in the brick directory of child `local`.
     pub fn local_path(&self, local: usize) -> PathBuf {
         let brick = self.set.bricks.get(local).map(|brick| brick.path.as_str());
@@ -112,6 +119,17 @@ impl Catalog {
             }
         }
         Ok(Self { glusterd, volume })
+    }
+
+    /// The replica set that has a brick of this name.
+    pub fn set_with(&self, brick: &str) -> Option<&ReplicaSet> {
+        let has = |set: &&ReplicaSet| set.bricks.iter().any(|spec| spec.to_string() == brick);
+        self.volume.replica_sets.iter().find(has)
+    }
+
+    /// The volume's identity.
+    pub fn volume_id(&self) -> Uuid {
+        self.volume.volume_id
     }
 
     /// Finds the replica set that has the image.

@@ -33,6 +33,7 @@ pub mod runner;
 pub mod session;
 pub mod snapshot;
 pub mod state_dir;
+pub mod surroundings;
 pub mod threads;
 pub mod unmarking;
 pub mod verify;

@@ -6,6 +6,7 @@
 //! It decides nothing.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -248,8 +249,9 @@ pub trait BrickPort: Send {
     fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError>;
 
     /// Adds to the data counters. Afterwards the file is in the brick's index of
-    /// files to heal if one of those named is not zero, and out of it if all are,
-    /// so all that matter have to be named, if only with a zero. Not yet durable.
+    /// files to heal if one of those named is not zero, or one that the session does not
+    /// know (of a brick that was added since), and out of it if all are zero: so all that
+    /// matter have to be named, if only with a zero. Not yet durable.
     ///
     /// # Errors
     /// As the connection fails, and without [`Lock::Data`] held through it: what to add
@@ -261,6 +263,13 @@ pub trait BrickPort: Send {
     /// # Errors
     /// As the connection fails, and without [`Lock::Data`] held through it.
     fn truncate(&mut self, size: u64) -> Result<(), PortError>;
+
+    /// Sets the file's times, since the epoch: a mount that sees another time than before
+    /// forgets what it has of the file in its cache. Not yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails, and without [`Lock::Data`] held through it.
+    fn set_times(&mut self, time: Duration) -> Result<(), PortError>;
 
     /// Makes the file's data and marks on this brick durable.
     ///

@@ -3,6 +3,7 @@
 //! copy does not answer when it is asked for it.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -17,7 +18,9 @@ pub type Journal = Arc<Mutex<Vec<(usize, Change)>>>;
 pub enum Change {
     /// Added to its counters.
     Add(Vec<(Counter, i32)>),
-    /// What was added is durable.
+    /// Got this time, since the epoch.
+    Times(Duration),
+    /// What was changed is durable.
     Durable,
 }
 
@@ -92,6 +95,14 @@ impl BrickPort for RecordingPort {
 
     fn fsync(&mut self) -> Result<(), PortError> {
         self.note(Change::Durable);
+        Ok(())
+    }
+
+    fn set_times(&mut self, time: Duration) -> Result<(), PortError> {
+        if self.fails {
+            return Err(PortError::Away("it fails".to_owned()));
+        }
+        self.note(Change::Times(time));
         Ok(())
     }
 

@@ -22,9 +22,36 @@ pub fn begin(workers: &[Worker], held: BrickSet) -> data_lock::Round {
     data_lock::Round::begin(workers, held, DATA_LOCK_LIMIT)
 }
 
+/// Gives the file one new time on every brick of the round, so that mounts forget what
+/// they have of it in their caches: with `keep_cache`, which mounts turn on by themselves,
+/// only another time or size makes them do so, and direct writes change neither as they
+/// see it (`trusted.glusterfs.mdata`). Before any mark is removed: cut short in between,
+/// the marks stand, and whoever removes them does this anew.
+///
+/// A brick that is away keeps its old time, and no metadata mark says so: its copy is
+/// marked for the data that it misses, and whoever heals that, AFR too
+/// (`afr_selfheal_restore_time`), gives it the time with it. An arbiter misses none, and
+/// nobody reads its times. A metadata mark would be one more thing in which two hosts can
+/// come to accuse each other.
+pub fn set_times(workers: &[Worker], time: Duration, locked: &mut data_lock::Round) {
+    let bricks = locked.copies.iter().map(|(brick, _)| *brick);
+    let asked: Vec<_> = bricks
+        .filter_map(|brick| {
+            let worker = workers.get(brick)?;
+            Some((brick, worker.ask(move |port| port.set_times(time))))
+        })
+        .collect();
+    for (brick, answer) in asked {
+        if let Err(error) = wait(answer) {
+            locked.fail(brick, error);
+        }
+    }
+}
+
 /// Removes the marks against `equal` from every brick of the round (against all
 /// peers: AFR's own counter of writes under way goes too). Only with every brick of the
-/// session in the round, the gate closed, and nothing dirty for these peers.
+/// session in the round, the gate closed, and nothing dirty for these peers. Nothing is
+/// removed after a failure.
 ///
 /// In this order, each step durable before the next, which is not begun if one failed:
 /// the local brick, then those that do not accuse themselves, then the others. Cut short
@@ -45,10 +72,10 @@ pub fn remove(shape: &Shape, workers: &[Worker], equal: BrickSet, locked: &mut d
         at.map(|(brick, _)| *brick).collect::<BrickSet>()
     });
     for bricks in steps {
-        remove_from(shape, workers, bricks, equal, locked);
         if !locked.failed.is_empty() {
             return;
         }
+        remove_from(shape, workers, bricks, equal, locked);
     }
 }
 
@@ -241,16 +268,16 @@ mod tests {
         assert_eq!(not_reached(&some), Absent::Unknown, "a write was cut short");
     }
 
-    /// Removes the marks against both peers from bricks that say these things, of which
-    /// one may fail. Comes back: the bricks in the order of their changes.
-    fn removed(rows: [[i32; 3]; 3], failing: Option<usize>) -> Vec<usize> {
-        let journal = Journal::default();
+    const TIME: Duration = Duration::from_nanos(1_700_000_000_123_456_789);
+
+    /// Of which one may fail.
+    fn workers(journal: &Journal, failing: Option<usize>) -> [Worker; 3] {
         let threads = Threads::default();
         let claim = Claim {
             session: uuid::Uuid::nil(),
             read_only: false,
         };
-        let worker = |brick| {
+        [0, 1, 2].map(|brick| {
             let port = RecordingPort {
                 brick,
                 journal: journal.clone(),
@@ -258,13 +285,22 @@ mod tests {
                 copy: None,
             };
             Worker::start("brick", Box::new(port), claim, &threads, |_| {}).unwrap()
-        };
-        let workers = [0, 1, 2].map(worker);
-        let mut round = data_lock::Round {
+        })
+    }
+
+    fn round(rows: [[i32; 3]; 3]) -> data_lock::Round {
+        data_lock::Round {
             copies: [0, 1, 2].map(|brick| row(brick, rows[brick])).into(),
             ..data_lock::Round::default()
-        };
-        remove(&SHAPE, &workers, set(&[1, 2]), &mut round);
+        }
+    }
+
+    /// Removes the marks against both peers from bricks that say these things, of which
+    /// one may fail. Comes back: the bricks in the order of their changes.
+    fn removed(rows: [[i32; 3]; 3], failing: Option<usize>) -> Vec<usize> {
+        let journal = Journal::default();
+        let workers = workers(&journal, failing);
+        remove(&SHAPE, &workers, set(&[1, 2]), &mut round(rows));
         let journal = journal.lock().unwrap();
         let mut bricks = Vec::new();
         for change in journal.chunks(2) {
@@ -275,6 +311,32 @@ mod tests {
             bricks.push(*brick);
         }
         bricks
+    }
+
+    #[test]
+    fn no_mark_goes_when_a_brick_did_not_take_the_time_that_all_get() {
+        let rows = [[0, 9, 9], [0, 9, 9], [0, 9, 9]];
+        for failing in [None, Some(0), Some(2)] {
+            let journal = Journal::default();
+            let workers = workers(&journal, failing);
+            let mut round = round(rows);
+            set_times(&workers, TIME, &mut round);
+            remove(&SHAPE, &workers, set(&[1, 2]), &mut round);
+            let journal = journal.lock().unwrap();
+            let expected = (0..3).filter(|brick| failing != Some(*brick));
+            let is_time = |(_, change): &&(usize, Change)| *change == Change::Times(TIME);
+            let times = journal.iter().filter(is_time).map(|(brick, _)| *brick);
+            let (mut times, expected): (Vec<_>, Vec<_>) = (times.collect(), expected.collect());
+            times.sort_unstable();
+            assert_eq!(times, expected);
+            assert_eq!(journal.len() > times.len(), failing.is_none());
+            assert!(
+                journal
+                    .iter()
+                    .take(times.len())
+                    .all(|change| is_time(&change))
+            );
+        }
     }
 
     #[test]

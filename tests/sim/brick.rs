@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use bypass_blk::image::holder::Holder;
 
@@ -87,6 +88,8 @@ pub struct Brick {
     rows: Vec<Row>,
     /// Changes of the file's data, as its times tell.
     pub changes: u64,
+    /// What somebody set them to.
+    pub times: Duration,
     /// The cache again, for who reads a file.
     pub file: File,
     pub locks: Vec<Held>,
@@ -108,6 +111,7 @@ impl Brick {
             row: Row::default(),
             rows: vec![Row::default()],
             changes: 0,
+            times: Duration::ZERO,
             file,
             locks: Vec::new(),
             record: None,

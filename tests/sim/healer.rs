@@ -115,6 +115,7 @@ impl SessionLink for Healing {
             port: 0,
             local_path: PathBuf::new(),
             local: self.host,
+            bricks: Vec::new(),
             map: self.sim.map(self.host),
             peers,
         })

@@ -1,6 +1,8 @@
 //! The session's side of a brick: [`BrickPort`] over the simulated network. Others
 //! act while a request is on its way, and while its answer is.
 
+use std::time::Duration;
+
 use bypass_blk::image::copy_lock;
 use bypass_blk::image::holder::Holder;
 use bypass_blk::image::port::{
@@ -207,6 +209,18 @@ impl BrickPort for SimPort {
                     *counter = counter.wrapping_add(*change);
                 }
             });
+        })
+    }
+
+    /// As every change of the file's times it is seen by whoever watches the file.
+    fn set_times(&mut self, time: Duration) -> Result<(), PortError> {
+        if !self.data_locked {
+            return Err(away());
+        }
+        let brick = self.brick;
+        self.call("times", |world, _| {
+            world.bricks[brick].changes += 1;
+            world.bricks[brick].times = time;
         })
     }
 

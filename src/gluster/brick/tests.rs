@@ -220,6 +220,28 @@ fn a_missing_attribute_is_no_error() {
 }
 
 #[test]
+fn times_are_set_as_they_are_told_and_nothing_else_is() {
+    let (told, asked) = std::sync::mpsc::channel();
+    let brick = attach(move |mut peer| {
+        welcome(&mut peer);
+        let call = peer.receive().unwrap();
+        peer.reply(call.xid, &results(0, 0, |_| ()));
+        let mut body = Decoder::new(&call.body);
+        let gfid: [u8; 16] = body.fixed().unwrap();
+        let attributes = Iatt::decode(&mut body).unwrap();
+        told.send((gfid, attributes, body.u32().unwrap())).unwrap();
+        peer.drain();
+    })
+    .unwrap();
+    let time = Duration::new(1_700_000_000, 123);
+    brick.set_times(FILE, time).unwrap();
+    let (gfid, attributes, valid) = asked.recv().unwrap();
+    assert_eq!(Gfid(Uuid::from_bytes(gfid)), FILE);
+    assert_eq!(attributes.times, [(1_700_000_000, 123); 4]);
+    assert_eq!(valid, 0x30, "access and modification");
+}
+
+#[test]
 fn a_short_write_is_an_error() {
     let brick = brick([results(4, 0, |_| ()), results(3, 0, |_| ())]);
     brick.write(FILE, 0, b"data").unwrap();

@@ -2,9 +2,9 @@
 //! local one and connects to the others. Tests put simulated bricks here.
 
 use std::fs::File;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
-use super::gluster_peer::{GlusterPeer, identity};
+use super::gluster_peer::GlusterPeer;
 use super::link::Job;
 use super::peer::{HealPeer, PeerError};
 use crate::gluster::Timeouts;
@@ -32,8 +32,8 @@ pub trait Copies: Send + Sync {
 pub struct GlusterCopies {
     job: Job,
     timeouts: Timeouts,
-    /// Learned with the first connection; a session does not change its bricks either.
-    located: OnceLock<Located>,
+    /// What glusterd said last: it need not be there all the time.
+    located: Mutex<Option<Located>>,
 }
 
 impl GlusterCopies {
@@ -42,44 +42,70 @@ impl GlusterCopies {
         Self {
             job: job.clone(),
             timeouts: Timeouts::default(),
-            located: OnceLock::new(),
+            located: Mutex::default(),
         }
     }
 
-    fn located(&self, map: &DirtyMap) -> Result<&Located, PeerError> {
-        if let Some(located) = self.located.get() {
-            return Ok(located);
+    /// The volume as it is now, as far as glusterd answers: its bricks may have been
+    /// replaced since the session was opened.
+    fn located(&self, map: &DirtyMap) -> Result<Located, PeerError> {
+        let mut known = self.located.lock().unwrap_or_else(PoisonError::into_inner);
+        match (self.locate(map), &*known) {
+            (Ok(located), _) => Ok(known.insert(located).clone()),
+            (Err(LocateError::Glusterd(_)), Some(before)) => Ok(before.clone()),
+            (Err(source), _) => Err(PeerError::Layout {
+                volume: self.job.volume.clone(),
+                source: Box::new(source),
+            }),
         }
-        let located = self.locate().map_err(|source| PeerError::Layout {
-            volume: self.job.volume.clone(),
-            source: Box::new(source),
-        })?;
-        self.check(&located, map)?;
-        Ok(self.located.get_or_init(|| located))
     }
 
-    fn locate(&self) -> Result<Located, LocateError> {
+    fn locate(&self, map: &DirtyMap) -> Result<Located, LocateError> {
         let Job {
             server,
             port,
             volume,
             image,
+            gfid,
             ..
         } = &self.job;
         let catalog = Catalog::load(server, *port, volume, &self.timeouts)?;
-        catalog.find(image, &identity(), &self.timeouts)
+        // Not by its name: that may be another one by now.
+        let brick = self.brick(self.job.local);
+        match catalog.set_with(&brick) {
+            Some(set) => Ok(Located {
+                volume: volume.clone(),
+                volume_id: catalog.volume_id(),
+                image: image.clone(),
+                set: set.clone(),
+                gfid: *gfid,
+                size: map.geometry().size(),
+            }),
+            None => Err(LocateError::BrickGone {
+                volume: volume.clone(),
+                brick,
+            }),
+        }
+    }
+
+    /// Name of a brick that the session was opened with.
+    fn brick(&self, child: usize) -> String {
+        self.job.bricks.get(child).cloned().unwrap_or_default()
     }
 
     /// Are these the bricks that the map counts for?
-    fn check(&self, located: &Located, map: &DirtyMap) -> Result<(), PeerError> {
-        let name = |child: usize| located.set.bricks.get(child).map(ToString::to_string);
-        let names: Option<Vec<_>> = self.job.peers.iter().map(|child| name(*child)).collect();
+    fn check(&self, map: &DirtyMap) -> Result<(), PeerError> {
         let identity = Identity {
-            gfid: located.gfid,
+            gfid: self.job.gfid,
             size: map.geometry().size(),
             extent_size: map.geometry().extent_size(),
-            local: name(self.job.local).unwrap_or_default(),
-            peers: names.unwrap_or_default(),
+            local: self.brick(self.job.local),
+            peers: self
+                .job
+                .peers
+                .iter()
+                .map(|peer| self.brick(*peer))
+                .collect(),
         };
         let checked = map.check(&identity);
         checked.map_err(|reason| other_map(map, reason))
@@ -97,10 +123,18 @@ impl Copies for GlusterCopies {
     }
 
     fn connect(&self, map: &DirtyMap, peer: Peer) -> Result<Box<dyn HealPeer>, PeerError> {
+        self.check(map)?;
         let located = self.located(map)?;
         let child = self.job.peers.get(peer.index());
         let child = *child.ok_or_else(|| other_map(map, Distrust::Peers))?;
-        let connected = GlusterPeer::connect(located, child, self.job.session, &self.timeouts)?;
+        let name = self.brick(child);
+        let Some(now) = located.names().position(&name) else {
+            return Err(PeerError::Replaced {
+                peer: name,
+                volume: located.volume,
+            });
+        };
+        let connected = GlusterPeer::connect(&located, now, self.job.session, &self.timeouts)?;
         Ok(Box::new(connected))
     }
 }

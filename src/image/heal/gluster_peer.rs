@@ -11,8 +11,8 @@ use super::peer::{Answer, HealPeer, PeerError};
 use crate::gluster::fops::InFlight;
 use crate::gluster::locks::domain;
 use crate::gluster::{
-    Brick, BrickError, Errno, FileType, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
-    LockRange, Locked, OpenMode, RemoteFd, StrongChecksum, Timeouts,
+    Brick, BrickError, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp, LockRange,
+    Locked, OpenMode, RemoteFd, StrongChecksum, Timeouts,
 };
 use crate::image::copy_lock;
 use crate::image::gluster_port::RECORD;
@@ -39,7 +39,7 @@ impl GlusterPeer {
     ///
     /// # Errors
     /// [`PeerError::NoBrick`], [`PeerError::Away`], [`PeerError::NoImage`],
-    /// [`PeerError::OtherFile`], [`PeerError::CopyLocked`], [`PeerError::NotHeld`].
+    /// [`PeerError::CopyLocked`], [`PeerError::NotHeld`].
     pub fn connect(
         located: &Located,
         child: usize,
@@ -58,7 +58,7 @@ impl GlusterPeer {
         // The connection ends with its last handle, whatever happens.
         let brick = Brick::connect(spec, located.volume_id, &identity(), timeouts);
         let brick = brick.map_err(failed)?;
-        check_file(&brick, gfid, &located.image)?;
+        check_file(&brick, gfid)?;
         let fd = brick.open(gfid, OpenMode::ReadWrite).map_err(failed)?;
         let peer = Self {
             brick,
@@ -118,25 +118,14 @@ fn wait_all(sent: Vec<InFlight<()>>) -> Result<(), BrickError> {
     outcome
 }
 
-/// Is the image's name that of the image's file here?
-fn check_file(brick: &Brick, gfid: Gfid, image: &str) -> Result<(), PeerError> {
+/// Has the brick the image's file, whatever it is called now?
+fn check_file(brick: &Brick, gfid: Gfid) -> Result<(), PeerError> {
     let peer = brick.name().to_owned();
-    let entry = match brick.resolve(image, &[]) {
-        Err(error) if error.errno() == Some(Errno::NOENT) => {
-            return Err(PeerError::NoImage { peer });
-        }
-        found => found.map_err(|error| failed(&peer, error))?,
-    };
-    let found = match entry.iatt.file_type() {
-        FileType::Regular if entry.gfid() == gfid => return Ok(()),
-        FileType::Regular => entry.gfid().to_string(),
-        kind => format!("{kind:?}"),
-    };
-    Err(PeerError::OtherFile {
-        peer,
-        found,
-        expected: gfid.to_string(),
-    })
+    match brick.lookup_gfid(gfid, &[]) {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_no_file() => Err(PeerError::NoImage { peer }),
+        Err(error) => Err(failed(&peer, error)),
+    }
 }
 
 fn lock_range(range: &Range<u64>) -> LockRange {
@@ -245,7 +234,7 @@ impl Drop for GlusterPeer {
 
 /// A lock owner of this healer alone, so that its locks are never taken for the
 /// session's.
-pub(super) fn identity() -> Identity {
+fn identity() -> Identity {
     let mut owner = b"bypass-blk.heal:".to_vec();
     owner.extend(Uuid::new_v4().into_bytes());
     Identity {

@@ -53,6 +53,8 @@ pub struct Job {
     pub local_path: PathBuf,
     /// Child index of the local brick.
     pub local: usize,
+    /// Name of each brick that the session was opened with, in child order.
+    pub bricks: Vec<String>,
     /// Its dirty map.
     pub map: PathBuf,
     /// Child index of each peer of the dirty map, in the map's order.

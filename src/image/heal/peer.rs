@@ -188,17 +188,15 @@ pub enum PeerError {
         /// `host:path`.
         peer: String,
     },
-    /// Under the image's name there is another file.
+    /// It was replaced or removed while the session had the image.
     #[error(
-        "{peer} has another file in the image's place: {found} instead of {expected}. Resolve the split brain of the name first"
+        "{peer} is no brick of the volume {volume} any more. Start the daemon anew, its guest may run on: then what came in its place is healed"
     )]
-    OtherFile {
+    Replaced {
         /// `host:path`.
         peer: String,
-        /// What is there: a gfid, or a kind of file.
-        found: String,
-        /// The image's gfid.
-        expected: String,
+        /// The volume.
+        volume: String,
     },
 }
 
@@ -213,7 +211,7 @@ impl PeerError {
             | Self::OtherMap { .. }
             | Self::NoBrick { .. }
             | Self::NoImage { .. }
-            | Self::OtherFile { .. } => Obstacle::Peer,
+            | Self::Replaced { .. } => Obstacle::Peer,
         }
     }
 }

@@ -96,6 +96,16 @@ pub enum LocateError {
         /// The reasons, brick by brick.
         why: String,
     },
+    /// The brick from which an image was opened is not in the volume any more.
+    #[error(
+        "{brick}, from which the image was opened, is no brick of the volume {volume} any more. Serve the image from one of its bricks"
+    )]
+    BrickGone {
+        /// The volume.
+        volume: String,
+        /// The brick.
+        brick: String,
+    },
     /// This host has no copy.
     #[error(
         "no brick of this host has a copy of {image}; its bricks are {bricks}. Run bypass-blk on one of those hosts"

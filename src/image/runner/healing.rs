@@ -4,7 +4,7 @@
 //! Copying is the healer's ([`super::super::heal`]).
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::Runner;
 use crate::image::bricks::BrickSet;
@@ -133,6 +133,7 @@ impl Runner {
             Err(ref why) => Err(why.clone()),
         };
         if let Ok(equal) = equal {
+            unmarking::set_times(&self.workers, since_epoch(), &mut round);
             unmarking::remove(&self.shape, &self.workers, equal, &mut round);
         }
         round.end(&self.workers);
@@ -166,6 +167,7 @@ impl Runner {
             // Nothing to remove. A brick that is away may have marks.
             let settled = all_held && behind.is_empty();
             let durable = self.made_durable();
+            self.end_caches();
             return if settled { durable } else { Ending::Behind };
         }
         match self.unmark() {
@@ -173,8 +175,24 @@ impl Runner {
             Unmarked::All | Unmarked::Some { .. } => Ending::Behind,
             Unmarked::NotYet { why } => {
                 log::info!("the marks stay: {why}");
+                self.end_caches();
                 Ending::Behind
             }
+        }
+    }
+
+    /// The marks stay, and with them the times; but what the guest has written is to be
+    /// seen through mounts.
+    fn end_caches(&mut self) {
+        if self.machine.phase() != &Phase::Dirty {
+            return;
+        }
+        let mut round = unmarking::begin(&self.workers, self.machine.held());
+        unmarking::set_times(&self.workers, since_epoch(), &mut round);
+        round.end(&self.workers);
+        for (brick, error) in round.busy.iter().chain(&round.failed) {
+            let name = self.names.one(*brick);
+            log::warn!("mounts may go on reading old pages of the image: brick {name}: {error}");
         }
     }
 
@@ -387,6 +405,12 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+/// The time of this host's clock.
+fn since_epoch() -> Duration {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default()
 }
 
 /// The stamp to mark with, after what the bricks say was taken in. What was read of the

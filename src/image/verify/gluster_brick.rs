@@ -8,8 +8,8 @@ use super::brick::{VerifyBrick, WHOLE};
 use super::error::VerifyError;
 use crate::gluster::locks::domain;
 use crate::gluster::{
-    Brick, BrickError, BrickSpec, Errno, FileType, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind,
-    LockOp, LockRange, Locked, OpenMode, StrongChecksum, Timeouts,
+    Brick, BrickError, BrickSpec, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
+    LockRange, Locked, OpenMode, StrongChecksum, Timeouts,
 };
 use crate::image::gluster_port::{RECORD, SESSION_DOMAIN};
 use crate::image::heal::{Answer, PeerError};
@@ -31,7 +31,7 @@ impl GlusterBrick {
     /// has the image's own file there. `owner` goes with every lock.
     ///
     /// # Errors
-    /// [`PeerError::Away`], [`PeerError::NoImage`], [`PeerError::OtherFile`].
+    /// [`PeerError::Away`], [`PeerError::NoImage`].
     pub fn connect(
         located: &Located,
         spec: &BrickSpec,
@@ -51,29 +51,18 @@ impl GlusterBrick {
             data_domain: domain::data(&located.set),
             pending_names: located.set.pending_names.clone(),
         };
-        image.check_file(&located.image)?;
+        image.check_file()?;
         Ok(image)
     }
 
-    /// Is the image's name that of the image's file here?
-    fn check_file(&self, image: &str) -> Result<(), PeerError> {
+    /// Has the brick the image's file, whatever it is called there?
+    fn check_file(&self) -> Result<(), PeerError> {
         let peer = self.brick.name().to_owned();
-        let entry = match self.brick.resolve(image, &[]) {
-            Err(error) if error.errno() == Some(Errno::NOENT) => {
-                return Err(PeerError::NoImage { peer });
-            }
-            found => found.map_err(|error| self.failed(error))?,
-        };
-        let found = match entry.iatt.file_type() {
-            FileType::Regular if entry.gfid() == self.gfid => return Ok(()),
-            FileType::Regular => entry.gfid().to_string(),
-            kind => format!("{kind:?}"),
-        };
-        Err(PeerError::OtherFile {
-            peer,
-            found,
-            expected: self.gfid.to_string(),
-        })
+        match self.brick.lookup_gfid(self.gfid, &[]) {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_no_file() => Err(PeerError::NoImage { peer }),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     /// Takes the session lock as read-only sessions do, for as long as the connection

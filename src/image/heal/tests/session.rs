@@ -210,6 +210,7 @@ impl SessionLink for Session {
             server: "a".into(),
             port: 24007,
             local_path: self.path.clone(),
+            bricks: Vec::new(),
             local: 0,
             map: self.map.path().to_owned(),
             peers: (1..=self.bricks.len()).collect(),

@@ -152,6 +152,7 @@ impl World {
             server: "localhost".into(),
             port: 24007,
             local_path: "/brick/one.img".into(),
+            bricks: Vec::new(),
             local: 0,
             map: directory.path().join("map"),
             peers: (1..copies).collect(),
