@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use bypass_blk::device::DeviceError;
 use bypass_blk::device::gate::Admission;
-use device_support::front_end::{DATA, FrontEnd, Inflight, RING_SIZE};
+use device_support::front_end::{DATA, FrontEnd, Inflight, ORDINARY, RING_SIZE};
 use device_support::{Device, wait_for};
 use vhost::VhostBackend;
 use vhost::vhost_user::message::VhostUserInflight;
@@ -17,6 +17,8 @@ use virtio_bindings::virtio_blk::*;
 use zerocopy::IntoBytes;
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
+/// Descriptors of each queue for which a new record has room, whatever was asked for.
+const ENTRIES: u16 = 1024;
 
 /// One queue's part of the record, as the specification lays it out.
 struct Part<'a> {
@@ -80,18 +82,18 @@ impl<'a> Part<'a> {
     /// What a device leaves that has begun.
     fn begun(&self) {
         self.set(8, &1u16.to_ne_bytes());
-        self.set(10, &RING_SIZE.to_ne_bytes());
+        self.set(10, &ENTRIES.to_ne_bytes());
     }
 
     fn any_in_flight(&self) -> bool {
-        (0..RING_SIZE).any(|head| self.in_flight(head))
+        (0..ENTRIES).any(|head| self.in_flight(head))
     }
 }
 
 /// A front-end with a new record and running rings.
 fn start(device: &Device, queues: usize) -> (FrontEnd, Inflight, device_support::Serving) {
     let (stream, serving) = device.serve();
-    let mut guest = FrontEnd::connect(stream, queues, device_support::front_end::ORDINARY);
+    let mut guest = FrontEnd::connect(stream, queues, ORDINARY);
     let inflight = guest.get_inflight();
     guest.set_inflight(&inflight).unwrap();
     guest.share_memory();
@@ -118,7 +120,7 @@ fn a_request_is_in_the_record_from_when_it_is_taken_until_it_is_answered() {
     assert_eq!(inflight.description.mmap_size % 64, 0);
     assert_eq!(
         (part.version(), part.desc_num(), part.used_idx()),
-        (1, 64, 1)
+        (1, 1024, 1)
     );
     // The second chain of three descriptors.
     assert!(part.in_flight(3));
@@ -129,6 +131,44 @@ fn a_request_is_in_the_record_from_when_it_is_taken_until_it_is_answered() {
     guest.vhost.get_vring_base(1).unwrap();
     assert!(!part.any_in_flight());
     assert_eq!(part.used_idx(), 2);
+}
+
+/// QEMU 10.0.13 makes every ring as large as the driver likes, up to 1024 entries, and asks
+/// for a record of `queue-size`, 128.
+#[test]
+fn rings_larger_than_the_record_that_was_asked_for_are_in_it_as_a_whole() {
+    for ring_size in [256, 1024] {
+        let device = Device::new();
+        let (stream, serving) = device.serve();
+        let mut guest = FrontEnd::connect(stream, 2, ORDINARY);
+        (guest.queue_size, guest.ring_size) = (128, ring_size);
+        let inflight = guest.get_inflight();
+        assert_eq!(inflight.description.queue_size, 128);
+        guest.set_inflight(&inflight).unwrap();
+        guest.share_memory();
+        for queue in 0..2 {
+            guest.start_queue(queue, 0);
+            let status = guest.request(queue, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]);
+            assert_eq!(status, u32::from(OK));
+        }
+        // A request of the last descriptors is in flight when the daemon is lost.
+        device.gate.set(Admission::Wait);
+        let head = ring_size - 3;
+        let page = guest.header(VIRTIO_BLK_T_OUT, 8);
+        let chain = [(page, 16, 0), (DATA, 512, 0), (page + 16, 1, 2)];
+        guest.put_chain_at(1, head, &chain);
+        wait_for("the write to be parked", || device.parked() == 1);
+        assert!(Part::new(&inflight, 1).in_flight(head));
+        guest.vhost.get_vring_base(1).unwrap();
+        Part::new(&inflight, 1).put(head, 7);
+        // QEMU hands the record on with the size that it asked for.
+        let (stream, _next) = device.serve();
+        guest.reconnect(stream, &inflight);
+        serving.join().unwrap().unwrap();
+        device.gate.set(Admission::Go);
+        assert_eq!(guest.wait_used(1).0, u32::from(head));
+        assert_eq!(guest.byte(page + 16), OK);
+    }
 }
 
 #[test]
@@ -176,7 +216,7 @@ fn resume(
     answered: &[usize],
 ) -> (FrontEnd, Inflight, Vec<(u16, u64)>, device_support::Serving) {
     let (stream, serving) = device.serve();
-    let mut guest = FrontEnd::connect(stream, 1, device_support::front_end::ORDINARY);
+    let mut guest = FrontEnd::connect(stream, 1, ORDINARY);
     let offered = offer(&mut guest, 0, sectors);
     let inflight = guest.get_inflight();
     let part = Part::new(&inflight, 0);
@@ -275,14 +315,14 @@ fn a_record_that_makes_no_sense_stops_its_ring_alone() {
     let device = Device::new();
     let hostile: [(u64, &[u8]); 5] = [
         (8, &9u16.to_ne_bytes()),
-        (10, &1024u16.to_ne_bytes()),
+        (10, &64u16.to_ne_bytes()),
         (0, &[1]),
         (16 + 16 * 5, &[7]),
         (14, &30_000u16.to_ne_bytes()),
     ];
     for (offset, bytes) in hostile {
         let (stream, serving) = device.serve();
-        let mut guest = FrontEnd::connect(stream, 2, device_support::front_end::ORDINARY);
+        let mut guest = FrontEnd::connect(stream, 2, ORDINARY);
         let inflight = guest.get_inflight();
         let part = Part::new(&inflight, 0);
         part.begun();
@@ -293,7 +333,12 @@ fn a_record_that_makes_no_sense_stops_its_ring_alone() {
         guest.start_queue(1, 0);
         guest.submit(0, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]);
         assert_eq!(guest.request(1, VIRTIO_BLK_T_IN, 0, &[(DATA, 512)]), 0);
+        let stats = device.server.stats();
+        wait_for("the queue to be told dead", || stats.dead(0).is_some());
+        assert!(stats.dead(0).unwrap().contains("record"));
+        assert_eq!(stats.dead(1), None);
         guest.vhost.get_vring_base(0).unwrap();
+        assert_eq!(stats.dead(0), None);
         assert_eq!(guest.used_index(0), 0);
         assert_eq!(device.gate.order(), [0u64; 0]);
         // With a new record it goes on.
@@ -312,10 +357,10 @@ fn a_record_that_makes_no_sense_stops_its_ring_alone() {
 fn memory_that_cannot_hold_the_record_is_refused_and_the_next_connection_works() {
     let device = Device::new();
     let spoil: [fn(&mut Inflight); 5] = [
-        |inflight| inflight.description.mmap_size -= 1,
+        |inflight| inflight.description.mmap_size = 1,
         |inflight| inflight.description.mmap_offset = 4096,
         |inflight| inflight.description.mmap_offset = u64::MAX - 7,
-        |inflight| inflight.description.queue_size = 512,
+        |inflight| inflight.description.queue_size = 2048,
         |inflight| {
             inflight.file = tempfile::tempfile().unwrap();
             inflight.file.set_len(1 << 20).unwrap();
@@ -323,7 +368,7 @@ fn memory_that_cannot_hold_the_record_is_refused_and_the_next_connection_works()
     ];
     for spoil in spoil {
         let (stream, serving) = device.serve();
-        let mut guest = FrontEnd::connect(stream, 1, device_support::front_end::ORDINARY);
+        let mut guest = FrontEnd::connect(stream, 1, ORDINARY);
         let mut inflight = guest.get_inflight();
         spoil(&mut inflight);
         assert!(guest.set_inflight(&inflight).is_err());
@@ -331,7 +376,7 @@ fn memory_that_cannot_hold_the_record_is_refused_and_the_next_connection_works()
         assert!(matches!(error, DeviceError::Inflight(_)), "{error:?}");
     }
     let (stream, serving) = device.serve();
-    let mut guest = FrontEnd::connect(stream, 1, device_support::front_end::ORDINARY);
+    let mut guest = FrontEnd::connect(stream, 1, ORDINARY);
     let asked = VhostUserInflight::new(0, 0, 3, RING_SIZE);
     assert!(
         vhost::vhost_user::VhostUserFrontend::get_inflight_fd(&mut guest.vhost, &asked).is_err()

@@ -38,7 +38,7 @@ fn server(image: &Image) -> (Arc<TestGate>, Arc<Server<TestGate>>) {
     let gate = Arc::new(TestGate::default());
     let config = Config {
         num_queues: 2,
-        queue_size: 256,
+        ..Config::default()
     };
     let server = Server::new(image.disk(true), Arc::clone(&gate), config).unwrap();
     (gate, Arc::new(server))

@@ -314,6 +314,32 @@ fn malformed_chains_are_returned_and_the_queue_goes_on() {
 }
 
 #[test]
+fn a_request_of_more_segments_than_are_offered_is_done_or_told_to_have_failed() {
+    let device = Device::new();
+    let (stream, _serving) = device.serve();
+    let mut guest = FrontEnd::start(stream, 1);
+    let table = DATA + (4 << 20);
+    for (segments, expected) in [(1024u16, OK), (1025, IO_ERROR), (2000, IO_ERROR)] {
+        let page = guest.header(VIRTIO_BLK_T_IN, 0);
+        let last = segments + 1;
+        for index in 0..=last {
+            let (addr, len, flags) = match index {
+                0 => (page, 16, 0),
+                _ if index == last => (page + 16, 1, WRITE),
+                _ => (DATA + u64::from(index) * 512, 512, WRITE),
+            };
+            let flags = flags | if index == last { 0 } else { NEXT };
+            let next = index + 1;
+            guest.put_desc(table, index, Desc { addr, len, flags, next });
+        }
+        guest.put_chain(0, &[(table, 16 * (u32::from(last) + 1), INDIRECT)]);
+        guest.wait_used(0);
+        assert_eq!(u32::from(guest.byte(page + 16)), expected, "{segments}");
+    }
+    assert_eq!(guest.read(DATA + 512, 1024 * 512), vec![0xee; 1024 * 512]);
+}
+
+#[test]
 fn a_spoiled_ring_stops_alone_until_it_is_started_anew() {
     let device = Device::new();
     let (stream, _serving) = device.serve();

@@ -81,7 +81,11 @@ impl Counter<'_> {
                 ),
                 Ok(Served::Ended(reason)) => log::info!("front-end gone: {reason:?}"),
                 Ok(Served::Paused(_)) => {}
-                Err(error) => log::warn!("front-end dropped: {}", chain(&error)),
+                Err(error) => {
+                    let why = chain(&error);
+                    log::warn!("front-end dropped: {why}");
+                    self.server.stats().front_end_dropped(why);
+                }
             }
         }
         Ok(())

@@ -213,13 +213,8 @@ impl Service {
             read_only: device.read_only,
             write_waiting: waiting,
             custody: custody.into(),
-            queues: device
-                .stats
-                .snapshot()
-                .queues
-                .iter()
-                .map(QueueStatus::from)
-                .collect(),
+            dropped: device.stats.dropped(),
+            queues: queues(&device.stats),
         });
         let entry = self.state.entry(&self.identity.volume, self.identity.gfid);
         let verified = entry.and_then(|entry| entry.verified);
@@ -307,21 +302,22 @@ fn repair(
     session.repair(peer.ok_or_else(unknown)?, ranges.collect())
 }
 
-impl From<&crate::device::QueueSnapshot> for QueueStatus {
-    fn from(queue: &crate::device::QueueSnapshot) -> Self {
-        Self {
-            reads: queue.reads,
-            read_bytes: queue.read_bytes,
-            writes: queue.writes,
-            written_bytes: queue.written_bytes,
-            flushes: queue.flushes,
-            discards: queue.discards,
-            write_zeroes: queue.write_zeroes,
-            errors: queue.errors,
-            in_flight: queue.in_flight,
-            parked: queue.parked,
-        }
-    }
+fn queues(stats: &Stats) -> Vec<QueueStatus> {
+    let queues = stats.snapshot().queues.into_iter().enumerate();
+    let status = |(index, queue): (usize, QueueSnapshot)| QueueStatus {
+        reads: queue.reads,
+        read_bytes: queue.read_bytes,
+        writes: queue.writes,
+        written_bytes: queue.written_bytes,
+        flushes: queue.flushes,
+        discards: queue.discards,
+        write_zeroes: queue.write_zeroes,
+        errors: queue.errors,
+        in_flight: queue.in_flight,
+        parked: queue.parked,
+        dead: stats.dead(index),
+    };
+    queues.map(status).collect()
 }
 
 #[cfg(test)]

@@ -142,6 +142,9 @@ fn write_serving(out: &mut String, serving: &Serving) -> std::fmt::Result {
     if serving.write_waiting {
         writeln!(out, "  gate     a write of the guest waits for the marks")?;
     }
+    for trouble in serving.troubles() {
+        writeln!(out, "  TROUBLE  {trouble}")?;
+    }
     for (index, queue) in serving.queues.iter().enumerate() {
         write_queue(out, index, queue)?;
     }

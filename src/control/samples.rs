@@ -132,6 +132,7 @@ pub fn report(snapshot: &Snapshot) -> Status {
         read_only: false,
         write_waiting: snapshot.write_waiting,
         custody: CustodyStatus::Held,
+        dropped: None,
         queues: vec![
             QueueStatus {
                 reads: 10,
@@ -144,6 +145,7 @@ pub fn report(snapshot: &Snapshot) -> Status {
                 errors: 5,
                 in_flight: 4,
                 parked: 1,
+                dead: None,
             };
             2
         ],

@@ -193,8 +193,27 @@ pub struct Serving {
     pub write_waiting: bool,
     /// Whose the image is.
     pub custody: CustodyStatus,
+    /// Why the last front-end was dropped, if no ring has started since.
+    #[serde(default)]
+    pub dropped: Option<String>,
     /// Counters per queue.
     pub queues: Vec<QueueStatus>,
+}
+
+impl Serving {
+    /// What keeps the guest from its disk, as far as it is the front-end's or the driver's
+    /// doing: one sentence for each.
+    pub fn troubles(&self) -> impl Iterator<Item = String> {
+        let dropped = self.dropped.iter();
+        let dropped = dropped.map(|why| format!("the last front-end was dropped: {why}"));
+        let dead = self.queues.iter().enumerate().filter_map(|(index, queue)| {
+            let why = queue.dead.as_ref()?;
+            Some(format!(
+                "queue {index} does nothing until the guest's driver starts it anew: {why}"
+            ))
+        });
+        dropped.chain(dead)
+    }
 }
 
 /// Whether this daemon has the image.
@@ -230,7 +249,7 @@ impl From<Custody> for CustodyStatus {
 }
 
 /// What one queue has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueStatus {
     /// Reads done.
     pub reads: u64,
@@ -252,6 +271,9 @@ pub struct QueueStatus {
     pub in_flight: u64,
     /// Requests that wait at the gate.
     pub parked: u64,
+    /// Why it does nothing until the guest's driver starts it anew, if that is so.
+    #[serde(default)]
+    pub dead: Option<String>,
 }
 
 /// What a daemon knows of its image besides its session.

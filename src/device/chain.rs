@@ -10,9 +10,12 @@ use vm_memory::{Address, GuestAddress};
 use super::access;
 use super::memory::Memory;
 
-/// Longest chain that is walked, indirect descriptors included: what one vectored
-/// system call can take (`IOV_MAX`), less header and status.
-pub const MAX_CHAIN: u16 = 1026;
+/// Most segments of a request: the data that one vectored system call can take
+/// (`IOV_MAX`), and header and status. The descriptor of an indirect table is none.
+pub const MAX_SEGMENTS: usize = 1026;
+/// Most entries of an indirect table: no chain may be longer than the largest ring that
+/// there can be (virtio 1.2, 2.7.5.3.1 and 2.7).
+const MAX_TABLE: u16 = 32768;
 /// Bytes of one descriptor.
 const DESCRIPTOR_LEN: u32 = 16;
 
@@ -39,8 +42,11 @@ pub enum ChainError {
     /// The descriptor is not in guest memory.
     #[error("the descriptor table is outside the guest's memory")]
     Table,
-    /// More descriptors than a chain may have; a loop, usually.
-    #[error("the chain has more than {MAX_CHAIN} descriptors or a loop")]
+    /// It comes back to where it was.
+    #[error("the chain is a loop")]
+    Loop,
+    /// More segments than a request may have.
+    #[error("the chain has more than {MAX_SEGMENTS} segments")]
     TooLong,
     /// An indirect table inside another, or followed by a descriptor.
     #[error("an indirect descriptor where none may be")]
@@ -76,8 +82,9 @@ impl Chain {
     /// Walks the chain that starts at `head` of the descriptor table at `table`
     /// with `table_len` entries. Empty descriptors are skipped.
     ///
-    /// After [`ChainError::Order`] the chain holds all its segments; after any
-    /// other error it must not be used.
+    /// After [`ChainError::Order`] the chain holds all its segments, after
+    /// [`ChainError::TooLong`] the last device-writable one, so that its status can be
+    /// taken; after any other error it must not be used.
     ///
     /// # Errors
     /// Whatever makes it malformed; see [`ChainError`].
@@ -91,50 +98,49 @@ impl Chain {
         self.readable.clear();
         self.writable.clear();
         let (mut table, mut table_len, mut index) = (table, table_len, head);
-        let (mut indirect, mut in_order) = (false, true);
-        for _ in 0..MAX_CHAIN {
+        let (mut indirect, mut in_order, mut too_long) = (false, true, false);
+        // Of each table no chain has more descriptors than there are.
+        let mut left = table_len;
+        while left > 0 {
+            left -= 1;
             let descriptor = read_descriptor(memory, table, table_len, index)?;
             if descriptor.refers_to_indirect_table() {
                 if indirect || descriptor.has_next() {
                     return Err(ChainError::Indirect);
                 }
                 (table, table_len, index) = (descriptor.addr(), indirect_len(descriptor.len())?, 0);
-                indirect = true;
+                (indirect, left) = (true, table_len);
                 continue;
             }
-            in_order &= self.push(&descriptor)?;
+            if descriptor.len() > 0 {
+                let segment = segment(&descriptor)?;
+                too_long |= self.readable.len() + self.writable.len() == MAX_SEGMENTS;
+                match (descriptor.is_write_only(), too_long) {
+                    (true, false) => self.writable.push(segment),
+                    (true, true) => self.keep_last(segment),
+                    (false, false) => {
+                        self.readable.push(segment);
+                        in_order &= self.writable.is_empty();
+                    }
+                    (false, true) => {}
+                }
+            }
             if !descriptor.has_next() {
-                return if in_order {
-                    Ok(())
-                } else {
-                    Err(ChainError::Order)
+                return match (too_long, in_order) {
+                    (true, _) => Err(ChainError::TooLong),
+                    (_, false) => Err(ChainError::Order),
+                    _ => Ok(()),
                 };
             }
             index = descriptor.next();
         }
-        Err(ChainError::TooLong)
+        Err(ChainError::Loop)
     }
 
-    /// Adds the descriptor's memory, and says whether it is in order.
-    fn push(&mut self, descriptor: &Descriptor) -> Result<bool, ChainError> {
-        let segment = Segment {
-            addr: descriptor.addr(),
-            len: descriptor.len(),
-        };
-        if segment.len == 0 {
-            return Ok(true);
-        }
-        segment
-            .addr
-            .checked_add(u64::from(segment.len) - 1)
-            .ok_or(ChainError::Address)?;
-        if descriptor.is_write_only() {
-            self.writable.push(segment);
-            Ok(true)
-        } else {
-            self.readable.push(segment);
-            Ok(self.writable.is_empty())
-        }
+    /// There is room for no more of them; the status is at the end of the last.
+    fn keep_last(&mut self, writable: Segment) {
+        self.writable.pop();
+        self.writable.push(writable);
     }
 
     /// Takes the first `N` bytes off the device-readable part.
@@ -176,6 +182,13 @@ impl Chain {
     }
 }
 
+fn segment(descriptor: &Descriptor) -> Result<Segment, ChainError> {
+    let (addr, len) = (descriptor.addr(), descriptor.len());
+    addr.checked_add(u64::from(len).saturating_sub(1))
+        .ok_or(ChainError::Address)?;
+    Ok(Segment { addr, len })
+}
+
 fn read_descriptor(
     memory: &Memory,
     table: GuestAddress,
@@ -197,7 +210,7 @@ fn read_descriptor(
 fn indirect_len(bytes: u32) -> Result<u16, ChainError> {
     u16::try_from(bytes / DESCRIPTOR_LEN)
         .ok()
-        .filter(|&len| bytes.is_multiple_of(DESCRIPTOR_LEN) && (1..=MAX_CHAIN).contains(&len))
+        .filter(|&len| bytes.is_multiple_of(DESCRIPTOR_LEN) && (1..=MAX_TABLE).contains(&len))
         .ok_or(ChainError::IndirectLength { len: bytes })
 }
 

@@ -32,11 +32,12 @@ pub enum Idle {
 }
 
 impl Default for Config {
-    /// Four queues, of the size that libblkio sets up by default (QEMU: 128).
+    /// Four queues, of any size: QEMU's is its `queue-size`, 128, or up to 11.0 whatever
+    /// the driver likes, which is 1024 for Linux.
     fn default() -> Self {
         Self {
             num_queues: 4,
-            queue_size: 256,
+            queue_size: MAX_QUEUE_SIZE,
         }
     }
 }

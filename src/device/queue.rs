@@ -205,6 +205,7 @@ impl<G: Gate> Queue<G> {
             if let Some(stats) = self.shared.stats.queue(self.index) {
                 stats.starts.add(1);
             }
+            self.shared.stats.ring_started();
             let size = self.shared.disk.size();
             self.shared.announcer.ring_started(size);
             ring.check_log(self.log.current())?;
@@ -352,8 +353,15 @@ impl<G: Gate> Queue<G> {
                 "queue {}: {error}; it does nothing until the guest's driver starts it anew",
                 self.index
             );
+            self.tell_dead(Some(error.to_string()));
         }
         self.broken = true;
+    }
+
+    fn tell_dead(&self, why: Option<String>) {
+        if let Some(stats) = self.shared.stats.queue(self.index) {
+            stats.set_dead(why);
+        }
     }
 
     fn in_flight(&self) -> usize {
@@ -383,7 +391,9 @@ impl<G: Gate> Queue<G> {
                 self.intake.stopped();
                 self.shared.gate.ring_stopped();
             }
-            self.broken = false;
+            if std::mem::take(&mut self.broken) {
+                self.tell_dead(None);
+            }
             self.drained = ticket;
             self.control.drained(ticket);
         }

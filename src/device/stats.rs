@@ -5,6 +5,7 @@
 //! long as the [`Server`](super::Server) and are not reset by a reconnect.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -51,9 +52,17 @@ pub(super) struct QueueStats {
     pub(super) starts: Counter,
     timed: Counter,
     timed_ns: Counter,
+    /// Rarely written, and by the queue's thread alone.
+    dead: Mutex<Option<String>>,
 }
 
 impl QueueStats {
+    /// The queue does nothing, for this reason, until the guest's driver starts it anew;
+    /// or it does.
+    pub(super) fn set_dead(&self, why: Option<String>) {
+        *lock(&self.dead) = why;
+    }
+
     /// A request of this kind was answered so.
     pub(super) fn count(&self, kind: Kind, status: Status) {
         if status != Status::Ok {
@@ -116,6 +125,7 @@ impl Stopwatch {
 #[derive(Debug)]
 pub struct Stats {
     queues: Vec<QueueStats>,
+    dropped: Mutex<Option<String>>,
 }
 
 /// One queue's counters at one moment.
@@ -160,7 +170,27 @@ impl Stats {
     pub(super) fn new(queues: u16) -> Self {
         Self {
             queues: (0..queues).map(|_| QueueStats::default()).collect(),
+            dropped: Mutex::default(),
         }
+    }
+
+    /// Why queue `index` does nothing until the guest's driver starts it anew, if that is so.
+    pub fn dead(&self, index: usize) -> Option<String> {
+        self.queues.get(index).and_then(|queue| lock(&queue.dead).clone())
+    }
+
+    /// Why the last front-end was dropped, if no ring has started since.
+    pub fn dropped(&self) -> Option<String> {
+        lock(&self.dropped).clone()
+    }
+
+    /// For whoever serves front-ends: the last one was dropped, for this reason.
+    pub fn front_end_dropped(&self, why: String) {
+        *lock(&self.dropped) = Some(why);
+    }
+
+    pub(super) fn ring_started(&self) {
+        *lock(&self.dropped) = None;
     }
 
     /// The counters of queue `index`.
@@ -226,4 +256,9 @@ impl Snapshot {
         }
         sum
     }
+}
+
+/// Nothing in it is half done.
+fn lock(text: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
+    text.lock().unwrap_or_else(PoisonError::into_inner)
 }

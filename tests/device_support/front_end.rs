@@ -75,6 +75,10 @@ pub struct FrontEnd {
     pub kicks: Kicks,
     /// Where the used rings are logged, if they are: added to their addresses.
     pub log_used_at: Option<u64>,
+    /// Entries of each queue in the record of requests in flight that is asked for.
+    pub queue_size: u16,
+    /// Entries of each ring, at most 1024.
+    pub ring_size: u16,
 }
 
 /// The log of dirty pages of a migration.
@@ -179,6 +183,8 @@ impl FrontEnd {
             features,
             kicks: Kicks::Always,
             log_used_at: None,
+            queue_size: RING_SIZE,
+            ring_size: RING_SIZE,
         }
     }
 
@@ -197,7 +203,7 @@ impl FrontEnd {
     }
 
     pub fn get_inflight(&mut self) -> Inflight {
-        let asked = VhostUserInflight::new(0, 0, self.queues.len() as u16, RING_SIZE);
+        let asked = VhostUserInflight::new(0, 0, self.queues.len() as u16, self.queue_size);
         let (description, file) = self.vhost.get_inflight_fd(&asked).unwrap();
         Inflight { description, file }
     }
@@ -245,7 +251,7 @@ impl FrontEnd {
     pub fn push_used(&mut self, queue: usize, head: u16) {
         let (_, _, used) = self.ring(queue);
         let index = self.used_index(queue);
-        let at = used + 4 + 8 * u64::from(index % RING_SIZE);
+        let at = used + 4 + 8 * u64::from(index % self.ring_size);
         self.write(at, &u64::from(head).to_le_bytes());
         self.write(used + 2, &index.wrapping_add(1).to_le_bytes());
         self.queues[queue].next_used = index.wrapping_add(1);
@@ -316,8 +322,8 @@ impl FrontEnd {
         let base = self.region().userspace_addr;
         let (desc, avail, used) = self.ring(queue);
         let config = VringConfigData {
-            queue_max_size: RING_SIZE,
-            queue_size: RING_SIZE,
+            queue_max_size: self.ring_size,
+            queue_size: self.ring_size,
             flags: self.log_used_at.is_some().into(),
             desc_table_addr: base + desc,
             used_ring_addr: base + used,
@@ -328,7 +334,7 @@ impl FrontEnd {
     }
 
     pub fn start_queue(&mut self, queue: usize, base: u16) {
-        self.vhost.set_vring_num(queue, RING_SIZE).unwrap();
+        self.vhost.set_vring_num(queue, self.ring_size).unwrap();
         self.vhost.set_vring_base(queue, base).unwrap();
         self.set_vring_addr(queue);
         self.vhost
@@ -378,7 +384,7 @@ impl FrontEnd {
     pub fn put_chain(&mut self, queue: usize, descs: &[(u64, u32, u16)]) -> u16 {
         let (table, ..) = self.ring(queue);
         let begin = self.queues[queue].next_desc;
-        let at = |i: usize| (begin + i as u16) % RING_SIZE;
+        let at = |i: usize| (begin + i as u16) % self.ring_size;
         for (i, &(addr, len, flags)) in descs.iter().enumerate() {
             let more = if i + 1 < descs.len() { NEXT } else { 0 };
             let desc = Desc {
@@ -398,7 +404,7 @@ impl FrontEnd {
         let (_, avail, _) = self.ring(queue);
         let next = self.queues[queue].next_avail;
         self.write(
-            avail + 4 + 2 * u64::from(next % RING_SIZE),
+            avail + 4 + 2 * u64::from(next % self.ring_size),
             &head.to_le_bytes(),
         );
         self.set_avail_index(queue, next.wrapping_add(1));
@@ -418,7 +424,7 @@ impl FrontEnd {
         let order = std::sync::atomic::Ordering::SeqCst;
         let event: u16 = self
             .memory
-            .load(GuestAddress(used + 4 + 8 * u64::from(RING_SIZE)), order)
+            .load(GuestAddress(used + 4 + 8 * u64::from(self.ring_size)), order)
             .unwrap();
         event == index
     }
@@ -428,7 +434,7 @@ impl FrontEnd {
         self.queues[queue].next_avail = index;
         // Interrupt after the next used element.
         let event = self.queues[queue].next_used;
-        self.write(avail + 4 + 2 * u64::from(RING_SIZE), &event.to_le_bytes());
+        self.write(avail + 4 + 2 * u64::from(self.ring_size), &event.to_le_bytes());
         let order = std::sync::atomic::Ordering::SeqCst;
         self.memory
             .store(index, GuestAddress(avail + 2), order)
@@ -455,7 +461,7 @@ impl FrontEnd {
             std::thread::yield_now();
         }
         let (_, _, used) = self.ring(queue);
-        let element = self.read(used + 4 + 8 * u64::from(next % RING_SIZE), 8);
+        let element = self.read(used + 4 + 8 * u64::from(next % self.ring_size), 8);
         self.queues[queue].next_used = next.wrapping_add(1);
         (
             u32::from_le_bytes(element[..4].try_into().unwrap()),

@@ -169,7 +169,7 @@ impl Device {
             true,
             Config {
                 num_queues: 2,
-                queue_size: 256,
+                ..Config::default()
             },
         )
     }
@@ -195,7 +195,7 @@ impl Device {
             false,
             Config {
                 num_queues: 1,
-                queue_size: 256,
+                ..Config::default()
             },
         )
     }

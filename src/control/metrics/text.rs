@@ -282,6 +282,21 @@ impl Images {
             sums().map(|(labels, sum)| (labels, sum.parked as f64)),
         )?;
         out.gauge(
+            "queues_dead",
+            "Queues that do nothing until the guest's driver starts them anew",
+            None,
+            served().map(|(labels, serving)| {
+                let dead = serving.queues.iter().filter(|queue| queue.dead.is_some());
+                (labels, dead.count() as f64)
+            }),
+        )?;
+        out.gauge(
+            "front_end_dropped",
+            "1 when the last front-end was dropped and no ring has started since",
+            None,
+            served().map(|(labels, serving)| (labels, flag(serving.dropped.is_some()))),
+        )?;
+        out.gauge(
             "front_end_connected",
             "1 when a front-end is connected",
             None,
@@ -353,6 +368,7 @@ fn sum(queues: &[QueueStatus]) -> QueueStatus {
         errors: all(|q| q.errors),
         in_flight: all(|q| q.in_flight),
         parked: all(|q| q.parked),
+        dead: None,
     }
 }
 

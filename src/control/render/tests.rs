@@ -55,6 +55,23 @@ fn a_suspect_peer_that_another_client_s_lock_holds_up() {
 }
 
 #[test]
+fn a_queue_that_does_nothing_and_a_front_end_that_was_dropped() {
+    let mut status = samples::report(&samples::clean());
+    let serving = status.serving.as_mut().unwrap();
+    serving.queues[1].dead = Some("the available index 9 is too far from 1".to_owned());
+    serving.dropped = Some("the front-end uses rings of 1024 entries".to_owned());
+    let screen = super::status(&status);
+    let troubles: Vec<_> = screen.lines().filter(|line| line.contains("TROUBLE")).collect();
+    assert_eq!(
+        troubles,
+        [
+            "  TROUBLE  the last front-end was dropped: the front-end uses rings of 1024 entries",
+            "  TROUBLE  queue 1 does nothing until the guest's driver starts it anew: the available index 9 is too far from 1",
+        ]
+    );
+}
+
+#[test]
 fn stopped() {
     let mut snapshot = samples::dirty(64 * MIB, 64 * MIB);
     snapshot.phase = Phase::Stopped(StopReason::CopyAccused { by: 2 });

@@ -68,6 +68,39 @@ fn an_indirect_table_continues_the_chain() {
     assert_eq!(chain.writable(), [segment(0x3000, 1)]);
 }
 
+/// A read of so many segments in an indirect table, whose status is at 0x7000.
+fn read_of(memory: &Memory, segments: u16) -> Result<Chain, (Chain, ChainError)> {
+    put(memory, 0, 0, (0x8000, u32::from(segments) * 16 + 32, INDIRECT, 0));
+    put(memory, 0x8000, 0, (0x1000, 16, NEXT, 1));
+    for index in 1..=segments {
+        put(memory, 0x8000, index, (0x2000, 512, NEXT | WRITE, index + 1));
+    }
+    put(memory, 0x8000, segments + 1, (0x7000, 1, WRITE, 0));
+    let mut chain = Chain::default();
+    match chain.walk(memory, TABLE, TABLE_LEN, 0) {
+        Ok(()) => Ok(chain),
+        Err(error) => Err((chain, error)),
+    }
+}
+
+#[test]
+fn a_request_has_as_many_segments_as_one_system_call_takes() {
+    let memory = memory();
+    let mut chain = read_of(&memory, 1024).map_err(|(_, error)| error).unwrap();
+    assert_eq!(chain.take_status(&memory), Ok(GuestAddress(0x7000)));
+    assert_eq!(chain.writable().len(), 1024);
+}
+
+#[test]
+fn the_status_of_a_request_with_too_many_segments_is_found() {
+    let memory = memory();
+    for segments in [1025, 1026, 2000] {
+        let (mut chain, error) = read_of(&memory, segments).unwrap_err();
+        assert_eq!(error, ChainError::TooLong, "{segments}");
+        assert_eq!(chain.take_status(&memory), Ok(GuestAddress(0x7000)));
+    }
+}
+
 #[test]
 fn every_malformation_has_its_name() {
     let memory = memory();
@@ -77,7 +110,7 @@ fn every_malformation_has_its_name() {
         }
         assert_eq!(walk(&memory, 0).unwrap_err(), expected);
     };
-    check(&[(0x1000, 16, NEXT, 0)], ChainError::TooLong);
+    check(&[(0x1000, 16, NEXT, 0)], ChainError::Loop);
     check(
         &[(0x1000, 16, NEXT, 16)],
         ChainError::Index { index: 16, len: 16 },
@@ -88,7 +121,7 @@ fn every_malformation_has_its_name() {
     );
     check(&[(u64::MAX, 2, 0, 0)], ChainError::Address);
     check(&[(0x4000, 16, INDIRECT | NEXT, 1)], ChainError::Indirect);
-    for len in [0, 15, 17, u32::MAX, u32::from(MAX_CHAIN + 1) * 16] {
+    for len in [0, 15, 17, u32::MAX, (u32::from(MAX_TABLE) + 1) * 16] {
         check(
             &[(0x4000, len, INDIRECT, 0)],
             ChainError::IndirectLength { len },
@@ -162,7 +195,7 @@ proptest! {
         if chain.walk(&memory, TABLE, TABLE_LEN, head).is_ok() {
             let before = total_len(chain.readable());
             let segments = chain.readable().len() + chain.writable().len();
-            prop_assert!(segments <= usize::from(MAX_CHAIN));
+            prop_assert!(segments <= MAX_SEGMENTS);
             if chain.take_header::<16>(&memory).is_ok() {
                 prop_assert_eq!(total_len(chain.readable()), before - 16);
             }

@@ -1,4 +1,9 @@
 //! The memory behind the records of all queues: made, handed over, taken back.
+//!
+//! It is laid out for the largest ring that there can be, whatever the front-end asks for:
+//! QEMU asks for its `queue-size`, and up to 11.0 may then set up rings of 1024 entries all
+//! the same (`virtio_add_queue` of 10.0.13). A front-end gives back what it got, and the
+//! size that it asked for with it, so the layout is read from the memory's length.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +15,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use vm_memory::{AtomicAccess, Bytes, VolatileMemory};
 
 use super::{Cells, part_len};
-use crate::device::config::Config;
+use crate::device::config::{Config, MAX_QUEUE_SIZE};
 use crate::device::mapping::{MapError, Mapping, check_sealed, map};
 
 /// Each queue's part begins at a multiple of this many bytes; so do libvhost-user's.
@@ -25,7 +30,7 @@ pub struct Description {
     pub offset: u64,
     /// Queues with a part of it.
     pub queues: u16,
-    /// Descriptors of each queue.
+    /// Descriptors of each queue that the front-end asked for; there may be room for more.
     pub entries: u16,
 }
 
@@ -35,7 +40,7 @@ pub enum InflightError {
     /// More queues, or larger ones, than the device has.
     #[error(
         "a record for {queues} queues of {entries} entries was asked for; the device has \
-         {max_queues} of up to {max_entries}"
+         {max_queues} of up to {MAX_QUEUE_SIZE}"
     )]
     Shape {
         /// Queues as described.
@@ -44,8 +49,6 @@ pub enum InflightError {
         entries: u16,
         /// Queues of the device.
         max_queues: u16,
-        /// Entries of the device's largest ring.
-        max_entries: u16,
     },
     /// Too small for what it is said to hold.
     #[error(
@@ -72,7 +75,6 @@ pub enum InflightError {
 /// The record that rings started from now on use, for one connection.
 pub struct Inflight {
     max_queues: u16,
-    max_entries: u16,
     region: Mutex<Option<Region>>,
 }
 
@@ -88,20 +90,19 @@ impl Inflight {
     pub fn new(config: &Config) -> Self {
         Self {
             max_queues: config.num_queues,
-            max_entries: config.queue_size,
             region: Mutex::new(None),
         }
     }
 
-    /// Makes memory for the queues and entries asked for, and uses it. Its file's
-    /// size is fixed.
+    /// Makes memory for the queues asked for, with room for the largest rings, and uses it.
+    /// Its file's size is fixed.
     ///
     /// # Errors
     /// A shape that the device does not have, or no memory.
     pub fn make(&self, asked: Description) -> Result<(Description, OwnedFd), InflightError> {
         self.check_shape(asked)?;
         let description = Description {
-            len: region_len(asked.queues, asked.entries),
+            len: region_len(asked.queues, MAX_QUEUE_SIZE),
             offset: 0,
             ..asked
         };
@@ -133,6 +134,8 @@ impl Inflight {
                 entries,
             });
         }
+        let entries = entries_in(len, queues);
+        let needed = region_len(queues, entries);
         check_sealed(&file).map_err(InflightError::Map)?;
         let memory = map(file, offset, needed).map_err(InflightError::Map)?;
         *self.region.lock().unwrap_or_else(PoisonError::into_inner) = Some(Region {
@@ -158,7 +161,7 @@ impl Inflight {
 
     fn check_shape(&self, asked: Description) -> Result<(), InflightError> {
         let queues = 1..=self.max_queues;
-        let entries = 1..=self.max_entries;
+        let entries = 1..=MAX_QUEUE_SIZE;
         if queues.contains(&asked.queues) && entries.contains(&asked.entries) {
             return Ok(());
         }
@@ -166,7 +169,6 @@ impl Inflight {
             queues: asked.queues,
             entries: asked.entries,
             max_queues: self.max_queues,
-            max_entries: self.max_entries,
         })
     }
 }
@@ -178,6 +180,16 @@ fn stride(entries: u16) -> usize {
 
 fn region_len(queues: u16, entries: u16) -> u64 {
     (usize::from(queues) * stride(entries)) as u64
+}
+
+/// The descriptors of each of so many queues for which a record of `len` bytes has room:
+/// a power of two, as the sizes of rings are.
+fn entries_in(len: u64, queues: u16) -> u16 {
+    let mut entries = MAX_QUEUE_SIZE;
+    while entries > 1 && region_len(queues, entries) > len {
+        entries /= 2;
+    }
+    entries
 }
 
 /// Zeros, in a file that keeps its size.
@@ -238,9 +250,10 @@ mod tests {
     fn each_queue_has_an_aligned_part_of_its_own() {
         let inflight = inflight();
         let (description, fd) = inflight.make(of(3, 128)).unwrap();
-        assert_eq!(description.len, 3 * (16 + 128 * 16 + 48));
+        assert_eq!(description.len, 3 * (16 + 1024 * 16 + 48));
         for index in 0..3 {
             let (cells, entries) = inflight.queue(index).unwrap();
+            assert_eq!(entries, 1024, "whatever was asked for");
             cells.store(part_len(entries) - 8, index as u64 + 1);
         }
         assert!(inflight.queue(3).is_none());
@@ -254,16 +267,28 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_was_laid_out_for_smaller_rings_is_read_as_it_was_written() {
+        for asked in [4, 64, 128, 256, 1024] {
+            let len = region_len(2, asked);
+            let file = File::from(memory_file(len).unwrap());
+            let description = Description { len, ..of(2, asked) };
+            let inflight = inflight();
+            inflight.set(description, file).unwrap();
+            assert_eq!(inflight.queue(1).unwrap().1, asked);
+        }
+    }
+
+    #[test]
     fn memory_that_does_not_do_is_refused() {
         let inflight = inflight();
-        for (queues, entries) in [(0, 128), (5, 128), (1, 0), (1, 129), (u16::MAX, u16::MAX)] {
+        for (queues, entries) in [(0, 128), (5, 128), (1, 0), (1, 1025), (u16::MAX, u16::MAX)] {
             let refused = inflight.make(of(queues, entries));
             assert!(matches!(refused, Err(InflightError::Shape { .. })));
         }
         let (good, fd) = inflight.make(of(2, 64)).unwrap();
         let file = || File::from(fd.try_clone().unwrap());
         let short = Description {
-            len: good.len - 1,
+            len: region_len(2, 64) - 1,
             ..good
         };
         assert!(matches!(
