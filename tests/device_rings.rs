@@ -330,7 +330,16 @@ fn a_request_of_more_segments_than_are_offered_is_done_or_told_to_have_failed() 
             };
             let flags = flags | if index == last { 0 } else { NEXT };
             let next = index + 1;
-            guest.put_desc(table, index, Desc { addr, len, flags, next });
+            guest.put_desc(
+                table,
+                index,
+                Desc {
+                    addr,
+                    len,
+                    flags,
+                    next,
+                },
+            );
         }
         guest.put_chain(0, &[(table, 16 * (u32::from(last) + 1), INDIRECT)]);
         guest.wait_used(0);

@@ -121,10 +121,18 @@ fn a_guest_that_goes_on_at_the_source_keeps_the_image_there() {
     write(&mut disk, 2, 1);
     assert_eq!(source.custody(), "held");
 
-    // The target has it: the source does not get it back.
+    // The target has it: the source does not get it back, and says so whatever is asked.
     assert_eq!(handover(&volume, &[]).0, Some(0));
     drop(disk);
     source.wait_custody("vacant");
+    let (code, said) = handover(&volume, &["--cancel"]);
+    assert_eq!(code, Some(74), "{said}");
+    assert!(said.contains("does not hold it"), "{said}");
+    for to in [&[][..], &["--to", volume.brick_node(1).address()]] {
+        let (code, said) = handover(&volume, to);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("does not hold it"), "{said}");
+    }
     let target = Daemon::serve(&volume, 1, &["--incoming"]);
     let mut disk = FrontEnd::connect(target.socket());
     write(&mut disk, 3, 1);
@@ -133,6 +141,46 @@ fn a_guest_that_goes_on_at_the_source_keeps_the_image_there() {
     assert_eq!(status.code(), Some(40), "{log}");
     assert_reads(&mut disk, 3, 1);
     drop((refused, disk, target, healer));
+}
+
+/// QEMU from 9.1 on starts the rings of a guest that has left as soon as it connects again.
+#[test]
+fn a_daemon_that_is_started_again_gives_the_image_away_though_a_qemu_left_behind_starts_its_rings()
+{
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    let mut source = Daemon::serve(&volume, 0, &[]);
+    let healer = Healer::start(volume.brick_node(0), &[]);
+    let mut disk = FrontEnd::connect(source.socket());
+    write(&mut disk, 1, 1);
+    source.crash();
+    drop(disk);
+    source.again();
+    wait_healed_by(&source, &healer);
+    let left_behind = FrontEnd::connect(source.socket());
+
+    // For all that is known here once its rings run, a guest may be there.
+    let said = wait_until("its rings to run", PATIENCE, || {
+        match handover(&volume, &[]) {
+            (Some(0), said) => Ok(said),
+            (_, said) => Err(said),
+        }
+    })
+    .unwrap();
+    assert_eq!(source.custody(), "armed");
+    assert!(said.contains("no guest has asked for anything"), "{said}");
+    let (code, said) = handover(&volume, &["--no-guest"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("given away") && !said.contains("Migrate"),
+        "{said}"
+    );
+    assert_eq!(source.custody(), "vacant");
+    let target = Daemon::serve(&volume, 1, &["--incoming"]);
+    let mut disk = FrontEnd::connect(target.socket());
+    assert_reads(&mut disk, 1, 1);
+    target.wait_custody("held");
+    drop((left_behind, disk, target, source, healer));
 }
 
 #[test]

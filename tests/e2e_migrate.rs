@@ -173,11 +173,14 @@ fn a_source_killed_while_it_sends_the_rest_is_started_again_and_the_guest_goes_o
 
     to.send_at_full_speed();
     to.source.again();
-    // For all that is known here, a guest may be about to come back.
+    // For all that is known here, a guest may be about to come back, or be idle: QEMU from 9.1
+    // on starts the rings of one that has gone.
     let (code, said) = to.handover(&[]);
-    assert_eq!(code, Some(74), "{said}");
+    let armed = code == Some(0) && said.contains("no guest has asked for anything");
+    assert!(code == Some(74) || armed, "{code:?}: {said}");
     let (code, said) = to.handover(&["--no-guest"]);
     assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("given away"), "{said}");
     to.source.wait_custody("vacant");
     to.target.again();
     to.arrived();

@@ -21,7 +21,7 @@ use crate::image::state_dir::StateDir;
 
 use super::Failure;
 use super::opening::{self, Opening, Place};
-use super::seat::{Input, Resting, Seat};
+use super::seat::{HandOver, Input, Resting, Seat};
 use super::stop::Stop;
 
 /// How often it is tried to give the image away.
@@ -159,9 +159,11 @@ impl Worker {
                     self.guest_here |= event == Event::RingsStarted;
                     self.take(event);
                 }
-                Ok(Input::Arm(to)) => {
+                Ok(Input::HandOver(HandOver { wish, to, answer })) => {
                     self.to = to;
-                    self.take(Event::Arm);
+                    self.take(wish);
+                    // Whoever asked may have given up waiting.
+                    let _ = answer.send(self.machine.custody());
                 }
                 Ok(Input::FrontEndGone) => (self.guest_here, self.given_away) = (false, None),
                 Ok(Input::Stopped(reason)) => {

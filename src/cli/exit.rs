@@ -39,7 +39,8 @@ Exit codes:
   60  the session stopped while serving  70  not everything could be healed
   71  verify: the copies differ          72  verify: not everything could be compared
   73  the copy may not be promoted       74  handover: the image cannot be given away
-  75  resize: the image keeps its size
+  75  resize: the image keeps its size    3  migrate: the guest goes on here
+   4  migrate: it says where to look
 What to do about each: docs/failures.md";
 
 /// Why a command failed.
@@ -97,6 +98,22 @@ pub enum Failure {
         /// Which.
         image: String,
         /// Why.
+        why: String,
+    },
+    /// The guest goes on here.
+    #[error("the guest of {image} was not moved: {why}")]
+    NotMoved {
+        /// Which.
+        image: String,
+        /// Why.
+        why: String,
+    },
+    /// The guest may be here or there.
+    #[error("it is unclear where the guest of {image} is: {why}")]
+    MovedUnclear {
+        /// Which.
+        image: String,
+        /// What is known.
         why: String,
     },
     /// The image keeps its size.
@@ -167,6 +184,8 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::NotMoved { .. } => 3,
+            Self::MovedUnclear { .. } => 4,
             Self::Locate(error) => locate_code(error),
             Self::Open(error) => open_code(error),
             Self::State(_) => 36,

@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::control::remote::RemoteSession;
 use crate::control::socket::{self, Answer, ControlError, FORCED, Request};
-use crate::control::status::{CustodyStatus, Status};
+use crate::control::status::{CustodyStatus, QueueStatus, Status};
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
 
@@ -25,7 +25,11 @@ const ROUND: Duration = Duration::from_millis(100);
 /// How often it says so.
 const TELL: Duration = Duration::from_secs(5);
 
-/// The image stays here.
+/// What is so when the daemon has not got the image.
+const NOT_HELD: &str = "this daemon does not hold it: it is given away, and taken again when a guest's rings start \
+here. `bypass-blk status VOLUME/IMAGE` says who holds it now";
+
+/// The image is to stay here.
 const DISARM: Request = Request::HandOver {
     armed: false,
     to: None,
@@ -60,7 +64,8 @@ pub struct HandoverArgs {
     wait: bool,
 
     /// No guest of this host uses the image or comes back to it: it is at the target already,
-    /// and this daemon was only started again to send what is missing there
+    /// and this daemon was only started again to send what is missing there. The image is
+    /// given away at once, though a QEMU that was left behind may be connected
     #[arg(long)]
     no_guest: bool,
 
@@ -79,21 +84,98 @@ pub struct HandoverArgs {
     log: LogArgs,
 }
 
+impl HandoverArgs {
+    /// For `migrate`.
+    pub(super) fn of_migration(
+        target: &Target,
+        max_downtime: humantime::Duration,
+        to: &str,
+        run_dir: &RunDirArgs,
+    ) -> Self {
+        Self {
+            target: target.clone(),
+            max_downtime,
+            to: Some(to.to_owned()),
+            wait: false,
+            no_guest: false,
+            cancel: false,
+            bandwidth: Rate(0),
+            run_dir: run_dir.clone(),
+            log: LogArgs {
+                log_level: log::LevelFilter::Warn,
+            },
+        }
+    }
+}
+
 pub(super) fn run(args: HandoverArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
-    let image = Image::find(&args)?;
     if args.cancel {
-        image.ask(DISARM)?;
+        let image = Image::find(&args)?;
+        image.keep()?;
         println!("{}: stays here", image.name);
         return Ok(());
     }
     let stop = Stop::on_signals()?;
-    let follower = image.follower(&args)?;
-    let outcome = image.hand_over(&args, follower.is_some(), &stop);
-    if let Some(Err(error)) = follower.map(Follower::stop) {
-        log::warn!("{}", chain(&error));
-    }
+    let prepared = Prepared::new(&args, &stop)?;
+    let outcome = match prepared.armed && (args.wait || prepared.follower.is_some()) {
+        true => prepared.image.wait(&stop),
+        false => Ok(()),
+    };
+    prepared.end();
     outcome
+}
+
+/// An image that is ready to be given away, or has been. Where no healer of this host
+/// does it, what the copies miss is sent as long as this is there.
+pub(super) struct Prepared {
+    image: Image,
+    follower: Option<Follower>,
+    /// It goes when the rings stop; else it is given away already.
+    armed: bool,
+}
+
+impl Prepared {
+    /// Brings the copies together and has the daemon give the image away when the rings
+    /// stop.
+    ///
+    /// # Errors
+    /// Why not; the image stays here.
+    pub fn new(args: &HandoverArgs, stop: &Stop) -> Result<Self, Failure> {
+        let image = Image::find(args)?;
+        let follower = image.follower(args)?;
+        let armed = image.hand_over(args, stop);
+        let mut prepared = Self {
+            image,
+            follower,
+            armed: false,
+        };
+        match armed {
+            Ok(armed) => {
+                prepared.armed = armed;
+                Ok(prepared)
+            }
+            Err(why) => {
+                prepared.end();
+                Err(why)
+            }
+        }
+    }
+
+    /// The image is not given away after all.
+    ///
+    /// # Errors
+    /// It is not held here any more.
+    pub fn keep(&self) -> Result<(), Failure> {
+        self.image.keep()
+    }
+
+    /// Sends no more.
+    pub fn end(self) {
+        if let Some(Err(error)) = self.follower.map(Follower::stop) {
+            log::warn!("{}", chain(&error));
+        }
+    }
 }
 
 /// The image, and the daemon that serves it.
@@ -121,6 +203,17 @@ impl Image {
         Ok(socket::status(&self.socket)?)
     }
 
+    /// Once it is known whether the daemon gets the image that its rings have asked for.
+    fn first_status(&self, stop: &Stop) -> Result<Status, Failure> {
+        loop {
+            let status = self.status()?;
+            if custody(&status) != CustodyStatus::Opening || stop.is_requested() {
+                return Ok(status);
+            }
+            stop.wait(ROUND);
+        }
+    }
+
     /// Copies, unless another healer does: one that has reported, or `heald` of this
     /// host, which finds a session soon after it was opened and is to be waited for.
     fn follower(&self, args: &HandoverArgs) -> Result<Option<Follower>, Failure> {
@@ -142,7 +235,8 @@ impl Image {
             .map_err(Failure::NotHealed)
     }
 
-    fn hand_over(&self, args: &HandoverArgs, copying: bool, stop: &Stop) -> Result<(), Failure> {
+    /// Whether it is to be given away when the rings stop; else it is already.
+    fn hand_over(&self, args: &HandoverArgs, stop: &Stop) -> Result<bool, Failure> {
         let begin = Instant::now();
         if *args.max_downtime < FIXED {
             return Err(self.failed(&format!(
@@ -152,8 +246,13 @@ impl Image {
                 args.max_downtime
             )));
         }
+        let first = self.first_status(stop)?;
+        if custody(&first) == CustodyStatus::Vacant {
+            // It knows no copies then.
+            return Ok(self.is_away());
+        }
         let to = match &args.to {
-            Some(to) => Some(self.copy(to)?),
+            Some(to) => Some(self.copy(&first, to)?),
             None => None,
         };
         let mut watch = Watch::new(args.max_downtime.into(), to);
@@ -166,27 +265,29 @@ impl Image {
             }
             let status = self.status()?;
             match custody(&status) {
-                CustodyStatus::Vacant => {
-                    println!("{}: is given away already", self.name);
-                    return Ok(());
-                }
+                CustodyStatus::Vacant => return Ok(self.is_away()),
                 CustodyStatus::Ended => return Err(self.failed("the session has stopped")),
                 _ => {}
             }
             match watch.look(&status, begin.elapsed()) {
                 Verdict::Ready(downtime) => {
-                    self.ask(Request::HandOver {
+                    if args.no_guest && answered(&status) != answered(&first) {
+                        return Err(self.failed(
+                            "a guest of this host uses the image, and --no-guest says that there is none",
+                        ));
+                    }
+                    let custody = self.custody_after(Request::HandOver {
                         armed: true,
                         to,
                         no_guest: args.no_guest,
                     })?;
                     self.warn_of_absent(&status);
-                    println!(
-                        "{}: ready, the guest will stand still for about {} ms. Migrate it now",
-                        self.name,
-                        downtime.as_millis()
-                    );
-                    break;
+                    if custody != CustodyStatus::Armed {
+                        // No ring runs, or none that counts.
+                        return self.wait(stop).map(|()| false);
+                    }
+                    self.tell_ready(downtime, &status);
+                    return Ok(true);
                 }
                 Verdict::TooLong(downtime) => {
                     return Err(self.failed(&format!(
@@ -208,9 +309,34 @@ impl Image {
             }
             stop.wait(ROUND);
         }
-        match args.wait || copying {
-            true => self.wait(stop),
-            false => Ok(()),
+    }
+
+    fn tell_ready(&self, downtime: Duration, status: &Status) {
+        println!(
+            "{}: ready, the guest will stand still for about {} ms. Migrate it now",
+            self.name,
+            downtime.as_millis()
+        );
+        if answered(status) == 0 {
+            eprintln!(
+                "{}: no guest has asked for anything since this daemon was started. If it has gone to the other host \
+                 already, a QEMU that it left behind is connected here: end it, or say --no-guest",
+                self.name
+            );
+        }
+    }
+
+    /// There is nothing to give away.
+    fn is_away(&self) -> bool {
+        println!("{}: {NOT_HELD}", self.name);
+        false
+    }
+
+    /// The image is not given away after all, if it is still here.
+    fn keep(&self) -> Result<(), Failure> {
+        match self.custody_after(DISARM)? {
+            CustodyStatus::Held => Ok(()),
+            _ => Err(self.failed(NOT_HELD)),
         }
     }
 
@@ -225,7 +351,7 @@ impl Image {
                 CustodyStatus::Held => return Err(self.failed("the guest goes on here")),
                 CustodyStatus::Ended => return Err(self.failed("the session has stopped")),
                 _ if stop.is_requested() => {
-                    self.ask(DISARM)?;
+                    self.keep()?;
                     return Err(self.failed("interrupted: it stays here"));
                 }
                 _ => stop.wait(ROUND),
@@ -242,8 +368,7 @@ impl Image {
     }
 
     /// The child index of the copy of this host or brick.
-    fn copy(&self, to: &str) -> Result<usize, Failure> {
-        let status = self.status()?;
+    fn copy(&self, status: &Status, to: &str) -> Result<usize, Failure> {
         let is_it =
             |brick: &str| brick == to || brick.split_once(":/").is_some_and(|(host, _)| host == to);
         let mut copies = status.copies.iter().enumerate();
@@ -265,14 +390,20 @@ impl Image {
         }
     }
 
-    fn ask(&self, request: Request) -> Result<(), Failure> {
+    /// Whose the image is once this was asked.
+    fn custody_after(&self, request: Request) -> Result<CustodyStatus, Failure> {
+        match self.ask(request)? {
+            Answer::Custody { custody } => Ok(custody),
+            other => Err(ControlError::unexpected(&self.socket, &other).into()),
+        }
+    }
+
+    fn ask(&self, request: Request) -> Result<Answer, Failure> {
         match socket::ask(&self.socket, &request) {
-            Ok(Answer::Done) => Ok(()),
-            Ok(other) => Err(ControlError::unexpected(&self.socket, &other).into()),
             Err(ControlError::Refused { why, .. } | ControlError::Ended { why, .. }) => {
                 Err(self.failed(&why))
             }
-            Err(other) => Err(other.into()),
+            other => Ok(other?),
         }
     }
 
@@ -282,6 +413,14 @@ impl Image {
             why: why.to_owned(),
         }
     }
+}
+
+/// How many requests were answered since the daemon was started.
+fn answered(status: &Status) -> u64 {
+    let queues = status.serving.iter().flat_map(|serving| &serving.queues);
+    let all =
+        |q: &QueueStatus| q.reads + q.writes + q.flushes + q.discards + q.write_zeroes + q.errors;
+    queues.map(all).sum()
 }
 
 fn custody(status: &Status) -> CustodyStatus {

@@ -18,6 +18,7 @@ mod heald;
 mod kept;
 mod listen;
 mod logging;
+mod migrate;
 mod opening;
 mod own_session;
 mod promote;
@@ -69,6 +70,12 @@ enum Command {
     Heal(heal::HealArgs),
     /// Make an image that is served here ready for a live migration to another host
     Handover(handover::HandoverArgs),
+    /// Move a running guest to another host, its disk being the copies of one image there
+    /// and here
+    Migrate(Box<migrate::MigrateArgs>),
+    /// How it is with a guest and its image on this host, for `migrate` on another
+    #[command(hide = true)]
+    MigrateLook(migrate::LookArgs),
     /// Compare all copies of an image, also while it is served
     Verify(verify::VerifyArgs),
     /// Change the bandwidth limit of this host's healer
@@ -214,6 +221,8 @@ pub fn run() -> ExitCode {
         Some(Command::Heald(args)) => heald::run(args),
         Some(Command::Heal(args)) => heal::run(args),
         Some(Command::Handover(args)) => handover::run(args),
+        Some(Command::Migrate(args)) => migrate::run(*args),
+        Some(Command::MigrateLook(args)) => migrate::run_look(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Bandwidth(args)) => bandwidth::run(args),
         Some(Command::Promote(args)) => promote::run(args),

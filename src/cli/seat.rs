@@ -47,8 +47,8 @@ pub struct Resting {
 pub(super) enum Input {
     /// By the rings and by operators.
     Event(Event),
-    /// Give it away, to the host of this child if one is named.
-    Arm(Option<usize>),
+    /// Give it away, or not.
+    HandOver(HandOver),
     /// By the session: it has ended by itself.
     Stopped(StopReason),
     /// Rest, for another process to go on.
@@ -59,6 +59,16 @@ pub(super) enum Input {
     Resize(Resize),
     /// The daemon ends.
     Close,
+}
+
+/// The wish to give the image away, or to keep it.
+pub(super) struct HandOver {
+    /// [`Event::Arm`], [`Event::GiveAway`] or [`Event::Disarm`].
+    pub wish: Event,
+    /// To the host of this child, if one is named.
+    pub to: Option<usize>,
+    /// Whose the image is then.
+    pub answer: Sender<Custody>,
 }
 
 /// The wish for a larger image.
@@ -99,13 +109,13 @@ impl Seat {
         self.locked().clone()
     }
 
-    /// Gives the image away when the rings have stopped, and not before the copy of
-    /// child `to` is there and equal; or not after all.
-    pub fn arm(&self, armed: bool, to: Option<usize>) {
-        self.send(match armed {
-            true => Input::Arm(to),
-            false => Input::Event(Event::Disarm),
-        });
+    /// Gives the image away, as the event `wish` says, and not before the copy of child
+    /// `to` is there and equal; or not after all. Whose is it then? Waits for whatever the
+    /// custodian is at; `None`: the daemon ends.
+    pub fn hand_over(&self, wish: Event, to: Option<usize>) -> Option<Custody> {
+        let (answer, answered) = mpsc::channel();
+        self.send(Input::HandOver(HandOver { wish, to, answer }));
+        answered.recv().ok()
     }
 
     /// The connection has ended: rings that start later are those of another guest, or

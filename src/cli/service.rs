@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::control::socket::{Answer, FORCED, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Stats};
-use crate::image::custody::Custody;
+use crate::image::custody::{Custody, Event};
 use crate::image::error::chain;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Job, LinkError};
@@ -64,8 +64,11 @@ impl Device {
     /// Why a migration would harm the guest now: what another host does not learn.
     fn must_stay(&self, no_guest: bool) -> Option<String> {
         let queues = self.stats.snapshot().total();
-        match queues.starts == 0 && no_guest {
-            true => None,
+        match no_guest {
+            true => (queues.in_flight > 0).then(|| {
+                "a guest of this host has requests under way, and --no-guest says that there is none"
+                    .to_owned()
+            }),
             false => must_stay(queues, self.cache.writeback()),
         }
     }
@@ -166,19 +169,23 @@ impl Service {
         let Image::Seat(seat) = &self.image else {
             return not_served();
         };
-        match self.custody() {
-            Custody::Ended => Answer::Ended {
+        let held = armed && self.custody() == Custody::Held;
+        let device = self.serving.as_ref().filter(|_| held);
+        if let Some(why) = device.and_then(|device| device.must_stay(no_guest)) {
+            return Answer::Refused { why };
+        }
+        let wish = match (armed, no_guest) {
+            (true, false) => Event::Arm,
+            (true, true) => Event::GiveAway,
+            (false, _) => Event::Disarm,
+        };
+        match seat.hand_over(wish, to) {
+            Some(Custody::Ended) | None => Answer::Ended {
                 why: "it has stopped".to_owned(),
             },
-            custody => {
-                let held = armed && custody == Custody::Held;
-                let device = self.serving.as_ref().filter(|_| held);
-                if let Some(why) = device.and_then(|device| device.must_stay(no_guest)) {
-                    return Answer::Refused { why };
-                }
-                seat.arm(armed, to);
-                Answer::Done
-            }
+            Some(custody) => Answer::Custody {
+                custody: custody.into(),
+            },
         }
     }
 

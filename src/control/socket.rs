@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::status::Status;
+use super::status::{CustodyStatus, Status};
 use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
 use crate::image::resize::{NewSize, Resized};
 
@@ -64,14 +64,16 @@ pub enum Request {
         /// Byte ranges, `[start, end)`.
         ranges: Vec<(u64, u64)>,
     },
-    /// Give the image away when the front-end's rings stop, or not after all.
+    /// Give the image away when the front-end's rings stop, or not after all. The answer is
+    /// whose it is then: a wish that comes too late changes nothing.
     HandOver {
         /// Give it away.
         armed: bool,
         /// Child index of the copy that must be there and equal before: the target's.
         #[serde(default)]
         to: Option<usize>,
-        /// No guest of this host uses it, and none is about to come back to it.
+        /// No guest of this host uses it, and none is about to come back to it: give it away
+        /// at once.
         #[serde(default)]
         no_guest: bool,
     },
@@ -100,11 +102,13 @@ pub enum Request {
 impl Request {
     fn patience(&self) -> Duration {
         match self {
-            Self::Unmark { .. } | Self::Repair { .. } | Self::Resize { .. } => CHANGE_TIMEOUT,
+            Self::Unmark { .. }
+            | Self::Repair { .. }
+            | Self::Resize { .. }
+            | Self::HandOver { .. } => CHANGE_TIMEOUT,
             Self::Status
             | Self::Job
             | Self::Report { .. }
-            | Self::HandOver { .. }
             | Self::Force
             | Self::Bandwidth { .. }
             | Self::Yield => ANSWER_TIMEOUT,
@@ -130,6 +134,11 @@ pub enum Answer {
         resized: Resized,
         /// The front-end was told at once.
         told: bool,
+    },
+    /// To [`Request::HandOver`].
+    Custody {
+        /// Whose the image is now.
+        custody: CustodyStatus,
     },
     /// It is done.
     Done,

@@ -162,7 +162,9 @@ impl Slot {
         self.memory = Some(Arc::clone(memory));
         let walked = self.chain.walk(memory, descriptors.0, descriptors.1, head);
         self.status_at = match walked {
-            Ok(()) | Err(ChainError::Order | ChainError::TooLong) => self.chain.take_status(memory).ok(),
+            Ok(()) | Err(ChainError::Order | ChainError::TooLong) => {
+                self.chain.take_status(memory).ok()
+            }
             Err(_) => None,
         };
         let header = walked.and_then(|()| self.chain.take_header(memory));

@@ -176,7 +176,9 @@ impl Stats {
 
     /// Why queue `index` does nothing until the guest's driver starts it anew, if that is so.
     pub fn dead(&self, index: usize) -> Option<String> {
-        self.queues.get(index).and_then(|queue| lock(&queue.dead).clone())
+        self.queues
+            .get(index)
+            .and_then(|queue| lock(&queue.dead).clone())
     }
 
     /// Why the last front-end was dropped, if no ring has started since.

@@ -17,6 +17,10 @@
 //!    └───────────────────────────────────────────────────────────────────┘
 //!                          all copies that are held are equal
 //! ```
+//!
+//! With no guest to be expected here (*give away*) it leaves at once, from *Held* and from
+//! *Armed*, though rings may run: QEMU from 9.1 on starts them whenever it connects, also of
+//! a guest that has gone to another host.
 
 /// Where the daemon stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +52,8 @@ pub enum Event {
     OpenFailed,
     /// The image is to be given away when the rings stop.
     Arm,
+    /// It is to be given away at once: no guest of this host uses it, whatever the rings do.
+    GiveAway,
     /// It is not, after all.
     Disarm,
     /// No copy that is held misses anything, none of them is marked, and the session is
@@ -121,6 +127,7 @@ impl Machine {
             (Held, Event::Arm) if self.rings => (Armed, Vec::new()),
             // Nobody writes: at once.
             (Held, Event::Arm) => (Leaving, leave()),
+            (Held | Armed, Event::GiveAway) => (Leaving, leave()),
             (Armed, Event::Disarm) => (Held, Vec::new()),
             (Armed, Event::RingsStopped) => (Leaving, leave()),
             // The front-end goes on here: the migration has failed.
@@ -202,6 +209,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn an_image_that_no_guest_here_uses_is_given_away_though_rings_run() {
+        for before in [&ARMED[..1], &ARMED] {
+            let mut recovered = machine(true, before);
+            let actions = recovered.step(Event::GiveAway);
+            assert_eq!(actions, [Action::Door { open: false }, Action::Leave]);
+            recovered.step(Event::Left);
+            assert_eq!(recovered.custody(), Custody::Vacant);
+            // They stop when the QEMU that was left behind ends.
+            assert!(recovered.step(Event::RingsStopped).is_empty());
+            assert_eq!(recovered.custody(), Custody::Vacant);
+        }
+    }
+
     /// The queues take requests exactly while the image is held.
     #[test]
     fn in_every_state_that_can_be_reached_the_door_is_open_only_while_the_image_is_held() {
@@ -211,6 +232,7 @@ mod tests {
             Event::Opened,
             Event::OpenFailed,
             Event::Arm,
+            Event::GiveAway,
             Event::Disarm,
             Event::Left,
             Event::SessionStopped,

@@ -424,7 +424,10 @@ impl FrontEnd {
         let order = std::sync::atomic::Ordering::SeqCst;
         let event: u16 = self
             .memory
-            .load(GuestAddress(used + 4 + 8 * u64::from(self.ring_size)), order)
+            .load(
+                GuestAddress(used + 4 + 8 * u64::from(self.ring_size)),
+                order,
+            )
             .unwrap();
         event == index
     }
@@ -434,7 +437,10 @@ impl FrontEnd {
         self.queues[queue].next_avail = index;
         // Interrupt after the next used element.
         let event = self.queues[queue].next_used;
-        self.write(avail + 4 + 2 * u64::from(self.ring_size), &event.to_le_bytes());
+        self.write(
+            avail + 4 + 2 * u64::from(self.ring_size),
+            &event.to_le_bytes(),
+        );
         let order = std::sync::atomic::Ordering::SeqCst;
         self.memory
             .store(index, GuestAddress(avail + 2), order)

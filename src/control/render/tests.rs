@@ -61,7 +61,10 @@ fn a_queue_that_does_nothing_and_a_front_end_that_was_dropped() {
     serving.queues[1].dead = Some("the available index 9 is too far from 1".to_owned());
     serving.dropped = Some("the front-end uses rings of 1024 entries".to_owned());
     let screen = super::status(&status);
-    let troubles: Vec<_> = screen.lines().filter(|line| line.contains("TROUBLE")).collect();
+    let troubles: Vec<_> = screen
+        .lines()
+        .filter(|line| line.contains("TROUBLE"))
+        .collect();
     assert_eq!(
         troubles,
         [

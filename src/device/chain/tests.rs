@@ -70,10 +70,20 @@ fn an_indirect_table_continues_the_chain() {
 
 /// A read of so many segments in an indirect table, whose status is at 0x7000.
 fn read_of(memory: &Memory, segments: u16) -> Result<Chain, (Chain, ChainError)> {
-    put(memory, 0, 0, (0x8000, u32::from(segments) * 16 + 32, INDIRECT, 0));
+    put(
+        memory,
+        0,
+        0,
+        (0x8000, u32::from(segments) * 16 + 32, INDIRECT, 0),
+    );
     put(memory, 0x8000, 0, (0x1000, 16, NEXT, 1));
     for index in 1..=segments {
-        put(memory, 0x8000, index, (0x2000, 512, NEXT | WRITE, index + 1));
+        put(
+            memory,
+            0x8000,
+            index,
+            (0x2000, 512, NEXT | WRITE, index + 1),
+        );
     }
     put(memory, 0x8000, segments + 1, (0x7000, 1, WRITE, 0));
     let mut chain = Chain::default();

@@ -271,7 +271,10 @@ mod tests {
         for asked in [4, 64, 128, 256, 1024] {
             let len = region_len(2, asked);
             let file = File::from(memory_file(len).unwrap());
-            let description = Description { len, ..of(2, asked) };
+            let description = Description {
+                len,
+                ..of(2, asked)
+            };
             let inflight = inflight();
             inflight.set(description, file).unwrap();
             assert_eq!(inflight.queue(1).unwrap().1, asked);
