@@ -93,6 +93,9 @@ fn volumes_that_cannot_be_served_are_refused_by_name() {
     refused(node, 17, &["gv0", "--read-only"], &args);
     Daemon::serve(&volume, 0, &["--read-only"]).stop();
     volume.set("features.worm", "off").unwrap();
+    volume.set("features.locks-revocation-secs", "5").unwrap();
+    refused(node, 18, &["gv0", "features.locks-revocation-secs"], &args);
+    volume.set("features.locks-revocation-secs", "0").unwrap();
     cluster
         .gluster(0, &["volume", "bitrot", "gv0", "enable"])
         .unwrap();

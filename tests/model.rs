@@ -163,6 +163,14 @@ mod holds {
     }
 
     #[test]
+    fn with_marks_stored_again() {
+        holds(Setting {
+            faults: 2 + if_long(1),
+            ..MARKED_AGAIN
+        });
+    }
+
+    #[test]
     fn with_two_bricks_and_our_healers() {
         holds(Setting {
             faults: 1 + if_long(1),
@@ -342,6 +350,12 @@ macro_rules! caught {
     };
 }
 
+/// The marks stand, and are to be stored again.
+const MARKED_AGAIN: Setting = Setting {
+    remarks: 1,
+    after: || written(0, &[0, 1]),
+    ..TWO
+};
 const ONE_FAULT: Setting = Setting { faults: 1, ..TWO };
 const HEALING: Setting = Setting {
     faults: 1,
@@ -382,6 +396,7 @@ caught! {
     the_local_copy_marked_beside_the_others: ONE_FAULT, without [LocalMarkedLast] => ENDS_WELL;
     the_local_file_marked_without_a_quorum: TWO, without [LocalFileGuarded] => ENDS_WELL;
     the_local_file_marked_though_it_accuses_itself: THREE, without [LocalFileRead] => ENDS_WELL;
+    a_last_brick_lost_in_a_round_that_does_not_close_the_gate: MARKED_AGAIN, without [LossesCarriedOut] => MARKED;
     a_round_over_two_connections: TWO, without [RoundKeepsConnection] => ENDS_WELL;
     marks_read_locally_that_a_crash_undoes: LOST_ONE, without [ReadIsDurable] => ENDS_WELL;
     a_file_that_was_healed_meanwhile: ONE_FAULT, without [FileCompared, FileWatched] => NOT_UNDERNEATH;

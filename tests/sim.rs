@@ -75,6 +75,7 @@ const NOTHING: Plan = Plan {
     stock: false,
     outlived: false,
     overtaken: false,
+    administrator: false,
     promotes: 0,
     calm: false,
 };
@@ -186,6 +187,17 @@ fn rivals_overtake_sessions_that_are_clean() {
         ..NOTHING
     };
     schedules("overtaken", plan);
+}
+
+#[test]
+fn an_administrator_clears_locks() {
+    let plan = Plan {
+        faults: 6,
+        stock: true,
+        administrator: true,
+        ..NOTHING
+    };
+    schedules("locks cleared", plan);
 }
 
 #[test]

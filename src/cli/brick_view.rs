@@ -106,6 +106,7 @@ fn copy_status(brick: String, answer: Result<CopyState, PortError>) -> CopyStatu
         behind: None,
         fenced: copy.as_ref().is_some_and(|copy| copy.fenced),
         marks: copy.map(|copy| copy.pending),
+        marks_age_seconds: None,
     }
 }
 

@@ -19,28 +19,33 @@ use crate::image::verify::VerifyError;
 /// The codes, for `--help`.
 pub const TABLE: &str = "\
 Exit codes:
-   0  done                               30  no brick of this host has the image
-   1  an error not listed here           31  several bricks of this host have it
-   2  wrong usage                        32  the local brick is an arbiter
-  10  glusterd down or not answering     33  the local file has another gfid
-  11  unknown volume                     34  not enough privilege
-  12  volume not started                 35  the local brick's process is down
-  13  volume not replicated              36  the state directory cannot be used
-  14  image in shards                    40  locked by another session
-  15  would bypass quota, bitrot, …      41  in use by another client (QEMU, a mount)
-  16  no brick answers                   42  the local copy is stale
-  17  the volume refuses changes         43  split-brain
-  20  no such image                      44  no quorum of bricks
-  21  not a regular file                 45  a heal or rebalance is in progress
-  22  a DHT link file                    46  mandatory fencing is not available
-  23  the image is empty                 50  socket path in use
-  24  its size is not whole blocks       51  socket cannot be made or used
-  25  it looks like an image format      52  the disk cannot be served by this device
-  60  the session stopped while serving  70  not everything could be healed
-  71  verify: the copies differ          72  verify: not everything could be compared
-  73  the copy may not be promoted       74  handover: the image cannot be given away
-  75  resize: the image keeps its size    3  migrate: the guest goes on here
-   4  migrate: it says where to look
+   0  done                                     40  locked by another session
+   1  an error not listed here                 41  in use by another client (QEMU, a mount)
+   2  wrong usage                              42  the local copy is stale
+   3  migrate: the guest goes on here          43  split-brain
+   4  migrate: it says where to look           44  no quorum of bricks
+  10  glusterd down or not answering           45  a heal or rebalance is in progress
+  11  unknown volume                           46  mandatory fencing is not available
+  12  volume not started                       50  socket path in use
+  13  volume not replicated                    51  socket cannot be made or used
+  14  image in shards                          52  the disk cannot be served by this device
+  15  would bypass quota, bitrot, …            60  the session stopped while serving
+  16  no brick answers                         70  not everything could be healed
+  17  the volume refuses changes               71  verify: the copies differ
+  18  the volume takes locks away              72  verify: not everything could be compared
+  20  no such image                            73  the copy may not be promoted
+  21  not a regular file                       74  handover: the image cannot be given away
+  22  a DHT link file                          75  resize: the image keeps its size
+  23  the image is empty
+  24  its size is not whole blocks
+  25  it looks like an image format
+  30  no brick of this host has the image
+  31  several bricks of this host have it
+  32  the local brick is an arbiter
+  33  the local file has another gfid
+  34  not enough privilege
+  35  the local brick's process is down
+  36  the state directory cannot be used
 What to do about each: docs/failures.md";
 
 /// Why a command failed.
@@ -242,6 +247,7 @@ fn locate_code(error: &LocateError) -> u8 {
         LocateError::Sharded { .. } => 14,
         LocateError::Bypassed { .. } => 15,
         LocateError::Unchangeable { .. } => 17,
+        LocateError::LocksRevoked { .. } => 18,
         LocateError::NoBrick { .. } => 16,
         LocateError::NoImage { .. } => 20,
         LocateError::NotAFile { .. } => 21,

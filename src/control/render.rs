@@ -9,6 +9,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::status::{CopyStatus, QueueStatus, Serving, State, Status, Verified};
 
+/// Marks that were read so many seconds ago, or more, are said to be as old as that.
+const OLD_MARKS: u64 = 2;
+
 /// The report of one image, ending in a newline.
 pub fn status(status: &Status) -> String {
     let mut out = String::new();
@@ -110,9 +113,11 @@ fn write_copy(out: &mut String, copy: &CopyStatus) -> std::fmt::Result {
             counters.join(" ")
         }
     };
+    let old = copy.marks_age_seconds.filter(|age| *age >= OLD_MARKS);
+    let read = old.map_or_else(String::new, |age| format!(" (read {age}s ago)"));
     writeln!(
         out,
-        "  {role:<7}  {}  {health:<5}  marks [{marks}]  {reach}",
+        "  {role:<7}  {}  {health:<5}  marks [{marks}]{read}  {reach}",
         copy.brick
     )
 }

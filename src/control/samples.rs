@@ -1,7 +1,7 @@
 //! Sessions in every situation, for the tests of the document, the screen and the
 //! metrics.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::status::{CustodyStatus, Identity, QueueStatus, Serving, Status};
 use crate::image::heal::{Figures, HealReport, HealState, Obstacle, PeerReport};
@@ -32,6 +32,7 @@ pub fn clean() -> Snapshot {
         locked: true,
         why_away: None,
         pending: Some(vec![0, 0, 0]),
+        read_at: Some(Instant::now()),
     };
     Snapshot {
         phase: Phase::Unmarked,

@@ -143,6 +143,9 @@ pub struct CopyStatus {
     /// What this brick's counters say of each copy, in order: non-zero, that
     /// copy misses data. Absent when never read.
     pub marks: Option<Vec<i32>>,
+    /// How long ago they were read, in whole seconds; absent when that is not known.
+    #[serde(default)]
+    pub marks_age_seconds: Option<u64>,
     /// Some brick says that this copy misses data.
     pub stale: bool,
     /// What it misses; absent for the local copy, an arbiter, and when nobody knows.
@@ -313,6 +316,7 @@ impl Status {
             reachable: copy.locked,
             reason: copy.why_away.clone(),
             marks: copy.pending.clone(),
+            marks_age_seconds: copy.read_at.map(|at| at.elapsed().as_secs()),
             stale: false,
             behind: None,
             fenced: copy.locked && session.fence == Fence::Mandatory,

@@ -8,7 +8,7 @@ use super::brick::{Brick, Operation};
 use super::connection::Weight;
 use super::dict::{Dict, Value};
 use super::error::{BrickError, Errno, ProtocolError};
-use super::fops::RemoteFd;
+use super::fops::{Entry, RemoteFd};
 use super::inode::Gfid;
 use super::rpc::Credentials;
 use super::xdr::{Decoder, Encoder, XdrError};
@@ -26,6 +26,8 @@ const INODELK: Operation = Operation {
 const COUNT_LOCKS: &str = "glusterfs.multi-dom-lk-cnt-req";
 /// `GLUSTERFS_INODELK_DOM_PREFIX`: in this domain.
 const COUNT_PREFIX: &str = "glusterfs.inodelk-dom-prefix";
+/// `GLUSTERFS_POSIXLK_COUNT`: the count of posix locks is asked for.
+const COUNT_POSIX: &str = "glusterfs.posixlk-count";
 /// `GF_XATTR_CLRLK_CMD` with type inode, kind blocked.
 const CLEAR_WAITING: &str = "glusterfs.clrlk.tinode.kblocked";
 
@@ -149,6 +151,15 @@ impl LockKind {
     }
 }
 
+/// How many locks of a file are held or waited for, by anybody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockCounts {
+    /// INODELKs, per domain that was asked for.
+    pub inodelks: Vec<u32>,
+    /// Posix locks.
+    pub posix: u32,
+}
+
 impl Brick {
     /// Takes or gives back a lock of the file in `domain`. An unlock needs the
     /// same range as the lock. A lock taken twice is held twice and must be given
@@ -195,12 +206,39 @@ impl Brick {
     /// # Errors
     /// As of [`Brick::lookup_gfid`]; an answer without the number is a protocol error.
     pub fn inodelk_count(&self, gfid: Gfid, domain: &str) -> Result<u32, BrickError> {
-        let key = format!("{COUNT_PREFIX}:{domain}");
-        let (answer, _) = self.look_up_with(gfid, Gfid::NONE, "", &[COUNT_LOCKS, &key])?;
-        match answer.get(&key) {
+        let (_, counts) = self.lookup_and_count(gfid, &[], &[domain])?;
+        Ok(counts.inodelks.first().copied().unwrap_or_default())
+    }
+
+    /// [`Brick::lookup_gfid`], and how many locks of the file there are at that moment.
+    ///
+    /// # Errors
+    /// As of [`Brick::lookup_gfid`]; an answer without the numbers is a protocol error.
+    pub fn lookup_and_count(
+        &self,
+        gfid: Gfid,
+        want: &[&str],
+        domains: &[&str],
+    ) -> Result<(Entry, LockCounts), BrickError> {
+        let key = |domain: &&str| format!("{COUNT_PREFIX}:{domain}");
+        let keys: Vec<String> = domains.iter().map(key).collect();
+        let mut asked = want.to_vec();
+        asked.extend([COUNT_LOCKS, COUNT_POSIX]);
+        asked.extend(keys.iter().map(String::as_str));
+        let (answer, iatt) = self.look_up_with(gfid, Gfid::NONE, "", &asked)?;
+        let count = |key: &str| match answer.get(key) {
             Some(Value::Int(count)) => Ok(u32::try_from(*count).unwrap_or(0)),
-            _ => Err(self.protocol("LOOKUP", ProtocolError::Missing(key))),
-        }
+            _ => Err(self.protocol("LOOKUP", ProtocolError::Missing(key.to_owned()))),
+        };
+        let counts = LockCounts {
+            inodelks: keys
+                .iter()
+                .map(|key| count(key))
+                .collect::<Result<_, _>>()?,
+            posix: count(COUNT_POSIX)?,
+        };
+        let xattrs = answer.into_attributes();
+        Ok((Entry { iatt, xattrs }, counts))
     }
 
     /// Makes every request for an INODELK of the file that waits fail with

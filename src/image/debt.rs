@@ -52,10 +52,11 @@ impl Debt {
         if unguarded && old.is_none() {
             belief.unknown = belief.unknown.or(belief.clean);
         }
-        // Writes that were in flight when their daemon was killed, or when every brick
-        // was lost, may have landed after somebody healed: those extents stay dirty
-        // without marks, too.
-        if !unguarded && !matches!(trust, Trust::Kept { interrupted: 1.. }) {
+        // Nobody accuses them, so somebody healed. But writes that were in flight when their
+        // daemon was killed, or when every brick was lost, may have landed after that; and
+        // of a daemon that was killed nobody knows whether it still had its locks then. What
+        // such a map calls dirty stays so, without marks, too.
+        if !unguarded && !matches!(trust, Trust::Kept { .. }) {
             map.declare_clean(belief.clean);
         }
         map.mark_all_dirty(belief.unknown);
@@ -257,6 +258,12 @@ mod tests {
         Debt::adopt(SHAPE, Arc::new(map), trust, &copies, Uuid::new_v4()).unwrap()
     }
 
+    /// Its session ends as it should.
+    fn close(path: &std::path::Path) {
+        let (map, _) = DirtyMap::open(path, &identity()).unwrap();
+        map.close_clean().unwrap();
+    }
+
     fn written(path: &std::path::Path, unguarded: bool) {
         let mut debt = adopt(path);
         debt.set_unguarded(unguarded).unwrap();
@@ -272,15 +279,29 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("map");
         written(&path, false);
+        close(&path);
         assert!(adopt(&path).behind().is_empty(), "healed by somebody");
         written(&path, true);
+        close(&path);
         let mut debt = adopt(&path);
         let peer = Peer::new(0).unwrap();
         assert_eq!(debt.map().dirty_extents(peer), 1);
         assert!(!debt.map().record().suspect.contains(peer));
         debt.set_unguarded(false).unwrap();
         drop(debt);
+        close(&path);
         assert!(adopt(&path).behind().is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_daemon_s_map_calls_dirty_stays_so_though_nobody_is_marked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("map");
+        written(&path, false);
+        let debt = adopt(&path);
+        let peer = Peer::new(0).unwrap();
+        assert_eq!(debt.map().dirty_extents(peer), 1, "its locks may be gone");
+        assert!(!debt.map().record().suspect.contains(peer));
     }
 
     #[test]

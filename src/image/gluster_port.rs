@@ -87,6 +87,8 @@ struct Live {
     accusing: Vec<String>,
     /// Locks that the process before took through it.
     standing: Vec<Lock>,
+    /// Locks that this one did.
+    taken: Vec<Lock>,
     /// What stands of the record and the fence.
     published: Option<Fence>,
 }
@@ -236,6 +238,7 @@ impl BrickPort for GlusterPort {
             data_locked: false,
             accusing: Vec::new(),
             standing,
+            taken: Vec::new(),
             published,
         });
         Ok(())
@@ -270,6 +273,9 @@ impl BrickPort for GlusterPort {
         }
         let granted = self.inodelk(lock, LockOp::Try, LockRange::WHOLE)? == Locked::Granted;
         self.note_data_lock(lock, granted);
+        if let Some(live) = self.live.as_mut().filter(|_| granted) {
+            live.taken.push(lock);
+        }
         Ok(granted)
     }
 
@@ -277,6 +283,7 @@ impl BrickPort for GlusterPort {
         self.note_data_lock(lock, false);
         if let Some(live) = &mut self.live {
             live.standing.retain(|standing| *standing != lock);
+            live.taken.retain(|taken| *taken != lock);
         }
         let _ = self.inodelk(lock, LockOp::Unlock, LockRange::WHOLE)?;
         Ok(())
@@ -338,7 +345,7 @@ impl BrickPort for GlusterPort {
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
-        let mut copy = self.look_up()?;
+        let mut copy = self.look_up_locked()?;
         if let Some(Overruled { promotion, local }) = self.overruled.clone()
             && let Some(counter) = copy.pending.get_mut(local)
             && promotion.overrules(self.child, *counter)

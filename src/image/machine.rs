@@ -147,7 +147,9 @@ impl Machine {
         }
     }
 
-    /// Takes an event in; what to do comes out.
+    /// Takes an event in; what to do comes out, to be done in this order. An action that is
+    /// not carried out leaves the gate as it was before the event.
+    #[must_use = "what is not carried out leaves the gate open, or nobody waiting"]
     pub fn step(&mut self, event: Event) -> Vec<Action> {
         if matches!(self.phase, Phase::Stopped(_)) {
             return Vec::new();
@@ -155,6 +157,8 @@ impl Machine {
         match event {
             Event::WriteWanted => self.write_wanted(),
             Event::MarkRoundOver => self.mark_round_over(),
+            Event::MarkAgain => self.mark_again(),
+            Event::MarksGone { on } => self.marks_gone(on),
             Event::LocalAccused { by } => self.stop(StopReason::CopyAccused { by }),
             Event::Lost(brick) => self.lost(brick),
             Event::Rejoined {
@@ -212,6 +216,31 @@ impl Machine {
             Phase::Marking => {
                 self.phase = Phase::Stalled;
                 vec![Action::StartQuorumTimer]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// What somebody else marked becomes dirty in the round, and gets this session's marks:
+    /// so they can go once it is healed.
+    fn mark_again(&mut self) -> Vec<Action> {
+        match self.phase {
+            Phase::Dirty => vec![Action::Mark(self.held)],
+            Phase::Unmarked => self.write_wanted(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Writes go on only while enough marks are known to stand. Those of bricks that are
+    /// away do: nobody heals, and so nobody removes marks, while we hold a brick.
+    fn marks_gone(&mut self, on: usize) -> Vec<Action> {
+        self.marked.remove(on);
+        match self.phase {
+            Phase::Dirty if self.marks_suffice() => vec![Action::Mark(self.held)],
+            Phase::Dirty => {
+                let mut actions = vec![Action::SetGate(GateState::Hold)];
+                actions.extend(self.start_marking());
+                actions
             }
             _ => Vec::new(),
         }

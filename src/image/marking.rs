@@ -29,9 +29,11 @@ pub struct Standing {
 pub struct Round {
     /// Bricks that now durably accuse every peer.
     pub marked: BrickSet,
-    /// Bricks that were not marked, and why. Their connections must be dropped: what
-    /// locks or half-done changes they hold is unknown.
+    /// Bricks that failed, and how. Their connections must be dropped: what locks or
+    /// half-done changes they hold is unknown.
     pub failed: Vec<(usize, PortError)>,
+    /// Bricks where another client kept the data lock; they are as they were.
+    pub busy: Vec<(usize, PortError)>,
     /// A brick that accuses the local copy. If set, nothing was marked.
     pub local_accused_by: Option<usize>,
     /// The copies as they were read under the lock, marks added.
@@ -85,7 +87,7 @@ pub fn mark(
     round.copies = held.copies;
     round.unsure = held.unsure;
     round.failed = held.failed;
-    round.failed.extend(held.busy);
+    round.busy = held.busy;
     round
 }
 

@@ -146,6 +146,13 @@ pub enum PortError {
     /// The brick answers but has no such file (a replaced brick, say).
     #[error("the image is not on this brick")]
     NoImage,
+    /// The connection stands, but not all locks that were taken through it: somebody
+    /// cleared them (`gluster volume clear-locks`), or the brick revoked them
+    /// (`features.locks-revocation-secs`).
+    #[error(
+        "the {0} is not ours any more: cleared by hand (gluster volume clear-locks), or revoked by the brick"
+    )]
+    LockGone(String),
     /// The brick refused an operation.
     #[error("{0}")]
     Refused(String),
@@ -235,10 +242,11 @@ pub trait BrickPort: Send {
     /// As the connection fails.
     fn look(&mut self) -> Result<CopyState, PortError>;
 
-    /// Reads identity, size and marks of a copy that is locked.
+    /// Reads identity, size and marks of a copy that is locked, and looks whether it
+    /// still is.
     ///
     /// # Errors
-    /// As the connection fails.
+    /// As the connection fails; [`PortError::LockGone`].
     fn probe(&mut self) -> Result<CopyState, PortError>;
 
     /// Is a healer at work on this copy for another session than `ours`? See

@@ -387,7 +387,7 @@ mod tests {
                     brick,
                     journal: journal.clone(),
                     fails: failing == Some(brick),
-                    copy: None,
+                    ..RecordingPort::default()
                 })
             };
             let done = carry_out(step, &all, &mut [0, 1, 2].map(port));

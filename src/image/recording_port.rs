@@ -1,7 +1,8 @@
 //! A brick for unit tests that writes down what it is asked to change. It has every lock
 //! and never loses its connection; one that fails does so at each change, one without a
-//! copy does not answer when it is asked for it.
+//! copy does not answer when it is asked for it, and one that is robbed says so.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,8 +34,10 @@ pub struct RecordingPort {
     pub journal: Journal,
     /// Changes are refused.
     pub fails: bool,
-    /// What it says of its copy, whatever was changed.
-    pub copy: Option<CopyState>,
+    /// What it says of its copy, whatever was changed; may be changed by the test.
+    pub copy: Arc<Mutex<Option<CopyState>>>,
+    /// Somebody took the locks away: the connection stands.
+    pub robbed: Arc<AtomicBool>,
 }
 
 impl RecordingPort {
@@ -77,8 +80,11 @@ impl BrickPort for RecordingPort {
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
+        if self.robbed.load(Ordering::SeqCst) {
+            return Err(PortError::LockGone(Lock::Heal.to_string()));
+        }
         let silent = || PortError::Away("it does not answer".to_owned());
-        self.copy.clone().ok_or_else(silent)
+        self.copy.lock().unwrap().clone().ok_or_else(silent)
     }
 
     fn is_copied_to_for_others(&mut self, _ours: Uuid) -> Result<bool, PortError> {

@@ -3,7 +3,6 @@
 //! It turns what workers and queues report into the machine's events, and the
 //! machine's actions into work. Started by [`super::session`]; ends with it.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -32,6 +31,7 @@ use super::worker::{Report, Worker};
 mod growing;
 mod healing;
 mod keeping;
+mod looking;
 
 use healing::stamp_for;
 
@@ -102,6 +102,10 @@ pub struct Runner {
     pub reached: BrickSet,
     /// When it has waited for that long, by the clock of `threads`.
     pub quorum_deadline: Option<Duration>,
+    /// When the bricks are looked at again, by the same clock.
+    pub next_look: Duration,
+    /// Locks were taken away, and marks are not known to stand since.
+    pub robbed: bool,
     /// For waiting.
     pub threads: Threads,
     /// For the status.
@@ -128,11 +132,11 @@ impl Runner {
         self.update_snapshot();
         loop {
             let now = self.threads.now();
-            let limit = self.quorum_deadline.map(|end| end.saturating_sub(now));
+            let limit = self.next_due().map(|end| end.saturating_sub(now));
             match self.threads.receive(events, limit) {
                 Ok(Input::Brick(brick, report)) => self.heard(brick, report),
                 Ok(Input::WriteWanted) => self.take(Event::WriteWanted),
-                Ok(Input::MarkAgain) => self.restamp(),
+                Ok(Input::MarkAgain) => self.take(Event::MarkAgain),
                 Ok(Input::Unmark(answer)) => {
                     let unmarked = self.unmark();
                     // Whoever asked may have given up waiting.
@@ -148,12 +152,12 @@ impl Runner {
                 Ok(Input::Grow { to, insist, answer }) => {
                     let _ = answer.send(self.grow(to, insist));
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.quorum_deadline = None;
-                    self.take(Event::QuorumTimeout);
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Ok(Input::HandOver(to, answer)) => {
-                    let settled = self.settle_held(to);
+                    let settled = match self.secure_marks(events) {
+                        true => self.settle_held(to),
+                        false => Err("its locks were taken away".to_owned()),
+                    };
                     if let Ok(ending) = settled {
                         self.update_snapshot();
                         self.let_go_of_all(Parting::HandedOver, ending);
@@ -165,8 +169,10 @@ impl Runner {
                 Ok(Input::Keep(answer)) => self.rest(&answer),
                 Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.do_what_is_due();
             self.update_snapshot();
         }
+        self.secure_marks(events);
         let ending = self.settle();
         self.let_go_of_all(Parting::Closed, ending);
         ending
@@ -226,7 +232,7 @@ impl Runner {
         self.note(brick, |known| {
             known.locked = true;
             known.why_away = None;
-            known.pending = Some(copy.pending);
+            known.saw(Some(copy.pending));
         });
         let accused = accuses.contains(self.shape.local);
         // Another brick's word counts more: it was not away.
@@ -243,37 +249,19 @@ impl Runner {
 
     /// Marks can change on a brick that never went away, while another one did.
     fn accuser_among_held(&mut self) -> Option<usize> {
-        let held = self.machine.held();
-        let asked: Vec<_> = held
-            .iter()
-            .filter_map(|brick| Some((brick, self.workers.get(brick)?.ask(|port| port.probe()))))
-            .collect();
-        let mut accuser = None;
-        for (brick, answer) in asked {
-            // A brick that fails now is reported lost by its own worker.
-            let Ok(copy) = wait(answer) else { continue };
-            if copy.accuses().contains(self.shape.local) {
-                accuser = Some(brick);
-            }
-            self.note(brick, |known| known.pending = Some(copy.pending));
-        }
-        accuser
+        let copies = self.read_held().into_iter();
+        let mut accusers = copies.filter(|(_, copy)| copy.accuses().contains(self.shape.local));
+        accusers.next().map(|(brick, _)| brick)
     }
 
+    /// The one way to tell the machine what happened: what it wants is done before
+    /// anything else happens, also where an action has events of its own.
     fn take(&mut self, event: Event) {
-        let actions = self.machine.step(event);
-        self.carry_out(actions);
-    }
-
-    fn carry_out(&mut self, actions: Vec<Action>) {
-        let mut actions = VecDeque::from(actions);
-        while let Some(action) = actions.pop_front() {
+        for action in self.machine.step(event) {
             match action {
                 Action::SetGate(state) => self.set_gate(state),
                 Action::Publish(brick) => self.publish(brick),
-                Action::Mark(bricks) => {
-                    actions.extend(self.mark(bricks));
-                }
+                Action::Mark(bricks) => self.mark(bricks),
                 Action::WatchLocal => self.watch_local(),
                 Action::StartQuorumTimer => {
                     let timeout = self.quorum_timeout;
@@ -328,7 +316,7 @@ impl Runner {
         }
     }
 
-    fn mark(&mut self, bricks: BrickSet) -> Vec<Action> {
+    fn mark(&mut self, bricks: BrickSet) {
         if self.machine.phase() == &Phase::Marking {
             self.note_clean();
         }
@@ -347,19 +335,19 @@ impl Runner {
         };
         let round = marking::mark(&self.shape, &self.workers, bricks, standing, ready);
         if changed {
-            return self.machine.step(Event::LocalChanged);
+            return self.take(Event::LocalChanged);
         }
-        self.conclude(round)
+        self.conclude(round);
     }
 
-    fn conclude(&mut self, round: marking::Round) -> Vec<Action> {
+    fn conclude(&mut self, round: marking::Round) {
         for (brick, error) in &round.failed {
-            self.machine.step(Event::Lost(*brick));
             self.give_up(*brick, "marking", error);
         }
+        self.pass_over_busy(&round.busy);
         self.note_copies(round.copies, round.unsure);
         if let Some(by) = round.local_accused_by {
-            return self.machine.step(Event::LocalAccused { by });
+            return self.take(Event::LocalAccused { by });
         }
         for brick in round.marked.iter() {
             self.machine.marked(brick);
@@ -369,15 +357,31 @@ impl Runner {
         if local_away && self.shape.is_quorum(self.machine.marked_bricks()) {
             if self.local.accuses(self.shape.local) {
                 let by = self.shape.local;
-                return self.machine.step(Event::LocalAccused { by });
+                return self.take(Event::LocalAccused { by });
             }
             self.mark_local_file();
         }
-        let actions = self.machine.step(Event::MarkRoundOver);
+        self.take(Event::MarkRoundOver);
         if self.machine.phase() == &Phase::Dirty {
+            self.robbed = false;
             self.note_unguarded(false);
         }
-        actions
+    }
+
+    /// Another client kept the data lock. A brick whose marks stand is asked again with
+    /// the next round; to give its locks up would leave nobody to keep heals away. One
+    /// that is to be marked for the first time is joined again, and then asked.
+    fn pass_over_busy(&mut self, busy: &[(usize, PortError)]) {
+        let stand = match self.machine.phase() {
+            Phase::Dirty => self.machine.marked_bricks(),
+            _ => BrickSet::EMPTY,
+        };
+        for (brick, error) in busy {
+            match stand.contains(*brick) {
+                true => log::warn!("brick {}: {error}", self.names.one(*brick)),
+                false => self.give_up(*brick, "marking", error),
+            }
+        }
     }
 
     /// The local brick's process is away, so nobody else changes the attributes of
@@ -395,8 +399,12 @@ impl Runner {
     }
 
     /// A brick in a state that nobody knows: its connection goes, its locks with it.
-    fn give_up(&self, brick: usize, what: &str, error: &PortError) {
+    fn give_up(&mut self, brick: usize, what: &str, error: &PortError) {
         log::warn!("{what} failed on brick {}: {error}", self.names.one(brick));
+        if matches!(error, PortError::LockGone(_)) {
+            self.note_robbed();
+        }
+        self.take(Event::Lost(brick));
         if let Some(worker) = self.workers.get(brick) {
             worker.drop_connection(format!("{what} failed: {error}"));
         }
@@ -405,7 +413,7 @@ impl Runner {
     fn note_copies(&self, copies: Vec<(usize, CopyState)>, unsure: BrickSet) {
         for (brick, copy) in copies {
             let pending = (!unsure.contains(brick)).then_some(copy.pending);
-            self.note(brick, |known| known.pending = pending);
+            self.note(brick, |known| known.saw(pending));
         }
     }
 

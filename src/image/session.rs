@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -206,6 +206,8 @@ impl Session {
             quorum_timeout,
             reached: opened.held,
             quorum_deadline: None,
+            next_look: threads.now(),
+            robbed: false,
             threads: threads.clone(),
             snapshot: snapshot.clone(),
             on_stop: Box::new(on_stop),
@@ -443,6 +445,7 @@ fn first_snapshot(names: &Names, opened: &Opened, me: &Holder, read_only: bool) 
             .cloned()
             .flatten()
             .map(|copy| copy.pending),
+        read_at: Some(Instant::now()),
     };
     Snapshot {
         phase: Phase::Unmarked,

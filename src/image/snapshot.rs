@@ -18,8 +18,18 @@ pub struct CopySnapshot {
     pub locked: bool,
     /// Why not.
     pub why_away: Option<String>,
-    /// Its data counters against each child, as last read.
+    /// Its data counters against each child, as last read; absent if that is not known.
     pub pending: Option<Vec<i32>>,
+    /// When they were.
+    pub read_at: Option<Instant>,
+}
+
+impl CopySnapshot {
+    /// It was just read, or a change of it was not answered.
+    pub fn saw(&mut self, pending: Option<Vec<i32>>) {
+        self.read_at = pending.is_some().then(Instant::now);
+        self.pending = pending;
+    }
 }
 
 /// What one peer misses.

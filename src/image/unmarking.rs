@@ -282,7 +282,7 @@ mod tests {
                 brick,
                 journal: journal.clone(),
                 fails: failing == Some(brick),
-                copy: None,
+                ..RecordingPort::default()
             };
             Worker::start("brick", Box::new(port), claim, &threads, |_| {}).unwrap()
         })

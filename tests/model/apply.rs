@@ -35,6 +35,10 @@ impl Setting {
             Step::WantWrite(slot) => self.rim(world, slot).take(Event::WriteWanted),
             Step::BeginWrite(slot) => self.begin_write(world, slot),
             Step::LandWrite(slot) => self.land_write(world, slot),
+            Step::WantMarks(slot) => {
+                world.remarks_left -= 1;
+                self.rim(world, slot).take(Event::MarkAgain);
+            }
             Step::WantUnmark(slot) => self.rim(world, slot).want_unmark(),
             Step::Probe(slot) => self.rim(world, slot).probe_for_round(),
             Step::Store(slot, brick) => self.rim(world, slot).store(brick),
@@ -134,13 +138,9 @@ impl Setting {
     }
 
     fn kill(&self, world: &mut World, slot: usize, landed: bool) {
-        if let Some(write) = world.session(slot).and_then(|session| session.in_flight) {
-            if landed {
-                world.bricks[self.locals[slot]].data |= 1 << write;
-            }
-            if let Some(map) = &mut world.maps[slot] {
-                map.interrupted = true;
-            }
+        let in_flight = world.session(slot).and_then(|session| session.in_flight);
+        if let Some(write) = in_flight.filter(|_| landed) {
+            world.bricks[self.locals[slot]].data |= 1 << write;
         }
         world.daemon_gone(slot);
     }

@@ -73,9 +73,11 @@ impl Session {
         }
     }
 
-    /// May the guest's writes go through while no brick has a lock of ours?
+    /// May the guest's writes go through while no brick has a lock of ours, which the
+    /// session has not heard yet?
     pub fn is_unguarded(&self) -> bool {
-        let writes = self.gate == GateState::Open || self.in_flight.is_some();
+        let unheard = !self.machine.held().is_empty();
+        let writes = self.gate == GateState::Open && unheard || self.in_flight.is_some();
         writes && !self.conns.contains(&Conn::Joined)
     }
 

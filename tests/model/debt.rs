@@ -66,9 +66,10 @@ pub fn adopt(setting: &Setting, world: &mut World, slot: usize, held: BrickSet) 
         previous: 0,
         dirty: everything,
         clean_close: false,
-        interrupted: false,
     });
-    if !map.interrupted {
+    // A daemon that was killed may have lost its locks before, and writes may have landed
+    // since.
+    if old.is_none_or(|map| map.clean_close) {
         each(&shape, judged.clean, |child| map.dirty[child] = 0);
     }
     if !unjudged {
@@ -84,7 +85,7 @@ pub fn adopt(setting: &Setting, world: &mut World, slot: usize, held: BrickSet) 
     for child in BrickSet::first(BRICKS).without(shape.peers()).iter() {
         map.dirty[child] = 0;
     }
-    (map.clean_close, map.interrupted) = (false, false);
+    map.clean_close = false;
     world.maps[slot] = Some(map);
 }
 

@@ -2,7 +2,7 @@
 //! and the removal of marks (`unmarking.rs`, `runner/healing.rs`).
 
 use bypass_blk::image::bricks::{BrickSet, Shape};
-use bypass_blk::image::machine::{Event, GateState, Phase};
+use bypass_blk::image::machine::{Action, Event, Phase};
 use bypass_blk::image::unmarking::{Absent, removable};
 
 use super::daemon::{Conn, Round, Session};
@@ -121,9 +121,12 @@ impl Rim<'_> {
         let Some((session, at)) = self.with(shape.local) else {
             return;
         };
-        session.machine.step(Event::UnmarkBegun);
-        if !setting.lacks(Protection::GateHeld) {
-            session.gate = GateState::Hold;
+        for action in session.machine.step(Event::UnmarkBegun) {
+            if let Action::SetGate(gate) = action
+                && !setting.lacks(Protection::GateHeld)
+            {
+                session.gate = gate;
+            }
         }
         at.data_durable = at.data;
         let copy = |brick: usize| (brick, copy_state(&setting, &rows[brick]));
@@ -268,9 +271,11 @@ impl Rim<'_> {
         let Some(round) = self.session().and_then(|session| session.round.take()) else {
             return;
         };
+        let ignored = self.setting.lacks(Protection::LossesCarriedOut);
         for brick in round.failed.iter() {
-            if let Some(session) = self.session() {
-                session.machine.step(Event::Lost(brick));
+            match self.session() {
+                Some(session) if ignored => drop(session.machine.step(Event::Lost(brick))),
+                _ => self.take(Event::Lost(brick)),
             }
             self.lose(brick);
         }

@@ -28,6 +28,8 @@ pub struct Setting {
     pub clients: u8,
     /// How often a stale copy may be promoted.
     pub promotes: u8,
+    /// How often marks that stand are to be stored again.
+    pub remarks: u8,
     /// Our own healers are at work, and sessions remove marks.
     pub healing: bool,
     /// What has happened at the beginning.
@@ -48,6 +50,7 @@ impl Setting {
         opens: 2,
         clients: 0,
         promotes: 0,
+        remarks: 0,
         healing: false,
         after: Vec::new,
         without: &[],
@@ -120,6 +123,8 @@ pub enum Protection {
     LocalFileGuarded,
     /// And only if the local file does not accuse its own copy.
     LocalFileRead,
+    /// When a round loses the last brick, the gate is closed.
+    LossesCarriedOut,
     /// What a round reads of a brick and what it stores there go through
     /// one and the same connection.
     RoundKeepsConnection,

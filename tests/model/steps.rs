@@ -30,6 +30,8 @@ pub enum Step {
     BeginWrite(usize),
     /// The guest's write is on the local copy, and acknowledged.
     LandWrite(usize),
+    /// The session's healer misses a mark, or a look at the bricks does.
+    WantMarks(usize),
     /// The session's healer asks for the removal of marks.
     WantUnmark(usize),
     /// A round reads the bricks' marks.
@@ -239,6 +241,7 @@ impl Setting {
         match s.machine.phase() {
             Phase::Unmarked if s.gate == GateState::Hold => steps.push(Step::WantWrite(slot)),
             Phase::Stalled if !self.healing => steps.push(Step::QuorumTimeout(slot)),
+            Phase::Dirty if world.remarks_left > 0 => steps.push(Step::WantMarks(slot)),
             _ => {}
         }
         if self.healing

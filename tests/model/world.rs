@@ -54,6 +54,7 @@ pub struct World {
     pub faults_left: u8,
     pub opens_left: u8,
     pub promotes_left: u8,
+    pub remarks_left: u8,
     pub breach: Option<Breach>,
 }
 
@@ -192,8 +193,6 @@ pub struct Map {
     pub dirty: [Extents; BRICKS],
     /// Closed, all on the disk.
     pub clean_close: bool,
-    /// A write was in flight when its daemon was killed.
-    pub interrupted: bool,
 }
 
 /// The stock self-heal daemon.
@@ -226,6 +225,7 @@ impl World {
             faults_left: setting.faults,
             opens_left: setting.opens,
             promotes_left: setting.promotes,
+            remarks_left: setting.remarks,
             breach: None,
         }
     }

@@ -30,6 +30,8 @@ pub struct Plan {
     /// The session at home is cut off while nothing is marked, or in the middle of storing
     /// marks, and another one begins.
     pub overtaken: bool,
+    /// Locks are cleared, and clients hang with theirs; nothing is killed.
+    pub administrator: bool,
     /// A host with the newest data fails, and another copy is promoted; so often.
     pub promotes: usize,
     /// Nothing is started or broken: all comes to an end.
@@ -44,7 +46,10 @@ pub fn act(sim: &Sim, plan: &mut Plan) {
         news(&mut world);
         guests(&mut world, plan);
         others(&mut world, plan);
-        world.check_unaccused();
+        world.note_recovered();
+        if !world.robbed {
+            world.check_unaccused();
+        }
         // Else a peer may have what others wrote.
         if !plan.rivals && !plan.overtaken && !plan.clients && !plan.stock {
             world.check_clean();
@@ -275,6 +280,7 @@ fn mend_something(sim: &Sim, plan: &Plan) {
 
 /// The host has power and its brick's process runs.
 fn mend(world: &mut World, host: usize) {
+    world.bricks[host].release(fault::HANGING);
     if !world.hosts[host].up || !world.bricks[host].up {
         world.tell(|| format!("host {host}: its brick is back"));
         world.hosts[host].up = true;

@@ -198,10 +198,13 @@ impl Brick {
         free
     }
 
-    pub fn unlock(&mut self, lock: &Held) {
-        if let Some(index) = self.locks.iter().position(|held| held == lock) {
+    /// Was it there?
+    pub fn unlock(&mut self, lock: &Held) -> bool {
+        let index = self.locks.iter().position(|held| held == lock);
+        index.is_some_and(|index| {
             self.locks.swap_remove(index);
-        }
+            true
+        })
     }
 
     /// Everything of an owner's goes.

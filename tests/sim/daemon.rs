@@ -122,6 +122,7 @@ pub fn ports(sim: &Sim, host: usize, process: Process, me: &Holder) -> Vec<Box<d
             me: me.clone(),
             conn: None,
             data_locked: false,
+            taken: Vec::new(),
         })
     };
     let bricks = sim.world().bricks.len();

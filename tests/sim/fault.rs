@@ -5,13 +5,16 @@ use bypass_blk::image::dirty::geometry::WORDS_AT;
 use bypass_blk::image::dirty::header::{Header, LEN};
 
 use super::act::Plan;
-use super::brick::{Domain, Held};
+use super::brick::{Domain, Held, Owner};
 use super::rng::Rng;
 use super::sim::Sim;
 use super::world::World;
 
 /// Within so many steps a client finds out that nobody answers any more.
 const DEAF: usize = 1000;
+
+/// Who hangs.
+pub const HANGING: Owner = 3;
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
@@ -22,6 +25,10 @@ enum Fault {
     Connection,
     Parting(usize),
     Client(usize),
+    /// An administrator clears the locks of the image on every brick.
+    ClearLocks,
+    /// A client hangs while it has the data lock of a brick.
+    Hang(usize),
 }
 
 /// The hosts whose failure would do the most harm now: marks are being changed there,
@@ -77,6 +84,18 @@ fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
     if heals {
         faults.extend([Fault::Host(host); 3]);
     }
+    if plan.administrator {
+        // Who is killed before it has noticed has no chance.
+        faults = vec![
+            Fault::ClearLocks,
+            Fault::ClearLocks,
+            Fault::Hang(host),
+            Fault::Connection,
+            Fault::Parting(host),
+            Fault::Brick(host),
+            Fault::Healer(host),
+        ];
+    }
     let index = world.rng.below(faults.len());
     world.tell(|| format!("FAULT {:?}", faults[index]));
     Some(faults[index])
@@ -109,6 +128,15 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
             let mut client = std::mem::take(&mut world.client);
             client.toggle(brick, &mut world);
             world.client = client;
+        }
+        Fault::ClearLocks => {
+            let mut world = sim.world();
+            world.bricks.iter_mut().for_each(|b| b.locks.clear());
+            world.robbed = true;
+        }
+        Fault::Hang(brick) => {
+            let mut world = sim.world();
+            world.bricks[brick].try_lock(Held::whole(HANGING, Domain::Data));
         }
     }
 }

@@ -122,7 +122,9 @@ impl Guest {
             world.bricks[host].write(sector, write.version);
         }
         world.landed[host] += 1;
-        world.check_marked(host);
+        if !world.robbed {
+            world.check_marked(host);
+        }
     }
 
     /// Its daemon is killed: what was in flight comes through or not.

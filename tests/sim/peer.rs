@@ -262,7 +262,7 @@ impl HealPeer for SimPeer {
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
         let lock = self.0.lock_of(&range);
         self.0.call("unlock data", |world| {
-            world.bricks[self.0.brick].unlock(&lock)
+            world.bricks[self.0.brick].unlock(&lock);
         })
     }
 }

@@ -24,6 +24,8 @@ pub struct SimPort {
     pub conn: Option<Owner>,
     /// AFR's data lock is held through this connection.
     pub data_locked: bool,
+    /// Locks that were taken through it.
+    pub taken: Vec<Lock>,
 }
 
 fn away() -> PortError {
@@ -105,6 +107,7 @@ impl BrickPort for SimPort {
         }
         self.conn = Some(conn);
         self.data_locked = false;
+        self.taken.clear();
         Ok(())
     }
 
@@ -114,15 +117,19 @@ impl BrickPort for SimPort {
             world.bricks[brick].try_lock(Self::lock_of(conn, lock))
         })?;
         self.data_locked |= taken && lock == Lock::Data;
+        self.taken.extend(taken.then_some(lock));
         Ok(taken)
     }
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
         let brick = self.brick;
         self.data_locked &= lock != Lock::Data;
-        self.call(&format!("unlock {lock}"), |world, conn| {
-            world.bricks[brick].unlock(&Self::lock_of(conn, lock));
-        })
+        self.taken.retain(|taken| *taken != lock);
+        let was_there = self.call(&format!("unlock {lock}"), |world, conn| {
+            world.bricks[brick].unlock(&Self::lock_of(conn, lock))
+        })?;
+        let refused = || PortError::Refused("it was not locked".to_owned());
+        was_there.then_some(()).ok_or_else(refused)
     }
 
     /// Stock heals of the simulator take all their locks or none, and wait for none.
@@ -167,10 +174,20 @@ impl BrickPort for SimPort {
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
         let (host, brick) = (self.host, self.brick);
-        self.call("probe", |world, _| {
+        let taken = self.taken.clone();
+        self.call("probe", |world, conn| {
+            // As a brick tells it: somebody has a lock there.
+            let stands = |lock: &&Lock| {
+                let domain = Self::lock_of(conn, **lock).domain;
+                let mut locks = world.bricks[brick].locks.iter();
+                locks.any(|held| held.domain == domain)
+            };
+            if let Some(gone) = taken.iter().find(|lock| !stands(lock)) {
+                return Err(PortError::LockGone(gone.to_string()));
+            }
             overrule(world, host, brick);
-            copy_state(world, brick)
-        })
+            Ok(copy_state(world, brick))
+        })?
     }
 
     fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError> {

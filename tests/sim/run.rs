@@ -194,7 +194,8 @@ impl Run<'_> {
         for host in 0..self.plan.layout.bricks {
             let (killed, too) = {
                 let mut world = self.sim.world();
-                (world.rng.chance(3), world.rng.chance(2))
+                // Who is killed before it notices what it has lost has no chance.
+                (world.rng.chance(3) && !world.robbed, world.rng.chance(2))
             };
             match killed {
                 true => fault::kill_daemon(self.sim, host),

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use bypass_blk::image::bricks::Shape;
 use bypass_blk::image::dirty::{DirtyMap, Peer};
 use bypass_blk::image::handle::SessionHandle;
+use bypass_blk::image::machine::Phase;
 use bypass_blk::image::promote::Promotion;
 use uuid::Uuid;
 
-use super::brick::{BRICKS, Brick, EXTENT, Held, Owner, Row, SECTOR, SECTORS};
+use super::brick::{BRICKS, Brick, Domain, EXTENT, Held, Owner, Row, SECTOR, SECTORS};
 use super::client::Client;
 use super::guest::Guest;
 use super::net::Conn;
@@ -91,6 +92,9 @@ pub struct World {
     /// then: it alone says something else of a copy. A session that opens without that
     /// brick does not know, and what AFR makes of it later may be the wrong copy.
     pub one_sided: bool,
+    /// Locks were cleared, and some session may not have noticed yet: it writes without
+    /// marks, and copies differ that nobody accuses.
+    pub robbed: bool,
     /// Sessions opened, for the figures.
     pub opened: u64,
     pub unmarked: u64,
@@ -118,6 +122,7 @@ impl World {
             steps: 0,
             told,
             one_sided: false,
+            robbed: false,
             opened: 0,
             unmarked: 0,
             promoted: 0,
@@ -186,7 +191,9 @@ impl World {
     pub fn lock_all(&mut self, lock: &Held) -> bool {
         for brick in 0..self.bricks.len() {
             if !self.bricks[brick].try_lock(lock.clone()) {
-                self.bricks[..brick].iter_mut().for_each(|b| b.unlock(lock));
+                self.bricks[..brick].iter_mut().for_each(|b| {
+                    b.unlock(lock);
+                });
                 return false;
             }
         }
@@ -194,11 +201,39 @@ impl World {
     }
 
     pub fn unlock_all(&mut self, lock: &Held) {
-        self.bricks.iter_mut().for_each(|b| b.unlock(lock));
+        self.bricks.iter_mut().for_each(|b| {
+            b.unlock(lock);
+        });
     }
 
     pub fn rows(&self) -> [Row; BRICKS] {
         self.each(|brick| brick.row)
+    }
+
+    /// Every session knows what it has lost, and has it back: its locks and, if it writes,
+    /// its marks. And no heal is under way whose locks were cleared too.
+    pub fn note_recovered(&mut self) {
+        let unaware = |host: usize| {
+            let Some(serving) = &self.hosts[host].serving else {
+                // It may be about to end.
+                return self.hosts[host].daemon.is_some();
+            };
+            let locked = |brick: &Brick| {
+                brick.locks.iter().any(|held| {
+                    let conn = self.conns.get(&held.owner);
+                    held.domain == Domain::Heal
+                        && conn.is_some_and(|conn| conn.process == serving.process)
+                })
+            };
+            let marks = |brick: &Brick| {
+                let mut peers = self.shape(host).peers().iter();
+                peers.all(|peer| brick.row.pending[peer] != 0)
+            };
+            let writes = serving.handle.snapshot().phase != Phase::Unmarked;
+            !self.bricks.iter().filter(|brick| brick.up).all(locked)
+                || writes && !self.bricks.iter().filter(|brick| brick.up).all(marks)
+        };
+        self.robbed &= !self.stock.is_idle() || (0..self.hosts.len()).any(unaware);
     }
 
     /// Invariants 1 and 2, when a guest's write has just landed on its local copy.

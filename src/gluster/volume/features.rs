@@ -86,6 +86,8 @@ pub struct BrickFeatures {
     pub read_only: bool,
     /// Types of translators of which it is not known that they need not see a write.
     pub unknown: BTreeSet<String>,
+    /// The brick takes locks away from whoever holds them for long, or while many wait.
+    pub revokes_locks: bool,
     /// When the brick enforces posix locks against other clients.
     pub mandatory_locking: MandatoryLocking,
     /// May a file be fenced by `trusted.glusterfs.enforce-mandatory-lock`? Needs
@@ -134,6 +136,7 @@ impl BrickFeatures {
             worm: on("features/worm", "worm") || on("features/worm", "worm-file-level"),
             read_only: on("features/read-only", "read-only"),
             unknown,
+            revokes_locks: graph.of_kind("features/locks").any(revokes),
             mandatory_locking: mandatory_locking(&graph)?,
             enforce_mandatory_lock: on("features/locks", "enforce-mandatory-lock"),
         })
@@ -144,6 +147,13 @@ impl BrickFeatures {
 /// through unless it is told not to (simple-quota.c, `options`).
 fn counts(simple_quota: &Translator) -> bool {
     simple_quota.options.contains_key("pass-through") && !simple_quota.is_on("pass-through")
+}
+
+/// Either limit is 0 by default, which is none (`pl_options`, locks/src/posix.c).
+fn revokes(locks: &Translator) -> bool {
+    let limits = ["revocation-secs", "revocation-max-blocked"];
+    let set = |name: &str| locks.options.get(name).is_some_and(|limit| limit != "0");
+    limits.into_iter().any(set)
 }
 
 fn mandatory_locking(graph: &Graph) -> Result<MandatoryLocking, VolfileError> {

@@ -158,6 +158,20 @@ fn brick_features_are_read() {
     assert!(features.can_fence() && !features.worm && !features.read_only);
 }
 
+#[test]
+fn a_brick_that_revokes_locks_is_known() {
+    let revokes = |options: &str| {
+        let locks = "type features/locks\n";
+        let text = BRICK_PLAIN.replace(locks, &format!("{locks}{options}\n"));
+        BrickFeatures::parse(&text).unwrap().revokes_locks
+    };
+    assert!(revokes("option revocation-secs 30"));
+    assert!(revokes("option revocation-max-blocked 5"));
+    assert!(!revokes(
+        "option revocation-secs 0\noption revocation-max-blocked 0"
+    ));
+}
+
 /// The plain brick's volfile with one more translator of this type on top.
 fn brick_with(kind: &str, options: &str) -> BrickFeatures {
     let more = format!("volume more\ntype {kind}\n{options}\nsubvolumes gv0-quota\nend-volume\n");

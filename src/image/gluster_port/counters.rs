@@ -5,7 +5,7 @@ use super::{FENCE_XATTR, GlusterPort, refused};
 use crate::gluster::Pending;
 use crate::gluster::fops::Entry;
 use crate::gluster::pending::PENDING_PREFIX;
-use crate::image::port::{CopyState, Counter, PortError};
+use crate::image::port::{CopyState, Counter, Lock, PortError};
 
 /// AFR's counter of writes under way (`AFR_DIRTY`, `xlators/cluster/afr/src/afr.h`).
 const DIRTY_XATTR: &str = "trusted.afr.dirty";
@@ -23,26 +23,53 @@ impl GlusterPort {
     /// Identity, size and marks of the copy.
     pub(super) fn look_up(&mut self) -> Result<CopyState, PortError> {
         let live = self.live()?;
+        let entry = live.brick.lookup_gfid(live.gfid, &self.wanted());
+        self.noted(&entry.map_err(refused)?)
+    }
+
+    /// As [`Self::look_up`], and are all locks there that were taken? In a domain where
+    /// nobody has a lock, ours is gone. Where another client took its place, and heals or
+    /// writes, its work shows in the counters, or it keeps us from the next lock there.
+    pub(super) fn look_up_locked(&mut self) -> Result<CopyState, PortError> {
+        let live = self.live()?;
+        let locks: Vec<Lock> = live.standing.iter().chain(&live.taken).copied().collect();
+        let domains: Vec<String> = locks.iter().map(|lock| self.domain(*lock).0).collect();
+        let domains: Vec<&str> = domains.iter().map(String::as_str).collect();
+        let found = live
+            .brick
+            .lookup_and_count(live.gfid, &self.wanted(), &domains);
+        let (entry, counts) = found.map_err(refused)?;
+        let mut held = locks.iter().zip(&counts.inodelks);
+        if let Some((lock, _)) = held.find(|(_, count)| **count == 0) {
+            return Err(PortError::LockGone(format!("{lock} lock")));
+        }
+        if live.published.is_some() && counts.posix == 0 {
+            return Err(PortError::LockGone("record of this session".to_owned()));
+        }
+        self.noted(&entry)
+    }
+
+    /// The attributes that a copy is judged by.
+    fn wanted(&self) -> Vec<&str> {
         let names = self.located.set.pending_names.iter().map(String::as_str);
-        let want: Vec<_> = names
+        names
             .chain([DIRTY_XATTR, ALL_COUNTERS, FENCE_XATTR])
-            .collect();
-        let entry = live.brick.lookup_gfid(live.gfid, &want).map_err(refused)?;
+            .collect()
+    }
+
+    fn noted(&mut self, entry: &Entry) -> Result<CopyState, PortError> {
         if let Some(live) = &mut self.live {
-            live.accusing = accusing(&entry);
+            live.accusing = accusing(entry);
         }
         let data_counter = |name: &str| {
             let counter = entry.pending_data(name);
             counter.map_err(|error| PortError::Refused(format!("{name}: {error}")))
         };
+        let names = self.located.set.pending_names.iter();
         Ok(CopyState {
             gfid: entry.iatt.gfid.0,
             size: entry.iatt.size,
-            pending: self
-                .located
-                .set
-                .pending_names
-                .iter()
+            pending: names
                 .map(|name| data_counter(name))
                 .collect::<Result<_, _>>()?,
             dirty: data_counter(DIRTY_XATTR)?,

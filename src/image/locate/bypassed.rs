@@ -71,7 +71,8 @@ impl Catalog {
     /// only a writer passes does not matter to a reader.
     ///
     /// # Errors
-    /// [`LocateError::Bypassed`], [`LocateError::Unchangeable`], or glusterd's.
+    /// [`LocateError::Bypassed`], [`LocateError::Unchangeable`],
+    /// [`LocateError::LocksRevoked`], or glusterd's.
     pub fn check_features(
         &self,
         set: &ReplicaSet,
@@ -87,6 +88,10 @@ impl Catalog {
             if on.worm || on.read_only {
                 let volume = self.volume.name.clone();
                 return Err(LocateError::Unchangeable { volume });
+            }
+            if on.revokes_locks {
+                let volume = self.volume.name.clone();
+                return Err(LocateError::LocksRevoked { volume });
             }
             found.extend(passed_by_writers(&on));
         }

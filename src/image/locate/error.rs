@@ -56,6 +56,15 @@ pub enum LocateError {
         /// The volume.
         volume: String,
     },
+    /// The bricks take locks away, and with them what keeps heals from running underneath
+    /// the guest.
+    #[error(
+        "the volume {volume} takes locks away from whoever holds them for long (features.locks-revocation-secs, features.locks-revocation-max-blocked): Gluster would heal the image underneath its guest. Reset both options, or serve with --read-only"
+    )]
+    LocksRevoked {
+        /// The volume.
+        volume: String,
+    },
     /// No such file in the volume.
     #[error("there is no image {image} in the volume {volume} ({component:?} does not exist)")]
     NoImage {

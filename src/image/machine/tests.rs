@@ -1,5 +1,10 @@
 //! What the session must and must not do, event by event.
 
+#![allow(
+    unused_must_use,
+    reason = "what a step brings about is asserted where a test is about it"
+)]
+
 use super::*;
 
 fn shape() -> Shape {

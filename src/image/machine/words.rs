@@ -55,13 +55,21 @@ pub enum Event {
     /// One round of marking is over; what it achieved was told through
     /// [`Machine::marked`].
     MarkRoundOver,
-    /// A brick, read under AFR's data lock just before marking, says that the
-    /// local copy misses data. Nothing was marked.
+    /// A mark on some brick is not what this session stored: somebody else changed it.
+    MarkAgain,
+    /// A held brick, read just now, does not accuse every peer: somebody removed marks.
+    MarksGone {
+        /// Which brick.
+        on: usize,
+    },
+    /// A held brick says that the local copy misses data. Nothing was marked since it
+    /// was read.
     LocalAccused {
         /// The accuser.
         by: usize,
     },
-    /// A brick's connection, and with it our locks there, is gone.
+    /// A brick's connection, and with it our locks there, is gone; or a lock of ours was
+    /// taken away, and the connection was given up for it.
     Lost(usize),
     /// A brick is back: session, heal and rebalance locks are held there again.
     Rejoined {

@@ -68,12 +68,11 @@ impl Runner {
         };
         round.end(&self.workers);
         for (brick, error) in &round.failed {
-            self.take(Event::Lost(*brick));
             self.give_up(*brick, "resizing", error);
         }
         self.note_copies(round.copies, round.unsure);
         if !stands {
-            self.restamp();
+            self.take(Event::MarkAgain);
         }
         let lacking = grown?;
         log::info!("the image has grown from {from} to {to} bytes");

@@ -13,7 +13,7 @@ use crate::image::dirty::{MapError, Peer, Peers};
 use crate::image::error::chain;
 use crate::image::heal::Unmarked;
 use crate::image::local::Watch;
-use crate::image::machine::{Action, Event, Phase};
+use crate::image::machine::{Event, Phase};
 use crate::image::port::{CopyState, accused};
 use crate::image::session::Ending;
 use crate::image::unmarking::Absent;
@@ -139,14 +139,13 @@ impl Runner {
         round.end(&self.workers);
         let failed = !round.failed.is_empty();
         for (brick, error) in &round.failed {
-            self.take(Event::Lost(*brick));
             self.give_up(*brick, "removing marks", error);
         }
         self.note_copies(round.copies, round.unsure);
         let changed = equal.is_ok();
         self.take(Event::UnmarkOver { changed });
         if foreign == Ok(true) {
-            self.restamp();
+            self.take(Event::MarkAgain);
         }
         let equal = equal?;
         self.rebase(equal)?;
@@ -288,16 +287,6 @@ impl Runner {
         let debt = self.debt.as_mut().ok_or("the session is read-only")?;
         let unknown = debt.note(&round.copies).map_err(|error| chain(&error))?;
         Ok(!unknown.is_empty())
-    }
-
-    /// What somebody else marked becomes dirty, and gets this session's marks: so they
-    /// can go once it is healed.
-    pub(super) fn restamp(&mut self) {
-        match self.machine.phase() {
-            Phase::Dirty => self.carry_out(vec![Action::Mark(self.machine.held())]),
-            Phase::Unmarked => self.take(Event::WriteWanted),
-            _ => {}
-        }
     }
 
     /// Closes the gate and names the children that miss nothing. The gate stays as

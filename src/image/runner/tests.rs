@@ -1,17 +1,19 @@
 //! The rounds of marking that the thread asks for, with bricks that write down what they
 //! are told.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
-use crate::image::dirty::Identity;
+use crate::image::dirty::{Identity, Peers};
 use crate::image::error::LocalError;
 use crate::image::holder::Holder;
 use crate::image::locking::Claim;
-use crate::image::recording_port::{Journal, RecordingPort};
+use crate::image::port::Counter;
+use crate::image::recording_port::{Change, Journal, RecordingPort};
 
 const SHAPE: Shape = Shape {
     bricks: 3,
@@ -70,6 +72,10 @@ fn unmarked() -> CopyState {
 struct Session {
     runner: Runner,
     journal: Journal,
+    /// What each brick says of its copy.
+    copies: Vec<Arc<Mutex<Option<CopyState>>>>,
+    /// Bricks whose locks somebody took away.
+    robbed: Vec<Arc<AtomicBool>>,
     _folder: TempDir,
 }
 
@@ -99,12 +105,18 @@ impl Session {
         let debt = Debt::adopt(SHAPE, map.clone(), trust, &copies, me.session).unwrap();
         let threads = Threads::default();
         let journal = Journal::default();
-        let worker = |brick| {
+        let answer = |brick| answering.contains(&brick).then(unmarked);
+        let copies: Vec<_> = (0..SHAPE.bricks)
+            .map(|brick| Arc::new(Mutex::new(answer(brick))))
+            .collect();
+        let robbed: Vec<Arc<AtomicBool>> = (0..SHAPE.bricks).map(|_| Arc::default()).collect();
+        let worker = |brick: usize| {
             let port = RecordingPort {
                 brick,
                 journal: journal.clone(),
                 fails: false,
-                copy: answering.contains(&brick).then(unmarked),
+                copy: copies[brick].clone(),
+                robbed: robbed[brick].clone(),
             };
             Worker::start("brick", Box::new(port), claim, &threads, |_| {}).unwrap()
         };
@@ -124,6 +136,8 @@ impl Session {
             quorum_timeout: Duration::from_secs(60),
             reached: SHAPE.all(),
             quorum_deadline: None,
+            next_look: Duration::ZERO,
+            robbed: false,
             threads,
             snapshot: Arc::new(Mutex::new(Snapshot {
                 phase: Phase::Unmarked,
@@ -141,6 +155,8 @@ impl Session {
         Self {
             runner,
             journal,
+            copies,
+            robbed,
             _folder: folder,
         }
     }
@@ -152,6 +168,39 @@ impl Session {
 
     fn write_wanted(&mut self) {
         self.runner.take(Event::WriteWanted);
+    }
+
+    /// A session whose marks stand on all bricks.
+    fn dirty() -> Self {
+        let mut session = Self::open(&[0, 1, 2], Seen { untouched: true });
+        session.write_wanted();
+        assert_eq!(session.phase(), &Phase::Dirty);
+        let stamp = session.debt().current_stamp();
+        for copy in &session.copies {
+            copy.lock().unwrap().as_mut().unwrap().pending = vec![0, stamp, stamp];
+        }
+        // As healed: nothing is missing on any copy.
+        let map = session.debt().map().clone();
+        map.declare_clean(map.geometry().all_peers());
+        session.journal.lock().unwrap().clear();
+        session
+    }
+
+    fn debt(&self) -> &Debt {
+        self.runner.debt.as_ref().unwrap()
+    }
+
+    fn gate(&self) -> GateState {
+        self.runner.gate.load().state()
+    }
+
+    fn silence(&self, brick: usize) {
+        *self.copies[brick].lock().unwrap() = None;
+    }
+
+    /// What somebody made of the counters on a brick.
+    fn set_marks(&self, brick: usize, pending: [i32; 3]) {
+        self.copies[brick].lock().unwrap().as_mut().unwrap().pending = pending.into();
     }
 
     fn phase(&self) -> &Phase {
@@ -203,4 +252,111 @@ fn bricks_that_do_not_answer_are_no_quorum_to_mark_on() {
         session.changed().is_empty(),
         "nor is the local brick marked"
     );
+}
+
+/// The round is a healer's or a look's wish, and no write waits for it.
+#[test]
+fn a_round_that_loses_every_brick_shuts_the_gate() {
+    let mut session = Session::dirty();
+    assert_eq!(session.gate(), GateState::Open);
+    (0..3).for_each(|brick| session.silence(brick));
+    session.runner.take(Event::MarkAgain);
+    assert_eq!(session.phase(), &Phase::Stalled);
+    assert_eq!(session.gate(), GateState::Hold);
+    assert!(session.runner.quorum_deadline.is_some(), "and not for ever");
+    assert!(session.debt().map().record().unguarded);
+}
+
+#[test]
+fn a_data_lock_that_a_client_keeps_costs_a_marked_brick_none_of_its_locks() {
+    let mut session = Session::dirty();
+    let busy = |brick| (brick, PortError::Refused("another client".into()));
+    session.runner.conclude(marking::Round {
+        busy: vec![busy(0), busy(1), busy(2)],
+        ..marking::Round::default()
+    });
+    assert_eq!(session.runner.machine.held(), SHAPE.all());
+    assert_eq!(session.phase(), &Phase::Dirty);
+    assert_eq!(session.gate(), GateState::Open);
+}
+
+#[test]
+fn a_brick_whose_locks_were_taken_away_is_lost_and_nothing_is_believed_to_be_equal() {
+    let mut session = Session::dirty();
+    for robbed in &session.robbed {
+        robbed.store(true, Ordering::SeqCst);
+    }
+    session.runner.look();
+    assert_eq!(session.gate(), GateState::Hold);
+    assert!(session.runner.machine.held().is_empty());
+    let all = SHAPE.peers();
+    assert_eq!(session.debt().behind(), all, "all of it is compared");
+    assert_eq!(session.debt().map().record().suspect, Peers::first(2));
+}
+
+#[test]
+fn one_brick_s_locks_taken_away_leave_the_others_at_work() {
+    let mut session = Session::dirty();
+    session.robbed[2].store(true, Ordering::SeqCst);
+    session.runner.look();
+    assert_eq!(session.gate(), GateState::Open);
+    assert_eq!(
+        session.runner.machine.held(),
+        SHAPE.all().without(BrickSet::only(2))
+    );
+}
+
+#[test]
+fn marks_that_somebody_removed_are_stored_again_before_the_guest_writes_on() {
+    let mut session = Session::dirty();
+    let stamp = session.debt().current_stamp();
+    (0..3).for_each(|brick| session.set_marks(brick, [0, 0, 0]));
+    session.runner.look();
+    assert_eq!(session.phase(), &Phase::Dirty);
+    assert_eq!(session.gate(), GateState::Open);
+    let journal = session.journal.lock().unwrap();
+    let both = vec![(Counter::Pending(1), stamp), (Counter::Pending(2), stamp)];
+    for brick in 0..3 {
+        assert!(
+            journal.contains(&(brick, Change::Add(both.clone()))),
+            "{journal:?}"
+        );
+    }
+    drop(journal);
+    assert_eq!(
+        session.debt().behind(),
+        SHAPE.peers(),
+        "somebody healed underneath"
+    );
+}
+
+#[test]
+fn what_a_client_added_to_a_mark_is_noticed_and_compared() {
+    let mut session = Session::dirty();
+    let stamp = session.debt().current_stamp();
+    session.set_marks(0, [0, stamp, stamp + 1]);
+    session.runner.look();
+    assert_eq!(session.debt().behind(), BrickSet::only(2));
+    assert_eq!(session.gate(), GateState::Open);
+}
+
+#[test]
+fn a_look_that_finds_the_local_copy_accused_stops_the_session() {
+    let mut session = Session::dirty();
+    let stamp = session.debt().current_stamp();
+    session.set_marks(1, [1, stamp, stamp]);
+    session.runner.look();
+    let by = 1;
+    assert_eq!(
+        session.phase(),
+        &Phase::Stopped(StopReason::CopyAccused { by })
+    );
+}
+
+#[test]
+fn a_session_whose_marks_are_as_they_should_be_changes_nothing_when_it_looks() {
+    let mut session = Session::dirty();
+    session.runner.look();
+    assert!(session.changed().is_empty());
+    assert!(session.debt().behind().is_empty());
 }
