@@ -11,13 +11,6 @@ use support::{IMAGE, PATIENCE, pattern, replica_3};
 
 const BLOCK: usize = 65536;
 
-fn clear_locks(volume: &Volume, kind: &str) {
-    let path = format!("/{IMAGE}");
-    let name = volume.name();
-    let words = ["volume", "clear-locks", name, &path, "kind", "all", kind];
-    volume.cluster().gluster(0, &words).unwrap();
-}
-
 /// Every copy is marked, and every brick locked: the stock daemon leaves the image alone.
 fn wait_guarded(daemon: &Daemon, volume: &Volume) {
     wait_until("marks and locks to be back", PATIENCE, || {
@@ -52,7 +45,7 @@ fn a_heal_underneath_a_session_whose_locks_were_cleared_leaves_no_copy_different
     // The stock daemon is asked to heal as soon as nothing keeps it away. Sometimes it
     // is faster than the session's next look, which is seen in the daemon's log.
     for round in 1..=3 {
-        clear_locks(&volume, "inode");
+        volume.clear_locks(IMAGE, "inode").unwrap();
         let _ = volume.trigger_heal();
         for number in 0..8 {
             write(&mut disk, round * 8 + number);
@@ -61,7 +54,7 @@ fn a_heal_underneath_a_session_whose_locks_were_cleared_leaves_no_copy_different
         wait_guarded(&daemon, &volume);
     }
     // Just before the end: there is no look any more but the last one.
-    clear_locks(&volume, "inode");
+    volume.clear_locks(IMAGE, "inode").unwrap();
     write(&mut disk, 40);
     drop(disk);
     assert_eq!(daemon.stop().code(), Some(0));
@@ -87,7 +80,7 @@ fn a_session_s_record_that_was_cleared_is_published_again() {
     let daemon = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
     disk.write(0, &pattern(1, 0, BLOCK), PATIENCE).unwrap();
-    clear_locks(&volume, "posix");
+    volume.clear_locks(IMAGE, "posix").unwrap();
     daemon.wait_logged("locks of this session were taken away", 1);
     wait_guarded(&daemon, &volume);
     let refused = Daemon::try_serve(&volume, 1, &["--lock-timeout", "1s"])

@@ -42,6 +42,8 @@ pub enum Fault {
     FreezeHealer(usize),
     /// SIGSTOP for a brick's process.
     FreezeBrick(usize),
+    /// `volume clear-locks` for the image, all of them.
+    ClearLocks,
     /// SIGCONT for all that were stopped.
     Thaw,
 }
@@ -95,7 +97,11 @@ impl Plan {
             let fault = draw_fault(rng, &mut broken);
             // Some come all at once, and some when the last one was noticed long ago.
             let (from, to) = *rng.pick(&[(1, 100), (50, 1000), (50, 1000), (500, 9000)]);
-            faults.push((rng.millis(from, to), fault));
+            let pause = rng.millis(from, to) + noticing(&faults);
+            faults.push((pause, fault));
+        }
+        if !noticing(&faults).is_zero() {
+            faults.push((noticing(&faults), Fault::Thaw));
         }
         Plan {
             serve_on,
@@ -103,6 +109,15 @@ impl Plan {
             faults,
             ending: draw_ending(rng, number),
         }
+    }
+}
+
+/// A daemon that is killed before it has noticed what it has lost, has no chance: it looks
+/// every second.
+fn noticing(faults: &[(Duration, Fault)]) -> Duration {
+    match faults.last() {
+        Some((_, Fault::ClearLocks)) => Duration::from_secs(3),
+        _ => Duration::ZERO,
     }
 }
 
@@ -147,7 +162,7 @@ impl Broken {
                 return true;
             }
             // glusterd's transactions wait for nodes that are silent.
-            Fault::StartBricks => return !self.is_silent_somewhere(),
+            Fault::StartBricks | Fault::ClearLocks => return !self.is_silent_somewhere(),
             _ => return true,
         };
         std::mem::replace(flag, becomes) != becomes
@@ -162,7 +177,7 @@ fn draw_fault(rng: &mut Rng, broken: &mut Broken) -> Fault {
     loop {
         let node = rng.below(NODES as u64) as usize;
         let next = (node + 1) % NODES;
-        let fault = match rng.below(30) {
+        let fault = match rng.below(32) {
             0..=4 => Fault::KillDaemon,
             5 => Fault::KillDaemonAndMove(node),
             6 => Fault::Rival(node),
@@ -178,6 +193,7 @@ fn draw_fault(rng: &mut Rng, broken: &mut Broken) -> Fault {
             23 | 24 => Fault::FreezeHealer(node),
             25 => Fault::FreezeBrick(node),
             26 | 27 => Fault::Upgrade,
+            28 | 29 => Fault::ClearLocks,
             _ => Fault::Thaw,
         };
         if broken.take(fault) {

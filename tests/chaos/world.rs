@@ -125,9 +125,17 @@ impl World {
             Fault::FreezeDaemon => self.freeze(self.serving.as_ref().map(|s| s.daemon.pid())),
             Fault::FreezeHealer(node) => self.freeze(Some(self.healers.pid(node))),
             Fault::FreezeBrick(brick) => self.freeze(text(self.volume.brick_pid(brick))?),
+            Fault::ClearLocks => self.clear_locks(),
             Fault::Thaw => self.thaw(),
         }
         Ok(())
+    }
+
+    /// A brick that is down has none, and glusterd says so.
+    fn clear_locks(&mut self) {
+        if let Err(error) = self.volume.clear_locks(IMAGE, "inode") {
+            self.note(format!("not all locks were cleared: {error}"));
+        }
     }
 
     /// Not waited for, so that other faults come in between.

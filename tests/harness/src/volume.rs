@@ -237,6 +237,13 @@ impl Volume {
         self.gluster(&["set"], &[key, value]).map(drop)
     }
 
+    /// Takes every lock of an image away, of one kind (`inode`, `posix`), from whoever has it.
+    pub fn clear_locks(&self, image: &str, kind: &str) -> Result<()> {
+        let path = format!("/{image}");
+        self.gluster(&["clear-locks"], &[&path, "kind", "all", kind])
+            .map(drop)
+    }
+
     /// Switches the self-heal daemons of all nodes on or off.
     pub fn set_self_heal_daemon(&self, on: bool) -> Result<()> {
         self.set("cluster.self-heal-daemon", if on { "on" } else { "off" })
