@@ -232,7 +232,7 @@ fn a_dirty_image_is_written_on_while_cut_off_and_its_stale_copies_are_refused_el
     let late = pattern(9, 4096, 4096);
     disk.write(4096, &late, PATIENCE).unwrap();
 
-    let refused = Daemon::start(&volume, 1, IMAGE, &["--lock-timeout", "40s"]);
+    let refused = Daemon::start(&volume, 1, IMAGE, &["--lock-timeout", "90s"]);
     let refused = refused.wait_listening().err().expect("stale");
     assert_eq!(refused.code, Some(42), "{}", refused.log);
     assert!(

@@ -22,7 +22,7 @@ pub const IMAGE: &str = "/vm1.img";
 /// Its size in bytes.
 pub const IMAGE_BYTES: u64 = 64 << 20;
 /// How long anything that works may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A started replica-3 volume `gv0` with [`IMAGE`] on it.
 pub fn replica_3(cluster: &Cluster) -> Volume {
