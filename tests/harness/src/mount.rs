@@ -13,7 +13,7 @@ use crate::{Node, Result, run_command, wait_until};
 
 const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the client may take to end by itself once unmounted.
-const END_DEADLINE: Duration = Duration::from_secs(10);
+const END_DEADLINE: Duration = Duration::from_secs(30);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

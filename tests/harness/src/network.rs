@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::process::all_pids;
 use crate::{Result, Run, run_command};
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The switch and its ports.
 #[derive(Debug)]

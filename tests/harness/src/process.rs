@@ -183,7 +183,7 @@ pub(crate) fn gone(pid: u32) -> bool {
 pub(crate) fn kill_and_wait(pid: u32) -> Result<()> {
     signal(pid, Signal::KILL);
     let what = format!("the end of process {pid}");
-    wait_until(what, Duration::from_secs(10), || {
+    wait_until(what, Duration::from_secs(30), || {
         if gone(pid) {
             Ok(())
         } else {

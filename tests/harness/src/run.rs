@@ -33,7 +33,7 @@ const PREFIX: &str = "bb";
 const NETNS_DIR: &str = "/run/netns";
 /// Longest scratch folder: unix socket paths below it must fit 107 bytes.
 const MAX_SCRATCH: usize = 60;
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
