@@ -88,8 +88,6 @@ fn a_renamed_image_is_served_on_healed_and_found_by_its_new_name() {
     let new = "/folder/new.img";
     let at = |name: &str| mount.path().join(name.trim_start_matches('/'));
     fs::rename(at(IMAGE), at(new)).unwrap();
-    assert_eq!(daemon.status()["image"], new);
-    daemon.wait_log("was renamed: it is gv0/folder/new.img now");
 
     // Both peers' bricks restart, and the healer has not been there before.
     for brick in [1, 2] {
@@ -98,6 +96,8 @@ fn a_renamed_image_is_served_on_healed_and_found_by_its_new_name() {
     daemon.wait_logged("lost", 2);
     volume.start_force().unwrap();
     daemon.wait_logged("is back and locked", 2);
+    assert_eq!(daemon.status()["image"], new);
+    daemon.wait_log("was renamed: it is gv0/folder/new.img now");
     let data = write_at(&mut disk, 2, 2);
     let (code, text) = run_on(
         node,

@@ -269,6 +269,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         Some(socket) => ControlSocket::adopt(run_dir, &located.volume, located.gfid, socket),
         None => ControlSocket::bind(run_dir, &located.volume, located.gfid)?,
     };
+    let told_of_changes = service.clone();
     control
         .answer(move |request| service.answer(request))
         .map_err(|source| Failure::System {
@@ -277,7 +278,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         })?;
     upgrade.listen(wishes, custodian.seat(), server.pause_handle())?;
 
-    let _watching = surroundings.watch().map_err(|source| Failure::System {
+    let tell = move |change| told_of_changes.set_changed(change);
+    let _watching = surroundings.watch(tell).map_err(|source| Failure::System {
         what: "start a thread",
         source,
     })?;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::control::socket::{Answer, FORCED, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Stats};
+use crate::image::bricks::SetChange;
 use crate::image::custody::{Custody, Event};
 use crate::image::error::chain;
 use crate::image::handle::SessionHandle;
@@ -204,6 +205,13 @@ impl Service {
         match &self.image {
             Image::Ours(..) => self.identity.size,
             Image::Seat(seat) => seat.now().size,
+        }
+    }
+
+    /// The replica set is not the one that the image was opened with, or is again.
+    pub fn set_changed(&self, change: SetChange) {
+        if let Some((session, _)) = self.any_session() {
+            session.set_changed(change);
         }
     }
 

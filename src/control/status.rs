@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::heal::{BehindStatus, HealStatus};
-use crate::image::bricks::BrickSet;
+use crate::image::bricks::{BrickSet, SetChange, Shape};
 use crate::image::custody::Custody;
 use crate::image::error::{Names, stop_message};
 use crate::image::holder::Holder;
@@ -391,10 +391,11 @@ impl Status {
     pub fn of_bricks(identity: &Identity, seen: Vec<CopyStatus>, holder: Option<&Holder>) -> Self {
         let copies = judge(identity, seen);
         let reached: BrickSet = (0..copies.len()).filter(|&i| copies[i].reachable).collect();
-        let shape = crate::image::bricks::Shape {
+        let shape = Shape {
             bricks: copies.len(),
             local: 0,
             arbiter: identity.arbiter,
+            since: SetChange::NONE,
         };
         let data: Vec<_> = copies.iter().filter(|copy| !copy.arbiter).collect();
         let state = if !shape.is_quorum(reached) {

@@ -57,6 +57,7 @@ pub fn judge(shape: &Shape, record: Option<Record>, copies: &[Option<CopyState>]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::bricks::SetChange;
 
     const STAMP: i32 = 77;
     const OLDER: i32 = 55;
@@ -73,6 +74,7 @@ mod tests {
         bricks: 3,
         local: 1,
         arbiter: None,
+        since: SetChange::NONE,
     };
 
     fn copy(pending: [i32; 3]) -> Option<CopyState> {

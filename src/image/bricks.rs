@@ -87,7 +87,25 @@ impl fmt::Debug for BrickSet {
     }
 }
 
-/// What never changes about a replica set while a session lasts.
+/// How a replica set has changed since a session was opened on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SetChange {
+    /// Bricks that were added or came in the place of others: the session has no lock and
+    /// no mark there, but whoever opens the image now counts them.
+    pub came: usize,
+    /// Bricks of the session's that nobody else counts any more.
+    pub gone: BrickSet,
+}
+
+impl SetChange {
+    /// It is as it was.
+    pub const NONE: Self = Self {
+        came: 0,
+        gone: BrickSet::EMPTY,
+    };
+}
+
+/// A replica set as a session was opened on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// Number of bricks, an arbiter included.
@@ -96,6 +114,8 @@ pub struct Shape {
     pub local: usize,
     /// Child index of the arbiter, which stores names and marks but no data.
     pub arbiter: Option<usize>,
+    /// What has become of it since.
+    pub since: SetChange,
 }
 
 impl Shape {
@@ -120,11 +140,14 @@ impl Shape {
         self.copies().without(BrickSet::only(self.local))
     }
 
-    /// AFR's automatic quorum: more than half of the bricks, or exactly half
-    /// with the first brick among them (`afr_has_quorum`, afr-common.c).
+    /// AFR's automatic quorum: more than half of the bricks that the set has now, or exactly
+    /// half with the first brick among them (`afr_has_quorum`, afr-common.c).
     pub fn is_quorum(&self, set: BrickSet) -> bool {
-        let twice = 2 * set.len();
-        twice > self.bricks || (twice == self.bricks && set.contains(0))
+        let SetChange { came, gone } = self.since;
+        let there = set.without(gone);
+        let all = (self.bricks + came).saturating_sub(gone.len());
+        let twice = 2 * there.len();
+        twice > all || (twice == all && there.contains(0))
     }
 }
 
@@ -137,6 +160,7 @@ mod tests {
             bricks,
             local: 0,
             arbiter: None,
+            since: SetChange::NONE,
         }
     }
 
@@ -162,11 +186,28 @@ mod tests {
     }
 
     #[test]
+    fn a_set_that_has_changed_since_counts_as_it_is_now() {
+        let since = |came, gone: &[usize]| Shape {
+            since: SetChange {
+                came,
+                gone: gone.iter().copied().collect(),
+            },
+            ..shape(2)
+        };
+        let (first, both) = (BrickSet::only(0), BrickSet::first(2));
+        assert!(!since(1, &[]).is_quorum(first), "one of three");
+        assert!(since(1, &[]).is_quorum(both), "two of three");
+        assert!(since(1, &[1]).is_quorum(first), "one of two, and the first");
+        assert!(!since(1, &[0]).is_quorum(both), "one of two, not the first");
+    }
+
+    #[test]
     fn an_arbiter_is_no_peer() {
         let shape = Shape {
             bricks: 3,
             local: 1,
             arbiter: Some(2),
+            since: SetChange::NONE,
         };
         assert_eq!(shape.peers(), BrickSet::only(0));
     }

@@ -219,6 +219,7 @@ fn stamp_of(session: Uuid, previous: i32) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::bricks::SetChange;
     use crate::image::dirty::{ExtentSize, Identity};
     use crate::image::error::Names;
     use crate::image::session::{MapPlace, prepare_map};
@@ -227,6 +228,7 @@ mod tests {
         bricks: 2,
         local: 0,
         arbiter: None,
+        since: SetChange::NONE,
     };
 
     fn identity() -> Identity {

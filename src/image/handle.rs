@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use super::bricks::Shape;
+use super::bricks::{SetChange, Shape};
 use super::dirty::{DirtyMap, Peer};
 use super::gate::WriteGate;
 use super::heal::{HealReport, HealState, Hint, LinkError, Obstacle, PeerReport, Unmarked};
@@ -221,6 +221,12 @@ impl SessionHandle {
         })
     }
 
+    /// The replica set has changed since the session was opened on it, in this way.
+    pub fn set_changed(&self, change: SetChange) {
+        // To a session that is over it makes no difference.
+        let _ = self.inbox.send(Input::SetChanged(change));
+    }
+
     /// A mark is not what it should be: the session looks at all of them and stores its
     /// own again. Not more often than [`REMARK_PAUSE`], for it takes AFR's data lock.
     fn ask_for_marks(&self) {
@@ -318,6 +324,7 @@ mod tests {
             bricks: 2,
             local: 0,
             arbiter: None,
+            since: SetChange::NONE,
         };
         let snapshot = Snapshot {
             phase: Phase::Unmarked,

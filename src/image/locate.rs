@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::bricks::{MAX_BRICKS, Shape};
+use super::bricks::{MAX_BRICKS, SetChange, Shape};
 use super::error::{Names, chain};
 use super::local::{Name, name_of};
 use crate::gluster::fops::Entry;
@@ -76,6 +76,7 @@ impl Located {
             bricks: self.set.bricks.len(),
             local,
             arbiter: self.arbiter(),
+            since: SetChange::NONE,
         }
     }
 

@@ -20,7 +20,7 @@
 //!  Unmarking ──marks were removed──► Unmarked        ──nothing was changed──► as before
 //! ```
 
-use super::bricks::{BrickSet, Shape};
+use super::bricks::{BrickSet, SetChange, Shape};
 
 mod words;
 
@@ -176,6 +176,7 @@ impl Machine {
                 Some(by) => self.stop(StopReason::CopyAccused { by }),
                 None => self.rejoined(brick, marks_stand, local_untouched),
             },
+            Event::SetChanged(change) => self.set_changed(change),
             Event::TakenByOther { brick, accused } => self.taken_by_other(brick, accused),
             Event::LocalChanged => self.stop(StopReason::ChangedUnderneath),
             Event::QuorumTimeout => self.quorum_timeout(),
@@ -307,16 +308,30 @@ impl Machine {
             Phase::Dirty if !self.marked.contains(brick) => {
                 actions.push(Action::Mark(BrickSet::only(brick)))
             }
-            Phase::Stalled if self.shape.is_quorum(self.held) => {
-                actions.extend(self.start_marking())
-            }
-            Phase::Failed if self.shape.is_quorum(self.held) => {
-                self.phase = Phase::Unmarked;
-                actions.push(Action::SetGate(GateState::Hold));
-            }
-            _ => {}
+            _ => actions.extend(self.go_on_with_quorum()),
         }
         actions
+    }
+
+    /// From now on a quorum is one of the set as it is: else a session that is cut off, and
+    /// whoever opens the image with the bricks that came, could both have one. What the marks
+    /// of a session that writes already stand on does not change by it.
+    fn set_changed(&mut self, change: SetChange) -> Vec<Action> {
+        self.shape.since = change;
+        self.quorum_was_lost |= !self.shape.is_quorum(self.held);
+        self.go_on_with_quorum()
+    }
+
+    /// Writes that wait, or fail, for a quorum, if there is one.
+    fn go_on_with_quorum(&mut self) -> Vec<Action> {
+        match self.phase {
+            Phase::Stalled if self.shape.is_quorum(self.held) => self.start_marking(),
+            Phase::Failed if self.shape.is_quorum(self.held) => {
+                self.phase = Phase::Unmarked;
+                vec![Action::SetGate(GateState::Hold)]
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// The other one may have begun after us, and then we are over. Not while we hold a

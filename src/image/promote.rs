@@ -239,6 +239,7 @@ pub fn carry_out(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::bricks::SetChange;
     use crate::image::recording_port::{Change, Journal, RecordingPort};
 
     /// Brick 1 is to be promoted, 0 is gone, 2 is stale too.
@@ -246,6 +247,7 @@ mod tests {
         bricks: 3,
         local: 1,
         arbiter: None,
+        since: SetChange::NONE,
     };
     const OLD: i32 = 9;
     const NEW: i32 = 7;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use super::bricks::{BrickSet, Shape};
+use super::bricks::{BrickSet, SetChange, Shape};
 use super::data_lock::wait;
 use super::debt::Debt;
 use super::dirty::{DirtyMap, ExtentSize, Peer};
@@ -54,6 +54,8 @@ pub enum Input {
         /// What came of it: they are dirty and marked, or why not.
         answer: Sender<Result<(), String>>,
     },
+    /// By who asked glusterd: the replica set has changed in this way.
+    SetChanged(SetChange),
     /// By the session's owner: make all copies that large. No healer is at work.
     Grow {
         /// In bytes; more than now.
@@ -137,6 +139,10 @@ impl Runner {
                 Ok(Input::Brick(brick, report)) => self.heard(brick, report),
                 Ok(Input::WriteWanted) => self.take(Event::WriteWanted),
                 Ok(Input::MarkAgain) => self.take(Event::MarkAgain),
+                Ok(Input::SetChanged(change)) => {
+                    self.shape.since = change;
+                    self.take(Event::SetChanged(change));
+                }
                 Ok(Input::Unmark(answer)) => {
                     let unmarked = self.unmark();
                     // Whoever asked may have given up waiting.

@@ -1,16 +1,17 @@
 //! What others do around an image while it is open: they give it another name, remove
 //! it, add bricks to its volume or replace them.
 //!
-//! Looked at every few seconds by a thread of its own, for log and status. The session
-//! goes on with the bricks with which it was opened, and knows its image by the gfid:
-//! nothing is decided here.
+//! Looked at every few seconds by a thread of its own, for log and status, and for the
+//! session, which goes on with the bricks with which it was opened but counts the others
+//! for a quorum. It knows its image by the gfid. Nothing is decided here.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::bricks::SetChange;
 use super::local::Name;
-use super::locate::{Catalog, LocateError, Located};
+use super::locate::{Catalog, Located};
 use crate::gluster::{ReplicaSet, Timeouts};
 
 /// How often it is looked.
@@ -53,16 +54,26 @@ impl Surroundings {
         }
     }
 
-    /// Looks at once and from then on, until the answer is dropped.
+    /// Looks at once and from then on, until the answer is dropped. `tell` is told how the
+    /// replica set has changed, again and again: sessions come and go.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn watch(self: &Arc<Self>) -> std::io::Result<Watching> {
+    pub fn watch(
+        self: &Arc<Self>,
+        tell: impl Fn(SetChange) + Send + 'static,
+    ) -> std::io::Result<Watching> {
         let (end, ended) = mpsc::channel::<()>();
         let this = self.clone();
         let look = move || {
+            let mut told = SetChange::NONE;
             loop {
-                this.look();
+                if let Some(change) = this.look()
+                    && [change, told] != [SetChange::NONE; 2]
+                {
+                    tell(change);
+                    told = change;
+                }
                 match ended.recv_timeout(PERIOD) {
                     Err(RecvTimeoutError::Timeout) => {}
                     Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
@@ -93,24 +104,22 @@ impl Surroundings {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(&self) {
+    /// How the replica set has changed; `None` if nobody knows.
+    fn look(&self) -> Option<SetChange> {
         self.look_at_name();
         let (host, port) = &self.server;
         let volume = &self.located.volume;
-        match Catalog::load(host, *port, volume, &Timeouts::default()) {
-            Ok(catalog) => self.note_layout(&catalog),
-            // It may be restarting; what was seen stands.
-            Err(error) => self.note_trouble(&error),
-        }
+        let catalog = Catalog::load(host, *port, volume, &Timeouts::default())
+            // glusterd may be restarting; what was seen stands.
+            .inspect_err(|error| log::debug!("the volume's layout is not known now: {error}"))
+            .ok()?;
+        let set = catalog.set_with(&self.located.names().one(self.local));
+        let change = set.map(|now| Difference::between(&self.located.set, now));
+        self.note_layout(warning(&self.located, self.local, change.as_ref()));
+        change.map(|change| change.as_counted())
     }
 
-    fn note_trouble(&self, error: &LocateError) {
-        log::debug!("the volume's layout is not known now: {error}");
-    }
-
-    fn note_layout(&self, catalog: &Catalog) {
-        let brick = self.located.names().one(self.local);
-        let layout = changed(&self.located, self.local, catalog.set_with(&brick));
+    fn note_layout(&self, layout: Option<String>) {
         let mut seen = self.seen();
         if seen.layout == layout {
             return;
@@ -152,52 +161,83 @@ fn removed() -> String {
         .to_owned()
 }
 
-/// What to say when `now`, the replica set that has the local brick, is not the one with
-/// which the image was opened.
-fn changed(located: &Located, local: usize, now: Option<&ReplicaSet>) -> Option<String> {
-    let volume = &located.volume;
-    let Some(now) = now else {
-        let brick = located.names().one(local);
-        let path = located.local_path(local);
-        return Some(format!(
-            "{brick}, from which the image is served, is no brick of the volume {volume} any more: what the guest writes is in none of \
-             the volume's copies. Shut the guest down, and copy {} into the volume",
-            path.display()
-        ));
-    };
-    let names =
-        |set: &ReplicaSet| -> Vec<String> { set.bricks.iter().map(ToString::to_string).collect() };
-    let (before, after) = (names(&located.set), names(now));
-    let not_in = |these: &[String], those: &[String]| -> Vec<String> {
-        let missing = these.iter().filter(|name| !those.contains(name));
-        missing.cloned().collect()
-    };
-    let said = |names: Vec<String>, what: &str| match names.is_empty() {
-        true => None,
-        false => Some(format!("{} {what}", names.join(", "))),
-    };
-    let came = said(not_in(&after, &before), "came");
-    let went = said(not_in(&before, &after), "went");
-    let what: Vec<_> = came.into_iter().chain(went).collect();
-    let same_rules = located.set.pending_names == now.pending_names
-        && located.set.arbiter_count == now.arbiter_count;
-    if what.is_empty() && before == after && same_rules {
-        return None;
+/// How a replica set differs from what it was.
+struct Difference {
+    /// Names of bricks that were not there.
+    came: Vec<String>,
+    /// Bricks that are not there any more: child index and name.
+    gone: Vec<(usize, String)>,
+    /// The bricks are in another order, are marked by other names, or another number of
+    /// them are arbiters.
+    rules: bool,
+}
+
+impl Difference {
+    fn between(before: &ReplicaSet, now: &ReplicaSet) -> Self {
+        let names = |set: &ReplicaSet| -> Vec<String> {
+            set.bricks.iter().map(ToString::to_string).collect()
+        };
+        let (old, new) = (names(before), names(now));
+        let came = new.iter().filter(|name| !old.contains(name)).cloned();
+        let gone = old.iter().cloned().enumerate();
+        Self {
+            came: came.collect(),
+            gone: gone.filter(|(_, name)| !new.contains(name)).collect(),
+            rules: old != new
+                || before.pending_names != now.pending_names
+                || before.arbiter_count != now.arbiter_count,
+        }
     }
-    let what = match what.is_empty() {
-        true => "they have another order, or other marks".to_owned(),
-        false => what.join("; "),
-    };
-    Some(format!(
-        "the bricks of {volume} are not those that the image was opened with: {what}. Copies there are not healed, and do not count for a \
-         quorum. Start the daemon anew, its guest may run on: then it has all of them"
-    ))
+
+    /// What it means for a quorum.
+    fn as_counted(&self) -> SetChange {
+        SetChange {
+            came: self.came.len(),
+            gone: self.gone.iter().map(|(child, _)| *child).collect(),
+        }
+    }
+
+    /// In words; `None` if there is no difference.
+    fn said(&self) -> Option<String> {
+        let gone: Vec<_> = self.gone.iter().map(|(_, name)| name.clone()).collect();
+        let each = [(&self.came, "came"), (&gone, "went")];
+        let said = each.into_iter().filter(|(names, _)| !names.is_empty());
+        let said: Vec<_> = said
+            .map(|(names, what)| format!("{} {what}", names.join(", ")))
+            .collect();
+        match said.is_empty() {
+            true if self.rules => Some("they have another order, or other marks".to_owned()),
+            true => None,
+            false => Some(said.join("; ")),
+        }
+    }
+}
+
+/// What to say when the replica set is not what it was; `None` for `difference`: it has not
+/// even the local brick any more.
+fn warning(located: &Located, local: usize, difference: Option<&Difference>) -> Option<String> {
+    let volume = &located.volume;
+    match difference {
+        None => Some(format!(
+            "{}, from which the image is served, is no brick of the volume {volume} any more: what the guest writes is in none of \
+             the volume's copies. Shut the guest down, and copy {} into the volume",
+            located.names().one(local),
+            located.local_path(local).display()
+        )),
+        Some(difference) => difference.said().map(|what| {
+            format!(
+                "the bricks of {volume} are not those that the image was opened with: {what}. Copies there are not healed. Start the \
+                 daemon anew, its guest may run on: then it has all of them"
+            )
+        }),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::gluster::{BrickSpec, Volume};
+    use crate::image::bricks::BrickSet;
     use uuid::Uuid;
 
     const REPLICA3: &str = include_str!("../gluster/testdata/replica3.vol");
@@ -215,28 +255,34 @@ mod tests {
     }
 
     #[test]
-    fn bricks_that_came_or_went_are_named_with_what_to_do() {
+    fn bricks_that_came_or_went_are_counted_and_named_with_what_to_do() {
         let located = opened();
-        assert_eq!(changed(&located, 0, Some(&located.set)), None);
         let with = |change: &dyn Fn(&mut ReplicaSet)| {
             let mut set = located.set.clone();
             change(&mut set);
-            changed(&located, 0, Some(&set)).unwrap()
+            let difference = Difference::between(&located.set, &set);
+            let warning = warning(&located, 0, Some(&difference)).unwrap_or_default();
+            (difference.as_counted(), warning)
         };
-        let added = with(&|set| {
+        assert_eq!(with(&|_| {}), (SetChange::NONE, String::new()));
+        let (counted, added) = with(&|set| {
             let more = BrickSpec {
                 path: "/bricks/4/gv0".to_owned(),
                 ..set.bricks[0].clone()
             };
             set.bricks.push(more);
         });
+        assert_eq!((counted.came, counted.gone), (1, BrickSet::EMPTY));
         assert!(added.contains("127.1.1.1:/bricks/4/gv0 came."), "{added}");
-        let replaced = with(&|set| set.bricks[2].path = "/new".to_owned());
+        let (counted, replaced) = with(&|set| set.bricks[2].path = "/new".to_owned());
+        assert_eq!((counted.came, counted.gone), (1, BrickSet::only(2)));
         let both = "127.1.1.3:/new came; 127.1.1.3:/bricks/3/gv0 went.";
         assert!(replaced.contains(both), "{replaced}");
-        let marks = with(&|set| set.pending_names[1] = "trusted.afr.gv0-client-9".to_owned());
+        let (counted, marks) =
+            with(&|set| set.pending_names[1] = "trusted.afr.gv0-client-9".to_owned());
+        assert_eq!(counted, SetChange::NONE);
         assert!(marks.contains("other marks"), "{marks}");
-        let gone = changed(&located, 0, None).unwrap();
+        let gone = warning(&located, 0, None).unwrap();
         assert!(gone.contains("copy /bricks/1/gv0/vm1.img into"), "{gone}");
     }
 }

@@ -203,6 +203,7 @@ fn note_removal(copies: &mut [(usize, CopyState)], brick: usize, equal: BrickSet
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::bricks::SetChange;
     use crate::image::locking::Claim;
     use crate::image::recording_port::{Change, Journal, RecordingPort};
     use crate::image::threads::Threads;
@@ -211,6 +212,7 @@ mod tests {
         bricks: 3,
         local: 0,
         arbiter: None,
+        since: SetChange::NONE,
     };
 
     fn row(brick: usize, pending: [i32; 3]) -> (usize, CopyState) {

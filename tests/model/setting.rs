@@ -1,7 +1,7 @@
 //! What one check explores: the replica set, the bounds, and which protection of the
 //! protocol is switched off.
 
-use bypass_blk::image::bricks::Shape;
+use bypass_blk::image::bricks::{SetChange, Shape};
 
 use super::steps::Step;
 
@@ -69,6 +69,7 @@ impl Setting {
             bricks: self.bricks,
             local: self.locals[slot],
             arbiter: self.arbiter_brick(),
+            since: SetChange::NONE,
         }
     }
 

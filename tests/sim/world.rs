@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use bypass_blk::image::bricks::Shape;
+use bypass_blk::image::bricks::{SetChange, Shape};
 use bypass_blk::image::dirty::{DirtyMap, Peer};
 use bypass_blk::image::handle::SessionHandle;
 use bypass_blk::image::machine::Phase;
@@ -146,6 +146,7 @@ impl World {
             bricks: self.bricks.len(),
             local,
             arbiter: self.bricks.iter().position(|brick| !brick.has_data),
+            since: SetChange::NONE,
         }
     }
 

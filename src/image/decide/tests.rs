@@ -2,6 +2,7 @@
 //! design's rules written a second time, differently.
 
 use super::*;
+use crate::image::bricks::SetChange;
 
 const GFID: Uuid = Uuid::from_u128(7);
 const SIZE: u64 = 1 << 30;
@@ -11,6 +12,7 @@ fn shape(local: usize, arbiter: Option<usize>) -> Shape {
         bricks: 3,
         local,
         arbiter,
+        since: SetChange::NONE,
     }
 }
 

@@ -12,6 +12,7 @@ fn shape() -> Shape {
         bricks: 3,
         local: 0,
         arbiter: None,
+        since: SetChange::NONE,
     }
 }
 
@@ -62,6 +63,41 @@ fn the_gate_opens_only_when_marks_are_durable_on_a_quorum() {
     machine.marked(0);
     machine.marked(2);
     assert!(opens_gate(&machine.step(Event::MarkRoundOver)));
+}
+
+#[test]
+fn bricks_that_were_added_count_for_a_quorum_of_whoever_has_not_written_yet() {
+    let change = SetChange {
+        came: 1,
+        gone: BrickSet::EMPTY,
+    };
+    let two = || {
+        let shape = Shape {
+            bricks: 2,
+            ..shape()
+        };
+        let mut machine = Machine::new(shape, BrickSet::first(2));
+        machine.step(Event::Lost(1));
+        machine
+    };
+    let mut machine = two();
+    assert_eq!(machine.step(Event::SetChanged(change)), []);
+    // The one that came and the one that is away may have another session by now.
+    assert_eq!(machine.step(Event::WriteWanted), [Action::StartQuorumTimer]);
+    assert_eq!(
+        machine.step(Event::SetChanged(SetChange::NONE)),
+        [Action::Mark(BrickSet::only(0))]
+    );
+    let mut machine = two();
+    machine.step(Event::WriteWanted);
+    machine.marked(0);
+    assert!(opens_gate(&machine.step(Event::MarkRoundOver)));
+    machine.step(Event::SetChanged(change));
+    assert_eq!(
+        machine.phase(),
+        &Phase::Dirty,
+        "its marks stand where they are"
+    );
 }
 
 #[test]

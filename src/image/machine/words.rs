@@ -1,6 +1,6 @@
 //! What is said to and by the session's machine: its phases, events and actions.
 
-use super::super::bricks::BrickSet;
+use super::super::bricks::{BrickSet, SetChange};
 #[cfg(doc)]
 use super::Machine;
 
@@ -83,6 +83,8 @@ pub enum Event {
         /// (only meaningful before the first admitted write).
         local_untouched: bool,
     },
+    /// The volume's replica set has changed since the session was opened, in this way.
+    SetChanged(SetChange),
     /// A brick is back, but another session's lock is established there.
     TakenByOther {
         /// Which brick.

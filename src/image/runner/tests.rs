@@ -19,6 +19,7 @@ const SHAPE: Shape = Shape {
     bricks: 3,
     local: 0,
     arbiter: None,
+    since: SetChange::NONE,
 };
 const SIZE: u64 = 8192;
 
