@@ -206,7 +206,7 @@ fn the_other_peer_is_healed_when_one_was_replaced_and_all_are_by_the_next_daemon
     })
     .unwrap();
     drop(disk);
-    let daemon = daemon.restart();
+    let daemon = daemon.restart().wait_listening().unwrap();
     let mut disk = FrontEnd::connect(daemon.socket());
     write_at(&mut disk, 3, 3);
     drop(disk);

@@ -1,7 +1,7 @@
 //! What others do around an image while it is open: they give it another name, remove
 //! it, add bricks to its volume or replace them.
 //!
-//! Looked at every few seconds by a thread of its own, for log and status, and for the
+//! Looked at every half minute by a thread of its own, for log and status, and for the
 //! session, which goes on with the bricks with which it was opened but counts the others
 //! for a quorum. It knows its image by the gfid. Nothing is decided here.
 
@@ -14,8 +14,8 @@ use super::local::Name;
 use super::locate::{Catalog, Located};
 use crate::gluster::{ReplicaSet, Timeouts};
 
-/// How often it is looked.
-const PERIOD: Duration = Duration::from_secs(15);
+/// How often it is looked: each time wakes a few threads up, of an idle daemon too.
+const PERIOD: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub struct Surroundings {

@@ -49,8 +49,9 @@ impl GlusterCopies {
     /// The volume as it is now, as far as glusterd answers: its bricks may have been
     /// replaced since the session was opened.
     fn located(&self, map: &DirtyMap) -> Result<Located, PeerError> {
+        let now = self.locate(map);
         let mut known = self.located.lock().unwrap_or_else(PoisonError::into_inner);
-        match (self.locate(map), &*known) {
+        match (now, &*known) {
             (Ok(located), _) => Ok(known.insert(located).clone()),
             (Err(LocateError::Glusterd(_)), Some(before)) => Ok(before.clone()),
             (Err(source), _) => Err(PeerError::Layout {
