@@ -404,5 +404,6 @@ fn help_and_capabilities_need_no_cluster() {
         assert_eq!(capabilities["type"], "block");
     }
     assert!(run(&["--help"]).contains("Exit codes"));
-    assert!(run(&["status", "--run-dir", "/nonexistent"]).contains("no image is served"));
+    let nowhere = ["--run-dir", "/nonexistent", "--state-dir", "/nonexistent"];
+    assert!(run(&[&["status"], &nowhere[..]].concat()).contains("no image is served"));
 }

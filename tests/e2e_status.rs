@@ -9,7 +9,7 @@ use std::path::Path;
 
 use bypass_harness::{Cluster, wait_until};
 use serde_json::Value;
-use support::daemon::{Daemon, run_on};
+use support::daemon::{Daemon, run_dir, run_on, state_dir};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
 use support::{IMAGE, PATIENCE, pattern, replica_3};
@@ -118,4 +118,19 @@ fn what_the_guest_wrote_is_a_debt_to_every_peer_until_somebody_heals_it() {
     let seen: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(seen[0]["heal"], Value::Null);
     assert_eq!(seen[0]["serving"], Value::Null);
+
+    // Killed, it is told by the host, and beside what the bricks say.
+    Daemon::serve(&volume, 0, &[]).kill();
+    let (run_dir, state_dir) = (run_dir(&node), state_dir(&node));
+    let here = ["--run-dir", run_dir.to_str().unwrap()];
+    let kept = ["--state-dir", state_dir.to_str().unwrap()];
+    let (code, text) = run_on(&node, &[&["status", "--json"], &here[..], &kept].concat());
+    assert_eq!(code, Some(76), "{text}");
+    assert!(text.contains(&format!("\"image\": \"{IMAGE}\"")), "{text}");
+    let args = [&args[..], &here, &kept].concat();
+    let (code, text) = run_on(&node, &args);
+    assert_eq!(code, Some(0), "{text}");
+    let seen: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(seen[0]["state"], "clean");
+    assert_eq!(seen[0]["unserved"]["daemon"], "killed", "{text}");
 }

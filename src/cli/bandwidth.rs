@@ -66,7 +66,12 @@ pub(super) fn run(args: BandwidthArgs) -> Result<(), Failure> {
     let request = Request::Bandwidth {
         bytes_per_second: args.rate.0,
     };
-    socket::ask(&heald::socket_path(&args.run_dir.run_dir), &request)?;
+    let path = heald::socket_path(&args.run_dir.run_dir);
+    if socket::is_gone(&path) {
+        let path = path.display().to_string();
+        return Err(Failure::NoHealer { path });
+    }
+    socket::ask(&path, &request)?;
     println!("bandwidth limit: {}", args.rate);
     Ok(())
 }

@@ -36,7 +36,7 @@ Exit codes:
   20  no such image                            73  the copy may not be promoted
   21  not a regular file                       74  handover: the image cannot be given away
   22  a DHT link file                          75  resize: the image keeps its size
-  23  the image is empty
+  23  the image is empty                       76  status: something could not be seen
   24  its size is not whole blocks
   25  it looks like an image format
   30  no brick of this host has the image
@@ -135,6 +135,20 @@ pub enum Failure {
     /// The image could not be verified at all.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// There is no healer to tell anything.
+    #[error(
+        "no healer runs on this host (nobody listens at {path}). Start bypass-blk heald, or give its --run-dir"
+    )]
+    NoHealer {
+        /// Where its socket would be.
+        path: String,
+    },
+    /// Something could not be seen.
+    #[error("not everything could be seen: {what}")]
+    Unseen {
+        /// What, and why not.
+        what: String,
+    },
     /// Copies differ.
     #[error("the copies of {image} differ{}", what_now(.repaired))]
     Differ {
@@ -195,7 +209,7 @@ impl Failure {
             Self::Open(error) => open_code(error),
             Self::State(_) => 36,
             Self::Device(_) => 52,
-            Self::Control(_) | Self::Metrics(_) | Self::Socket { .. } => 51,
+            Self::Control(_) | Self::Metrics(_) | Self::Socket { .. } | Self::NoHealer { .. } => 51,
             Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
             Self::NotClean { .. } => 70,
@@ -204,6 +218,7 @@ impl Failure {
             Self::NotPromoted { .. } => 73,
             Self::NotHandedOver { .. } => 74,
             Self::NotResized { .. } => 75,
+            Self::Unseen { .. } => 76,
             Self::Verify(error) => verify_code(error),
             Self::LockOwner(_) | Self::System { .. } | Self::NotHealed(_) => 1,
         }

@@ -1,7 +1,7 @@
 //! `bypass-blk heald`: the healer of this host. It follows every session on it, and
 //! finishes the images of sessions that have ended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::remote::RemoteSession;
 use crate::control::socket::{self, Answer, ControlSocket, Request};
+use crate::control::survey::{Places, survey};
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
 use crate::image::heal::{LinkError, SessionLink};
@@ -97,11 +98,17 @@ pub(super) fn run(args: HealdArgs) -> Result<(), Failure> {
 /// They end when this is dropped.
 fn start_metrics(args: &HealdArgs) -> Result<Option<Metrics>, MetricsError> {
     let start = |endpoint| {
-        let run_dir = args.run_dir.run_dir.clone();
+        let places = Places {
+            run_dir: args.run_dir.run_dir.clone(),
+            state: StateDir::new(&args.state_dir.state_dir),
+            healer: socket_path(&args.run_dir.run_dir),
+        };
         Metrics::start(endpoint, move || {
-            let sockets = socket::list(&run_dir).unwrap_or_default();
-            let images = sockets.iter().filter_map(|path| socket::status(path).ok());
-            images.collect()
+            let mut told = HashSet::new();
+            let mut images = survey(&places).images;
+            // No two samples may have the same labels.
+            images.retain(|image| told.insert((image.volume.clone(), image.image.clone())));
+            images
         })
     };
     args.metrics.as_ref().map(start).transpose()

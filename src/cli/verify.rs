@@ -105,7 +105,9 @@ pub(super) fn run(args: VerifyArgs) -> Result<(), Failure> {
     let report = with_bar(&options.progress, || {
         verify::verify(bricks, situation, &options, repair)
     })?;
-    remember(&args, &located, &server, &report);
+    if !report.is_empty() {
+        remember(&args, &located, &server, &report);
+    }
     print(&subtitle, &report, args.json).map_err(|source| Failure::System {
         what: "print the outcome",
         source,

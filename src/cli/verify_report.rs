@@ -64,6 +64,7 @@ fn verdict(report: &Report) -> &'static str {
 fn screen(subtitle: &Subtitle, report: &Report) -> String {
     let headline = match verdict(report) {
         "differ" => "the copies DIFFER".to_owned(),
+        "incomplete" if report.is_empty() => "NOTHING could be compared".to_owned(),
         "incomplete" if report.is_complete() => format!(
             "no difference, but {} is BEHIND and was not compared",
             bytes(report.behind())
@@ -134,4 +135,61 @@ fn ranges(copy: &CopyReport) -> Vec<String> {
         lines.push(format!("    and {rest} more (--json lists more)"));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::verify::Differences;
+
+    fn copy(child: usize, state: CopyState, verified: u64, behind: u64) -> CopyReport {
+        CopyReport {
+            child,
+            brick: format!("node{child}:/b"),
+            state,
+            verified,
+            differing: Differences::default(),
+            behind,
+            busy: 0,
+            not_verified: 0,
+            why: None,
+        }
+    }
+
+    fn headline(peer: CopyReport) -> (&'static str, String) {
+        let report = Report {
+            reference: 0,
+            size: 4096,
+            extent_size: 4096,
+            when: 0,
+            seconds: 0.0,
+            ended_early: None,
+            copies: vec![copy(0, CopyState::Reference, 0, 0), peer],
+            repaired: false,
+        };
+        let subtitle = Subtitle {
+            volume: "v".to_owned(),
+            image: "/i".to_owned(),
+            gfid: Uuid::nil(),
+            served: true,
+        };
+        let screen = screen(&subtitle, &report);
+        let first = screen.lines().next().unwrap_or_default();
+        (
+            verdict(&report),
+            first.trim_start_matches("v/i  ").to_owned(),
+        )
+    }
+
+    #[test]
+    fn copies_are_called_equal_only_where_every_byte_was_compared() {
+        let equal = headline(copy(1, CopyState::Compared, 8192, 0));
+        assert_eq!(equal, ("equal", "the copies are equal".to_owned()));
+        let (verdict, behind) = headline(copy(1, CopyState::Compared, 4096, 4096));
+        assert_eq!(verdict, "incomplete");
+        assert!(behind.contains("4.00 KiB is BEHIND"), "{behind}");
+        let (verdict, nothing) = headline(copy(1, CopyState::Away, 0, 0));
+        assert_eq!(verdict, "incomplete");
+        assert_eq!(nothing, "NOTHING could be compared");
+    }
 }

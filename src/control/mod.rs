@@ -3,8 +3,8 @@
 //! [`status`] is the report's document, with [`heal`] in it, [`render`] its one screen
 //! for people, [`metrics`] the same for Prometheus,
 //! [`socket`] carries it from a daemon to the `status` command, and a healer's words
-//! to the session that it heals for ([`remote`]). Nothing here decides anything about
-//! an image.
+//! to the session that it heals for ([`remote`]). [`survey`] puts the images of a host
+//! together, [`severity`] says which is worst. Nothing here decides anything about an image.
 
 pub mod heal;
 pub mod metrics;
@@ -12,5 +12,7 @@ pub mod remote;
 pub mod render;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod severity;
 pub mod socket;
 pub mod status;
+pub mod survey;

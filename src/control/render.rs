@@ -1,13 +1,17 @@
 //! The status report as one screen for people; [`heal`] is the part on the debt.
 
 mod heal;
+mod table;
 #[cfg(test)]
 mod tests;
 
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::status::{CopyStatus, QueueStatus, Serving, State, Status, Verified};
+use super::severity::away;
+use super::status::{CopyStatus, Fate, QueueStatus, Serving, State, Status, Verified};
+
+pub use table::table;
 
 /// Marks that were read so many seconds ago, or more, are said to be as old as that.
 const OLD_MARKS: u64 = 2;
@@ -28,22 +32,34 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
         gfid,
         ..
     } = status;
-    writeln!(out, "{volume}{image}  {}", state(status.state))?;
+    writeln!(out, "{volume}{image}  {}", headline(status))?;
     if let Some(detail) = &status.detail {
         writeln!(out, "  {detail}")?;
     }
     for warning in &status.warnings {
         writeln!(out, "  WARNING  {warning}")?;
     }
-    writeln!(
-        out,
-        "  size     {} ({size} bytes), gfid {gfid}",
-        bytes(*size)
-    )?;
+    match size {
+        0 => writeln!(out, "  size     unknown, gfid {gfid}")?,
+        size => writeln!(
+            out,
+            "  size     {} ({size} bytes), gfid {gfid}",
+            bytes(*size)
+        )?,
+    }
+    if status.copies.is_empty() && status.unserved.is_some() {
+        return writeln!(
+            out,
+            "  copies   not asked: bypass-blk status {volume}{image} asks them"
+        );
+    }
     match &status.holder {
         Some(holder) => {
             let (host, pid, since) = (&holder.host, holder.pid, date(holder.since));
             writeln!(out, "  held by  {host} pid {pid} since {since}")?;
+        }
+        None if status.state == State::Unknown => {
+            writeln!(out, "  held by  nobody that the bricks reached know of")?;
         }
         None => writeln!(out, "  held by  nobody")?,
     }
@@ -57,7 +73,7 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
         None => {}
     }
     for (child, copy) in status.copies.iter().enumerate() {
-        write_copy(out, copy)?;
+        write_copy(out, copy, status.state)?;
         if let Some(heal) = &status.heal {
             heal::write_peer(out, child, copy, heal)?;
         }
@@ -74,7 +90,28 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
     Ok(())
 }
 
-fn state(state: State) -> &'static str {
+fn headline(status: &Status) -> String {
+    let away = away(&status.copies).count();
+    match (status.state, &status.unserved) {
+        (State::Unknown, Some(unserved)) => fate(unserved.daemon).to_owned(),
+        (state @ State::Clean, _) if away > 0 => {
+            let bricks = if away == 1 { "brick is" } else { "bricks are" };
+            format!("{}, but {away} {bricks} AWAY", words(state))
+        }
+        (state, _) => words(state).to_owned(),
+    }
+}
+
+/// Instead of a state that nobody was asked for.
+fn fate(fate: Fate) -> &'static str {
+    match fate {
+        Fate::Ended => "NOT SERVED",
+        Fate::Killed => "KILLED",
+        Fate::Silent => "NO ANSWER",
+    }
+}
+
+fn words(state: State) -> &'static str {
     match state {
         State::Clean => "clean: no copy is marked as missing data",
         State::Dirty => "dirty: the stale copies below are behind",
@@ -87,7 +124,7 @@ fn state(state: State) -> &'static str {
     }
 }
 
-fn write_copy(out: &mut String, copy: &CopyStatus) -> std::fmt::Result {
+fn write_copy(out: &mut String, copy: &CopyStatus, state: State) -> std::fmt::Result {
     let role = match (copy.local, copy.arbiter) {
         (true, _) => "local ",
         (_, true) => "arbiter",
@@ -96,9 +133,10 @@ fn write_copy(out: &mut String, copy: &CopyStatus) -> std::fmt::Result {
     let health = match copy {
         CopyStatus { arbiter: true, .. } => "-",
         CopyStatus { stale: true, .. } => "stale",
+        // Those who would accuse it may be among the bricks that did not answer.
         CopyStatus {
             reachable: true, ..
-        } => "fresh",
+        } if state != State::Unknown => "fresh",
         _ => "?",
     };
     let reach = match (&copy.reason, copy.reachable) {
@@ -170,6 +208,17 @@ fn write_queue(out: &mut String, index: usize, queue: &QueueStatus) -> std::fmt:
         queue.errors,
         queue.in_flight,
     )
+}
+
+/// Whole seconds, rounded up, but for the first ones.
+fn seconds(count: f64) -> String {
+    if (0.0..10.0).contains(&count) {
+        return format!("{count:.1}s");
+    }
+    match Duration::try_from_secs_f64(count.ceil()) {
+        Ok(time) => humantime::format_duration(time).to_string(),
+        Err(_) => "an unknown time".to_owned(),
+    }
 }
 
 /// Seconds since the epoch as a date. Nobody's clock stands after the year 9999.

@@ -54,6 +54,35 @@ pub struct Status {
     pub last_verified: Option<Verified>,
     /// The daemon's part; absent when the report was read from the bricks alone.
     pub serving: Option<Serving>,
+    /// Why no daemon of this host answers for an image of this host; absent when one does,
+    /// and when nothing is remembered here that is still to be done.
+    #[serde(default)]
+    pub unserved: Option<Unserved>,
+}
+
+/// What is known on this host of an image for which no daemon answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unserved {
+    /// What became of its daemon.
+    pub daemon: Fate,
+    /// The daemon's process id, by its control socket.
+    pub pid: Option<u32>,
+    /// That socket.
+    pub socket: Option<String>,
+    /// All copies were found equal since, or not; absent when nothing is remembered.
+    pub settled: Option<bool>,
+}
+
+/// What became of the daemon of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// It ended, and left the copies to be healed.
+    Ended,
+    /// It was killed: its control socket is still there.
+    Killed,
+    /// It is there and does not answer, or this process may not ask it.
+    Silent,
 }
 
 /// The state of an image.
@@ -360,6 +389,7 @@ impl Status {
             copies,
             last_verified: identity.last_verified,
             serving,
+            unserved: None,
         }
     }
 
@@ -384,6 +414,35 @@ impl Status {
             heal: None,
             last_verified: identity.last_verified,
             serving,
+            unserved: None,
+        }
+    }
+
+    /// The report of an image of this host for which no daemon answers. Its bricks were not
+    /// asked.
+    pub fn unserved(
+        volume: &str,
+        image: &str,
+        gfid: uuid::Uuid,
+        unserved: Unserved,
+        detail: String,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            volume: volume.to_owned(),
+            image: image.to_owned(),
+            gfid: gfid.to_string(),
+            size: 0,
+            state: State::Unknown,
+            detail: Some(detail),
+            warnings: Vec::new(),
+            holder: None,
+            fence: None,
+            copies: Vec::new(),
+            heal: None,
+            last_verified: None,
+            serving: None,
+            unserved: Some(unserved),
         }
     }
 
@@ -423,6 +482,7 @@ impl Status {
             heal: None,
             last_verified: identity.last_verified,
             serving: None,
+            unserved: None,
         }
     }
 }

@@ -202,6 +202,17 @@ impl StateDir {
     /// # Errors
     /// [`StateError`] when the directory cannot be read; none when it is missing.
     pub fn entries(&self) -> Result<Vec<Entry>, StateError> {
+        let told = |unread: String| log::warn!("{unread}");
+        let read = self.read_all()?.into_iter();
+        Ok(read.filter_map(|entry| entry.map_err(told).ok()).collect())
+    }
+
+    /// The entries of all images, by name; instead of one that cannot be read, which and why
+    /// not.
+    ///
+    /// # Errors
+    /// [`StateError`] when the directory cannot be read; none when it is missing.
+    pub fn read_all(&self) -> Result<Vec<Result<Entry, String>>, StateError> {
         let failed = |source| error("read", &self.0, source);
         let files = match std::fs::read_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -211,10 +222,13 @@ impl StateDir {
         for file in files {
             let path = file.map_err(failed)?.path();
             if path.extension().is_some_and(|end| end == "json") {
-                entries.extend(read_or_tell(&path));
+                entries.extend(read_or_say(&path).transpose());
             }
         }
-        entries.sort_by(|a, b| (&a.volume, &a.image).cmp(&(&b.volume, &b.image)));
+        entries.sort_by_cached_key(|entry| match entry {
+            Ok(entry) => (entry.volume.clone(), entry.image.clone()),
+            Err(why) => (String::new(), why.clone()),
+        });
         Ok(entries)
     }
 
@@ -290,9 +304,15 @@ fn read(path: &Path) -> Result<Option<Entry>, Unread> {
 }
 
 fn read_or_tell(path: &Path) -> Option<Entry> {
-    read(path).unwrap_or_else(|(Unread::Disk(why) | Unread::Damaged(why))| {
-        log::warn!("{} is not used: {why}", path.display());
+    read_or_say(path).unwrap_or_else(|why| {
+        log::warn!("{why}");
         None
+    })
+}
+
+fn read_or_say(path: &Path) -> Result<Option<Entry>, String> {
+    read(path).map_err(|(Unread::Disk(why) | Unread::Damaged(why))| {
+        format!("{} is not used: {why}", path.display())
     })
 }
 

@@ -249,9 +249,14 @@ impl Daemon {
         let mut command = self.node.command(BINARY);
         command
             .args(["status", "--json", "--run-dir"])
-            .arg(run_dir(&self.node));
-        let text = bypass_harness::run_command(&mut command, PATIENCE).unwrap();
-        serde_json::from_str(&text).unwrap()
+            .arg(run_dir(&self.node))
+            .arg("--state-dir")
+            .arg(state_dir(&self.node));
+        let output = bypass_harness::finish(&mut command, PATIENCE).unwrap();
+        // 76: some daemon of this host was killed, by the test.
+        let code = output.status.code();
+        assert!(matches!(code, Some(0 | 76)), "{code:?} {}", output.stderr);
+        serde_json::from_str(&output.stdout).unwrap()
     }
 
     /// The status document of its one image.

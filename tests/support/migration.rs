@@ -12,7 +12,7 @@ use bypass_harness::{
 };
 use serde_json::{Value, json};
 
-use super::daemon::{BINARY, Daemon, run_dir, run_on};
+use super::daemon::{BINARY, Daemon, run_dir, run_on, state_dir};
 use super::healer::Healer;
 use super::{IMAGE, PATIENCE, volume_with_image};
 
@@ -382,8 +382,9 @@ impl Drop for Witness {
 
 /// The status of the daemon of this host that may let a guest write.
 fn writer(node: &Node) -> Option<String> {
-    let run_dir = run_dir(node);
-    let asked = ["status", "--json", "--run-dir", run_dir.to_str()?];
+    let (run_dir, state_dir) = (run_dir(node), state_dir(node));
+    let mut asked = vec!["status", "--json", "--run-dir", run_dir.to_str()?];
+    asked.extend(["--state-dir", state_dir.to_str()?]);
     // A daemon that was killed does not answer, and does not write either.
     let said = run_on(node, &asked).1;
     // Whatever it warns of stands behind.

@@ -1,9 +1,8 @@
 //! The debt on the screen: two lines under a copy that misses data, and a summary.
 
 use std::fmt::Write;
-use std::time::Duration;
 
-use super::bytes;
+use super::{bytes, seconds};
 use crate::control::heal::{BehindStatus, HealStatus, HealerStatus, PeerHeal, PeerState, WaitsFor};
 use crate::control::status::CopyStatus;
 use crate::image::heal::Figures;
@@ -130,15 +129,4 @@ fn bar(behind: u64, most: u64) -> String {
 fn age(age: f64, at_least: bool) -> String {
     let bound = if at_least { "more than" } else { "at most" };
     format!("{bound} {}", seconds(age))
-}
-
-/// Whole seconds, rounded up, but for the first ones.
-fn seconds(count: f64) -> String {
-    if (0.0..10.0).contains(&count) {
-        return format!("{count:.1}s");
-    }
-    match Duration::try_from_secs_f64(count.ceil()) {
-        Ok(time) => humantime::format_duration(time).to_string(),
-        Err(_) => "an unknown time".to_owned(),
-    }
 }

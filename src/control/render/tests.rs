@@ -4,7 +4,7 @@
 use insta::assert_snapshot;
 
 use crate::control::samples::{self, MIB, copying, healer, healing, waiting};
-use crate::control::status::{Status, Verified};
+use crate::control::status::{Fate, Status, Unserved, Verified};
 use crate::image::machine::{Phase, StopReason};
 use crate::image::snapshot::Snapshot;
 
@@ -97,6 +97,74 @@ fn from_the_bricks_alone() {
     seen.iter_mut().for_each(|copy| copy.behind = None);
     let report = Status::of_bricks(&identity, seen, None);
     assert_snapshot!(super::status(&report));
+}
+
+#[test]
+fn clean_with_a_brick_away() {
+    let mut snapshot = samples::clean();
+    snapshot.copies[2].locked = false;
+    snapshot.copies[2].why_away = Some("connection refused".to_owned());
+    let screen = screen(&snapshot);
+    let headline = screen.lines().next().unwrap();
+    assert_eq!(
+        headline,
+        "vms/vm1.img  clean: no copy is marked as missing data, but 1 brick is AWAY"
+    );
+}
+
+#[test]
+fn no_copy_is_called_fresh_while_fewer_bricks_than_a_quorum_answer() {
+    let mut copies = samples::report(&samples::clean()).copies;
+    for copy in &mut copies[..2] {
+        (copy.reachable, copy.marks) = (false, None);
+    }
+    let report = Status::of_bricks(&samples::identity(), copies, None);
+    let screen = super::status(&report);
+    assert!(!screen.contains("fresh"), "{screen}");
+    assert!(screen.contains("node3:/bricks/vms  ? "), "{screen}");
+    assert!(!screen.contains("held by  nobody\n"), "{screen}");
+}
+
+/// No daemon answers for it.
+fn unserved(daemon: Fate, detail: &str) -> Status {
+    let unserved = Unserved {
+        daemon,
+        pid: Some(7683),
+        socket: Some("/run/bypass-blk/x.control".to_owned()),
+        settled: Some(false),
+    };
+    let gfid = uuid::Uuid::from_u128(1);
+    Status::unserved("vms", "/vm1.img", gfid, unserved, detail.to_owned())
+}
+
+#[test]
+fn killed() {
+    let detail = "its daemon (pid 7683) was killed. Start it again";
+    assert_snapshot!(super::status(&unserved(Fate::Killed, detail)));
+}
+
+#[test]
+fn many_images() {
+    let mut stopped = samples::dirty(64 * MIB, 64 * MIB);
+    stopped.phase = Phase::Stopped(StopReason::CopyAccused { by: 2 });
+    let mut followed = samples::dirty(32 * MIB, 96 * MIB);
+    healing(&mut followed).healer = Some(healer([copying(8 * MIB), copying(2 * MIB)]));
+    let mut away = samples::clean();
+    away.copies[2].locked = false;
+    let ended = "nobody serves it, and its last session left copies that may miss data";
+    let mut images = vec![
+        samples::report(&samples::clean()),
+        samples::report(&followed),
+        samples::report(&away),
+        samples::report(&samples::dirty(128 * MIB, 64 * MIB)),
+        samples::report(&stopped),
+        unserved(Fate::Killed, "its daemon (pid 7683) was killed"),
+        unserved(Fate::Ended, ended),
+    ];
+    for (number, image) in images.iter_mut().enumerate() {
+        image.image = format!("/vm{number}.img");
+    }
+    assert_snapshot!(super::table(&images));
 }
 
 #[test]

@@ -132,6 +132,12 @@ impl Report {
         behind.fold(0, u64::saturating_add)
     }
 
+    /// Not a byte of any copy was compared.
+    pub fn is_empty(&self) -> bool {
+        let compared = |copy: &CopyReport| copy.verified > 0 || !copy.differing.is_empty();
+        !self.copies.iter().any(compared)
+    }
+
     /// Every byte of every copy was compared, and none differs.
     pub fn is_equal(&self) -> bool {
         !self.differs() && self.is_complete() && self.behind() == 0

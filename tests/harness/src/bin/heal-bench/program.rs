@@ -48,9 +48,7 @@ impl Program {
         let mut command = node.command(&self.0.to_string_lossy());
         let dir = node.place().dir();
         command.arg(verb).arg("--run-dir").arg(dir.join("blk-run"));
-        if verb != "status" {
-            command.arg("--state-dir").arg(dir.join("blk-state"));
-        }
+        command.arg("--state-dir").arg(dir.join("blk-state"));
         command.stdin(Stdio::null());
         command
     }
