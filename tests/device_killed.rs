@@ -1,5 +1,6 @@
 //! A daemon that is killed over and over under a guest that verifies what it
-//! reads: no request is lost, none is answered twice, none fails.
+//! reads: no request is lost, none is answered twice, none fails, and nothing that a
+//! killed daemon had asked of the kernel lands after the next one has begun.
 
 #![allow(clippy::unwrap_used)]
 
@@ -86,8 +87,17 @@ impl Drop for Daemon {
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Idle,
-    Writing,
+    Changing,
     Reading,
+}
+
+/// What a request does.
+#[derive(Clone, Copy, PartialEq)]
+enum Op {
+    Write,
+    /// Discards, or writes zeroes: of this type.
+    Clear(u32),
+    Read,
 }
 
 #[derive(Clone, Copy)]
@@ -95,6 +105,8 @@ struct Place {
     state: State,
     /// What was last written there.
     generation: u32,
+    /// It was cleared since.
+    cleared: bool,
 }
 
 struct Guest {
@@ -132,43 +144,55 @@ impl Guest {
             .collect()
     }
 
-    fn submit(&mut self, queue: usize, place: u16, write: bool) {
+    fn submit(&mut self, queue: usize, place: u16, op: Op) {
         let (at, page) = (Self::at(queue, place), Self::page(queue, place));
         let sector = (at - DATA) / 512;
-        let kind = if write {
-            VIRTIO_BLK_T_OUT
-        } else {
-            VIRTIO_BLK_T_IN
-        };
         let slot = &mut self.places[queue][usize::from(place)];
-        if write {
-            slot.generation += 1;
-            let data = Self::pattern(queue, place, slot.generation);
-            self.front_end.write(at, &data);
-        } else {
-            self.front_end.write(at, &[0xaa; ROOM as usize]);
-        }
-        slot.state = if write {
-            State::Writing
-        } else {
-            State::Reading
+        slot.state = State::Changing;
+        let (kind, data) = match op {
+            Op::Write => {
+                (slot.generation, slot.cleared) = (slot.generation + 1, false);
+                let data = Self::pattern(queue, place, slot.generation);
+                self.front_end.write(at, &data);
+                (VIRTIO_BLK_T_OUT, (at, ROOM, 0))
+            }
+            Op::Clear(kind) => {
+                slot.cleared = true;
+                let range = [sector.to_le_bytes(), u64::from(ROOM / 512).to_le_bytes()];
+                self.front_end.write(page + 32, &range.concat());
+                (kind, (page + 32, 16, 0))
+            }
+            Op::Read => {
+                slot.state = State::Reading;
+                self.front_end.write(at, &[0xaa; ROOM as usize]);
+                (VIRTIO_BLK_T_IN, (at, ROOM, 2))
+            }
         };
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
         header.extend(sector.to_le_bytes());
         header.push(0xff);
         self.front_end.write(page, &header);
-        let data = (at, ROOM, if write { 0 } else { 2 });
         self.front_end
             .put_chain_at(queue, place * 3, &[(page, 16, 0), data, (page + 16, 1, 2)]);
     }
 
-    /// Keeps every place busy: written, read back, written again.
+    /// A place that was read back is written, or cleared now and then.
+    fn next_change(&mut self) -> Op {
+        match self.random() % 4 {
+            0 => Op::Clear(VIRTIO_BLK_T_DISCARD),
+            1 => Op::Clear(VIRTIO_BLK_T_WRITE_ZEROES),
+            _ => Op::Write,
+        }
+    }
+
+    /// Keeps every place busy: changed, read back, changed again.
     fn work(&mut self) {
         for queue in 0..QUEUES {
             for place in 0..DEPTH {
                 if self.places[queue][usize::from(place)].state == State::Idle {
-                    self.submit(queue, place, true);
+                    let change = self.next_change();
+                    self.submit(queue, place, change);
                 }
             }
             while let Some((head, _)) = self.front_end.poll_used(queue) {
@@ -181,18 +205,25 @@ impl Guest {
     fn take_answer(&mut self, queue: usize, head: u16) {
         assert_eq!(head % 3, 0);
         let place = head / 3;
-        let Place { state, generation } = self.places[queue][usize::from(place)];
+        let Place {
+            state,
+            generation,
+            cleared,
+        } = self.places[queue][usize::from(place)];
         assert!(
             state != State::Idle,
             "answered twice: queue {queue}, place {place}"
         );
         assert_eq!(self.front_end.byte(Self::page(queue, place) + 16), 0);
         self.places[queue][usize::from(place)].state = State::Idle;
-        if state == State::Writing {
-            self.submit(queue, place, false);
+        if state == State::Changing {
+            self.submit(queue, place, Op::Read);
         } else {
             let data = self.front_end.read(Self::at(queue, place), ROOM as usize);
-            let expected = Self::pattern(queue, place, generation);
+            let expected = match cleared {
+                true => vec![0; ROOM as usize],
+                false => Self::pattern(queue, place, generation),
+            };
             assert!(
                 data == expected,
                 "queue {queue}, place {place} reads back wrong"
@@ -217,6 +248,7 @@ fn a_guest_does_not_notice_that_its_daemon_is_killed_again_and_again() {
     let idle = Place {
         state: State::Idle,
         generation: 0,
+        cleared: false,
     };
     let mut guest = Guest {
         front_end,
