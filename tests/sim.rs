@@ -72,6 +72,7 @@ const NOTHING: Plan = Plan {
     rivals: false,
     clients: false,
     clients_fail: false,
+    syncs_fail: false,
     stock: false,
     outlived: false,
     overtaken: false,
@@ -130,6 +131,16 @@ fn one_host_with_faults() {
         ..NOTHING
     };
     schedules("faults", plan);
+}
+
+#[test]
+fn a_disk_that_fails_to_sync_and_then_says_it_did() {
+    let plan = Plan {
+        faults: 6,
+        syncs_fail: true,
+        ..NOTHING
+    };
+    schedules("syncs that fail", plan);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What `serve` begins with: the image found by asking Gluster, or everything from the
 //! process before, at an upgrade.
 
+use std::sync::Arc;
+
 use crate::image::error::chain;
 use crate::image::local::{self, LocalFile};
 use crate::image::locate::Allowed;
@@ -69,7 +71,13 @@ fn resume(args: &ServeArgs, mut kept: Kept) -> Result<Begin, Failure> {
     let path = place.local_path();
     let local = kept.local.try_clone().and_then(|file| {
         let size = file.metadata()?.len();
-        Ok(LocalFile { file, path, size })
+        Ok(LocalFile {
+            file,
+            path,
+            size,
+            // Nobody upgrades after a failure.
+            durability: Arc::default(),
+        })
     });
     let front_ends = match (kept.listener.take(), &args.socket_path) {
         (Some(listener), Some(path)) => Some(Listener::Path {

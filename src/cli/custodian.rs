@@ -216,6 +216,8 @@ impl Worker {
             log::info!("{}", told(now));
             self.told = Instant::now();
         }
+        let leaving = matches!(now, Custody::Armed | Custody::Leaving);
+        self.door.set_leaving(leaving);
         self.publish();
         for action in actions {
             match action {

@@ -302,7 +302,7 @@ fn open_code(error: &OpenError) -> u8 {
 
 fn local_code(error: &LocalError) -> u8 {
     match error {
-        LocalError::Io { .. } => 1,
+        LocalError::Io { .. } | LocalError::Sync { .. } | LocalError::Unsure { .. } => 1,
         LocalError::NotAFile { .. } => 21,
         LocalError::Empty { .. } => 23,
         LocalError::OddSize { .. } => 24,

@@ -103,6 +103,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TIME", default_value = "60s")]
     quorum_timeout: humantime::Duration,
 
+    /// How long the guest's writes wait for room when the local disk is full, before they
+    /// fail (reads go on). Default: for ever
+    #[arg(long, value_name = "TIME")]
+    full_timeout: Option<humantime::Duration>,
+
     /// How other clients of the volume are kept from the image: mandatory = the
     /// bricks refuse them (needs the volume options locks.mandatory-locking optimal
     /// and features.enforce-mandatory-lock on), advisory = locks that QEMU and its
@@ -231,7 +236,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::Open(error.into()))?;
     let disk = Disk::new(disk.file, &serial(&args, &place.located))?;
     let block = disk.block_size().into();
-    let server = Server::new(disk, custodian.door(), config)?.with_patience(patience(&args));
+    let mut server = Server::new(disk, custodian.door(), config)?.with_patience(patience(&args));
+    if let Some(limit) = args.full_timeout {
+        server = server.with_full_timeout(limit.into());
+    }
     let cache = server.cache_mode();
     keep_cache_mode(&cache, &state, &place.located);
     custodian.seat().set_front(Front {
@@ -256,6 +264,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         serving: Some(Device {
             stats: server.stats(),
             front_end: connected.clone(),
+            space: server.space(),
             socket: listener.name(),
             read_only: args.read_only,
             cache,

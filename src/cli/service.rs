@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::control::socket::{Answer, FORCED, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
-use crate::device::{CacheMode, QueueSnapshot, Stats};
+use crate::device::{CacheMode, QueueSnapshot, Space, Stats};
 use crate::image::bricks::SetChange;
 use crate::image::custody::{Custody, Event};
 use crate::image::error::chain;
@@ -53,6 +53,8 @@ pub struct Device {
     pub stats: Arc<Stats>,
     /// A front-end is connected.
     pub front_end: Arc<AtomicBool>,
+    /// Whether the disk is full.
+    pub space: Arc<Space>,
     /// Where front-ends connect.
     pub socket: String,
     /// The disk is read-only.
@@ -82,6 +84,13 @@ fn must_stay(queues: QueueSnapshot, writeback: bool) -> Option<String> {
              try again then. If none runs here, say so with --no-guest"
                 .to_owned(),
         );
+    }
+    if queues.held > 0 {
+        return Some(format!(
+            "the local disk is full, and {} writes of the guest wait for room: they would fail. Free some space on the \
+             brick's file system first",
+            queues.held
+        ));
     }
     if queues.unrepeated > 0 {
         return Some(format!(
@@ -171,6 +180,13 @@ impl Service {
             return not_served();
         };
         let held = armed && self.custody() == Custody::Held;
+        let unsynced = self
+            .any_session()
+            .and_then(|(s, _)| s.snapshot().sync_failed);
+        if let Some(failure) = unsynced.filter(|_| held) {
+            let why = format!("the local copy cannot be vouched for: {failure}");
+            return Answer::Refused { why };
+        }
         let device = self.serving.as_ref().filter(|_| held);
         if let Some(why) = device.and_then(|device| device.must_stay(no_guest)) {
             return Answer::Refused { why };
@@ -228,6 +244,7 @@ impl Service {
             read_only: device.read_only,
             write_waiting: waiting,
             custody: custody.into(),
+            full: device.space.full().map(Into::into),
             dropped: device.stats.dropped(),
             queues: queues(&device.stats),
         });
@@ -330,6 +347,7 @@ fn queues(stats: &Stats) -> Vec<QueueStatus> {
         errors: queue.errors,
         in_flight: queue.in_flight,
         parked: queue.parked,
+        held: queue.held,
         dead: stats.dead(index),
     };
     queues.map(status).collect()
@@ -356,6 +374,8 @@ mod tests {
         };
         assert!(why(repeating, true).starts_with("7 requests"));
         assert!(why(quiet, false).contains("write-through"));
+        let waiting = QueueSnapshot { held: 3, ..quiet };
+        assert!(why(waiting, true).contains("3 writes of the guest wait for room"));
         let unseen = QueueSnapshot { starts: 0, ..quiet };
         assert!(why(unseen, true).contains("no guest has used"));
     }

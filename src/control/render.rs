@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::severity::away;
-use super::status::{CopyStatus, Fate, QueueStatus, Serving, State, Status, Verified};
+use super::status::{CopyStatus, Fate, QueueStatus, Serving, State, Status, SyncFailed, Verified};
 
 pub use table::table;
 
@@ -71,6 +71,13 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
             "  fence    LEFT by a killed daemon: bypass-blk release {volume}{image}"
         )?,
         None => {}
+    }
+    if let Some(SyncFailed { reason, at }) = &status.sync_failed {
+        let since = date(*at);
+        writeln!(
+            out,
+            "  disk     NOT DURABLE since {since}: {reason}. The guest's flushes fail, the marks stay"
+        )?;
     }
     for (child, copy) in status.copies.iter().enumerate() {
         write_copy(out, copy, status.state)?;
@@ -182,6 +189,13 @@ fn write_serving(out: &mut String, serving: &Serving) -> std::fmt::Result {
     };
     let mode = if serving.read_only { ", read-only" } else { "" };
     writeln!(out, "  socket   {} ({front_end}{mode})", serving.socket)?;
+    if let Some(full) = serving.full {
+        writeln!(
+            out,
+            "  disk     FULL for {} s: {} writes of the guest wait for room, the first at byte {}. Free space on the brick",
+            full.seconds, full.waiting, full.offset
+        )?;
+    }
     if serving.write_waiting {
         writeln!(out, "  gate     a write of the guest waits for the marks")?;
     }

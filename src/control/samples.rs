@@ -52,6 +52,7 @@ pub fn clean() -> Snapshot {
             extent_size: 65536,
             healer: None,
         }),
+        sync_failed: None,
     }
 }
 
@@ -134,6 +135,7 @@ pub fn report(snapshot: &Snapshot) -> Status {
         write_waiting: snapshot.write_waiting,
         custody: CustodyStatus::Held,
         dropped: None,
+        full: None,
         queues: vec![
             QueueStatus {
                 reads: 10,
@@ -147,6 +149,7 @@ pub fn report(snapshot: &Snapshot) -> Status {
                 in_flight: 4,
                 parked: 1,
                 dead: None,
+                held: 0,
             };
             2
         ],

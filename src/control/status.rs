@@ -3,13 +3,17 @@
 //! `docs/status.md` describes every field. A field may be added within one
 //! [`VERSION`]; none is removed or changes its meaning.
 
+use std::time::UNIX_EPOCH;
+
 use serde::{Deserialize, Serialize};
 
 use super::heal::{BehindStatus, HealStatus};
+use crate::device::Full;
 use crate::image::bricks::{BrickSet, SetChange, Shape};
 use crate::image::custody::Custody;
 use crate::image::error::{Names, stop_message};
 use crate::image::holder::Holder;
+use crate::image::local::SyncFailure;
 use crate::image::machine::Phase;
 use crate::image::port::Fence;
 use crate::image::snapshot::Snapshot;
@@ -52,6 +56,9 @@ pub struct Status {
     /// When the copies were last compared; absent when they never were, or nobody
     /// remembers.
     pub last_verified: Option<Verified>,
+    /// Why the local copy cannot be vouched for: the guest's flushes fail, and the marks stay.
+    #[serde(default)]
+    pub sync_failed: Option<SyncFailed>,
     /// The daemon's part; absent when the report was read from the bricks alone.
     pub serving: Option<Serving>,
     /// Why no daemon of this host answers for an image of this host; absent when one does,
@@ -83,6 +90,25 @@ pub enum Fate {
     Killed,
     /// It is there and does not answer, or this process may not ask it.
     Silent,
+}
+
+/// A sync of the local copy, or of its dirty map, that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncFailed {
+    /// What failed and why.
+    pub reason: String,
+    /// When, as seconds since the epoch.
+    pub at: u64,
+}
+
+impl From<&SyncFailure> for SyncFailed {
+    fn from(failure: &SyncFailure) -> Self {
+        let since = failure.at.duration_since(UNIX_EPOCH);
+        Self {
+            reason: failure.to_string(),
+            at: since.map_or(0, |since| since.as_secs()),
+        }
+    }
 }
 
 /// The state of an image.
@@ -228,6 +254,9 @@ pub struct Serving {
     /// Why the last front-end was dropped, if no ring has started since.
     #[serde(default)]
     pub dropped: Option<String>,
+    /// The local disk is full, and the guest's writes wait for room.
+    #[serde(default)]
+    pub full: Option<FullStatus>,
     /// Counters per queue.
     pub queues: Vec<QueueStatus>,
 }
@@ -245,6 +274,27 @@ impl Serving {
             ))
         });
         dropped.chain(dead)
+    }
+}
+
+/// A local disk that is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FullStatus {
+    /// For so long.
+    pub seconds: u64,
+    /// Requests that wait for room.
+    pub waiting: u64,
+    /// The byte of the image at which the first of them wants it.
+    pub offset: u64,
+}
+
+impl From<Full> for FullStatus {
+    fn from(full: Full) -> Self {
+        Self {
+            seconds: full.since.as_secs(),
+            waiting: full.waiting as u64,
+            offset: full.offset,
+        }
     }
 }
 
@@ -306,6 +356,9 @@ pub struct QueueStatus {
     /// Why it does nothing until the guest's driver starts it anew, if that is so.
     #[serde(default)]
     pub dead: Option<String>,
+    /// Requests that wait for room on the local disk.
+    #[serde(default)]
+    pub held: u64,
 }
 
 /// What a daemon knows of its image besides its session.
@@ -388,6 +441,7 @@ impl Status {
             heal: healing.map(|healing| HealStatus::of(healing, &copies)),
             copies,
             last_verified: identity.last_verified,
+            sync_failed: session.sync_failed.as_ref().map(SyncFailed::from),
             serving,
             unserved: None,
         }
@@ -413,6 +467,7 @@ impl Status {
             copies: Vec::new(),
             heal: None,
             last_verified: identity.last_verified,
+            sync_failed: None,
             serving,
             unserved: None,
         }
@@ -441,6 +496,7 @@ impl Status {
             copies: Vec::new(),
             heal: None,
             last_verified: None,
+            sync_failed: None,
             serving: None,
             unserved: Some(unserved),
         }
@@ -481,6 +537,7 @@ impl Status {
             copies,
             heal: None,
             last_verified: identity.last_verified,
+            sync_failed: None,
             serving: None,
             unserved: None,
         }

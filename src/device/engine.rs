@@ -17,8 +17,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::types::{Fixed, FsyncFlags, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -29,8 +30,11 @@ pub use buffer::{Buffer, MAX_ZEROES, Unsuitable, Vectors};
 
 /// The disk's file, registered as the ring's only file.
 const FILE: Fixed = Fixed(0);
-/// Entries beside those of operations: each look-out ends one poll and begins another.
-const LOOKOUT_ENTRIES: u32 = 4;
+/// Entries beside those of operations: each look-out ends one poll and begins another, and
+/// there may be an alarm.
+const LOOKOUT_ENTRIES: u32 = 5;
+/// The token of the alarm: that of a look-out of a kind of its own.
+const ALARM: u64 = LOOKOUT | 2 << 32;
 
 /// An operation on the disk's file; offsets and lengths in bytes.
 pub enum Operation {
@@ -93,6 +97,8 @@ pub enum Event {
     Kick,
     /// By this program, likewise.
     Wake,
+    /// The time has come that [`Engine::set_alarm`] was given.
+    Alarm,
 }
 
 /// What is known of a token's operation.
@@ -110,6 +116,23 @@ pub struct Engine {
     disabled: bool,
     kick: Lookout<File>,
     wake: Lookout<EventFd>,
+    alarm: Alarm,
+}
+
+/// When the thread is woken though nothing happens.
+struct Alarm {
+    /// Read by the kernel when it is told.
+    pause: Box<Timespec>,
+    state: AlarmState,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AlarmState {
+    Off,
+    /// The kernel is to be told.
+    Set,
+    /// It knows.
+    On,
 }
 
 impl Engine {
@@ -130,6 +153,10 @@ impl Engine {
             disabled,
             kick: Lookout::new(0),
             wake,
+            alarm: Alarm {
+                pause: Box::default(),
+                state: AlarmState::Off,
+            },
         })
     }
 
@@ -188,6 +215,19 @@ impl Engine {
         self.kick.watch(kick);
     }
 
+    /// Wakes the thread after `pause`, unless an alarm is set already.
+    pub fn set_alarm(&mut self, pause: Duration) {
+        if self.alarm.state == AlarmState::Off {
+            *self.alarm.pause = Timespec::from(pause);
+            self.alarm.state = AlarmState::Set;
+        }
+    }
+
+    /// Whether something will happen that only this engine's [`sleep`](Self::sleep) notices.
+    pub fn must_wake(&self) -> bool {
+        self.in_flight > 0 || self.alarm.state != AlarmState::Off
+    }
+
     /// Hands over what was pushed and sleeps until there is something to
     /// [`reap`](Self::reap), or until a signal.
     ///
@@ -216,11 +256,18 @@ impl Engine {
 
     fn look_out(&mut self) {
         let mut push = |entry: &squeue::Entry| {
-            // SAFETY: the entries of look-outs point at no memory.
+            // SAFETY: the entries of look-outs point at no memory, and that of the alarm at its
+            // pause, which is on the heap and not changed before the kernel has completed it.
             unsafe { self.ring.submission().push(entry) }.is_ok()
         };
         self.kick.set_up(&mut push);
         self.wake.set_up(&mut push);
+        if self.alarm.state == AlarmState::Set {
+            let entry = opcode::Timeout::new(&*self.alarm.pause).build();
+            if push(&entry.user_data(ALARM)) {
+                self.alarm.state = AlarmState::On;
+            }
+        }
     }
 
     fn enter(&mut self, want: usize) -> io::Result<()> {
@@ -262,7 +309,10 @@ impl Engine {
     }
 
     fn event(&mut self, entry: &cqueue::Entry) -> Option<Event> {
-        if self.kick.reports(entry) {
+        if entry.user_data() == ALARM {
+            self.alarm.state = AlarmState::Off;
+            Some(Event::Alarm)
+        } else if self.kick.reports(entry) {
             Some(Event::Kick)
         } else {
             self.wake.reports(entry).then_some(Event::Wake)

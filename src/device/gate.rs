@@ -38,6 +38,12 @@ pub trait Gate: Send + Sync + 'static {
     /// under way.
     fn ring_stopped(&self) {}
 
+    /// Must all that was taken from a ring be answered when it stops, because nobody is
+    /// going to start it here again? Asked when a ring stops.
+    fn must_answer(&self) -> bool {
+        false
+    }
+
     /// May the device read now? Never answers [`Admission::Wait`].
     fn admit_read(&self) -> Admission;
 
@@ -47,6 +53,25 @@ pub trait Gate: Send + Sync + 'static {
 
     /// The change admitted with the same arguments has completed.
     fn end_write(&self, offset: u64, len: u64);
+
+    /// May the device make durable what was written, for a flush or for a change that must
+    /// be durable when it is answered? Never answers [`Admission::Wait`]. If
+    /// [`Admission::Go`], [`Gate::end_sync`] is owed.
+    fn begin_sync(&self) -> Admission {
+        Admission::Go
+    }
+
+    /// Making it durable has failed with this error number; [`Gate::end_sync`] is still owed.
+    fn sync_failed(&self, errno: i32) {
+        let _ = errno;
+    }
+
+    /// The sync that was admitted is over. Returns whether the guest may be told so: not when
+    /// one failed, whichever.
+    #[must_use]
+    fn end_sync(&self) -> bool {
+        true
+    }
 
     /// `wake` is written to whenever an answer of [`Admission::Wait`] may have
     /// become another one. One event fd per queue thread; a spurious wake-up is

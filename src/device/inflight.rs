@@ -183,6 +183,11 @@ impl<C: Cells> Record<C> {
         Ok(Opened { record, again })
     }
 
+    /// Makes `cells` a record with nothing in flight, of a ring whose used index is `used`.
+    pub fn forget(cells: &C, entries: u16, used: u16) {
+        format(cells, entries, used);
+    }
+
     /// The chain at `head` was taken from the available ring.
     pub fn taken(&mut self, head: u16) {
         if head < self.entries {

@@ -24,6 +24,9 @@ pub struct Intake {
     again: VecDeque<u16>,
     /// Whether the last one taken was one of those.
     last_was_again: bool,
+    /// Where the ring stopped with requests left in the record: its next available entry and
+    /// its used index.
+    left_at: Option<(u16, u16)>,
 }
 
 impl Intake {
@@ -36,6 +39,7 @@ impl Intake {
             record: None,
             again: VecDeque::new(),
             last_was_again: false,
+            left_at: None,
         }
     }
 
@@ -63,6 +67,14 @@ impl Intake {
             return Ok(());
         };
         let used = ring.used_index();
+        let stopped_at = self.left_at.take();
+        if stopped_at.is_some_and(|at| at != (ring.next_avail(), used)) {
+            log::info!(
+                "queue {}: another driver has begun; what the one before left is forgotten",
+                self.index
+            );
+            Record::forget(&cells, entries, used);
+        }
         let Opened { record, again } =
             Record::open(cells, entries, ring.size(), used).map_err(RingError::Record)?;
         self.record = Some(record);
@@ -118,19 +130,28 @@ impl Intake {
         ring.untake();
     }
 
-    /// The ring stops. What was to be done again goes back into the available ring
-    /// if it is what was taken last; otherwise it stays in the record, where the
+    /// Whether what is not answered outlives the ring's stop.
+    pub fn has_record(&self) -> bool {
+        self.record.is_some()
+    }
+
+    /// These were taken, oldest first, and are not answered: they are to be done again.
+    pub fn give_up(&mut self, heads: Vec<u16>) {
+        for head in heads.into_iter().rev() {
+            self.again.push_front(head);
+        }
+    }
+
+    /// The ring stops. What is to be done again goes back into the available ring as far as
+    /// it is what was taken last; the rest stays in the record, where the
     /// next start finds it. (The used index tells a front-end where to begin, so
     /// the available ring cannot hold a choice of earlier requests.)
     pub fn stop(&mut self, ring: &mut Ring<'_>, memory: &Memory) {
-        if self.again.is_empty() {
-            return;
-        }
-        let heads = self.again.make_contiguous();
-        if !ring.took_last(memory, heads).unwrap_or(false) {
-            return;
-        }
-        for head in self.again.drain(..).rev() {
+        while let Some(&head) = self.again.back() {
+            if !ring.took_last(memory, head).unwrap_or(false) {
+                return;
+            }
+            self.again.pop_back();
             if let Some(record) = &mut self.record {
                 record.untaken(head);
             }
@@ -153,7 +174,8 @@ impl Intake {
     }
 
     /// The ring is stopped and drained.
-    pub fn stopped(&mut self) {
+    pub fn stopped(&mut self, ring: &Ring<'_>) {
+        self.left_at = (!self.again.is_empty()).then(|| (ring.next_avail(), ring.used_index()));
         if !self.again.is_empty() {
             log::warn!(
                 "queue {}: stopped with {} requests that wait to be done again; they stay in the \

@@ -20,13 +20,14 @@
 
 mod admission;
 mod batches;
+mod holding;
 mod waiting;
 
 use std::sync::Arc;
 
 use super::bounce::BouncePool;
 use super::control::{CLOSED, Control};
-use super::engine::{Completion, Engine, Reaped};
+use super::engine::{Completion, Engine, Event, Reaped};
 use super::gate::Gate;
 use super::intake::Intake;
 use super::logging::LogView;
@@ -38,6 +39,7 @@ use super::slot::{self, Access, Loaded, Slot};
 use super::stats::Stopwatch;
 use super::vring::Vring;
 use batches::Batches;
+use holding::Holding;
 use waiting::Waiting;
 
 /// One queue, for one connection.
@@ -52,6 +54,9 @@ pub struct Queue<G> {
     slots: Vec<Slot>,
     free: Vec<usize>,
     parked: Option<usize>,
+    holding: Holding,
+    /// Requests taken.
+    taken: u64,
     stopwatch: Stopwatch,
     pool: BouncePool,
     waiting: Waiting,
@@ -99,6 +104,8 @@ impl<G: Gate> Queue<G> {
             slots: (0..size).map(|_| Slot::new()).collect(),
             free: (0..usize::from(size)).rev().collect(),
             parked: None,
+            holding: Holding::new(),
+            taken: 0,
             stopwatch: Stopwatch::default(),
             pool: BouncePool::default(),
             waiting: Waiting::new(connection.idle),
@@ -138,12 +145,13 @@ impl<G: Gate> Queue<G> {
         self.reap(ring)?;
         let mut taking = !stopping && !self.broken && ring.running();
         if stopping {
-            self.unpark(ring);
+            self.put_back(ring)?;
         } else if taking {
             self.start(ring)?;
             taking = self.shared.gate.may_take();
             if taking {
                 self.retry_parked(ring)?;
+                self.try_held(ring)?;
                 self.take(ring)?;
             }
         }
@@ -233,6 +241,10 @@ impl<G: Gate> Queue<G> {
                 buffer,
             } = match reaped {
                 Reaped::Operation(completion) => completion,
+                Reaped::Event(Event::Alarm) => {
+                    self.holding.pause_over();
+                    continue;
+                }
                 Reaped::Event(event) => {
                     self.waiting.note(event);
                     continue;
@@ -270,6 +282,8 @@ impl<G: Gate> Queue<G> {
                 break;
             };
             self.free.pop();
+            self.taken += 1;
+            slot.order = self.taken;
             self.stopwatch.begin(token);
             let durable = self.shared.cache.write_through();
             let loaded = slot.load(
@@ -311,6 +325,14 @@ impl<G: Gate> Queue<G> {
                 }
             },
             slot::Next::Done(status) => status,
+            slot::Next::Full(errno) => {
+                self.hold(token, errno);
+                return Ok(());
+            }
+            slot::Next::Unsynced(errno) => {
+                self.shared.gate.sync_failed(errno);
+                Status::IoError
+            }
         };
         self.finish(ring, token, status, admitted)
     }
@@ -320,7 +342,7 @@ impl<G: Gate> Queue<G> {
         &mut self,
         ring: &mut Ring<'_>,
         token: usize,
-        status: Status,
+        mut status: Status,
         admitted: bool,
     ) -> Result<(), RingError> {
         let Some(slot) = self.slots.get_mut(token) else {
@@ -331,20 +353,26 @@ impl<G: Gate> Queue<G> {
                 self.shared.gate.end_write(extent.offset, extent.len);
             }
         }
+        if admitted && slot.syncs() && !self.shared.gate.end_sync() {
+            status = Status::IoError;
+        }
         if let Some(stats) = self.shared.stats.queue(self.index) {
             stats.count(slot.kind(), status);
             self.stopwatch.end(token, stats);
+        }
+        if slot.held_since.take().is_some() {
+            self.shared.space.wait_over();
         }
         let log = self.log.current();
         let written = slot.answer(status, log.data());
         let head = slot.head();
         self.free.push(token);
-        if self.broken {
-            return Ok(());
+        if !self.broken {
+            ring.push_used(self.view.current(), log, head, written)?;
+            self.intake.answered(head);
         }
-        ring.push_used(self.view.current(), log, head, written)?;
-        self.intake.answered(head);
-        Ok(())
+        let others = self.holding.answered(token, status);
+        self.try_all(ring, others)
     }
 
     fn break_ring(&mut self, error: &RingError) {
@@ -372,6 +400,7 @@ impl<G: Gate> Queue<G> {
         if let Some(stats) = self.shared.stats.queue(self.index) {
             stats.in_flight.set(self.in_flight() as u64);
             stats.parked.set(u64::from(self.parked.is_some()));
+            stats.held.set(self.holding.len() as u64);
             // Of a stopped ring the last figure stands: its record may come back.
             if self.intake.started() {
                 let waits = self.parked.is_some();
@@ -388,7 +417,7 @@ impl<G: Gate> Queue<G> {
             // QEMU, who has the event fd next, would take it for a new one.
             vring.take_kick();
             if self.intake.started() {
-                self.intake.stopped();
+                self.intake.stopped(ring);
                 self.shared.gate.ring_stopped();
             }
             if std::mem::take(&mut self.broken) {

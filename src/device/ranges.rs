@@ -88,6 +88,11 @@ impl Ranges {
         }
     }
 
+    /// Whether the operation under way makes the ranges durable.
+    pub fn is_syncing(&self) -> bool {
+        self.sync == Sync::Running
+    }
+
     fn progress(&mut self, bytes: u64, extents: &[Extent]) -> Option<Status> {
         if self.method == Method::Write {
             if bytes == 0 {

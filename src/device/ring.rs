@@ -152,15 +152,15 @@ impl<'a> Ring<'a> {
         self.taken_at = Wrapping(index);
     }
 
-    /// Whether the last entries taken from the available ring are `heads`.
-    pub fn took_last(&self, memory: &Memory, heads: &[u16]) -> Result<bool, RingError> {
-        let end = self.queue().next_avail();
-        for (back, &head) in (1..).zip(heads.iter().rev()) {
-            if self.available(memory, end.wrapping_sub(back))? != head {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    /// Whether the last entry taken from the available ring is `head`.
+    pub fn took_last(&self, memory: &Memory, head: u16) -> Result<bool, RingError> {
+        let last = self.next_avail().wrapping_sub(1);
+        Ok(self.available(memory, last)? == head)
+    }
+
+    /// The available entry that is taken next.
+    pub fn next_avail(&self) -> u16 {
+        self.queue().next_avail()
     }
 
     fn available(&self, memory: &Memory, index: u16) -> Result<u16, RingError> {

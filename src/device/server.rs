@@ -33,6 +33,7 @@ use super::queue::Queue;
 use super::relay::{RelayEnd, Wishes, forget, handler_channel, relay};
 use super::said::Said;
 use super::shared::{Connection, Shared};
+use super::space::Space;
 use super::stats::Stats;
 
 /// Why [`Server::serve`] returned.
@@ -130,6 +131,7 @@ impl<G: Gate> Server<G> {
                 config,
                 cache: Arc::new(CacheMode::new()),
                 announcer: Announcer::default(),
+                space: Arc::default(),
             }),
             wakes,
             stop: StopHandle(Arc::new(event()?)),
@@ -144,6 +146,13 @@ impl<G: Gate> Server<G> {
     #[must_use]
     pub fn with_patience(self, patience: Patience) -> Self {
         Self { patience, ..self }
+    }
+
+    /// With a limit of how long requests wait for room on a full disk before they fail.
+    #[must_use]
+    pub fn with_full_timeout(self, limit: std::time::Duration) -> Self {
+        self.shared.space.set_limit(limit);
+        self
     }
 
     /// Has the queues' threads wait elsewhere than at the best place.
@@ -330,6 +339,11 @@ impl<G: Gate> Server<G> {
             shared.disk.grow(size);
             shared.announcer.grown()
         }
+    }
+
+    /// What is known of a full disk.
+    pub fn space(&self) -> Arc<Space> {
+        Arc::clone(&self.shared.space)
     }
 
     /// What the queues have done, over all connections.

@@ -8,6 +8,7 @@ use super::config::{Config, Idle};
 use super::disk::Disk;
 use super::inflight::Inflight;
 use super::logging::Logging;
+use super::space::Space;
 use super::stats::Stats;
 
 /// What all queues share.
@@ -22,6 +23,8 @@ pub struct Shared<G> {
     pub stats: Arc<Stats>,
     /// How the front-end hears of a new size.
     pub announcer: Announcer,
+    /// What is known of a full disk.
+    pub space: Arc<Space>,
     /// Whether changes must be durable when they are answered.
     pub cache: Arc<CacheMode>,
 }

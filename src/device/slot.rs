@@ -9,6 +9,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vm_memory::{Address, GuestAddress};
 
@@ -35,6 +36,11 @@ pub enum Next {
     Submit(Operation),
     /// Answer it.
     Done(Status),
+    /// There is no room on the disk for the next operation, for this error number; it is
+    /// [`Slot::next`] again.
+    Full(i32),
+    /// Answer it with an error: what was to be durable may not be, for this error number.
+    Unsynced(i32),
 }
 
 /// How an operation ended.
@@ -64,7 +70,9 @@ pub enum Access<'a> {
     Read,
     /// Changes these extents.
     Change(&'a [Extent]),
-    /// Neither.
+    /// Makes what was written durable.
+    Sync,
+    /// None of these.
     Nothing,
 }
 
@@ -105,6 +113,10 @@ pub struct Slot {
     durable: bool,
     attempts: u8,
     vectors: Vectors,
+    /// Since when it waits for room on the disk.
+    pub held_since: Option<Instant>,
+    /// Grows with each request that is taken.
+    pub order: u64,
 }
 
 impl Slot {
@@ -121,6 +133,8 @@ impl Slot {
             durable: false,
             attempts: 0,
             vectors: Vectors::default(),
+            held_since: None,
+            order: 0,
         }
     }
 
@@ -139,7 +153,17 @@ impl Slot {
         match &self.work {
             Work::Transfer(transfer) if !transfer.is_write() => Access::Read,
             Work::Transfer(_) | Work::Ranges(_) => Access::Change(&self.changes),
-            Work::Flush | Work::Idle => Access::Nothing,
+            Work::Flush => Access::Sync,
+            Work::Idle => Access::Nothing,
+        }
+    }
+
+    /// Whether the request is answered only when something is on stable storage.
+    pub fn syncs(&self) -> bool {
+        match self.access() {
+            Access::Sync => true,
+            Access::Change(_) => self.durable,
+            Access::Read | Access::Nothing => false,
         }
     }
 
@@ -159,6 +183,7 @@ impl Slot {
         self.changes.clear();
         self.durable = durable;
         self.attempts = 0;
+        self.held_since = None;
         self.memory = Some(Arc::clone(memory));
         let walked = self.chain.walk(memory, descriptors.0, descriptors.1, head);
         self.status_at = match walked {
@@ -280,7 +305,15 @@ impl Slot {
         disk: &Disk,
         pool: &mut BouncePool,
     ) -> Next {
-        let outcome = self.outcome(result);
+        let full = self.wants_room(&result);
+        let outcome = match full {
+            Some(_) => Outcome::Retry,
+            None => self.outcome(result),
+        };
+        let unsynced = match outcome {
+            Outcome::Failed(errno) if self.fails_to_sync(errno) => Some(errno),
+            _ => None,
+        };
         let answer = match (&mut self.work, &self.memory, buffer) {
             (Work::Transfer(transfer), Some(memory), Some(buffer)) => {
                 let mut guest = Guest {
@@ -304,9 +337,40 @@ impl Slot {
             },
             (Work::Idle | Work::Transfer(_), ..) => Some(Status::IoError),
         };
-        match answer {
-            Some(status) => Next::Done(status),
-            None => self.next(disk, pool),
+        if let Some(errno) = full {
+            return Next::Full(errno);
+        }
+        match (answer, unsynced) {
+            (Some(_), Some(errno)) => Next::Unsynced(errno),
+            (Some(status), None) => Next::Done(status),
+            (None, _) => self.next(disk, pool),
+        }
+    }
+
+    /// The error number, if it says that the disk has no room for a change.
+    fn wants_room(&self, result: &Result<usize, i32>) -> Option<i32> {
+        let changes = match &self.work {
+            Work::Transfer(transfer) => transfer.is_write(),
+            Work::Ranges(ranges) => !ranges.is_syncing(),
+            Work::Flush | Work::Idle => false,
+        };
+        match result {
+            Err(errno @ (libc::ENOSPC | libc::EDQUOT)) if changes => Some(*errno),
+            _ => None,
+        }
+    }
+
+    /// Whether an operation that failed so was to make something durable. A write that was to
+    /// be durable does not tell which half of it failed, but for what happens before the
+    /// disk has anything to do with it.
+    fn fails_to_sync(&self, errno: i32) -> bool {
+        match &self.work {
+            Work::Flush => true,
+            Work::Ranges(ranges) => ranges.is_syncing(),
+            Work::Transfer(transfer) if transfer.is_write() => {
+                self.durable && !matches!(errno, libc::EFAULT | libc::EINVAL | libc::ENOMEM)
+            }
+            Work::Transfer(_) | Work::Idle => false,
         }
     }
 
@@ -322,6 +386,13 @@ impl Slot {
                 Outcome::Bytes(bytes)
             }
         }
+    }
+
+    /// Lets go of a request that is not answered.
+    pub fn abandon(&mut self) {
+        self.work = Work::Idle;
+        self.held_since = None;
+        (self.memory, self.status_at) = (None, None);
     }
 
     /// Writes the status and lets go of the guest's memory; marks in `log` what was

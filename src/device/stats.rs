@@ -48,6 +48,7 @@ pub(super) struct QueueStats {
     pub(super) errors: Counter,
     pub(super) in_flight: Counter,
     pub(super) parked: Counter,
+    pub(super) held: Counter,
     pub(super) unrepeated: Counter,
     pub(super) starts: Counter,
     timed: Counter,
@@ -152,6 +153,8 @@ pub struct QueueSnapshot {
     pub in_flight: u64,
     /// Requests that wait at the gate: 0 or 1 per queue.
     pub parked: u64,
+    /// Requests that wait for room on the disk.
+    pub held: u64,
     /// Requests that were in flight when a device was lost, and wait to be done again,
     /// here or, if the ring has stopped, when it starts with the same record.
     pub unrepeated: u64,
@@ -232,6 +235,7 @@ impl QueueStats {
             errors: self.errors.get(),
             in_flight: self.in_flight.get(),
             parked: self.parked.get(),
+            held: self.held.get(),
             unrepeated: self.unrepeated.get(),
             starts: self.starts.get(),
         }
@@ -253,6 +257,7 @@ impl Snapshot {
             sum.errors += queue.errors;
             sum.in_flight += queue.in_flight;
             sum.parked += queue.parked;
+            sum.held += queue.held;
             sum.unrepeated += queue.unrepeated;
             sum.starts += queue.starts;
         }

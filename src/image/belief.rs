@@ -66,6 +66,7 @@ mod tests {
         previous: OLDER,
         suspect: Peers::NONE,
         unguarded: false,
+        unsynced: false,
     };
 
     /// Three bricks, the local one being the second; the map's peers are the first

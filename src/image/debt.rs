@@ -12,6 +12,8 @@ use uuid::Uuid;
 use super::belief;
 use super::bricks::{BrickSet, Shape};
 use super::dirty::{DirtyMap, MapError, Peer, Peers, Record, Trust};
+use super::error::chain;
+use super::local::Durability;
 use super::port::CopyState;
 use super::unmarking::{self, Absent};
 
@@ -28,6 +30,7 @@ pub struct Debt {
     accounted: Vec<i32>,
     /// Of bricks that were not reached at open.
     not_reached: Absent,
+    durability: Arc<Durability>,
 }
 
 impl Debt {
@@ -42,6 +45,7 @@ impl Debt {
         trust: Trust,
         copies: &[Option<CopyState>],
         session: Uuid,
+        durability: Arc<Durability>,
     ) -> Result<Self, MapError> {
         let old = match trust {
             Trust::Kept { .. } | Trust::CleanClose => Some(map.record()),
@@ -67,6 +71,7 @@ impl Debt {
             previous: if keep_stamp { old.previous } else { old.stamp },
             suspect: old.suspect.and(belief.known).or(belief.unknown),
             unguarded,
+            unsynced: false,
         })?;
         let cut_short = |copy: &Option<CopyState>| copy.as_ref().map_or(0, |copy| copy.dirty);
         Ok(Self {
@@ -75,6 +80,7 @@ impl Debt {
             session,
             accounted: copies.iter().map(cut_short).collect(),
             not_reached: unmarking::not_reached(copies),
+            durability,
         })
     }
 
@@ -151,7 +157,7 @@ impl Debt {
     pub fn distrust(&mut self, peers: Peers) -> Result<(), MapError> {
         self.map.mark_all_dirty(peers);
         let record = self.map.record();
-        self.map.set_record(Record {
+        self.keep(Record {
             suspect: record.suspect.or(peers),
             ..record
         })
@@ -163,9 +169,52 @@ impl Debt {
     /// [`MapError::Io`] and the like when its record cannot be kept.
     pub fn set_unguarded(&mut self, unguarded: bool) -> Result<(), MapError> {
         let record = self.map.record();
-        self.map.set_record(Record {
+        self.keep(Record {
             unguarded,
             ..record
+        })
+    }
+
+    /// A sync failed: whoever opens the image next has to compare all copies.
+    ///
+    /// # Errors
+    /// [`MapError::Io`] and the like when its record cannot be kept.
+    pub fn note_sync_failed(&self) -> Result<(), MapError> {
+        let unsynced = true;
+        self.keep(Record {
+            unsynced,
+            ..self.map.record()
+        })
+    }
+
+    /// Ends the session's use of the map, as one that can be trusted unless a sync failed.
+    ///
+    /// # Errors
+    /// As of [`DirtyMap::close_clean`].
+    pub fn close(&self) -> Result<(), MapError> {
+        let closed = match self.durability.failure() {
+            None => self.noted(self.map.close_clean()),
+            Some(_) => Ok(()),
+        };
+        let kept = match self.durability.failure() {
+            None => Ok(()),
+            Some(_) => self.note_sync_failed(),
+        };
+        self.map.release();
+        closed.and(kept)
+    }
+
+    fn keep(&self, record: Record) -> Result<(), MapError> {
+        let unsynced = record.unsynced || self.durability.failure().is_some();
+        self.noted(self.map.set_record(Record { unsynced, ..record }))
+    }
+
+    /// What the next session must know, and may not find, is as lost as data.
+    fn noted(&self, written: Result<(), MapError>) -> Result<(), MapError> {
+        written.inspect_err(|error| {
+            if error.is_of_the_disk() {
+                self.durability.fail("writing the dirty map", &chain(error));
+            }
         })
     }
 
@@ -184,7 +233,7 @@ impl Debt {
             return Ok(record.stamp);
         }
         let stamp = stamp_of(self.session, record.previous);
-        self.map.set_record(Record { stamp, ..record })?;
+        self.keep(Record { stamp, ..record })?;
         Ok(stamp)
     }
 
@@ -202,7 +251,7 @@ impl Debt {
         if equal.covers(self.shape.peers()) {
             self.accounted.fill(0);
         }
-        self.map.set_record(Record {
+        self.keep(Record {
             suspect: record.suspect.without(settled),
             ..record
         })
@@ -248,6 +297,10 @@ mod tests {
 
     /// Both bricks have this mark against the peer.
     fn adopt_marked(path: &std::path::Path, mark: i32) -> Debt {
+        adopt_over(path, mark, Arc::default())
+    }
+
+    fn adopt_over(path: &std::path::Path, mark: i32, durability: Arc<Durability>) -> Debt {
         let (map, trust) = DirtyMap::open(path, &identity()).unwrap();
         let copy = CopyState {
             gfid: Uuid::from_u128(1),
@@ -257,7 +310,8 @@ mod tests {
             fenced: false,
         };
         let copies = [Some(copy.clone()), Some(copy)];
-        Debt::adopt(SHAPE, Arc::new(map), trust, &copies, Uuid::new_v4()).unwrap()
+        let map = Arc::new(map);
+        Debt::adopt(SHAPE, map, trust, &copies, Uuid::new_v4(), durability).unwrap()
     }
 
     /// Its session ends as it should.
@@ -352,6 +406,32 @@ mod tests {
         prepare_map(&place, &SHAPE, &names, Uuid::from_u128(1), 8192).unwrap();
         let (map, _) = DirtyMap::open(&kept, &identity()).unwrap();
         assert_eq!(map.dirty_extents(Peer::new(0).unwrap()), 1, "left as it is");
+    }
+
+    #[test]
+    fn after_a_sync_that_failed_all_of_it_is_compared_whatever_the_marks_say() {
+        for killed in [true, false] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("map");
+            let durability = Arc::<Durability>::default();
+            let debt = adopt_over(&path, 0, durability.clone());
+            durability.fail_with("the guest's flush", libc::EIO);
+            match killed {
+                true => debt.note_sync_failed().unwrap(),
+                false => debt.close().unwrap(),
+            }
+            drop(debt);
+            // Until marks stand: this one is killed before.
+            for _ in 0..2 {
+                let debt = adopt(&path);
+                let peer = Peer::new(0).unwrap();
+                assert_eq!(debt.map().dirty_extents(peer), 2);
+            }
+            let mut debt = adopt(&path);
+            debt.set_unguarded(false).unwrap();
+            debt.close().unwrap();
+            assert!(adopt(&path).behind().is_empty(), "believed again");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub enum Rings {
 /// See the module.
 pub struct Door {
     open: AtomicBool,
+    leaving: AtomicBool,
     session: ArcSwapOption<WriteGate>,
     running: AtomicUsize,
     on_rings: Box<dyn Fn(Rings) + Send + Sync>,
@@ -38,6 +39,7 @@ impl Door {
     pub fn new(on_rings: impl Fn(Rings) + Send + Sync + 'static) -> Self {
         Self {
             open: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             session: ArcSwapOption::empty(),
             running: AtomicUsize::new(0),
             on_rings: Box::new(on_rings),
@@ -52,6 +54,12 @@ impl Door {
             wakers.iter().for_each(|wake| gate.subscribe(wake.clone()));
         }
         self.session.store(session);
+    }
+
+    /// Whether the image is given away when its rings stop: what they leave unanswered then
+    /// would be lost.
+    pub fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::SeqCst);
     }
 
     /// Lets the queues take requests, or not. What they took before goes on.
@@ -70,6 +78,10 @@ impl Door {
 impl Gate for Door {
     fn may_take(&self) -> bool {
         self.open.load(Ordering::SeqCst)
+    }
+
+    fn must_answer(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
     }
 
     fn ring_started(&self) {
@@ -102,6 +114,26 @@ impl Gate for Door {
         if let Some(gate) = &*self.session.load() {
             gate.end_write(offset, len);
         }
+    }
+
+    fn begin_sync(&self) -> Admission {
+        match &*self.session.load() {
+            Some(gate) => gate.begin_sync(),
+            None => Admission::Refuse,
+        }
+    }
+
+    fn sync_failed(&self, errno: i32) {
+        if let Some(gate) = &*self.session.load() {
+            gate.sync_failed(errno);
+        }
+    }
+
+    fn end_sync(&self) -> bool {
+        self.session
+            .load()
+            .as_ref()
+            .is_some_and(|gate| gate.end_sync())
     }
 
     fn subscribe(&self, wake: Arc<EventFd>) {

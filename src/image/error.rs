@@ -7,6 +7,7 @@ use super::bricks::BrickSet;
 use super::decide::Refusal;
 use super::dirty::MapError;
 use super::holder::Holder;
+use super::local::SyncFailure;
 use super::machine::StopReason;
 use super::port::{Conflict, Lock};
 use super::state_dir::StateError;
@@ -271,6 +272,23 @@ pub enum LocalError {
     /// Without a dirty map nothing may be written.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// What was written to it may not be on the disk.
+    #[error("cannot make the image {} durable. Look at the disk and its file system", .path.display())]
+    Sync {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It cannot be vouched for.
+    #[error(
+        "an earlier sync of the local copy failed ({failure}): the image must be opened anew by another process, and compared"
+    )]
+    Unsure {
+        /// What failed.
+        failure: SyncFailure,
+    },
 }
 
 impl OpenError {

@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::dirty::{Begun, DirtyMap, Ended};
+use super::local::Durability;
 use super::machine::GateState;
 use crate::device::gate::{Admission, Gate};
 
-/// Told once when a write is waiting at a held gate.
-type OnWanted = Box<dyn Fn() + Send + Sync>;
+/// Told when the session's thread has something to do.
+type Tell = Box<dyn Fn() + Send + Sync>;
 
 /// See the module.
 pub struct WriteGate {
@@ -28,7 +29,9 @@ pub struct WriteGate {
     /// Absent in a read-only session.
     map: Option<Arc<DirtyMap>>,
     wanted: AtomicBool,
-    on_wanted: OnWanted,
+    on_wanted: Tell,
+    durability: Arc<Durability>,
+    on_sync_failed: Tell,
     wakers: Mutex<Vec<Arc<EventFd>>>,
 }
 
@@ -42,8 +45,30 @@ impl WriteGate {
             map,
             wanted: AtomicBool::new(false),
             on_wanted: Box::new(on_wanted),
+            durability: Arc::default(),
+            on_sync_failed: Box::new(|| {}),
             wakers: Mutex::new(Vec::new()),
         }
+    }
+
+    /// With what is known of the local file's syncs. `on_failed` is called from a queue
+    /// thread when one of the guest's is the first that fails.
+    #[must_use]
+    pub fn over(
+        self,
+        durability: Arc<Durability>,
+        on_failed: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            durability,
+            on_sync_failed: Box::new(on_failed),
+            ..self
+        }
+    }
+
+    /// What is known of the local file's syncs.
+    pub fn durability(&self) -> &Arc<Durability> {
+        &self.durability
     }
 
     /// Where the writes that are let through are noted.
@@ -130,6 +155,24 @@ impl Gate for WriteGate {
         if ended == Some(Ended::RoomAgain) {
             self.wake_all();
         }
+    }
+
+    fn begin_sync(&self) -> Admission {
+        match self.durability.begin() {
+            true => Admission::Go,
+            false => Admission::Refuse,
+        }
+    }
+
+    fn sync_failed(&self, errno: i32) {
+        if self.durability.fail_with("the guest's flush", errno) {
+            (self.on_sync_failed)();
+        }
+    }
+
+    fn end_sync(&self) -> bool {
+        self.durability.end();
+        self.durability.failure().is_none()
     }
 
     fn subscribe(&self, wake: Arc<EventFd>) {

@@ -396,7 +396,11 @@ impl BrickPort for GlusterPort {
 
     fn fsync(&mut self) -> Result<(), PortError> {
         let live = self.live()?;
-        live.brick.fsync(live.gfid, false).map_err(refused)
+        let synced = live.brick.fsync(live.gfid, false);
+        synced.map_err(|error| match refused(error) {
+            PortError::Refused(why) => PortError::Unsynced(why),
+            other => other,
+        })
     }
 
     fn disconnect(&mut self) {

@@ -116,7 +116,9 @@ impl SessionHandle {
     /// The state as it is now.
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = locked(&self.snapshot).clone();
-        snapshot.write_waiting = self.gate.load().is_wanted();
+        let gate = self.gate.load();
+        snapshot.write_waiting = gate.is_wanted();
+        snapshot.sync_failed = gate.durability().failure().cloned();
         // Of one that has stopped nobody heals anything, and its map may be wrong.
         if !matches!(snapshot.phase, Phase::Stopped(_)) {
             snapshot.healing = self.map().map(|map| self.healing(&map));
@@ -335,6 +337,7 @@ mod tests {
             write_waiting: false,
             clean_before_writes: None,
             healing: None,
+            sync_failed: None,
         };
         let handle = SessionHandle::new(
             shape,

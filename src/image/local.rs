@@ -5,12 +5,14 @@
 //! first bytes only, to recognise an image format; it writes nothing.
 
 mod by_gfid;
+mod durability;
 mod watch;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -20,6 +22,7 @@ use xattr::FileExt as _;
 use super::error::LocalError;
 
 pub use by_gfid::{Name, file_of, name_of};
+pub use durability::{Durability, SyncFailure};
 pub use watch::{Fingerprint, LocalWatch, Watch};
 
 /// Gluster's identity of a file, on the brick.
@@ -52,6 +55,8 @@ pub struct LocalFile {
     pub path: PathBuf,
     /// Its size in bytes, a multiple of [`SECTOR`].
     pub size: u64,
+    /// What is known of its syncs.
+    pub durability: Arc<Durability>,
 }
 
 impl LocalFile {
@@ -120,6 +125,7 @@ impl LocalFile {
             file,
             path: self.path.clone(),
             size: self.size,
+            durability: self.durability.clone(),
         })
     }
 }
@@ -128,6 +134,9 @@ impl LocalFile {
 pub trait Local {
     /// Its size in bytes, a multiple of [`SECTOR`].
     fn size(&self) -> u64;
+
+    /// What is known of its syncs, shared by whoever syncs it.
+    fn durability(&self) -> Arc<Durability>;
 
     /// What the session does with it. `pending_names` are the names of the pending
     /// attributes per child.
@@ -140,6 +149,10 @@ pub trait Local {
 impl Local for LocalFile {
     fn size(&self) -> u64 {
         self.size
+    }
+
+    fn durability(&self) -> Arc<Durability> {
+        self.durability.clone()
     }
 
     fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError> {
@@ -214,6 +227,7 @@ pub fn look_at(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, 
         file,
         path: path.to_owned(),
         size,
+        durability: Arc::default(),
     })
 }
 

@@ -156,6 +156,9 @@ pub enum PortError {
     /// The brick refused an operation.
     #[error("{0}")]
     Refused(String),
+    /// The brick could not make the copy durable.
+    #[error("{0}")]
+    Unsynced(String),
 }
 
 /// What stands on a brick, for a process that goes on with it.

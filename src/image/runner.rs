@@ -18,7 +18,7 @@ use super::error::{Names, chain, stop_message};
 use super::fencing;
 use super::gate::WriteGate;
 use super::heal::Unmarked;
-use super::local::Watch;
+use super::local::{Durability, Watch};
 use super::machine::{Action, Event, GateState, Machine, Phase, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
@@ -32,6 +32,7 @@ mod growing;
 mod healing;
 mod keeping;
 mod looking;
+mod syncing;
 
 use healing::stamp_for;
 
@@ -41,6 +42,8 @@ pub enum Input {
     Brick(usize, Report),
     /// By a queue: a write waits at the gate.
     WriteWanted,
+    /// By a queue: the guest's flush failed.
+    SyncFailed,
     /// By a healer: a peer does not carry the session's mark.
     MarkAgain,
     /// By a healer: remove the marks against peers that miss nothing.
@@ -98,6 +101,10 @@ pub struct Runner {
     pub local: Box<dyn Watch>,
     /// What the peers miss. Absent in a read-only session.
     pub debt: Option<Debt>,
+    /// What is known of the local copy's syncs, the guest's among them.
+    pub durability: Arc<Durability>,
+    /// The next session will know of the one that failed.
+    pub sync_failure_noted: bool,
     /// How long a first write may wait for a quorum.
     pub quorum_timeout: Duration,
     /// Bricks whose marks were read in this session.
@@ -118,13 +125,21 @@ pub struct Runner {
     pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
 }
 
-/// A gate that tells the session's thread when a write wants to get through.
-pub fn gate_over(map: Option<Arc<DirtyMap>>, inbox: &Sender<Input>) -> WriteGate {
-    let inbox = inbox.clone();
-    WriteGate::new(map, move || {
-        // To a session that is over it makes no difference.
-        let _ = inbox.send(Input::WriteWanted);
-    })
+/// A gate that tells the session's thread when a write wants to get through, or a flush failed.
+pub fn gate_over(
+    map: Option<Arc<DirtyMap>>,
+    durability: Arc<Durability>,
+    inbox: &Sender<Input>,
+) -> WriteGate {
+    let tell = |input: fn() -> Input| {
+        let inbox = inbox.clone();
+        move || {
+            // To a session that is over it makes no difference.
+            let _ = inbox.send(input());
+        }
+    };
+    let gate = WriteGate::new(map, tell(|| Input::WriteWanted));
+    gate.over(durability, tell(|| Input::SyncFailed))
 }
 
 impl Runner {
@@ -138,6 +153,8 @@ impl Runner {
             match self.threads.receive(events, limit) {
                 Ok(Input::Brick(brick, report)) => self.heard(brick, report),
                 Ok(Input::WriteWanted) => self.take(Event::WriteWanted),
+                // What there is to do about it is done below.
+                Ok(Input::SyncFailed) => {}
                 Ok(Input::MarkAgain) => self.take(Event::MarkAgain),
                 Ok(Input::SetChanged(change)) => {
                     self.shape.since = change;
@@ -176,6 +193,7 @@ impl Runner {
                 Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,
             }
             self.do_what_is_due();
+            self.note_sync_failure();
             self.update_snapshot();
         }
         self.secure_marks(events);
@@ -185,14 +203,16 @@ impl Runner {
     }
 
     fn let_go_of_all(&mut self, parting: Parting, ending: Ending) {
-        if let Err(error) = self.local.sync() {
-            log::error!("{}", chain(&error));
+        if let Err(error) = self.sync_local() {
+            log::error!(
+                "the dirty map is not closed as one to trust: {}",
+                chain(&error)
+            );
         }
-        if let Some(debt) = &self.debt {
-            if let Err(error) = debt.map().close_clean() {
-                log::error!("{}", chain(&error));
-            }
-            debt.map().release();
+        if let Some(debt) = &self.debt
+            && let Err(error) = debt.close()
+        {
+            log::error!("{}", chain(&error));
         }
         (self.on_end)(parting, ending);
         self.let_go("the session is closed");
@@ -327,13 +347,14 @@ impl Runner {
             self.note_clean();
         }
         let (debt, local) = (&mut self.debt, &*self.local);
+        let durability = &*self.durability;
         let machine = &self.machine;
         let mut changed = false;
         let ready = |copies: &[(usize, CopyState)]| {
             let answered = copies.iter().map(|(brick, _)| *brick).collect();
             changed = machine.compares_local(answered) && !local.is_untouched();
             let debt = debt.as_mut().filter(|_| !changed)?;
-            stamp_for(debt, local, copies)
+            stamp_for(debt, local, durability, copies)
         };
         let standing = marking::Standing {
             marked: self.machine.marked_bricks(),
@@ -398,7 +419,8 @@ impl Runner {
         if stamp == 0 {
             return;
         }
-        match self.local.mark(self.shape.peers(), stamp) {
+        let marked = self.local.mark(self.shape.peers(), stamp);
+        match syncing::noted(&self.durability, marked) {
             Ok(()) => self.machine.local_marked(),
             Err(error) => log::error!("{}", chain(&error)),
         }
@@ -406,6 +428,7 @@ impl Runner {
 
     /// A brick in a state that nobody knows: its connection goes, its locks with it.
     fn give_up(&mut self, brick: usize, what: &str, error: &PortError) {
+        self.note_brick_sync(brick, error);
         log::warn!("{what} failed on brick {}: {error}", self.names.one(brick));
         if matches!(error, PortError::LockGone(_)) {
             self.note_robbed();

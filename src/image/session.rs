@@ -14,12 +14,12 @@ use arc_swap::ArcSwap;
 
 use super::bricks::Shape;
 use super::debt::Debt;
-use super::dirty::{self, DirtyMap, ExtentSize, MapError, Trust};
-use super::error::{LocalError, Names, OpenError};
+use super::dirty::{self, DirtyMap, ExtentSize, MapError, Record, Trust};
+use super::error::{LocalError, Names, OpenError, chain};
 use super::gate::WriteGate;
 use super::handle::SessionHandle;
 use super::holder::Holder;
-use super::local::Local;
+use super::local::{Durability, Local, Watch};
 use super::locking::Claim;
 use super::machine::{Machine, Phase, StopReason};
 use super::open::{self, Opened, Terms, Waiting};
@@ -160,9 +160,13 @@ impl Session {
                     local.size(),
                 )?),
             };
-            Ok((local, watch, map))
+            let durability = local.durability();
+            if let Some((map, _)) = &map {
+                sync_first(&*watch, &durability, map)?;
+            }
+            Ok((local, watch, map, durability))
         };
-        let (opened, (local, watch, map)) = open::open(
+        let (opened, (local, watch, map, durability)) = open::open(
             &shape,
             &names,
             &workers,
@@ -178,10 +182,17 @@ impl Session {
         let debt = map
             .clone()
             .zip(trust)
-            .map(|(map, trust)| Debt::adopt(shape, map, trust, &opened.copies, me.session))
+            .map(|(map, trust)| {
+                let (copies, durability) = (&opened.copies, durability.clone());
+                Debt::adopt(shape, map, trust, copies, me.session, durability)
+            })
             .transpose()
             .map_err(LocalError::Map)?;
-        let gate = Arc::new(ArcSwap::from_pointee(gate_over(map, &inbox)));
+        let gate = Arc::new(ArcSwap::from_pointee(gate_over(
+            map,
+            durability.clone(),
+            &inbox,
+        )));
         for (brick, worker) in workers.iter().enumerate() {
             worker.watch(opened.held.contains(brick));
         }
@@ -203,6 +214,8 @@ impl Session {
             read_only: terms.read_only,
             local: watch,
             debt,
+            durability,
+            sync_failure_noted: false,
             quorum_timeout,
             reached: opened.held,
             quorum_deadline: None,
@@ -407,6 +420,26 @@ fn open_map(
     Ok((Arc::new(map), trust))
 }
 
+/// What a killed daemon's guest was told is written may be in the disk's cache only, and may
+/// have been copied to the peers meanwhile: it must survive a power cut before anybody
+/// calls them equal. Later it could not be told any more what was lost.
+fn sync_first(
+    local: &dyn Watch,
+    durability: &Durability,
+    map: &DirtyMap,
+) -> Result<(), LocalError> {
+    local.sync().inspect_err(|error| {
+        durability.fail("the sync of the local copy at open", &chain(error));
+        let unsynced = Record {
+            unsynced: true,
+            ..map.record()
+        };
+        if let Err(error) = map.set_record(unsynced) {
+            log::error!("{}", chain(&error));
+        }
+    })
+}
+
 fn start_workers(
     names: &Names,
     ports: Vec<Box<dyn BrickPort>>,
@@ -456,5 +489,6 @@ fn first_snapshot(names: &Names, opened: &Opened, me: &Holder, read_only: bool) 
         write_waiting: false,
         clean_before_writes: None,
         healing: None,
+        sync_failed: None,
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::bricks::BrickSet;
 use super::heal::HealReport;
 use super::holder::Holder;
+use super::local::SyncFailure;
 use super::machine::Phase;
 use super::port::Fence;
 
@@ -153,6 +154,8 @@ pub struct Snapshot {
     pub clean_before_writes: Option<(Instant, BrickSet)>,
     /// Absent in a read-only session.
     pub healing: Option<Healing>,
+    /// Why the local copy cannot be vouched for.
+    pub sync_failed: Option<SyncFailure>,
 }
 
 #[cfg(test)]

@@ -346,6 +346,15 @@ impl FrontEnd {
         self.vhost.set_vring_enable(queue, true).unwrap();
     }
 
+    /// Another driver begins with the ring, as after the guest was reset.
+    pub fn begin_anew(&mut self, queue: usize) {
+        let (table, ..) = self.ring(queue);
+        self.write(table, &[0; 0xc000]);
+        let ring = &mut self.queues[queue];
+        (ring.next_desc, ring.next_avail, ring.next_used) = (0, 0, 0);
+        self.start_queue(queue, 0);
+    }
+
     /// A free page for a request's own use.
     pub fn page(&mut self) -> u64 {
         self.scratch += 4096;

@@ -3,6 +3,7 @@
 //! descriptors by hand.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod faulty_disk;
 pub mod front_end;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use bypass_blk::device::gate::{Admission, Gate};
 use bypass_blk::device::{
     Config, DeviceError, Disk, EndReason, Idle, Patience, Server, StopHandle,
 };
+use bypass_blk::image::local::Durability;
 use vmm_sys_util::eventfd::EventFd;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -93,6 +95,8 @@ pub struct TestGate {
     /// Offsets of the changes let through, in their order.
     order: Mutex<Vec<u64>>,
     pub asked: AtomicU64,
+    /// As a session remembers the syncs that failed.
+    durability: Durability,
 }
 
 impl TestGate {
@@ -147,6 +151,22 @@ impl Gate for TestGate {
 
     fn end_write(&self, offset: u64, len: u64) {
         *self.begun.lock().unwrap().entry((offset, len)).or_default() -= 1;
+    }
+
+    fn begin_sync(&self) -> Admission {
+        match self.durability.begin() {
+            true => Admission::Go,
+            false => Admission::Refuse,
+        }
+    }
+
+    fn sync_failed(&self, errno: i32) {
+        self.durability.fail_with("a flush", errno);
+    }
+
+    fn end_sync(&self) -> bool {
+        self.durability.end();
+        self.durability.failure().is_none()
     }
 
     fn subscribe(&self, wake: Arc<EventFd>) {

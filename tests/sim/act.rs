@@ -23,6 +23,8 @@ pub struct Plan {
     pub clients: bool,
     /// And now and then do not reach a brick.
     pub clients_fail: bool,
+    /// The disk at home fails to sync now and then, and says so once.
+    pub syncs_fail: bool,
     /// Stock heal runs all the time.
     pub stock: bool,
     /// Healers get stuck, and their sessions end meanwhile.
@@ -297,6 +299,7 @@ pub fn mend_all(sim: &Sim) {
             continue;
         }
         world.hosts[host].parted = false;
+        world.bricks[host].sync_fails = false;
         mend(&mut world, host);
     }
 }

@@ -83,6 +83,11 @@ pub struct Brick {
     disk: Vec<Version>,
     /// What was written since: any of it may be on the disk.
     since: Vec<Vec<Version>>,
+    /// What a sync that failed has lost, though it is read until the daemon is gone: no later
+    /// sync writes it.
+    lost: Vec<bool>,
+    /// The next sync of this host's own fails, and those after it do not.
+    pub sync_fails: bool,
     pub row: Row,
     /// What a crash leaves at least, and what it may leave, in order.
     rows: Vec<Row>,
@@ -108,6 +113,8 @@ impl Brick {
             cache: vec![0; SECTORS],
             disk: vec![0; SECTORS],
             since: vec![Vec::new(); SECTORS],
+            lost: vec![false; SECTORS],
+            sync_fails: false,
             row: Row::default(),
             rows: vec![Row::default()],
             changes: 0,
@@ -125,6 +132,7 @@ impl Brick {
         self.changes += 1;
         self.set(sector, version);
         self.since[sector].push(version);
+        self.lost[sector] = false;
     }
 
     fn set(&mut self, sector: usize, version: Version) {
@@ -153,9 +161,36 @@ impl Brick {
 
     /// Data and counters are on the disk.
     pub fn fsync(&mut self) {
-        self.disk.clone_from(&self.cache);
-        self.since.iter_mut().for_each(Vec::clear);
+        for sector in (0..SECTORS).filter(|&sector| !self.lost[sector]) {
+            self.disk[sector] = self.cache[sector];
+            self.since[sector].clear();
+        }
         self.rows = vec![self.row];
+    }
+
+    /// A sync of who has the file open here: told once when it fails, and what was not on the
+    /// disk may never be.
+    pub fn sync_here(&mut self, rng: &mut Rng) -> std::io::Result<()> {
+        if !std::mem::take(&mut self.sync_fails) {
+            self.fsync();
+            return Ok(());
+        }
+        for sector in 0..SECTORS {
+            self.lost[sector] |= !self.since[sector].is_empty() && rng.chance(2);
+        }
+        Err(std::io::Error::from_raw_os_error(libc::EIO))
+    }
+
+    /// Whoever opens the file anew reads what is on the disk. Was anything lost?
+    pub fn reveal_lost(&mut self) -> bool {
+        let lost: Vec<_> = (0..SECTORS).filter(|&sector| self.lost[sector]).collect();
+        for &sector in &lost {
+            self.lost[sector] = false;
+            self.since[sector].clear();
+            self.set(sector, self.disk[sector]);
+            self.changes += 1;
+        }
+        !lost.is_empty()
     }
 
     /// The counters that a crash cannot take away.
@@ -184,6 +219,8 @@ impl Brick {
             let version = rng.pick(&left).unwrap();
             self.set(sector, version);
         }
+        self.lost.fill(false);
+        self.sync_fails = false;
         self.changes += 1;
         self.row = rng.pick(&self.rows).unwrap();
         self.fsync();

@@ -31,6 +31,7 @@ pub fn start(sim: &Sim, host: usize) {
     let process = sim.start(&format!("daemon-{host}"), move |process| {
         serve(&own, host, process);
         let mut world = own.world();
+        world.reveal_lost(host);
         world.hosts[host].daemon = None;
         world.hosts[host].close = false;
     });
@@ -49,6 +50,7 @@ fn serve(sim: &Sim, host: usize, process: Process) {
     let local = SimLocal {
         sim: sim.clone(),
         host,
+        durability: Arc::default(),
     };
     let stopping = sim.clone();
     let opened = Session::open_on(

@@ -29,6 +29,7 @@ enum Fault {
     ClearLocks,
     /// A client hangs while it has the data lock of a brick.
     Hang(usize),
+    Sync(usize),
 }
 
 /// The hosts whose failure would do the most harm now: marks are being changed there,
@@ -81,6 +82,9 @@ fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
     if plan.clients_fail {
         faults.push(Fault::Client(host));
     }
+    if plan.syncs_fail {
+        faults.extend([Fault::Sync(plan.home); 4]);
+    }
     if heals {
         faults.extend([Fault::Host(host); 3]);
     }
@@ -123,6 +127,7 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
         Fault::Parting(host) => {
             part(&mut sim.world(), host);
         }
+        Fault::Sync(host) => sim.world().bricks[host].sync_fails = true,
         Fault::Client(brick) => {
             let mut world = sim.world();
             let mut client = std::mem::take(&mut world.client);
@@ -162,6 +167,7 @@ pub fn kill_daemon(sim: &Sim, host: usize) {
     if let Some(serving) = world.hosts[host].serving.take() {
         serving.guest.killed(host, &mut world);
     }
+    world.reveal_lost(host);
     drop(world);
     sim.kill(process);
 }

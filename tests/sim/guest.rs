@@ -75,7 +75,19 @@ impl Guest {
             let index = world.rng.below(self.in_flight.len());
             self.advance(host, world, index);
         } else if world.rng.chance(6) {
-            world.bricks[host].fsync();
+            self.flush(host, world);
+        }
+    }
+
+    fn flush(&self, host: usize, world: &mut World) {
+        if self.gate.begin_sync() != Admission::Go {
+            return;
+        }
+        if let Err(error) = world.sync_disk(host) {
+            self.gate
+                .sync_failed(error.raw_os_error().unwrap_or(libc::EIO));
+        }
+        if self.gate.end_sync() {
             world.oracle.flushed();
             world.tell(|| format!("guest on {host}: flush"));
         }

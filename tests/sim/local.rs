@@ -1,10 +1,11 @@
 //! The local copy, as a session sees it past its brick's process.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bypass_blk::image::bricks::BrickSet;
 use bypass_blk::image::error::LocalError;
-use bypass_blk::image::local::{Local, Watch};
+use bypass_blk::image::local::{Durability, Local, Watch};
 
 use super::brick::SIZE;
 use super::sim::Sim;
@@ -15,6 +16,8 @@ const SLOW: Duration = Duration::from_secs(4);
 pub struct SimLocal {
     pub sim: Sim,
     pub host: usize,
+    /// As long as the daemon lives.
+    pub durability: Arc<Durability>,
 }
 
 struct SimWatch {
@@ -26,6 +29,10 @@ struct SimWatch {
 impl Local for SimLocal {
     fn size(&self) -> u64 {
         SIZE
+    }
+
+    fn durability(&self) -> Arc<Durability> {
+        self.durability.clone()
     }
 
     fn watch(&self, _pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError> {
@@ -64,6 +71,11 @@ impl SimWatch {
     }
 }
 
+fn sync_error(source: std::io::Error) -> LocalError {
+    let path = "the simulated file".into();
+    LocalError::Sync { path, source }
+}
+
 impl Watch for SimWatch {
     fn mark(&self, children: BrickSet, stamp: i32) -> Result<(), LocalError> {
         self.sim.sched.step();
@@ -78,8 +90,7 @@ impl Watch for SimWatch {
                 row.pending[child] = stamp;
             }
         });
-        world.bricks[self.host].fsync();
-        Ok(())
+        world.sync_disk(self.host).map_err(sync_error)
     }
 
     fn accuses(&self, child: usize) -> bool {
@@ -107,9 +118,9 @@ impl Watch for SimWatch {
         self.dawdle();
         let mut world = self.sim.world();
         world.tell(|| format!("host {} flushes its file", self.host));
-        world.bricks[self.host].fsync();
+        let synced = world.sync_disk(self.host);
         drop(world);
         self.sim.sched.step();
-        Ok(())
+        synced.map_err(sync_error)
     }
 }

@@ -166,8 +166,11 @@ impl Run<'_> {
             }
             let world = self.sim.world();
             let over = world.hosts[host].close || world.hosts[host].serving.is_none();
+            let serving = world.hosts[host].serving.as_ref();
+            // What it marked stays until another session has compared the copies.
+            let unsure = serving.is_some_and(|s| s.handle.snapshot().sync_failed.is_some());
             drop(world);
-            over || self.is_healed(host) && self.has_all_bricks(host)
+            over || unsure || self.is_healed(host) && self.has_all_bricks(host)
         })?;
         let world = self.sim.world();
         let on = &world.hosts[host];

@@ -168,6 +168,23 @@ impl World {
         self.rng.below(self.bricks.len())
     }
 
+    /// A sync by the daemon of a host, or for its guest.
+    pub fn sync_disk(&mut self, host: usize) -> std::io::Result<()> {
+        let synced = self.bricks[host].sync_here(&mut self.rng);
+        if let Err(error) = &synced {
+            self.tell(|| format!("host {host}: its sync fails: {error}"));
+        }
+        synced
+    }
+
+    /// The daemon of a host is gone.
+    pub fn reveal_lost(&mut self, host: usize) {
+        if self.bricks[host].reveal_lost() {
+            self.tell(|| format!("host {host}: what was not synced is lost"));
+            self.oracle.crashed(host);
+        }
+    }
+
     /// One whose healer got stuck.
     pub fn stuck_host(&self) -> Option<usize> {
         self.hosts.iter().position(|host| host.stuck > 0)

@@ -97,6 +97,12 @@ impl Images {
             one(|i| Some(i.size as f64)),
         )?;
         out.gauge(
+            "image_sync_failed",
+            "1 when a sync of the local copy failed: the guest's flushes fail and the marks stay",
+            None,
+            one(|i| i.serving.as_ref().map(|_| flag(i.sync_failed.is_some()))),
+        )?;
+        out.gauge(
             "healer_up",
             "1 when a healer is at work for the image on this host",
             None,
@@ -297,6 +303,18 @@ impl Images {
             served().map(|(labels, serving)| (labels, flag(serving.dropped.is_some()))),
         )?;
         out.gauge(
+            "disk_full",
+            "For how long the local disk is full and requests of the guest wait for room; else 0",
+            Some(Unit::Seconds),
+            served().map(|(labels, s)| (labels, s.full.map_or(0.0, |full| full.seconds as f64))),
+        )?;
+        out.gauge(
+            "requests_waiting_for_room",
+            "Requests of the guest that wait for room on the local disk",
+            None,
+            served().map(|(labels, s)| (labels, s.full.map_or(0.0, |full| full.waiting as f64))),
+        )?;
+        out.gauge(
             "front_end_connected",
             "1 when a front-end is connected",
             None,
@@ -369,6 +387,7 @@ fn sum(queues: &[QueueStatus]) -> QueueStatus {
         in_flight: all(|q| q.in_flight),
         parked: all(|q| q.parked),
         dead: None,
+        held: all(|q| q.held),
     }
 }
 

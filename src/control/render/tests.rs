@@ -1,10 +1,13 @@
 //! The whole screen in each situation, as kept in `snapshots/`. After a change:
 //! `INSTA_UPDATE=always cargo test render`, and read what git shows.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use insta::assert_snapshot;
 
 use crate::control::samples::{self, MIB, copying, healer, healing, waiting};
-use crate::control::status::{Fate, Status, Unserved, Verified};
+use crate::control::status::{Fate, FullStatus, Status, Unserved, Verified};
+use crate::image::local::SyncFailure;
 use crate::image::machine::{Phase, StopReason};
 use crate::image::snapshot::Snapshot;
 
@@ -72,6 +75,28 @@ fn a_queue_that_does_nothing_and_a_front_end_that_was_dropped() {
             "  TROUBLE  queue 1 does nothing until the guest's driver starts it anew: the available index 9 is too far from 1",
         ]
     );
+}
+
+#[test]
+fn a_full_disk() {
+    let mut status = samples::report(&samples::dirty(64 * MIB, 64 * MIB));
+    status.serving.as_mut().unwrap().full = Some(FullStatus {
+        seconds: 83,
+        waiting: 5,
+        offset: 17 * MIB,
+    });
+    assert_snapshot!(super::status(&status));
+}
+
+#[test]
+fn a_sync_that_failed() {
+    let mut snapshot = samples::dirty(0, 0);
+    snapshot.sync_failed = Some(SyncFailure {
+        what: "the guest's flush",
+        why: "Input/output error (os error 5)".to_owned(),
+        at: UNIX_EPOCH + Duration::from_secs(1_795_425_700),
+    });
+    assert_snapshot!(screen(&snapshot));
 }
 
 #[test]

@@ -32,23 +32,31 @@ impl<G: Gate> Queue<G> {
         }
     }
 
-    /// Puts the parked request back, which was the last taken.
-    pub(super) fn unpark(&mut self, ring: &mut Ring<'_>) {
+    /// Once the kernel is done with the others, puts back what waits: the parked request,
+    /// which was the last taken, and what there is no room for.
+    pub(super) fn put_back(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        if self.engine.in_flight() > 0 {
+            return Ok(());
+        }
         if let Some(token) = self.parked.take() {
             if let Some(slot) = self.slots.get(token) {
                 self.intake.put_back(ring, slot.head());
             }
             self.free.push(token);
         }
+        self.let_go_of_held(ring)?;
         self.intake.stop(ring, self.view.current());
+        Ok(())
     }
 }
 
-/// Whoever changes several extents gets them all or none.
-fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
+/// Whoever changes several extents gets them all or none; what must be durable besides is
+/// asked for last, as it never waits.
+pub(super) fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
     match slot.access() {
         Access::Read => gate.admit_read(),
         Access::Nothing => Admission::Go,
+        Access::Sync => gate.begin_sync(),
         Access::Change(extents) => {
             for (index, extent) in extents.iter().enumerate() {
                 let answer = gate.begin_write(extent.offset, extent.len);
@@ -59,7 +67,16 @@ fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
                     return answer;
                 }
             }
-            Admission::Go
+            let answer = match slot.syncs() {
+                true => gate.begin_sync(),
+                false => Admission::Go,
+            };
+            if answer != Admission::Go {
+                for begun in extents {
+                    gate.end_write(begun.offset, begun.len);
+                }
+            }
+            answer
         }
     }
 }

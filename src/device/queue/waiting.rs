@@ -91,7 +91,7 @@ impl<G: Gate> Queue<G> {
             // Left unread it would wake the event loop again. What it was for may have come
             // after the look.
             Next::Wait if kicked && !in_ring && vring.take_kick() => Place::Nowhere,
-            Next::Wait if in_ring || self.engine.in_flight() > 0 => Place::Ring,
+            Next::Wait if in_ring || self.engine.must_wake() => Place::Ring,
             Next::Wait => Place::EventLoop,
         }
     }

@@ -120,6 +120,14 @@ pub enum MapError {
 }
 
 impl MapError {
+    /// Whether the map's file may not be on the disk as it should be.
+    pub fn is_of_the_disk(&self) -> bool {
+        matches!(
+            self,
+            Self::Io { .. } | Self::NoSpace { .. } | Self::Unwritable { .. }
+        )
+    }
+
     /// A failed system call on the map's file; causes with a remedy of their own
     /// get their own variant. `bytes` is the length of the file.
     pub(super) fn of(what: &'static str, path: &Path, bytes: u64, source: io::Error) -> Self {

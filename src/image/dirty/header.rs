@@ -84,6 +84,9 @@ pub enum Distrust {
     /// The host went down while the map was in use.
     #[error("the host was restarted and the map had not been closed")]
     HostRestarted,
+    /// What the peers have may be newer than what the local copy lost.
+    #[error("a sync of the local copy or of the map failed while it was in use")]
+    SyncFailed,
 }
 
 /// What the map's session knows about the marks on the bricks, kept so that the next
@@ -101,6 +104,8 @@ pub struct Record {
     /// Gluster may have healed and unmarked before the last writes landed: that nobody is
     /// marked says nothing then.
     pub unguarded: bool,
+    /// A sync of the local copy, or of this file, failed: the copies may differ anywhere.
+    pub unsynced: bool,
 }
 
 impl Record {
@@ -145,7 +150,8 @@ struct Raw {
     clean: u8,
     suspect: u8,
     unguarded: u8,
-    reserved: [u8; 4],
+    unsynced: u8,
+    reserved: [u8; 3],
     stamp: I32,
     previous: I32,
     checksum: [u8; 32],
@@ -190,7 +196,8 @@ impl Header {
             clean: self.clean.into(),
             suspect: self.record.suspect.bits(),
             unguarded: self.record.unguarded.into(),
-            reserved: [0; 4],
+            unsynced: self.record.unsynced.into(),
+            reserved: [0; 3],
             stamp: self.record.stamp.into(),
             previous: self.record.previous.into(),
             checksum: [0; 32],
@@ -233,6 +240,7 @@ impl Header {
                 previous: raw.previous.get(),
                 suspect: Peers::from_bits(raw.suspect).and(geometry.all_peers()),
                 unguarded: raw.unguarded != 0,
+                unsynced: raw.unsynced != 0,
             },
             local: raw.local,
             peers: raw.peers,

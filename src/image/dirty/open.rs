@@ -90,8 +90,13 @@ impl DirtyMap {
             let mut unguarded = false;
             let verdict = read_header(&file, path)?.and_then(|header| {
                 // Durable, unlike the words, and true of the image however the map counts.
-                unguarded = header.record.unguarded && header.gfid == identity.gfid;
+                let unknown = header.record.unguarded || header.record.unsynced;
+                unguarded = unknown && header.gfid == identity.gfid;
                 header.check_identity(identity)?;
+                // Marks tell nothing then.
+                if header.record.unsynced {
+                    return Err(Distrust::SyncFailed);
+                }
                 header.check_boot(boot_id)?;
                 Ok(header)
             });

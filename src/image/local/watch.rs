@@ -3,8 +3,9 @@
 //!
 //! The guest's requests go past it.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -39,7 +40,7 @@ pub trait Watch: Send {
     /// where there are none. Only for when its brick's process is away.
     ///
     /// # Errors
-    /// [`LocalError::Io`].
+    /// [`LocalError::Io`], [`LocalError::Sync`].
     fn mark(&self, children: BrickSet, stamp: i32) -> Result<(), LocalError>;
 
     /// Does it say itself that this child misses data? Unknown counts as that.
@@ -57,7 +58,7 @@ pub trait Watch: Send {
     /// Makes it `to` bytes long, durably; it must have `from` now. What is new reads as zeros.
     ///
     /// # Errors
-    /// [`LocalError::Io`], [`LocalError::Replaced`] with another size than `from`: it is
+    /// [`LocalError::Io`], [`LocalError::Sync`], [`LocalError::Replaced`] with another size than `from`: it is
     /// as it was.
     fn resize(&mut self, from: u64, to: u64) -> Result<(), LocalError>;
 
@@ -68,10 +69,11 @@ pub trait Watch: Send {
     fn free(&self) -> Result<u64, LocalError>;
 
     /// Makes its data and attributes durable. Once marks are cleared, what the other
-    /// copies were healed from must survive a power cut.
+    /// copies were healed from must survive a power cut. That it succeeds says nothing when
+    /// one has failed before: see [`super::Durability`].
     ///
     /// # Errors
-    /// [`LocalError::Io`].
+    /// [`LocalError::Sync`].
     fn sync(&self) -> Result<(), LocalError>;
 }
 
@@ -97,7 +99,7 @@ impl LocalWatch {
             path: local.path.clone(),
             source,
         };
-        let file = local.file.try_clone().map_err(io_error)?;
+        let file = open_again(&local.file).map_err(io_error)?;
         let baseline = Fingerprint::of(&file).map_err(io_error)?;
         Ok(Self {
             file,
@@ -120,8 +122,23 @@ impl LocalWatch {
                 self.file.set_xattr(name, &marked.to_bytes())?;
             }
         }
-        self.file.sync_all()
+        Ok(())
     }
+
+    fn sync_error(&self, source: io::Error) -> LocalError {
+        LocalError::Sync {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+/// The same file, opened for itself: what cannot be written back is told to each that has it
+/// open, so the guest's flushes do not take it away from the session's.
+fn open_again(file: &File) -> io::Result<File> {
+    let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let writable = rustix::fs::fcntl_getfl(file)?.contains(rustix::fs::OFlags::RDWR);
+    OpenOptions::new().read(true).write(writable).open(again)
 }
 
 impl Watch for LocalWatch {
@@ -131,7 +148,8 @@ impl Watch for LocalWatch {
                 what: "store marks on",
                 path: self.path.clone(),
                 source,
-            })
+            })?;
+        self.sync()
     }
 
     fn accuses(&self, child: usize) -> bool {
@@ -173,7 +191,7 @@ impl Watch for LocalWatch {
         self.file.sync_all().map_err(|error| {
             // Whether it would survive is not known: the old size is safe in any case.
             let _ = self.file.set_len(from);
-            io_error(error)
+            self.sync_error(error)
         })
     }
 
@@ -187,10 +205,8 @@ impl Watch for LocalWatch {
     }
 
     fn sync(&self) -> Result<(), LocalError> {
-        self.file.sync_all().map_err(|source| LocalError::Io {
-            what: "flush",
-            path: self.path.clone(),
-            source,
-        })
+        self.file
+            .sync_all()
+            .map_err(|source| self.sync_error(source))
     }
 }

@@ -12,11 +12,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Runner, gate_over};
+use super::{Runner, gate_over, syncing};
 use crate::image::bricks::BrickSet;
 use crate::image::data_lock::{Round, wait};
 use crate::image::dirty::{DirtyMap, Draft, Peer, Peers};
-use crate::image::error::{chain, stop_message};
+use crate::image::error::{LocalError, chain, stop_message};
 use crate::image::machine::{Event, GateState, Phase};
 use crate::image::port::{CopyState, PortError};
 use crate::image::resize::{Insist, ResizeError, Resized, check_room, extent_size};
@@ -83,6 +83,11 @@ impl Runner {
         })
     }
 
+    fn resize_local(&mut self, from: u64, to: u64) -> Result<(), LocalError> {
+        let resized = self.local.resize(from, to);
+        syncing::noted(&self.durability, resized)
+    }
+
     fn map(&self) -> Result<&Arc<DirtyMap>, ResizeError> {
         let debt = self.debt.as_ref().ok_or(ResizeError::ReadOnly)?;
         Ok(debt.map())
@@ -139,7 +144,7 @@ impl Runner {
             self.shape.peers().contains(*brick) && copy.size == step.from
         };
         let wanted: BrickSet = round.copies.iter().filter(fits).map(|(i, _)| *i).collect();
-        self.local.resize(step.from, step.to)?;
+        self.resize_local(step.from, step.to)?;
         let (grown, refused) = self.resize_peers(wanted, step.to, round);
         let lacking = self.shape.peers().without(grown);
         let replaced = match refused {
@@ -188,7 +193,7 @@ impl Runner {
     /// Nothing was written to the new area. A peer that cannot be made as it was is given
     /// up: when it is joined again, its size tells.
     fn undo(&mut self, step: Step, peers: BrickSet, round: &mut Round) {
-        if let Err(error) = self.local.resize(step.to, step.from) {
+        if let Err(error) = self.resize_local(step.to, step.from) {
             log::error!(
                 "{}: the image has {} bytes, and is served as before. Start the daemon again",
                 chain(&error),
@@ -224,7 +229,11 @@ impl Runner {
         };
         let map = Arc::new(draft.finish(debt.map(), lacking)?);
         debt.replace_map(map.clone());
-        self.gate.store(Arc::new(gate_over(Some(map), &self.inbox)));
+        self.gate.store(Arc::new(gate_over(
+            Some(map),
+            self.durability.clone(),
+            &self.inbox,
+        )));
         Ok(())
     }
 }

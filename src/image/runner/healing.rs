@@ -6,13 +6,13 @@
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
-use super::Runner;
+use super::{Runner, syncing};
 use crate::image::bricks::BrickSet;
 use crate::image::debt::Debt;
 use crate::image::dirty::{MapError, Peer, Peers};
 use crate::image::error::chain;
 use crate::image::heal::Unmarked;
-use crate::image::local::Watch;
+use crate::image::local::{Durability, Watch};
 use crate::image::machine::{Event, Phase};
 use crate::image::port::{CopyState, accused};
 use crate::image::session::Ending;
@@ -114,6 +114,7 @@ impl Runner {
 
     fn try_unmark(&mut self) -> Result<Unmarked, String> {
         self.machine.may_unmark().map_err(|why| why.to_string())?;
+        self.vouch()?;
         self.equal_peers()?;
         if self.machine.phase() == &Phase::Unmarked {
             // Marks that an earlier removal left behind: they go from all bricks in the
@@ -122,7 +123,7 @@ impl Runner {
             self.machine.may_unmark().map_err(|why| why.to_string())?;
         }
         // Most of the flushing while the guest still writes.
-        self.local.sync().map_err(|error| chain(&error))?;
+        self.sync_local().map_err(|error| chain(&error))?;
         let mut round = unmarking::begin(&self.workers, self.machine.held());
         let foreign = self.note_marks(&round);
         let equal = match foreign {
@@ -202,6 +203,7 @@ impl Runner {
         let Some(debt) = &self.debt else {
             return Ok(Ending::Behind);
         };
+        self.vouch()?;
         let held = self.machine.held();
         if !self.shape.is_quorum(held) {
             return Err("fewer bricks than a quorum are reached".to_owned());
@@ -241,11 +243,14 @@ impl Runner {
         let asked: Vec<_> = workers
             .map(|worker| worker.ask(|port| port.fsync()))
             .collect();
-        match asked
-            .into_iter()
-            .map(data_lock::wait)
-            .all(|done| done.is_ok())
-        {
+        let mut all = true;
+        for (brick, answer) in asked.into_iter().enumerate() {
+            if let Err(error) = data_lock::wait(answer) {
+                self.note_brick_sync(brick, &error);
+                all = false;
+            }
+        }
+        match all && self.vouch().is_ok() {
             true => Ending::AllEqual,
             false => Ending::Behind,
         }
@@ -294,7 +299,8 @@ impl Runner {
     fn decide_unmark(&mut self, round: &data_lock::Round) -> Result<BrickSet, String> {
         self.take(Event::UnmarkBegun);
         let equal = self.equal_peers()?;
-        self.local.sync().map_err(|error| chain(&error))?;
+        self.sync_local().map_err(|error| chain(&error))?;
+        self.guest_syncs_over()?;
         let absent = self.absent_rows();
         let removable = unmarking::removable(&self.shape, equal, &round.copies, &absent);
         if removable.is_empty() {
@@ -407,10 +413,11 @@ fn since_epoch() -> Duration {
 pub(super) fn stamp_for(
     debt: &mut Debt,
     local: &dyn Watch,
+    durability: &Durability,
     copies: &[(usize, CopyState)],
 ) -> Option<i32> {
-    if let Err(error) = local.sync() {
-        log::error!("{}", chain(&error));
+    if let Err(error) = syncing::sync(durability, local) {
+        log::error!("no marks are stored: {}", chain(&error));
         return None;
     }
     let stamp = debt.note(copies).and_then(|_| debt.stamp());

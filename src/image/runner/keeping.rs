@@ -40,6 +40,8 @@ impl Runner {
             Phase::Stopped(_) => return Err("the session has stopped".to_owned()),
             _ => return Err("the guest's writes wait for a quorum of bricks".to_owned()),
         }
+        // The next process would not know.
+        self.vouch()?;
         if !self.shape.is_quorum(held) || !held.contains(self.shape.local) {
             return Err("this host's brick and a quorum of all must be held".to_owned());
         }

@@ -103,7 +103,9 @@ impl Session {
         let (map, trust) = DirtyMap::open(&folder.path().join("map"), &identity).unwrap();
         let map = Arc::new(map);
         let copies = vec![Some(unmarked()); SHAPE.bricks];
-        let debt = Debt::adopt(SHAPE, map.clone(), trust, &copies, me.session).unwrap();
+        let durability = Arc::<Durability>::default();
+        let known = durability.clone();
+        let debt = Debt::adopt(SHAPE, map.clone(), trust, &copies, me.session, known).unwrap();
         let threads = Threads::default();
         let journal = Journal::default();
         let answer = |brick| answering.contains(&brick).then(unmarked);
@@ -127,13 +129,19 @@ impl Session {
             shape: SHAPE,
             names,
             workers: (0..SHAPE.bricks).map(worker).collect(),
-            gate: Arc::new(ArcSwap::from_pointee(gate_over(Some(map), &inbox))),
+            gate: Arc::new(ArcSwap::from_pointee(gate_over(
+                Some(map),
+                durability.clone(),
+                &inbox,
+            ))),
             inbox,
             extent_size: None,
             fence: Fence::Advisory,
             read_only: false,
             local: Box::new(local),
             debt: Some(debt),
+            durability,
+            sync_failure_noted: false,
             quorum_timeout: Duration::from_secs(60),
             reached: SHAPE.all(),
             quorum_deadline: None,
@@ -149,6 +157,7 @@ impl Session {
                 write_waiting: false,
                 clean_before_writes: None,
                 healing: None,
+                sync_failed: None,
             })),
             on_stop: Box::new(|_| {}),
             on_end: Box::new(|_, _| {}),
@@ -360,4 +369,20 @@ fn a_session_whose_marks_are_as_they_should_be_changes_nothing_when_it_looks() {
     session.runner.look();
     assert!(session.changed().is_empty());
     assert!(session.debt().behind().is_empty());
+}
+
+#[test]
+fn after_a_sync_that_failed_no_mark_changes_and_the_copies_do_not_count_as_equal() {
+    let mut session = Session::open(&[0, 1, 2], Seen { untouched: true });
+    let runner = &mut session.runner;
+    runner.durability.fail_with("the guest's flush", libc::EIO);
+    runner.note_sync_failure();
+    assert!(runner.debt.as_ref().unwrap().map().record().unsynced);
+    let vouched = |why: &str| why.contains("cannot be vouched for");
+    assert!(matches!(runner.unmark(), Unmarked::NotYet { why } if vouched(&why)));
+    assert!(matches!(runner.settle_held(None), Err(why) if vouched(&why)));
+    assert_eq!(runner.settle(), Ending::Behind);
+    session.write_wanted();
+    assert_eq!(session.phase(), &Phase::Stalled);
+    assert!(session.changed().is_empty(), "it vouches for no mark");
 }
