@@ -152,6 +152,7 @@ mod tests {
             let operation = match ranges.next(&EXTENTS, &mut vectors) {
                 Next::Done(status) => return (asked, status),
                 Next::Submit(operation) => operation,
+                Next::Full(_) | Next::Unsynced(_) => unreachable!("no range decides that"),
             };
             let (name, offset, method, bytes) = match operation {
                 Operation::PunchHole { offset, .. } => ("punch", offset, Some(Method::Punch), 0),

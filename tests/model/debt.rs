@@ -39,6 +39,7 @@ impl Map {
             previous: self.previous.into(),
             suspect: Peers::NONE,
             unguarded: false,
+            unsynced: false,
         }
     }
 
