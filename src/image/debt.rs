@@ -52,15 +52,17 @@ impl Debt {
             Trust::Fresh | Trust::Distrusted(_) => None,
         };
         let mut belief = belief::judge(&shape, old, copies);
-        let unguarded = map.record().unguarded;
+        // Of a daemon that was killed nobody knows whether it still had its locks at the end.
+        // Noted, for this session may end before it marks anything.
+        let in_doubt = matches!(trust, Trust::Kept { .. }) && !map.behind().is_empty();
+        let unguarded = map.record().unguarded || in_doubt;
         if unguarded && old.is_none() {
             belief.unknown = belief.unknown.or(belief.clean);
         }
         // Nobody accuses them, so somebody healed. But writes that were in flight when their
-        // daemon was killed, or when every brick was lost, may have landed after that; and
-        // of a daemon that was killed nobody knows whether it still had its locks then. What
+        // daemon was killed, or when every brick was lost, may have landed after that: what
         // such a map calls dirty stays so, without marks, too.
-        if !unguarded && !matches!(trust, Trust::Kept { .. }) {
+        if !unguarded {
             map.declare_clean(belief.clean);
         }
         map.mark_all_dirty(belief.unknown);
@@ -369,7 +371,17 @@ mod tests {
         assert_eq!(begun, crate::image::dirty::Begun::Yes);
         drop(killed);
         let peer = Peer::new(0).unwrap();
-        assert_eq!(adopt(&path).map().dirty_extents(peer), 1);
+        let next = adopt(&path);
+        assert_eq!(next.map().dirty_extents(peer), 1);
+        // It ends before it marks anything: refused, or killed as well.
+        next.map().close_clean().unwrap();
+        drop(next);
+        let mut last = adopt(&path);
+        assert_eq!(last.map().dirty_extents(peer), 1);
+        last.set_unguarded(false).unwrap();
+        last.map().close_clean().unwrap();
+        drop(last);
+        assert!(adopt(&path).behind().is_empty(), "marks stood meanwhile");
     }
 
     #[test]

@@ -383,6 +383,11 @@ pub fn stop_message(reason: StopReason, names: &Names) -> String {
              lock's quorum. The disk is stopped; start a new session to serve it as it is now"
                 .to_owned()
         }
+        StopReason::Panicked => {
+            "a fault of bypass-blk: the session's thread panicked. The daemon ends, and may be started again under the \
+             guest; please report the lines before this one"
+                .to_owned()
+        }
     }
 }
 

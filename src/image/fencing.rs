@@ -58,6 +58,8 @@ fn publish_as(
         let Some(worker) = workers.get(brick) else {
             continue;
         };
+        // Also one that refuses: the fence comes before the locks that it may not get.
+        asked.insert(brick);
         let refused = match wait(worker.ask(move |port| port.publish(fence, read_only))) {
             Ok(Publication::Done) => None,
             Ok(Publication::FenceUnavailable) => Some(OpenError::FenceUnavailable {
@@ -79,7 +81,6 @@ fn publish_as(
             }
             return Err(error);
         }
-        asked.insert(brick);
     }
     Ok(())
 }

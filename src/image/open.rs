@@ -77,7 +77,8 @@ pub struct Opened {
 }
 
 /// Opens the image. `workers[i]` is child `i`'s; `open_local` opens the local copy once
-/// it is known to be fresh.
+/// it is known to be fresh, and makes everything else ready that may fail: it is given
+/// the state of the local copy and of all.
 ///
 /// # Errors
 /// Whatever forbids it; see [`OpenError`].
@@ -88,7 +89,7 @@ pub fn open<L>(
     claim: Claim,
     terms: &Terms,
     waiting: Waiting<'_>,
-    open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
+    open_local: impl FnOnce(&CopyState, &[Option<CopyState>]) -> Result<L, LocalError>,
 ) -> Result<(Opened, L), OpenError> {
     let mut attempt = Attempt {
         shape,
@@ -117,7 +118,7 @@ pub fn open<L>(
     let local = copies.get(shape.local).cloned().flatten();
     let local = local.ok_or_else(|| attempt.failed(shape.local, "no answer"))?;
     // Before anything is published: what fails until here leaves no trace.
-    let local_file = open_local(&local)?;
+    let local_file = open_local(&local, &copies)?;
     let fence = fencing::publish(names, workers, held, &copies, terms)?;
     let opened = Opened {
         held,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::holder::Holder;
-use super::port::{BrickPort, CopyState, Counter, Fence, Lock, PortError, Publication};
+use super::port::{BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication};
 
 /// What happened, in order: on which brick, and what. The same for all bricks of a test.
 pub type Journal = Arc<Mutex<Vec<(usize, Change)>>>;
@@ -23,6 +23,8 @@ pub enum Change {
     Times(Duration),
     /// What was changed is durable.
     Durable,
+    /// The fence was lifted.
+    Lifted,
 }
 
 /// See the module.
@@ -38,6 +40,8 @@ pub struct RecordingPort {
     pub copy: Arc<Mutex<Option<CopyState>>>,
     /// Somebody took the locks away: the connection stands.
     pub robbed: Arc<AtomicBool>,
+    /// Somebody else has the image open there.
+    pub in_use: bool,
 }
 
 impl RecordingPort {
@@ -68,10 +72,15 @@ impl BrickPort for RecordingPort {
     }
 
     fn publish(&mut self, _fence: Fence, _read_only: bool) -> Result<Publication, PortError> {
-        Ok(Publication::Done)
+        let (holder, pid) = (None, 7);
+        Ok(match self.in_use {
+            true => Publication::InUse(Conflict { holder, pid }),
+            false => Publication::Done,
+        })
     }
 
     fn lift_fence(&mut self) -> Result<(), PortError> {
+        self.note(Change::Lifted);
         Ok(())
     }
 

@@ -28,6 +28,7 @@ use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
 use super::worker::{Report, Worker};
 
+mod broken;
 mod growing;
 mod healing;
 mod keeping;
@@ -123,6 +124,8 @@ pub struct Runner {
     pub on_stop: Box<dyn Fn(StopReason) + Send>,
     /// Told how it ends, before its locks go.
     pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
+    /// Fence and locks are given back.
+    pub given_back: bool,
 }
 
 /// A gate that tells the session's thread when a write wants to get through, or a flush failed.
@@ -143,8 +146,7 @@ pub fn gate_over(
 }
 
 impl Runner {
-    /// Runs until the session is closed.
-    pub fn run(mut self, events: &Receiver<Input>) -> Ending {
+    fn run_until_closed(&mut self, events: &Receiver<Input>) -> Ending {
         self.mark_debt();
         self.update_snapshot();
         loop {
@@ -469,6 +471,7 @@ impl Runner {
     /// Gives everything back and joins no brick again: the fence first, so that
     /// it never outlives its lock. Whoever has the image now must find it free.
     fn let_go(&mut self, why: &str) {
+        self.given_back = true;
         if self.fence == Fence::Mandatory {
             fencing::lift(&self.workers, self.machine.held());
         }

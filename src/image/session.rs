@@ -147,26 +147,25 @@ impl Session {
         };
         let (inbox, events) = mpsc::channel();
         let workers = start_workers(&names, ports, claim, &threads, &inbox)?;
-        let open_watched = |copy: &CopyState| {
+        let open_watched = |copy: &CopyState, copies: &[Option<CopyState>]| {
             let local = open_local(copy)?;
             let watch = local.watch(pending_names)?;
-            let map = match terms.read_only {
-                true => None,
-                false => Some(open_map(
-                    &map_place,
-                    &shape,
-                    &names,
-                    copy.gfid,
-                    local.size(),
-                )?),
-            };
             let durability = local.durability();
-            if let Some((map, _)) = &map {
-                sync_first(&*watch, &durability, map)?;
-            }
-            Ok((local, watch, map, durability))
+            let debt = Unbegun(match terms.read_only {
+                true => None,
+                false => {
+                    let (gfid, size) = (copy.gfid, local.size());
+                    let (map, trust) = open_map(&map_place, &shape, &names, gfid, size)?;
+                    sync_first(&*watch, &durability, &map)?;
+                    let durability = durability.clone();
+                    Some(Debt::adopt(
+                        shape, map, trust, copies, me.session, durability,
+                    )?)
+                }
+            });
+            Ok((local, watch, debt, durability))
         };
-        let (opened, (local, watch, map, durability)) = open::open(
+        let (opened, (local, watch, debt, durability)) = open::open(
             &shape,
             &names,
             &workers,
@@ -178,16 +177,8 @@ impl Session {
             },
             open_watched,
         )?;
-        let (map, trust) = map.unzip();
-        let debt = map
-            .clone()
-            .zip(trust)
-            .map(|(map, trust)| {
-                let (copies, durability) = (&opened.copies, durability.clone());
-                Debt::adopt(shape, map, trust, copies, me.session, durability)
-            })
-            .transpose()
-            .map_err(LocalError::Map)?;
+        let debt = debt.begin();
+        let map = debt.as_ref().map(|debt| debt.map().clone());
         let gate = Arc::new(ArcSwap::from_pointee(gate_over(
             map,
             durability.clone(),
@@ -225,6 +216,7 @@ impl Session {
             snapshot: snapshot.clone(),
             on_stop: Box::new(on_stop),
             on_end,
+            given_back: false,
         };
         let (end, ended) = mpsc::channel();
         let run = move || {
@@ -310,13 +302,12 @@ impl Session {
     /// Why not; the session goes on.
     pub fn hand_over(&mut self, to: Option<usize>) -> Result<Ending, String> {
         let (answer, receiver) = mpsc::channel();
-        if self.inbox.send(Input::HandOver(to, answer)).is_err() {
-            return Ok(self.end());
-        }
-        match self.threads.receive(&receiver, None) {
-            Ok(Err(why)) => Err(why),
-            Ok(Ok(_)) | Err(_) => Ok(self.end()),
-        }
+        let over = || "the session's thread is gone".to_owned();
+        let wish = Input::HandOver(to, answer);
+        self.inbox.send(wish).map_err(|_| over())?;
+        let answered = self.threads.receive(&receiver, None);
+        answered.unwrap_or_else(|_| Err(over()))?;
+        Ok(self.end())
     }
 
     /// Lets the session rest. The device must be drained before.
@@ -338,7 +329,7 @@ impl Session {
         // A thread that is gone has closed its inbox.
         let _ = self.inbox.send(Input::Close);
         self.threads.receive(&ended, None).unwrap_or_else(|_| {
-            log::error!("the session's thread panicked");
+            log::error!("the session's thread panicked while it gave the image back");
             Ending::Behind
         })
     }
@@ -347,6 +338,26 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// The debt of a session to be. If none comes of it, nothing was written: the map is closed
+/// as it should be.
+struct Unbegun(Option<Debt>);
+
+impl Unbegun {
+    fn begin(mut self) -> Option<Debt> {
+        self.0.take()
+    }
+}
+
+impl Drop for Unbegun {
+    fn drop(&mut self) {
+        if let Some(debt) = &self.0
+            && let Err(error) = debt.close()
+        {
+            log::warn!("{}", chain(&error));
+        }
     }
 }
 
@@ -492,3 +503,6 @@ fn first_snapshot(names: &Names, opened: &Opened, me: &Holder, read_only: bool) 
         sync_failed: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -211,6 +211,16 @@ struct State {
     report: Box<dyn Fn(Report) + Send>,
 }
 
+impl Drop for State {
+    /// A brick whose thread panics is lost, with our locks there, and is not joined again.
+    fn drop(&mut self) {
+        if std::thread::panicking() && matches!(self.keep, Keep::Joined) {
+            let why = "a fault of bypass-blk: the thread of this brick panicked".to_owned();
+            (self.report)(Report::Lost(why));
+        }
+    }
+}
+
 impl State {
     fn run(mut self, threads: &Threads) {
         loop {

@@ -45,6 +45,9 @@ pub enum StopReason {
     /// The local file changed while we held the lock on less than a quorum and
     /// wrote nothing.
     ChangedUnderneath,
+    /// A fault of this program: the session's thread panicked. Its locks stay until it is
+    /// closed. Not the machine's to say.
+    Panicked,
 }
 
 /// What happened.

@@ -25,7 +25,7 @@ const SIZE: u64 = 8192;
 
 /// The local file, written to by somebody since the session began or not.
 struct Seen {
-    untouched: bool,
+    untouched: fn() -> bool,
 }
 
 impl Watch for Seen {
@@ -38,7 +38,7 @@ impl Watch for Seen {
     }
 
     fn is_untouched(&self) -> bool {
-        self.untouched
+        (self.untouched)()
     }
 
     fn rebase(&mut self) -> Result<(), LocalError> {
@@ -69,6 +69,23 @@ fn unmarked() -> CopyState {
     }
 }
 
+fn names() -> Names {
+    Names {
+        volume: "v".into(),
+        bricks: ["a:/b", "b:/b", "c:/b"].map(String::from).into(),
+    }
+}
+
+fn identity() -> Identity {
+    Identity {
+        gfid: unmarked().gfid,
+        size: SIZE,
+        extent_size: ExtentSize::new(4096).unwrap(),
+        local: names().one(0),
+        peers: vec![names().one(1), names().one(2)],
+    }
+}
+
 /// A session that has opened with all bricks.
 struct Session {
     runner: Runner,
@@ -84,23 +101,12 @@ impl Session {
     /// From now on only `answering` answer; no loss was noticed of the others yet.
     fn open(answering: &[usize], local: Seen) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let names = Names {
-            volume: "v".into(),
-            bricks: ["a:/b", "b:/b", "c:/b"].map(String::from).into(),
-        };
         let me = Holder::here("a");
         let claim = Claim {
             session: me.session,
             read_only: false,
         };
-        let identity = Identity {
-            gfid: unmarked().gfid,
-            size: SIZE,
-            extent_size: ExtentSize::new(4096).unwrap(),
-            local: names.one(0),
-            peers: vec![names.one(1), names.one(2)],
-        };
-        let (map, trust) = DirtyMap::open(&folder.path().join("map"), &identity).unwrap();
+        let (map, trust) = DirtyMap::open(&folder.path().join("map"), &identity()).unwrap();
         let map = Arc::new(map);
         let copies = vec![Some(unmarked()); SHAPE.bricks];
         let durability = Arc::<Durability>::default();
@@ -120,6 +126,7 @@ impl Session {
                 fails: false,
                 copy: copies[brick].clone(),
                 robbed: robbed[brick].clone(),
+                in_use: false,
             };
             Worker::start("brick", Box::new(port), claim, &threads, |_| {}).unwrap()
         };
@@ -127,7 +134,7 @@ impl Session {
         let runner = Runner {
             machine: Machine::new(SHAPE, SHAPE.all()),
             shape: SHAPE,
-            names,
+            names: names(),
             workers: (0..SHAPE.bricks).map(worker).collect(),
             gate: Arc::new(ArcSwap::from_pointee(gate_over(
                 Some(map),
@@ -161,6 +168,7 @@ impl Session {
             })),
             on_stop: Box::new(|_| {}),
             on_end: Box::new(|_, _| {}),
+            given_back: false,
         };
         Self {
             runner,
@@ -182,7 +190,7 @@ impl Session {
 
     /// A session whose marks stand on all bricks.
     fn dirty() -> Self {
-        let mut session = Self::open(&[0, 1, 2], Seen { untouched: true });
+        let mut session = Self::open(&[0, 1, 2], Seen { untouched: || true });
         session.write_wanted();
         assert_eq!(session.phase(), &Phase::Dirty);
         let stamp = session.debt().current_stamp();
@@ -228,7 +236,12 @@ impl Session {
 /// is known, the locks of both: of those that answer only the local brick was ours throughout.
 #[test]
 fn a_brick_that_does_not_answer_the_first_round_does_not_vouch_for_the_local_copy() {
-    let mut session = Session::open(&[0, 1], Seen { untouched: false });
+    let mut session = Session::open(
+        &[0, 1],
+        Seen {
+            untouched: || false,
+        },
+    );
     session.brick_was_away(1);
     session.write_wanted();
     assert_eq!(
@@ -237,7 +250,7 @@ fn a_brick_that_does_not_answer_the_first_round_does_not_vouch_for_the_local_cop
     );
     assert!(session.changed().is_empty(), "nothing is marked");
 
-    let mut session = Session::open(&[0, 1], Seen { untouched: true });
+    let mut session = Session::open(&[0, 1], Seen { untouched: || true });
     session.brick_was_away(1);
     session.write_wanted();
     assert_eq!(session.phase(), &Phase::Dirty, "nobody wrote");
@@ -246,7 +259,12 @@ fn a_brick_that_does_not_answer_the_first_round_does_not_vouch_for_the_local_cop
 
 #[test]
 fn a_quorum_that_was_ours_throughout_and_answers_vouches_for_the_local_copy() {
-    let mut session = Session::open(&[0, 1, 2], Seen { untouched: false });
+    let mut session = Session::open(
+        &[0, 1, 2],
+        Seen {
+            untouched: || false,
+        },
+    );
     session.brick_was_away(1);
     session.write_wanted();
     assert_eq!(session.phase(), &Phase::Dirty);
@@ -255,7 +273,7 @@ fn a_quorum_that_was_ours_throughout_and_answers_vouches_for_the_local_copy() {
 
 #[test]
 fn bricks_that_do_not_answer_are_no_quorum_to_mark_on() {
-    let mut session = Session::open(&[0], Seen { untouched: true });
+    let mut session = Session::open(&[0], Seen { untouched: || true });
     session.write_wanted();
     assert_eq!(session.phase(), &Phase::Stalled);
     assert!(
@@ -369,6 +387,59 @@ fn a_session_whose_marks_are_as_they_should_be_changes_nothing_when_it_looks() {
     session.runner.look();
     assert!(session.changed().is_empty());
     assert!(session.debt().behind().is_empty());
+
+#[test]
+fn a_thread_that_panics_keeps_the_locks_until_it_is_closed_and_then_gives_the_image_back() {
+    let Session {
+        mut runner,
+        journal,
+        _folder: folder,
+        ..
+    } = Session::open(
+        &[0, 1, 2],
+        Seen {
+            untouched: || panic!("a fault"),
+        },
+    );
+    runner.fence = Fence::Mandatory;
+    let (stopped, why) = channel();
+    runner.on_stop = Box::new(move |reason| stopped.send(reason).unwrap());
+    let gate = runner.gate.load_full();
+    gate.set(GateState::Open);
+    let (inbox, events) = channel();
+    let thread = std::thread::spawn(move || runner.run(&events));
+
+    inbox
+        .send(Input::Brick(1, Report::Rejoined(unmarked())))
+        .unwrap();
+    assert_eq!(why.recv(), Ok(StopReason::Panicked));
+    assert_eq!(gate.state(), GateState::Hold, "no write without a guard");
+    let (answer, unmarked) = channel();
+    inbox.send(Input::Unmark(answer)).unwrap();
+    assert!(unmarked.recv().is_err(), "nobody is there to answer");
+    assert!(
+        journal.lock().unwrap().is_empty(),
+        "the device is not drained yet"
+    );
+
+    inbox.send(Input::Close).unwrap();
+    assert_eq!(thread.join().unwrap(), Ending::Behind);
+    let lifted = [0, 1, 2].map(|brick| (brick, Change::Lifted));
+    assert_eq!(*journal.lock().unwrap(), lifted);
+    let map = folder.path().join("map");
+    let header = DirtyMap::attach(&map).unwrap().header().clone();
+    assert!(!header.clean, "what is in it is not vouched for");
+    // The session's role on it is free.
+    DirtyMap::open(&map, &identity()).unwrap();
+}
+
+#[test]
+fn a_session_whose_thread_never_ran_gives_the_image_back() {
+    let mut session = Session::open(&[0, 1, 2], Seen { untouched: || true });
+    session.runner.fence = Fence::Mandatory;
+    drop(session.runner);
+    let lifted = [0, 1, 2].map(|brick| (brick, Change::Lifted));
+    assert_eq!(*session.journal.lock().unwrap(), lifted);
 }
 
 #[test]
