@@ -68,3 +68,26 @@ fn attach_refuses_what_cannot_work_and_says_why() {
     assert!(attach(&["--socket", "/no/such.sock"]).contains("no socket at /no/such.sock"));
     assert!(attach(&["-m", "1G"]).contains("after --"));
 }
+
+#[test]
+fn the_units_try_again_what_may_go_well_next_time_and_only_that() {
+    let never_again = |unit: &str| {
+        let text = fs::read_to_string(qemu_dir().join(unit)).unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("RestartPreventExitStatus="));
+        assert!(text.contains("StartLimitIntervalSec=0"), "{unit}");
+        let codes = line.unwrap().split(' ').map(|code| code.parse().unwrap());
+        codes.collect::<Vec<u8>>()
+    };
+    let codes = never_again("bypass-blk@.service");
+    // A wrong option, a volume and an image that cannot be served, a disk that has changed.
+    for code in [2, 11, 14, 20, 24, 25, 52, 60] {
+        assert!(codes.contains(&code), "{code}");
+    }
+    // Bricks, glusterd, locks, heals, a file of the same name: they come and go.
+    for code in [1, 10, 12, 16, 30, 35, 36, 40, 41, 42, 43, 44, 45, 50, 51] {
+        assert!(!codes.contains(&code), "{code}");
+    }
+    assert_eq!(never_again("bypass-blk-heald.service"), [2, 50]);
+}
