@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use crate::control::socket::ControlSocket;
 use crate::image::error::chain;
 use crate::image::local::{self, LocalFile};
-use crate::image::locate::Allowed;
+use crate::image::locate::{Allowed, Located};
 use crate::image::state_dir::StateDir;
 
 use super::Failure;
@@ -27,7 +28,8 @@ pub struct Begin {
     pub kept: Option<Kept>,
 }
 
-/// Finds the image, or takes over what the process before left.
+/// Finds the image, or takes over what the process before left. What would be refused
+/// later, with the image open and its locks taken, is refused here as far as it shows.
 ///
 /// # Errors
 /// Whatever forbids to serve it.
@@ -47,7 +49,12 @@ pub fn begin(args: &ServeArgs, opening: &Opening, state: &StateDir) -> Result<Be
         (None, Some(fd)) => Some(Listener::adopt(fd)?),
         (None, None) => return Err(no_socket()),
     };
+    if let Some(endpoint) = &args.metrics {
+        endpoint.check()?;
+    }
     let place = find(args)?;
+    let Located { volume, gfid, .. } = &place.located;
+    ControlSocket::check(&args.run_dir.run_dir, volume, *gfid)?;
     let local = local::look_at(
         &place.local_path(),
         place.located.gfid,
@@ -80,10 +87,7 @@ fn resume(args: &ServeArgs, mut kept: Kept) -> Result<Begin, Failure> {
         })
     });
     let front_ends = match (kept.listener.take(), &args.socket_path) {
-        (Some(listener), Some(path)) => Some(Listener::Path {
-            listener,
-            path: path.clone(),
-        }),
+        (Some(listener), Some(path)) => Some(Listener::at(path, listener)),
         (None, Some(_)) => None,
         _ => Some(Listener::Fd(None)),
     };

@@ -4,6 +4,7 @@
 //! One thread, which owns the session; `serve` starts it, the control socket asks it,
 //! the queues tell it what the rings do.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
@@ -13,6 +14,7 @@ use crate::image::custody::{Action, Custody, Event, Machine};
 use crate::image::door::Door;
 use crate::image::error::{LocalError, chain};
 use crate::image::local::{Fingerprint, LocalFile};
+use crate::image::machine::StopReason;
 use crate::image::open::FenceWish;
 use crate::image::port::{CopyState, Fence, KeptBrick};
 use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
@@ -51,11 +53,13 @@ pub struct Terms {
     pub stop: Arc<Stop>,
 }
 
-/// See the module.
+/// See the module. However the daemon ends, by an error or a panic of the thread that
+/// has this: when it is dropped the session has ended, and the image is given back.
 pub struct Custodian {
     seat: Arc<Seat>,
     door: Arc<Door>,
-    thread: JoinHandle<Result<(), Failure>>,
+    /// Taken when it is over.
+    thread: Option<JoinHandle<Result<(), Failure>>>,
 }
 
 impl Custodian {
@@ -100,7 +104,11 @@ impl Custodian {
                 what: "start the custodian's thread",
                 source,
             })?;
-        Ok(Self { seat, door, thread })
+        Ok(Self {
+            seat,
+            door,
+            thread: Some(thread),
+        })
     }
 
     /// The gate for the device.
@@ -117,13 +125,25 @@ impl Custodian {
     ///
     /// # Errors
     /// Why the image could not be had, if that ended the daemon.
-    pub fn close(self) -> Result<(), Failure> {
+    pub fn close(mut self) -> Result<(), Failure> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), Failure> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
         self.seat.send(Input::Close);
-        self.thread.join().unwrap_or_else(|_| {
-            Err(Failure::Stopped(
-                "the custodian's thread panicked".to_owned(),
-            ))
-        })
+        let panicked = |_| Err(Failure::Panicked("the custodian's thread"));
+        thread.join().unwrap_or_else(panicked)
+    }
+}
+
+impl Drop for Custodian {
+    fn drop(&mut self) {
+        if let Err(why) = self.end() {
+            log::error!("{}", chain(&why));
+        }
     }
 }
 
@@ -148,7 +168,30 @@ struct Worker {
 }
 
 impl Worker {
+    /// Until the daemon ends; the device is drained then.
     fn run(mut self, inbox: &Receiver<Input>) -> Result<(), Failure> {
+        // Of what may be half done only the session is used afterwards, to end it.
+        let run = catch_unwind(AssertUnwindSafe(|| self.run_until_closed(inbox)));
+        if run.is_err() {
+            self.wait_for_close(inbox);
+        }
+        self.door.set(false);
+        if let Some((session, _)) = self.session.take() {
+            session.close();
+        }
+        self.failure.map_or(Ok(()), Err)
+    }
+
+    /// After a panic: the guest's I/O goes on under the session's locks until the device is
+    /// drained. Whoever asks for something hears that nobody is there.
+    fn wait_for_close(&mut self, inbox: &Receiver<Input>) {
+        log::error!("the custodian's thread panicked: the daemon ends");
+        self.failure = Some(Failure::Panicked("the custodian's thread"));
+        self.terms.stop.request();
+        while !matches!(inbox.recv(), Ok(Input::Close) | Err(_)) {}
+    }
+
+    fn run_until_closed(&mut self, inbox: &Receiver<Input>) {
         loop {
             let input = match self.machine.custody() {
                 Custody::Leaving => inbox.recv_timeout(LEAVE_PAUSE),
@@ -168,6 +211,11 @@ impl Worker {
                 Ok(Input::FrontEndGone) => (self.guest_here, self.given_away) = (false, None),
                 Ok(Input::Stopped(reason)) => {
                     self.seat.locked().stopped = Some(reason);
+                    // The guest goes on with the next daemon, as after a kill.
+                    if reason == StopReason::Panicked {
+                        self.failure = Some(Failure::Panicked("the session's thread"));
+                        self.terms.stop.request();
+                    }
                     self.take(Event::SessionStopped);
                 }
                 Ok(Input::Resize(wish)) => {
@@ -180,14 +228,9 @@ impl Worker {
                 }
                 Err(RecvTimeoutError::Timeout) => self.try_to_leave(),
                 Ok(Input::Rest(answer)) => self.rest(&answer),
-                Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => return,
             }
         }
-        self.door.set(false);
-        if let Some((session, _)) = self.session.take() {
-            session.close();
-        }
-        self.failure.map_or(Ok(()), Err)
     }
 
     /// Takes no event before the others go on, too.

@@ -1,6 +1,8 @@
 //! Failures of the commands, and the exit code of each: the table in the README
 //! and in `--help` is this one.
 
+use std::io::Write;
+
 use thiserror::Error;
 
 use crate::control::metrics::MetricsError;
@@ -15,6 +17,8 @@ use crate::image::locate::LocateError;
 use crate::image::port::Lock;
 use crate::image::state_dir::StateError;
 use crate::image::verify::VerifyError;
+
+use super::logging::OneLine;
 
 /// The codes, for `--help`.
 pub const TABLE: &str = "\
@@ -78,6 +82,15 @@ pub enum Failure {
     )]
     SocketInUse {
         /// The path.
+        path: String,
+    },
+    /// Another healer runs.
+    #[error(
+        "a healer runs on this host already: it listens at {path}. One heals all images; stop that one first, or give this \
+         one other folders with --run-dir and --state-dir"
+    )]
+    SecondHealer {
+        /// Its socket.
         path: String,
     },
     /// The vhost-user socket cannot be made.
@@ -187,6 +200,12 @@ pub enum Failure {
     /// The session ended by itself while serving.
     #[error("the session stopped: {0}")]
     Stopped(String),
+    /// A fault of this program ended it: an error that it does not know how to go on from.
+    #[error(
+        "a fault of bypass-blk: {0} panicked. The image was given back; what is on the disk is not touched by that, and the \
+         daemon may be started again. Please report the lines before this one"
+    )]
+    Panicked(&'static str),
     /// A process-wide facility failed (signals, threads, standard output).
     #[error("cannot {what}")]
     System {
@@ -209,8 +228,11 @@ impl Failure {
             Self::Open(error) => open_code(error),
             Self::State(_) => 36,
             Self::Device(_) => 52,
+            Self::Control(ControlError::InUse(_))
+            | Self::Metrics(MetricsError::InUse(_))
+            | Self::SecondHealer { .. }
+            | Self::SocketInUse { .. } => 50,
             Self::Control(_) | Self::Metrics(_) | Self::Socket { .. } | Self::NoHealer { .. } => 51,
-            Self::SocketInUse { .. } => 50,
             Self::Stopped(_) => 60,
             Self::NotClean { .. } => 70,
             Self::Differ { .. } => 71,
@@ -220,13 +242,15 @@ impl Failure {
             Self::NotResized { .. } => 75,
             Self::Unseen { .. } => 76,
             Self::Verify(error) => verify_code(error),
-            Self::LockOwner(_) | Self::System { .. } | Self::NotHealed(_) => 1,
+            Self::LockOwner(_) | Self::System { .. } | Self::NotHealed(_) | Self::Panicked(_) => 1,
         }
     }
 
     /// Prints the error with its causes to standard error.
     pub fn print(&self) {
-        eprintln!("bypass-blk: {}", chain(self));
+        let text = chain(self);
+        // The terminal may be gone: the exit code says it as well.
+        let _ = writeln!(std::io::stderr(), "bypass-blk: {}", OneLine(text));
     }
 }
 

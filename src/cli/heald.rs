@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::remote::RemoteSession;
-use crate::control::socket::{self, Answer, ControlSocket, Request};
+use crate::control::socket::{self, Answer, ControlError, ControlSocket, Request};
 use crate::control::survey::{Places, survey};
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
@@ -21,6 +21,7 @@ use crate::image::heal::{LinkError, SessionLink};
 use crate::image::state_dir::{Entry, StateDir};
 
 use super::bandwidth::Rate;
+use super::bus_error;
 use super::finish::{self, Finishing};
 use super::opening::StateDirArgs;
 use super::stop::Stop;
@@ -65,7 +66,8 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 
 pub(super) fn run(args: HealdArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level);
-    let stop = Stop::on_signals()?;
+    bus_error::explain()?;
+    let stop = Stop::of_daemon(&[])?;
     be_nice();
     let bandwidth = Arc::new(AtomicU64::new(args.bandwidth.0));
     let _control = listen(&args.run_dir.run_dir, bandwidth.clone())?;
@@ -122,7 +124,12 @@ fn be_nice() {
 }
 
 fn listen(run_dir: &Path, bandwidth: Arc<AtomicU64>) -> Result<ControlSocket, Failure> {
-    let control = ControlSocket::bind_at(&socket_path(run_dir))?;
+    let control = ControlSocket::bind_at(&socket_path(run_dir)).map_err(|error| match error {
+        ControlError::InUse(path) => Failure::SecondHealer {
+            path: path.display().to_string(),
+        },
+        error => error.into(),
+    })?;
     let answer = move |request| match request {
         Request::Bandwidth { bytes_per_second } => {
             bandwidth.store(bytes_per_second, Ordering::Relaxed);

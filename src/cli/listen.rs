@@ -3,11 +3,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::control::unix_socket::{self, ACCEPT_PAUSE, Acceptor};
 
 use super::Failure;
 use super::stop::Stop;
@@ -20,6 +21,8 @@ pub enum Listener {
         listener: UnixListener,
         /// Its file.
         path: PathBuf,
+        /// Takes them.
+        acceptor: Acceptor,
     },
     /// The one connection, until it was handed out.
     Fd(Option<UnixStream>),
@@ -35,27 +38,20 @@ pub enum Next {
     Interrupted,
 }
 
-/// Refuses a path that a live process listens on, or that is no socket. A dead
-/// process's socket is not in use.
+/// Refuses a path where no socket can be made: a live process listens there, it is no
+/// socket, or its folder will not take one. A dead process's socket is not in use.
 ///
 /// # Errors
 /// [`Failure::SocketInUse`], [`Failure::Socket`].
 pub fn check_path(path: &Path) -> Result<(), Failure> {
-    let failed = |source| Failure::Socket {
-        what: path.display().to_string(),
-        source,
-    };
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(failed(source)),
-        Ok(found) if !found.file_type().is_socket() => Err(failed(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "a file that is not a socket is there",
-        ))),
-        Ok(_) if UnixStream::connect(path).is_ok() => Err(Failure::SocketInUse {
-            path: path.display().to_string(),
-        }),
-        Ok(_) => Ok(()),
+    unix_socket::check(path).map_err(|source| failed(path, source))
+}
+
+fn failed(path: &Path, source: io::Error) -> Failure {
+    let what = path.display().to_string();
+    match source.kind() {
+        io::ErrorKind::AddrInUse => Failure::SocketInUse { path: what },
+        _ => Failure::Socket { what, source },
     }
 }
 
@@ -65,20 +61,17 @@ impl Listener {
     /// # Errors
     /// As [`check_path`], or as the system refuses.
     pub fn bind(path: &Path) -> Result<Self, Failure> {
-        check_path(path)?;
-        let failed = |source| Failure::Socket {
-            what: path.display().to_string(),
-            source,
-        };
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        Ok(Self::Path {
+        let listener = unix_socket::bind(path, None).map_err(|source| failed(path, source))?;
+        Ok(Self::at(path, listener))
+    }
+
+    /// Goes on with a socket that listens at a path.
+    pub fn at(path: &Path, listener: UnixListener) -> Self {
+        Self::Path {
             listener,
             path: path.to_owned(),
-        })
+            acceptor: Acceptor::default(),
+        }
     }
 
     /// Takes over the connected socket with this number.
@@ -102,32 +95,43 @@ impl Listener {
         }
     }
 
-    /// Waits for the next front-end, for the end, or until `interrupt` is readable.
+    /// Waits for the next front-end, for the end, or until `interrupt` is readable. One that
+    /// cannot be taken is tried again until it can.
     ///
     /// # Errors
-    /// [`Failure::Socket`].
+    /// [`Failure::Socket`] when the system does not let it wait.
     pub fn next(&mut self, stop: &Stop, interrupt: BorrowedFd<'_>) -> Result<Next, Failure> {
-        match self {
-            Self::Fd(stream) => Ok(stream.take().map_or(Next::End, Next::FrontEnd)),
-            Self::Path { listener, path } => {
-                let failed = |source| Failure::Socket {
-                    what: path.display().to_string(),
-                    source,
-                };
-                let mut fds = [
-                    PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
-                    PollFd::from_borrowed_fd(stop.readable(), PollFlags::IN),
-                    PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
-                ];
-                loop {
-                    match poll(&mut fds, None) {
-                        Err(rustix::io::Errno::INTR) => continue,
-                        Err(errno) => return Err(failed(errno.into())),
-                        Ok(_) if !fds[1].revents().is_empty() => return Ok(Next::End),
-                        Ok(_) if !fds[2].revents().is_empty() => return Ok(Next::Interrupted),
-                        Ok(_) => return Ok(Next::FrontEnd(listener.accept().map_err(failed)?.0)),
-                    }
-                }
+        let (listener, path, acceptor) = match self {
+            Self::Fd(stream) => return Ok(stream.take().map_or(Next::End, Next::FrontEnd)),
+            Self::Path {
+                listener,
+                path,
+                acceptor,
+            } => (listener, path, acceptor),
+        };
+        let mut pausing = false;
+        loop {
+            let comes = match pausing {
+                true => PollFlags::empty(),
+                false => PollFlags::IN,
+            };
+            let mut fds = [
+                PollFd::from_borrowed_fd(stop.readable(), PollFlags::IN),
+                PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
+                PollFd::from_borrowed_fd(listener.as_fd(), comes),
+            ];
+            let limit = pausing.then_some(ACCEPT_PAUSE);
+            let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+            match poll(&mut fds, limit.as_ref()) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(errno) => return Err(failed(path, errno.into())),
+                Ok(_) if !fds[0].revents().is_empty() => return Ok(Next::End),
+                Ok(_) if !fds[1].revents().is_empty() => return Ok(Next::Interrupted),
+                Ok(_) if fds[2].revents().is_empty() => pausing = false,
+                Ok(_) => match acceptor.next(listener, &path.display().to_string()) {
+                    Some(stream) => return Ok(Next::FrontEnd(stream)),
+                    None => pausing = true,
+                },
             }
         }
     }

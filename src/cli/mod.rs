@@ -6,6 +6,7 @@
 mod bandwidth;
 mod begin;
 mod brick_view;
+mod bus_error;
 mod counter;
 mod custodian;
 mod exit;
@@ -179,6 +180,11 @@ impl std::str::FromStr for ImagePath {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with("--") {
+            return Err(format!(
+                "the image's path is missing before {text} (an image of that name is /{text})"
+            ));
+        }
         let parts: Vec<_> = text.split('/').filter(|part| !part.is_empty()).collect();
         if parts.is_empty() {
             return Err("the image's path is missing".to_owned());

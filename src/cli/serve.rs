@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, ValueEnum};
+use signal_hook::consts::SIGUSR1;
 
 use crate::control::metrics::{Endpoint, Metrics, MetricsError};
 use crate::control::socket::ControlSocket;
@@ -22,6 +23,7 @@ use crate::image::port::Fence;
 use crate::image::state_dir::StateDir;
 
 use super::begin::{self, Begin};
+use super::bus_error;
 use super::counter::{self, Counter};
 use super::custodian::{self, Custodian};
 use super::listen::Listener;
@@ -49,6 +51,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "PATH",
+        allow_hyphen_values = true,
         required_unless_present = "print_capabilities"
     )]
     pub(super) image: Option<ImagePath>,
@@ -139,7 +142,7 @@ pub struct ServeArgs {
     /// socket, textfile:PATH.prom is written every 15 s for node_exporter. They are
     /// described in docs/status.md
     #[arg(long, value_name = "unix:PATH|textfile:PATH")]
-    metrics: Option<Endpoint>,
+    pub(super) metrics: Option<Endpoint>,
 
     /// The program that takes this one's place at SIGUSR1 (docs/upgrade.md). Default: the one
     /// that stands then where this one was started from
@@ -154,7 +157,7 @@ pub struct ServeArgs {
     state_dir: StateDirArgs,
 
     #[command(flatten)]
-    run_dir: RunDirArgs,
+    pub(super) run_dir: RunDirArgs,
 
     #[command(flatten)]
     log: LogArgs,
@@ -193,7 +196,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         return Ok(());
     }
     logging::start(args.log.log_level);
-    let stop = Stop::on_signals()?;
+    bus_error::explain()?;
+    let stop = Stop::of_daemon(&[SIGUSR1])?;
     let wishes = upgrade::on_signal()?;
     let upgrade = Arc::new(Upgrade::new(args.upgrade_binary.as_deref())?);
     let config = Config {
@@ -229,13 +233,15 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
         None => (None, None, None, 0),
     };
     let incoming = args.incoming && !upgraded;
-    let custodian = Custodian::start(terms, &local, incoming, bricks)?;
     let (size, path) = (local.size, local.path.clone());
     let disk = local
         .try_clone()
         .map_err(|error| Failure::Open(error.into()))?;
     let disk = Disk::new(disk.file, &serial(&args, &place.located))?;
     let block = disk.block_size().into();
+    // From here on the image may be ours. Whatever ends this, by an error or a panic, ends
+    // the session as well, and last: the custodian is dropped after all that is made below.
+    let custodian = Custodian::start(terms, &local, incoming, bricks)?;
     let mut server = Server::new(disk, custodian.door(), config)?.with_patience(patience(&args));
     if let Some(limit) = args.full_timeout {
         server = server.with_full_timeout(limit.into());
@@ -410,6 +416,20 @@ mod tests {
     struct Serve {
         #[command(flatten)]
         args: ServeArgs,
+    }
+
+    #[test]
+    fn an_image_may_be_named_like_an_option_but_an_option_is_not_taken_for_one() {
+        let image = |words: &[&str]| {
+            let begin = ["serve", "--volume", "vms", "--fd", "3"];
+            let serve = Serve::try_parse_from(begin.iter().chain(words));
+            serve.ok().and_then(|serve| serve.args.image)
+        };
+        let named = |name: &str| Some(ImagePath(name.to_owned()));
+        assert_eq!(image(&["--image", "-x.img"]), named("/-x.img"));
+        assert_eq!(image(&["--image=-x.img"]), named("/-x.img"));
+        assert_eq!(image(&["--image", "/--read-only"]), named("/--read-only"));
+        assert_eq!(image(&["--image", "--read-only"]), None);
     }
 
     #[test]

@@ -6,10 +6,35 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
+};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::signal_name;
 
 use super::Failure;
+
+/// What ends the program in good order.
+const ENDING: [i32; 2] = [SIGTERM, SIGINT];
+/// What would end a program that does nothing about it, at once, and mostly means
+/// something else: a terminal that was closed, a reload, a timer, a file that may not be so large. A guest's disk does not go
+/// with it. (SIGQUIT and SIGABRT are left: whoever sends those wants a core dump.)
+const MEANT_OTHERWISE: [i32; 10] = [
+    SIGHUP,
+    SIGUSR1,
+    SIGUSR2,
+    SIGALRM,
+    SIGVTALRM,
+    SIGPROF,
+    SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+    libc::SIGXFSZ,
+];
+/// Every signal that this program does something about, where it does.
+pub fn handled() -> impl Iterator<Item = i32> {
+    ENDING.into_iter().chain(MEANT_OTHERWISE)
+}
 
 type OnStop = Box<dyn Fn() + Send>;
 
@@ -26,6 +51,20 @@ impl Stop {
     /// # Errors
     /// When the system gives no event fd, signal handler or thread.
     pub fn on_signals() -> Result<Arc<Self>, Failure> {
+        Self::listening(&ENDING)
+    }
+
+    /// The same for a daemon, which nothing else is to end: all that would, but those
+    /// signals that are `used` for something, are told and no more.
+    ///
+    /// # Errors
+    /// As [`Stop::on_signals`].
+    pub fn of_daemon(used: &[i32]) -> Result<Arc<Self>, Failure> {
+        let all: Vec<_> = handled().filter(|signal| !used.contains(signal)).collect();
+        Self::listening(&all)
+    }
+
+    fn listening(signals: &[i32]) -> Result<Arc<Self>, Failure> {
         let failed = |source| Failure::System {
             what: "handle signals",
             source,
@@ -35,12 +74,17 @@ impl Stop {
             wake: eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?,
             on_stop: Mutex::new(None),
         });
-        let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+        let mut signals = Signals::new(signals).map_err(failed)?;
         let stopping = stop.clone();
         let listen = move || {
             for signal in signals.forever() {
-                log::info!("signal {signal}: ending");
-                stopping.request();
+                let name = signal_name(signal).unwrap_or("a signal");
+                if ENDING.contains(&signal) {
+                    log::info!("{name}: ending");
+                    stopping.request();
+                } else {
+                    log::warn!("{name}: nothing is done about it; SIGTERM ends this daemon");
+                }
             }
         };
         std::thread::Builder::new()

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 use vmm_sys_util::signal::{block_signal, unblock_signal};
@@ -28,6 +28,7 @@ use crate::image::machine::Phase;
 use super::Failure;
 use super::kept::{self, Leaving};
 use super::seat::Seat;
+use super::stop;
 
 /// How long the new program may take to say that it understands what it will find.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
@@ -112,7 +113,7 @@ pub fn on_signal() -> Result<Wishes, Failure> {
         source,
     };
     let signals = Signals::new([SIGUSR1]).map_err(failed)?;
-    for signal in [SIGTERM, SIGINT, SIGUSR1] {
+    for signal in stop::handled() {
         unblock_signal(signal).map_err(|error| failed(io::Error::other(format!("{error:?}"))))?;
     }
     Ok(Wishes(signals))
@@ -236,11 +237,8 @@ impl Upgrade {
             return UpgradeError::Leave(io::ErrorKind::InvalidInput.into());
         };
         // They would end the new program before it has handlers for them.
-        let signals = [SIGTERM, SIGINT, SIGUSR1];
-        let blocked = signals
-            .iter()
-            .filter(|signal| block_signal(**signal).is_ok());
-        let blocked: Vec<_> = blocked.copied().collect();
+        let blocked = stop::handled().filter(|signal| block_signal(*signal).is_ok());
+        let blocked: Vec<_> = blocked.collect();
         let failed = nix::unistd::execv(&path, &words);
         for signal in blocked {
             // It was blocked a moment ago.

@@ -9,9 +9,7 @@ mod http;
 mod tests;
 mod text;
 
-use std::fs::Permissions;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -22,8 +20,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::socket;
 use super::status::Status;
+use super::unix_socket::{self, ACCEPT_PAUSE, Acceptor};
 use crate::image::durable;
 use crate::image::error::chain;
 
@@ -31,9 +29,6 @@ pub use text::{openmetrics, textfile};
 
 /// How often a file is written anew.
 const FILE_PERIOD: Duration = Duration::from_secs(15);
-/// The pause after a connection could not be taken, as when there are no file
-/// descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where the metrics are to be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +52,24 @@ impl FromStr for Endpoint {
                 Err("the file's name must end in .prom, or node_exporter ignores it".to_owned())
             }
             Some((other, _)) => Err(format!("{other:?} is neither unix nor textfile")),
+        }
+    }
+}
+
+impl Endpoint {
+    /// Can metrics be given there, as far as can be seen without doing it?
+    ///
+    /// # Errors
+    /// As [`Metrics::start`].
+    pub fn check(&self) -> Result<(), MetricsError> {
+        match self {
+            Self::Unix(path) => unix_socket::check(path).map_err(|source| bind_error(path, source)),
+            Self::Textfile(path) => {
+                unix_socket::check_folder(path).map_err(|source| MetricsError::Write {
+                    path: path.clone(),
+                    source,
+                })
+            }
         }
     }
 }
@@ -159,26 +172,14 @@ impl Drop for Metrics {
 /// Listens at a path. The socket that a dead process left there is replaced, and
 /// nothing else.
 fn bind(path: &Path) -> Result<UnixListener, MetricsError> {
-    let failed = |source| bind_error(path, source);
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-        Ok(found) if !found.file_type().is_socket() => {
-            let text = "a file that is not a socket is there";
-            return Err(failed(io::Error::new(ErrorKind::AlreadyExists, text)));
-        }
-        Ok(_) if socket::is_dead(path) => std::fs::remove_file(path).map_err(failed)?,
-        Ok(_) => return Err(MetricsError::InUse(path.to_owned())),
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
-    Ok(listener)
+    unix_socket::bind(path, Some(0o660)).map_err(|source| bind_error(path, source))
 }
 
 fn bind_error(path: &Path, source: io::Error) -> MetricsError {
-    MetricsError::Bind {
-        path: path.to_owned(),
-        source,
+    let path = path.to_owned();
+    match source.kind() {
+        ErrorKind::AddrInUse => MetricsError::InUse(path),
+        _ => MetricsError::Bind { path, source },
     }
 }
 
@@ -189,15 +190,19 @@ fn listen(
     stop: &AtomicBool,
     source: impl Fn() -> Vec<Status>,
 ) {
-    while !stop.load(Ordering::SeqCst) {
-        let answered = match listener.accept() {
-            Ok((stream, _)) => http::answer(&stream, || openmetrics(&source())),
-            Err(error) => {
-                std::thread::park_timeout(ACCEPT_PAUSE);
-                Err(error)
-            }
+    let mut acceptor = Acceptor::default();
+    loop {
+        let accepted = listener.accept();
+        // An end, too, shows as one that cannot be taken.
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let taken = accepted.map(|(stream, _)| stream);
+        let Some(stream) = acceptor.note(taken, "metrics socket") else {
+            std::thread::park_timeout(ACCEPT_PAUSE);
+            continue;
         };
-        if let Err(error) = answered {
+        if let Err(error) = http::answer(&stream, || openmetrics(&source())) {
             log::debug!("metrics socket: {error}");
         }
     }

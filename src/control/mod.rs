@@ -3,10 +3,13 @@
 //! [`status`] is the report's document, with [`heal`] in it, [`render`] its one screen
 //! for people, [`metrics`] the same for Prometheus,
 //! [`socket`] carries it from a daemon to the `status` command, and a healer's words
-//! to the session that it heals for ([`remote`]). [`survey`] puts the images of a host
+//! to the session that it heals for ([`remote`]); `answering` is the daemon's end of it.
+//! [`survey`] puts the images of a host
 //! together, [`severity`] says which is worst. Nothing here decides anything about an image.
 
+mod answering;
 pub mod heal;
+pub mod line;
 pub mod metrics;
 pub mod remote;
 pub mod render;
@@ -16,3 +19,4 @@ pub mod severity;
 pub mod socket;
 pub mod status;
 pub mod survey;
+pub mod unix_socket;

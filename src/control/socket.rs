@@ -4,36 +4,32 @@
 //! open to root only. Requests are bounded in length and time, so that a stuck
 //! client holds up nobody for long.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::answering::{self, LINE_TIMEOUT};
+use super::line;
 use super::status::{CustodyStatus, Status};
+use super::unix_socket::{self, Found};
 use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
 use crate::image::resize::{NewSize, Resized};
 
 /// Where daemons put their control sockets.
 pub const RUN_DIR: &str = "/run/bypass-blk";
 
-/// The longest line of a request or an answer, in bytes.
-const MAX_LINE: u64 = 1 << 20;
-/// The longest time that a peer may take for its line.
-const LINE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest time that an answer may take, of a process that is not stuck.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for what changes marks or sizes: a session may be waiting for bricks.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(90);
 /// For how long [`Request::Force`] holds: whoever asked for it may have died.
 pub const FORCED: Duration = Duration::from_secs(3);
-/// Requests that are answered at one time; more wait.
-const MAX_CLIENTS: usize = 16;
 
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -166,6 +162,12 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
+    /// A live process listens there.
+    #[error(
+        "the control socket {} is in use by a live process: of these there is one at a time. Stop that one, or give another \
+         --run-dir", .0.display()
+    )]
+    InUse(PathBuf),
     /// The run directory cannot be read.
     #[error("cannot read the run directory {}", .path.display())]
     List {
@@ -237,44 +239,46 @@ impl ControlSocket {
     /// # Errors
     /// [`ControlError::Bind`].
     pub fn bind(run_dir: &Path, volume: &str, gfid: uuid::Uuid) -> Result<Self, ControlError> {
-        let pid = std::process::id();
         for dead in list(run_dir)?.iter().filter(|path| is_dead(path)) {
             // Another daemon may sweep at the same time.
             let _ = std::fs::remove_file(dead);
         }
-        Self::bind_new(&run_dir.join(format!("{volume}-{gfid}-{pid}.control")))
+        Self::bind_at(&own_path(run_dir, volume, gfid))
     }
 
     /// Makes the socket at `path`, in place of one that nobody listens on.
     ///
     /// # Errors
-    /// [`ControlError::Bind`], also when somebody does listen there.
+    /// [`ControlError::Bind`], [`ControlError::InUse`] when somebody does listen there.
     pub fn bind_at(path: &Path) -> Result<Self, ControlError> {
-        if is_dead(path) {
-            // If it cannot be removed, it cannot be made either.
-            let _ = std::fs::remove_file(path);
-        }
-        Self::bind_new(path)
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => ControlError::InUse(path.to_owned()),
+            _ => ControlError::Bind {
+                path: path.to_owned(),
+                source,
+            },
+        };
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+        let listener = unix_socket::bind(path, Some(0o600)).map_err(failed)?;
+        let path = path.to_owned();
+        Ok(Self { path, listener })
     }
 
-    fn bind_new(path: &Path) -> Result<Self, ControlError> {
-        let path = path.to_owned();
-        let bind_error = |source| ControlError::Bind {
-            path: path.clone(),
-            source,
-        };
-        std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).map_err(bind_error)?;
-        let listener = UnixListener::bind(&path).map_err(bind_error)?;
-        let private = std::fs::Permissions::from_mode(0o600);
-        std::fs::set_permissions(&path, private).map_err(bind_error)?;
-        Ok(Self { path, listener })
+    /// Can this process make its socket for the image with this gfid? Makes the directory.
+    ///
+    /// # Errors
+    /// [`ControlError::Bind`].
+    pub fn check(run_dir: &Path, volume: &str, gfid: uuid::Uuid) -> Result<(), ControlError> {
+        let path = own_path(run_dir, volume, gfid);
+        std::fs::create_dir_all(run_dir)
+            .and_then(|()| unix_socket::check(&path))
+            .map_err(|source| ControlError::Bind { path, source })
     }
 
     /// Goes on with the socket that this process had before it was upgraded: whoever asked
     /// meanwhile is answered.
     pub fn adopt(run_dir: &Path, volume: &str, gfid: uuid::Uuid, listener: UnixListener) -> Self {
-        let pid = std::process::id();
-        let path = run_dir.join(format!("{volume}-{gfid}-{pid}.control"));
+        let path = own_path(run_dir, volume, gfid);
         Self { path, listener }
     }
 
@@ -291,41 +295,13 @@ impl ControlSocket {
         &self,
         answer: impl Fn(Request) -> Answer + Send + Sync + 'static,
     ) -> io::Result<()> {
-        let listener = self.listener.try_clone()?;
-        let answer = Arc::new(answer);
-        std::thread::Builder::new()
-            .name("control".to_owned())
-            .spawn(move || {
-                for stream in listener.incoming() {
-                    let answered = stream.and_then(|stream| serve_beside(stream, &answer));
-                    if let Err(error) = answered {
-                        log::debug!("control socket: {error}");
-                    }
-                }
-            })?;
-        Ok(())
+        answering::start(self.listener.try_clone()?, answer)
     }
 }
 
-/// Answers on a thread of its own, for one request may take long; on this one, which
-/// makes the next ones wait, when there are many.
-fn serve_beside<A>(stream: UnixStream, answer: &Arc<A>) -> io::Result<()>
-where
-    A: Fn(Request) -> Answer + Send + Sync + 'static,
-{
-    // The listener's thread has one too.
-    if Arc::strong_count(answer) > MAX_CLIENTS {
-        return serve(&stream, &**answer);
-    }
-    let answer = answer.clone();
-    std::thread::Builder::new()
-        .name("control-client".to_owned())
-        .spawn(move || {
-            if let Err(error) = serve(&stream, &*answer) {
-                log::debug!("control socket: {error}");
-            }
-        })?;
-    Ok(())
+fn own_path(run_dir: &Path, volume: &str, gfid: uuid::Uuid) -> PathBuf {
+    let pid = std::process::id();
+    run_dir.join(format!("{volume}-{gfid}-{pid}.control"))
 }
 
 impl Drop for ControlSocket {
@@ -333,16 +309,6 @@ impl Drop for ControlSocket {
         // It may be gone already, with its directory.
         let _ = std::fs::remove_file(&self.path);
     }
-}
-
-fn serve(stream: &UnixStream, answer: &impl Fn(Request) -> Answer) -> io::Result<()> {
-    let answer = match serde_json::from_str(&read_line(stream, LINE_TIMEOUT)?) {
-        Ok(request) => answer(request),
-        Err(error) => Answer::Refused {
-            why: error.to_string(),
-        },
-    };
-    write_line(stream, &serde_json::to_string(&answer)?)
 }
 
 /// The control sockets in the run directory. A directory that is missing has none.
@@ -378,14 +344,13 @@ pub fn is_of(path: &Path, gfid: uuid::Uuid) -> bool {
 
 /// The daemon is gone, whether or not it took its socket away.
 pub fn is_gone(path: &Path) -> bool {
-    let gone = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
-    UnixStream::connect(path).is_err_and(|error| gone.contains(&error.kind()))
+    let found = unix_socket::look_at(path);
+    matches!(found, Ok(Found::Dead | Found::Nothing))
 }
 
 /// Nobody listens on this socket any more.
 pub fn is_dead(path: &Path) -> bool {
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    UnixStream::connect(path).err().is_some_and(refused)
+    matches!(unix_socket::look_at(path), Ok(Found::Dead))
 }
 
 /// Asks the daemon behind a control socket.
@@ -396,11 +361,9 @@ pub fn is_dead(path: &Path) -> bool {
 pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
     let ask = || -> io::Result<Answer> {
         let stream = UnixStream::connect(path)?;
-        write_line(&stream, &serde_json::to_string(request)?)?;
-        Ok(serde_json::from_str(&read_line(
-            &stream,
-            request.patience(),
-        )?)?)
+        line::write(&stream, &serde_json::to_string(request)?, LINE_TIMEOUT)?;
+        let answer = line::read(&stream, request.patience())?;
+        Ok(serde_json::from_str(&answer)?)
     };
     let path = path.to_owned();
     match ask() {
@@ -438,23 +401,4 @@ pub fn find(
             .is_ok_and(|found| found.volume == volume && found.image == image && wanted(&found))
     };
     Ok(list(run_dir)?.into_iter().find(is_it))
-}
-
-fn read_line(stream: &UnixStream, timeout: Duration) -> io::Result<String> {
-    stream.set_read_timeout(Some(timeout))?;
-    let mut line = String::new();
-    BufReader::new(stream.take(MAX_LINE)).read_line(&mut line)?;
-    if !line.ends_with('\n') {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the line is too long or cut off",
-        ));
-    }
-    Ok(line)
-}
-
-fn write_line(mut stream: &UnixStream, line: &str) -> io::Result<()> {
-    stream.set_write_timeout(Some(LINE_TIMEOUT))?;
-    stream.write_all(line.as_bytes())?;
-    stream.write_all(b"\n")
 }

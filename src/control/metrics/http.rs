@@ -2,7 +2,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::control::line::Timed;
 
 /// The longest head of a request, in bytes.
 pub const MAX_HEAD: usize = 8192;
@@ -26,7 +28,7 @@ pub enum Wanted {
 ///
 /// # Errors
 /// When the connection breaks or is too slow to be answered.
-pub fn answer(mut stream: &UnixStream, metrics: impl FnOnce() -> String) -> io::Result<()> {
+pub fn answer(stream: &UnixStream, metrics: impl FnOnce() -> String) -> io::Result<()> {
     let wanted = read(stream)?;
     let (line, kind, body) = match wanted {
         Wanted::Metrics | Wanted::HeadOnly => ("200 OK", CONTENT_TYPE, metrics()),
@@ -43,8 +45,7 @@ pub fn answer(mut stream: &UnixStream, metrics: impl FnOnce() -> String) -> io::
     if wanted != Wanted::HeadOnly {
         reply.push_str(&body);
     }
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(reply.as_bytes())
+    Timed::new(stream, PATIENCE).write_all(reply.as_bytes())
 }
 
 const METHOD: &str = "405 Method Not Allowed";
@@ -52,20 +53,15 @@ const TOO_LONG: &str = "431 Request Header Fields Too Large";
 const TOO_SLOW: &str = "408 Request Timeout";
 const CUT_OFF: &str = "400 Bad Request";
 
-fn read(mut stream: &UnixStream) -> io::Result<Wanted> {
-    let deadline = Instant::now() + PATIENCE;
+fn read(stream: &UnixStream) -> io::Result<Wanted> {
+    let mut timed = Timed::new(stream, PATIENCE);
     let mut head = Vec::new();
     let mut chunk = [0; 1024];
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(Wanted::Refusal(TOO_SLOW));
-        }
-        stream.set_read_timeout(Some(left))?;
-        let count = match stream.read(&mut chunk) {
+        let count = match timed.read(&mut chunk) {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
                 return Ok(Wanted::Refusal(TOO_SLOW));
             }
             Err(error) => return Err(error),
