@@ -13,7 +13,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use support::daemon::{Daemon, run_dir, run_on, state_dir};
 use support::front_end::{FrontEnd, assert_reads, write};
 use support::healer::Healer;
-use support::{IMAGE, PATIENCE, replica_3, volume_with_image};
+use support::{IMAGE, replica_3, volume_with_image};
 
 const FENCE: &str = "trusted.glusterfs.enforce-mandatory-lock";
 const FENCING: [(&str, &str); 2] = [
@@ -186,10 +186,10 @@ fn a_daemon_outlives_stray_signals_second_daemons_and_a_want_of_file_descriptors
     let waits = UnixStream::connect(daemon.socket()).unwrap();
     daemon.wait_logged("no connection can be taken", 1);
     let is_control = |path: &PathBuf| path.extension().is_some_and(|end| end == "control");
-    let control = fs::read_dir(&run)
+    let mut control = fs::read_dir(&run)
         .unwrap()
         .map(|entry| entry.unwrap().path());
-    let _asks = UnixStream::connect(control.filter(is_control).next().unwrap()).unwrap();
+    let _asks = UnixStream::connect(control.find(is_control).unwrap()).unwrap();
     daemon.wait_logged("no connection can be taken", 2);
     limit(4096);
     daemon.wait_logged("connections are taken again", 2);

@@ -6,6 +6,7 @@ use std::io::Write;
 use thiserror::Error;
 
 use crate::control::metrics::MetricsError;
+use crate::control::one_line::OneLine;
 use crate::control::socket::ControlError;
 use crate::device::DeviceError;
 use crate::gluster::GlusterdError;
@@ -17,8 +18,6 @@ use crate::image::locate::LocateError;
 use crate::image::port::Lock;
 use crate::image::state_dir::StateError;
 use crate::image::verify::VerifyError;
-
-use super::logging::OneLine;
 
 /// The codes, for `--help`.
 pub const TABLE: &str = "\

@@ -5,6 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::control::one_line::OneLine;
 use crate::control::render::bytes;
 use crate::image::verify::{CopyReport, CopyState, Report};
 
@@ -77,7 +78,11 @@ fn screen(subtitle: &Subtitle, report: &Report) -> String {
         false => "served by nobody",
     };
     let mut lines = vec![
-        format!("{}{}  {headline}", subtitle.volume, subtitle.image),
+        format!(
+            "{}{}  {headline}",
+            subtitle.volume,
+            OneLine(&subtitle.image)
+        ),
         format!("  size     {}, {beside}", bytes(report.size)),
         format!("  took     {:.1} s", report.seconds),
     ];

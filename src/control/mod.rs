@@ -11,6 +11,7 @@ mod answering;
 pub mod heal;
 pub mod line;
 pub mod metrics;
+pub mod one_line;
 pub mod remote;
 pub mod render;
 #[cfg(test)]

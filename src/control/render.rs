@@ -8,6 +8,7 @@ mod tests;
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::one_line::OneLine;
 use super::severity::away;
 use super::status::{CopyStatus, Fate, QueueStatus, Serving, State, Status, SyncFailed, Verified};
 
@@ -32,9 +33,10 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
         gfid,
         ..
     } = status;
+    let image = OneLine(image);
     writeln!(out, "{volume}{image}  {}", headline(status))?;
     if let Some(detail) = &status.detail {
-        writeln!(out, "  {detail}")?;
+        writeln!(out, "  {}", OneLine(detail))?;
     }
     for warning in &status.warnings {
         writeln!(out, "  WARNING  {warning}")?;
@@ -148,7 +150,7 @@ fn write_copy(out: &mut String, copy: &CopyStatus, state: State) -> std::fmt::Re
     };
     let reach = match (&copy.reason, copy.reachable) {
         (_, true) => "reachable".to_owned(),
-        (Some(reason), false) => format!("AWAY: {reason}"),
+        (Some(reason), false) => format!("AWAY: {}", OneLine(reason)),
         (None, false) => "AWAY".to_owned(),
     };
     let marks = match &copy.marks {
@@ -188,7 +190,8 @@ fn write_serving(out: &mut String, serving: &Serving) -> std::fmt::Result {
         "no front-end"
     };
     let mode = if serving.read_only { ", read-only" } else { "" };
-    writeln!(out, "  socket   {} ({front_end}{mode})", serving.socket)?;
+    let socket = OneLine(&serving.socket);
+    writeln!(out, "  socket   {socket} ({front_end}{mode})")?;
     if let Some(full) = serving.full {
         writeln!(
             out,

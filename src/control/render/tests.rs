@@ -107,6 +107,15 @@ fn stopped() {
 }
 
 #[test]
+fn a_name_does_nothing_to_the_terminal_and_makes_no_line() {
+    let mut report = samples::report(&samples::clean());
+    report.image = "/a\x1b[2J\nvms/b.img  clean".to_owned();
+    let screen = super::status(&report);
+    let (first, _) = screen.split_once('\n').unwrap();
+    assert!(first.starts_with("vms/a\\u{1b}[2J\\nvms/b.img"), "{first}");
+}
+
+#[test]
 fn from_the_bricks_alone() {
     let served = samples::report(&samples::dirty(0, 0));
     let mut identity = samples::identity();

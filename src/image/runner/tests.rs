@@ -387,6 +387,7 @@ fn a_session_whose_marks_are_as_they_should_be_changes_nothing_when_it_looks() {
     session.runner.look();
     assert!(session.changed().is_empty());
     assert!(session.debt().behind().is_empty());
+}
 
 #[test]
 fn a_thread_that_panics_keeps_the_locks_until_it_is_closed_and_then_gives_the_image_back() {

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::image::bricks::BrickSet;
+use crate::image::bricks::{BrickSet, SetChange};
 use crate::image::local::Watch;
 use crate::image::open::FenceWish;
 use crate::image::recording_port::{Change, Journal, RecordingPort};
@@ -44,6 +44,10 @@ impl Watch for Quiet {
         Ok(())
     }
 
+    fn free(&self) -> Result<u64, LocalError> {
+        Ok(SIZE)
+    }
+
     fn sync(&self) -> Result<(), LocalError> {
         Ok(())
     }
@@ -72,6 +76,7 @@ fn open(map: &std::path::Path, journal: &Journal, in_use: bool) -> Result<Sessio
             bricks: 2,
             local: 0,
             arbiter: None,
+            since: SetChange::NONE,
         },
         names: Names {
             volume: "v".into(),
