@@ -445,7 +445,7 @@ fn a_session_whose_thread_never_ran_gives_the_image_back() {
 
 #[test]
 fn after_a_sync_that_failed_no_mark_changes_and_the_copies_do_not_count_as_equal() {
-    let mut session = Session::open(&[0, 1, 2], Seen { untouched: true });
+    let mut session = Session::open(&[0, 1, 2], Seen { untouched: || true });
     let runner = &mut session.runner;
     runner.durability.fail_with("the guest's flush", libc::EIO);
     runner.note_sync_failure();

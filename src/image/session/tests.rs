@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::image::bricks::{BrickSet, SetChange};
-use crate::image::local::Watch;
+use crate::image::local::{Durability, Watch};
 use crate::image::open::FenceWish;
 use crate::image::recording_port::{Change, Journal, RecordingPort};
 
@@ -20,6 +20,10 @@ impl Local for Quiet {
 
     fn watch(&self, _pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError> {
         Ok(Box::new(Quiet))
+    }
+
+    fn durability(&self) -> Arc<Durability> {
+        Arc::default()
     }
 }
 
