@@ -343,23 +343,17 @@ impl Worker {
     }
 
     fn try_to_leave(&mut self) {
-        // The rings have stopped, so nothing of ours changes it any more; of others,
-        // nothing before the locks are given back.
-        let before = self.local.fingerprint();
         let left = match &mut self.session {
             Some((session, _)) => session.hand_over(self.to),
             None => return self.take(Event::Left),
         };
         match left {
-            Ok(_) => {
+            Ok(left) => {
                 self.door.put(None);
                 self.local.give_back();
                 self.session = None;
                 // A front-end that has gone meanwhile does not come back with its guest.
-                self.given_away = before
-                    .inspect_err(|error| log::warn!("{}", chain(error)))
-                    .ok()
-                    .filter(|_| self.guest_here);
+                self.given_away = left.filter(|_| self.guest_here);
                 self.take(Event::Left);
             }
             Err(why) => {

@@ -76,6 +76,10 @@ fn publish_as(
             }),
         };
         if let Some(error) = refused {
+            if matches!(error, OpenError::FenceUnavailable { .. }) {
+                // It takes no such attribute, nor its removal.
+                asked.remove(brick);
+            }
             if fence == Fence::Mandatory {
                 lift(workers, asked);
             }

@@ -18,7 +18,7 @@ use super::error::{Names, chain, stop_message};
 use super::fencing;
 use super::gate::WriteGate;
 use super::heal::Unmarked;
-use super::local::{Durability, Watch};
+use super::local::{Durability, Fingerprint, Watch};
 use super::machine::{Action, Event, GateState, Machine, Phase, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
@@ -70,8 +70,9 @@ pub enum Input {
         answer: Sender<Result<Resized, ResizeError>>,
     },
     /// By the session's owner: end it if no copy that is held misses anything, with no
-    /// mark left on it, and this child's, if one is named, is held.
-    HandOver(Option<usize>, Sender<Result<Ending, String>>),
+    /// mark left on it, and this child's, if one is named, is held. The answer is the local
+    /// copy as it is left.
+    HandOver(Option<usize>, Sender<Result<Option<Fingerprint>, String>>),
     /// By the session's owner: rest, for another process to go on.
     Keep(Sender<Result<Kept, String>>),
     /// By the session's owner: end it.
@@ -183,13 +184,19 @@ impl Runner {
                         true => self.settle_held(to),
                         false => Err("its locks were taken away".to_owned()),
                     };
-                    if let Ok(ending) = settled {
-                        self.update_snapshot();
-                        self.let_go_of_all(Parting::HandedOver, ending);
-                        let _ = answer.send(settled);
-                        return ending;
+                    match settled {
+                        Ok(ending) => {
+                            self.update_snapshot();
+                            // Nobody else can write to it before the locks are given back.
+                            let left = self.local.fingerprint();
+                            self.let_go_of_all(Parting::HandedOver, ending);
+                            let _ = answer.send(Ok(left));
+                            return ending;
+                        }
+                        Err(why) => {
+                            let _ = answer.send(Err(why));
+                        }
                     }
-                    let _ = answer.send(settled);
                 }
                 Ok(Input::Keep(answer)) => self.rest(&answer),
                 Ok(Input::Close) | Err(RecvTimeoutError::Disconnected) => break,

@@ -19,7 +19,7 @@ use super::error::{LocalError, Names, OpenError, chain};
 use super::gate::WriteGate;
 use super::handle::SessionHandle;
 use super::holder::Holder;
-use super::local::{Durability, Local, Watch};
+use super::local::{Durability, Fingerprint, Local, Watch};
 use super::locking::Claim;
 use super::machine::{Machine, Phase, StopReason};
 use super::open::{self, Opened, Terms, Waiting};
@@ -296,18 +296,20 @@ impl Session {
 
     /// Ends the session if no copy that is held misses anything, with no mark left on it:
     /// whoever opens the image next may do so from any of them. If `to` is named, that
-    /// child's copy must be among them. The device must be drained before.
+    /// child's copy must be among them. The device must be drained before. Returns what
+    /// changes when somebody writes to the local copy from then on, if that is known.
     ///
     /// # Errors
     /// Why not; the session goes on.
-    pub fn hand_over(&mut self, to: Option<usize>) -> Result<Ending, String> {
+    pub fn hand_over(&mut self, to: Option<usize>) -> Result<Option<Fingerprint>, String> {
         let (answer, receiver) = mpsc::channel();
         let over = || "the session's thread is gone".to_owned();
         let wish = Input::HandOver(to, answer);
         self.inbox.send(wish).map_err(|_| over())?;
         let answered = self.threads.receive(&receiver, None);
-        answered.unwrap_or_else(|_| Err(over()))?;
-        Ok(self.end())
+        let left = answered.unwrap_or_else(|_| Err(over()))?;
+        self.end();
+        Ok(left)
     }
 
     /// Lets the session rest. The device must be drained before.

@@ -49,6 +49,11 @@ pub trait Watch: Send {
     /// Is it as it was at the beginning? Unknown counts as touched.
     fn is_untouched(&self) -> bool;
 
+    /// What would change if somebody else wrote to it; `None`: nobody knows.
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        None
+    }
+
     /// From now on, remembers it as it is now.
     ///
     /// # Errors
@@ -165,6 +170,12 @@ impl Watch for LocalWatch {
 
     fn is_untouched(&self) -> bool {
         Fingerprint::of(&self.file).is_ok_and(|now| now == self.baseline)
+    }
+
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        Fingerprint::of(&self.file)
+            .inspect_err(|error| log::warn!("cannot look at {}: {error}", self.path.display()))
+            .ok()
     }
 
     fn rebase(&mut self) -> Result<(), LocalError> {
