@@ -48,7 +48,10 @@ impl Qmp {
             text,
         };
         let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(stream.get_mut(), "{request}").map_err(|error| failed(error.to_string()))?;
+        // In one piece: QEMU may carry a `quit` out, and be gone, before a line's end comes.
+        let line = format!("{request}\n");
+        let sent = stream.get_mut().write_all(line.as_bytes());
+        sent.map_err(|error| failed(error.to_string()))?;
         loop {
             let mut line = String::new();
             let read = stream
