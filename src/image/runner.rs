@@ -113,8 +113,8 @@ pub struct Runner {
     pub reached: BrickSet,
     /// When it has waited for that long, by the clock of `threads`.
     pub quorum_deadline: Option<Duration>,
-    /// When the bricks are looked at again, by the same clock.
-    pub next_look: Duration,
+    /// When the bricks were last looked at, by the same clock.
+    pub looked_at: Duration,
     /// Locks were taken away, and marks are not known to stand since.
     pub robbed: bool,
     /// For waiting.

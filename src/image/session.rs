@@ -210,7 +210,7 @@ impl Session {
             quorum_timeout,
             reached: opened.held,
             quorum_deadline: None,
-            next_look: threads.now(),
+            looked_at: threads.now(),
             robbed: false,
             threads: threads.clone(),
             snapshot: snapshot.clone(),

@@ -26,7 +26,7 @@ const REJOIN_LIMIT: Duration = Duration::from_secs(10);
 impl Runner {
     /// Until when nothing is to be done unasked, by the clock of the threads.
     pub(super) fn next_due(&self) -> Option<Duration> {
-        let look = self.looks().then_some(self.next_look);
+        let look = self.looks().then(|| self.next_look());
         look.into_iter().chain(self.quorum_deadline).min()
     }
 
@@ -37,9 +37,18 @@ impl Runner {
             self.quorum_deadline = None;
             self.take(Event::QuorumTimeout);
         }
-        if self.looks() && self.next_look <= now {
+        if self.looks() && self.next_look() <= now {
             self.look();
         }
+    }
+
+    /// As soon as the guest writes, the last look counts for a moment only.
+    fn next_look(&self) -> Duration {
+        let pause = match self.machine.phase() {
+            Phase::Unmarked | Phase::Stopped(_) => WHILE_CLEAN,
+            _ => WHILE_DIRTY,
+        };
+        self.looked_at + pause
     }
 
     /// Is there anything to lose? A session that only reads lets heals go on.
@@ -61,11 +70,7 @@ impl Runner {
         if self.machine.phase() == &Phase::Dirty {
             self.look_after_marks(&copies);
         }
-        let pause = match self.machine.phase() {
-            Phase::Unmarked | Phase::Stopped(_) => WHILE_CLEAN,
-            _ => WHILE_DIRTY,
-        };
-        self.next_look = self.threads.now() + pause;
+        self.looked_at = self.threads.now();
     }
 
     /// Bricks that were not marked yet are being marked, or have not come so far.

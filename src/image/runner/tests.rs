@@ -152,7 +152,7 @@ impl Session {
             quorum_timeout: Duration::from_secs(60),
             reached: SHAPE.all(),
             quorum_deadline: None,
-            next_look: Duration::ZERO,
+            looked_at: Duration::ZERO,
             robbed: false,
             threads,
             snapshot: Arc::new(Mutex::new(Snapshot {
@@ -457,4 +457,15 @@ fn after_a_sync_that_failed_no_mark_changes_and_the_copies_do_not_count_as_equal
     session.write_wanted();
     assert_eq!(session.phase(), &Phase::Stalled);
     assert!(session.changed().is_empty(), "it vouches for no mark");
+}
+
+#[test]
+fn a_session_that_begins_to_write_is_looked_at_within_a_second() {
+    let mut session = Session::open(&[0, 1, 2], Seen { untouched: || true });
+    session.runner.look();
+    let clean = session.runner.next_due().unwrap();
+    session.write_wanted();
+    let dirty = session.runner.next_due().unwrap();
+    assert_eq!(dirty - session.runner.looked_at, Duration::from_secs(1));
+    assert!(dirty < clean);
 }
