@@ -31,7 +31,14 @@ fn a_peer_that_lost_its_mark_gets_it_again_before_anything_is_copied_to_it() {
     xattr::set(file, "trusted.afr.gv0-client-1", &[0; 12]).unwrap();
 
     let healer = Healer::start(volume.brick_node(0), &[]);
-    healer.wait_log("does not carry this session's mark");
+    // The healer at its next copy, or the session when it looks, whoever comes first.
+    let noticed = || {
+        let (session, healer) = (daemon.log(), healer.log());
+        let noticed = session.contains("somebody removed marks of this session")
+            || healer.contains("does not carry this session's mark");
+        noticed.then_some(()).ok_or(session + &healer)
+    };
+    wait_until("the missing mark to be noticed", PATIENCE, noticed).unwrap();
     daemon.wait_state("clean");
     assert!(volume.marks(IMAGE).unwrap().is_clean());
     assert!(volume.copies_equal(IMAGE).unwrap().are_equal());

@@ -6,8 +6,10 @@ mod support;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use bypass_harness::{Cluster, Mount, Volume, VolumeKind, wait_until};
+use bypass_harness::{Cluster, Fill, Mount, Volume, VolumeKind, wait_until};
 use support::daemon::{Daemon, run_dir, run_on, state_dir};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
@@ -18,7 +20,14 @@ const MIB: u64 = 1 << 20;
 
 /// A mebibyte of an image through a mount's page cache, by a new open.
 fn read_through(mount: &Mount, image: &str, mebibyte: u64) -> Vec<u8> {
-    let file = File::open(mount.path().join(image.trim_start_matches('/'))).unwrap();
+    read_mebibyte(&open_through(mount, image), mebibyte)
+}
+
+fn open_through(mount: &Mount, image: &str) -> File {
+    File::open(mount.path().join(image.trim_start_matches('/'))).unwrap()
+}
+
+fn read_mebibyte(file: &File, mebibyte: u64) -> Vec<u8> {
     let mut bytes = vec![0; MIB as usize];
     file.read_exact_at(&mut bytes, mebibyte * MIB).unwrap();
     bytes
@@ -73,6 +82,52 @@ fn a_mount_that_has_pages_of_the_image_reads_what_the_guest_wrote_when_marks_go_
     assert_eq!(daemon.stop().code(), Some(0));
     assert!(!volume.marks(IMAGE).unwrap().is_clean());
     wait_new(&behind);
+}
+
+/// Clients that have an image open and look at it all the time learn late that a copy is
+/// marked, and go on reading it meanwhile.
+#[test]
+fn who_reads_while_a_session_writes_and_ends_does_not_keep_old_pages() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = replica_3(&cluster);
+    volume.set_self_heal_daemon(false).unwrap();
+    let mounts = [0, 1, 2].map(|node| volume.mount(node).unwrap());
+    // Which copy the clients read follows from the gfid.
+    for image in ["/a.img", "/b.img"] {
+        volume.create_image(image, 4 * MIB, Fill::Noise).unwrap();
+        let ends = AtomicBool::new(false);
+        let written = std::thread::scope(|scope| {
+            for mount in &mounts {
+                scope.spawn(|| {
+                    let file = open_through(mount, image);
+                    while !ends.load(Ordering::Relaxed) {
+                        file.metadata().unwrap();
+                        read_mebibyte(&file, 1);
+                    }
+                });
+            }
+            let daemon = Daemon::start(&volume, 0, image, &[]).wait_listening();
+            let daemon = daemon.unwrap();
+            let mut disk = FrontEnd::connect(daemon.socket());
+            let written = write_at(&mut disk, 1, 1);
+            drop(disk);
+            assert_eq!(daemon.stop().code(), Some(0));
+            // Longer than clients believe what they know of a file: for trouble, not for
+            // what is to be seen.
+            std::thread::sleep(Duration::from_millis(1500));
+            ends.store(true, Ordering::Relaxed);
+            written
+        });
+        for mount in &mounts {
+            wait_until("the mount to read what was written", PATIENCE, || {
+                match read_through(mount, image, 1) == written {
+                    true => Ok(()),
+                    false => Err(format!("{image}: old pages")),
+                }
+            })
+            .unwrap();
+        }
+    }
 }
 
 #[test]

@@ -22,20 +22,30 @@ pub fn begin(workers: &[Worker], held: BrickSet) -> data_lock::Round {
     data_lock::Round::begin(workers, held, DATA_LOCK_LIMIT)
 }
 
-/// Gives the file one new time on every brick of the round, so that mounts forget what
-/// they have of it in their caches: with `keep_cache`, which mounts turn on by themselves,
-/// only another time or size makes them do so, and direct writes change neither as they
-/// see it (`trusted.glusterfs.mdata`). Before any mark is removed: cut short in between,
-/// the marks stand, and whoever removes them does this anew.
+/// Gives the file one new time on every brick of the round that has all data (`fresh`), so
+/// that mounts forget what they have of it in their caches: with `keep_cache`, which mounts
+/// turn on by themselves, only another time or size makes them do so, and direct writes
+/// change neither as they see it (`trusted.glusterfs.mdata`). Before any mark is removed:
+/// cut short in between, the marks stand, and whoever removes them does this anew.
+///
+/// A copy that misses something keeps its old time: a mount that has not seen the marks
+/// yet, for it looks once a second, reads that copy and would take its old data for what
+/// belongs to the new time, for good.
 ///
 /// A brick that is away keeps its old time, and no metadata mark says so: its copy is
 /// marked for the data that it misses, and whoever heals that, AFR too
 /// (`afr_selfheal_restore_time`), gives it the time with it. An arbiter misses none, and
 /// nobody reads its times. A metadata mark would be one more thing in which two hosts can
 /// come to accuse each other.
-pub fn set_times(workers: &[Worker], time: Duration, locked: &mut data_lock::Round) {
+pub fn set_times(
+    workers: &[Worker],
+    fresh: BrickSet,
+    time: Duration,
+    locked: &mut data_lock::Round,
+) {
     let bricks = locked.copies.iter().map(|(brick, _)| *brick);
     let asked: Vec<_> = bricks
+        .filter(|&brick| fresh.contains(brick))
         .filter_map(|brick| {
             let worker = workers.get(brick)?;
             Some((brick, worker.ask(move |port| port.set_times(time))))
@@ -322,7 +332,7 @@ mod tests {
             let journal = Journal::default();
             let workers = workers(&journal, failing);
             let mut round = round(rows);
-            set_times(&workers, TIME, &mut round);
+            set_times(&workers, SHAPE.all(), TIME, &mut round);
             remove(&SHAPE, &workers, set(&[1, 2]), &mut round);
             let journal = journal.lock().unwrap();
             let expected = (0..3).filter(|brick| failing != Some(*brick));

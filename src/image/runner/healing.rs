@@ -134,7 +134,7 @@ impl Runner {
             Err(ref why) => Err(why.clone()),
         };
         if let Ok(equal) = equal {
-            unmarking::set_times(&self.workers, since_epoch(), &mut round);
+            self.set_times(&mut round);
             unmarking::remove(&self.shape, &self.workers, equal, &mut round);
         }
         round.end(&self.workers);
@@ -188,12 +188,19 @@ impl Runner {
             return;
         }
         let mut round = unmarking::begin(&self.workers, self.machine.held());
-        unmarking::set_times(&self.workers, since_epoch(), &mut round);
+        self.set_times(&mut round);
         round.end(&self.workers);
         for (brick, error) in round.busy.iter().chain(&round.failed) {
             let name = self.names.one(*brick);
             log::warn!("mounts may go on reading old pages of the image: brick {name}: {error}");
         }
+    }
+
+    /// A new time for every copy that misses nothing.
+    fn set_times(&self, round: &mut data_lock::Round) {
+        let behind = self.debt.as_ref().map_or(self.shape.peers(), Debt::behind);
+        let fresh = self.shape.all().without(behind);
+        unmarking::set_times(&self.workers, fresh, since_epoch(), round);
     }
 
     /// Is every copy that is held as good as ours, with no mark against it, so that

@@ -469,3 +469,21 @@ fn a_session_that_begins_to_write_is_looked_at_within_a_second() {
     assert_eq!(dirty - session.runner.looked_at, Duration::from_secs(1));
     assert!(dirty < clean);
 }
+
+#[test]
+fn a_copy_that_misses_something_keeps_its_old_time_at_the_end() {
+    let mut session = Session::open(&[0, 1, 2], Seen { untouched: || true });
+    session.write_wanted();
+    let behind = Peer::new(1).unwrap().into();
+    let debt = session.runner.debt.as_mut().unwrap();
+    debt.distrust(behind).unwrap();
+    assert_eq!(session.runner.settle(), Ending::Behind);
+    let journal = session.journal.lock().unwrap();
+    let timed = |(_, change): &&(usize, Change)| matches!(change, Change::Times(_));
+    let timed: BrickSet = journal
+        .iter()
+        .filter(timed)
+        .map(|(brick, _)| *brick)
+        .collect();
+    assert_eq!(timed, [0, 1].into_iter().collect());
+}
