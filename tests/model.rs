@@ -203,6 +203,7 @@ mod holds {
         holds(Setting {
             faults: if_long(1),
             writes: 2,
+            stuck: 1,
             ..HEALING_THREE
         });
     }
@@ -219,6 +220,14 @@ mod holds {
     #[test]
     fn with_peers_that_are_away_in_turns() {
         holds(IN_TURNS);
+    }
+
+    #[test]
+    fn with_a_peer_that_cannot_be_healed() {
+        holds(Setting {
+            writes: 1 + if_long(1),
+            ..STUCK
+        });
     }
 
     #[test]
@@ -324,6 +333,24 @@ fn one_peer_back_for_the_other() -> Vec<Step> {
     steps
 }
 
+/// A session heals one peer, and not the other, which it holds: the marks against the first
+/// are about to go.
+fn one_peer_healed() -> Vec<Step> {
+    let mut steps = written(0, &[0, 1, 2]);
+    steps.extend([
+        Step::Attach { slot: 0, peer: 1 },
+        Step::SendCopy {
+            slot: 0,
+            peer: 1,
+            extent: 0,
+        },
+        Step::LandCopy(1),
+        Step::EndCopy(0),
+        Step::Detach(1),
+    ]);
+    steps
+}
+
 /// A session lost its own brick before it wrote, and another wrote on that and its own.
 fn written_beside_a_clean_session() -> Vec<Step> {
     let both = [0, 2].into_iter().collect();
@@ -375,6 +402,13 @@ const LOST_ONE: Setting = Setting {
 const BESIDE: Setting = Setting {
     faults: 1,
     after: written_beside_a_clean_session,
+    ..HEALING_THREE
+};
+const STUCK: Setting = Setting {
+    faults: 1,
+    writes: 2,
+    stuck: 1,
+    after: one_peer_healed,
     ..HEALING_THREE
 };
 const IN_TURNS: Setting = Setting {

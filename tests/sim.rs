@@ -73,6 +73,7 @@ const NOTHING: Plan = Plan {
     clients: false,
     clients_fail: false,
     syncs_fail: false,
+    full: false,
     stock: false,
     outlived: false,
     overtaken: false,
@@ -85,7 +86,7 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn schedules(kind: &str, plan: Plan) {
+fn schedules(kind: &str, plan: Plan) -> run::Figures {
     let seeds = match number("BYPASS_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("BYPASS_SIM_COUNT").unwrap_or(COUNT),
@@ -101,6 +102,7 @@ fn schedules(kind: &str, plan: Plan) {
                 total.steps += figures.steps;
                 total.opened += figures.opened;
                 total.unmarked += figures.unmarked;
+                total.beside += figures.beside;
                 total.promoted += figures.promoted;
                 total.excused += figures.excused;
             }
@@ -117,6 +119,7 @@ fn schedules(kind: &str, plan: Plan) {
         "replay with BYPASS_SIM_SEED=… and the name of the test:\n{}",
         failed.join("\n")
     );
+    total
 }
 
 #[test]
@@ -176,6 +179,26 @@ fn two_copies_and_an_arbiter() {
         ..NOTHING
     };
     schedules("arbiter", plan);
+}
+
+#[test]
+fn peers_whose_disks_are_full() {
+    let plan = Plan {
+        faults: 6,
+        full: true,
+        ..NOTHING
+    };
+    let alone = schedules("full", plan);
+    let rivals = Plan {
+        rivals: true,
+        stock: true,
+        ..plan
+    };
+    let beside = alone.beside + schedules("full, rivals", rivals).beside;
+    assert!(
+        number("BYPASS_SIM_SEED").is_some() || beside > 0,
+        "no peer was unmarked beside one"
+    );
 }
 
 #[test]

@@ -19,8 +19,10 @@ use super::own_session::{OwnSession, Wanted};
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(100);
 /// An image is given back after nothing could be healed for so long: its peers are
-/// away.
+/// away...
 const HOPELESS: Duration = Duration::from_secs(5);
+/// ...or refuse what they are sent.
+const STUCK: Duration = Duration::from_secs(30);
 
 /// What to finish.
 pub struct Finishing {
@@ -76,6 +78,7 @@ pub fn run(finishing: &Finishing) {
         }
     };
     let mut useful = Instant::now();
+    let mut progress = (progress_of(&own.snapshot()), useful);
     while !finishing.stop.load(Ordering::SeqCst)
         && !give_way.load(Ordering::SeqCst)
         && !own.is_stopped()
@@ -89,6 +92,17 @@ pub fn run(finishing: &Finishing) {
         }
         if useful.elapsed() > HOPELESS {
             log::info!("{volume}{image}: the copies that are left to heal are away");
+            break;
+        }
+        let done = progress_of(&now);
+        if done != progress.0 {
+            progress = (done, Instant::now());
+        }
+        if progress.1.elapsed() > STUCK {
+            log::warn!(
+                "{volume}{image} is not finished: nothing could be healed for {} s. It is tried again later",
+                STUCK.as_secs()
+            );
             break;
         }
         std::thread::sleep(ROUND);
@@ -129,6 +143,18 @@ fn is_finished(now: &Snapshot) -> bool {
             .iter()
             .all(|copy| copy.locked && !is_marking(copy))
         && behind(now).next().is_none()
+}
+
+/// What there is to show: extents healed, and marks.
+fn progress_of(now: &Snapshot) -> (u64, Vec<Option<Vec<i32>>>) {
+    let healer = now
+        .healing
+        .iter()
+        .filter_map(|healing| healing.healer.as_ref());
+    let peers = healer.flat_map(|report| &report.peers);
+    let healed = peers.map(|peer| peer.figures.extents_cleared).sum();
+    let marks = now.copies.iter().map(|copy| copy.pending.clone());
+    (healed, marks.collect())
 }
 
 /// Some copy that is reached misses something, or some mark could go.

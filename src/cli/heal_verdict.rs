@@ -29,8 +29,9 @@ pub struct Watch {
     patient: bool,
     /// Why it would end, and since when it would.
     doubt: Option<(Doubt, Duration)>,
-    /// What had been moved when something was moved last, and when that was.
-    progress: (Figures, u64, Duration),
+    /// How many extents were healed when one was healed last, and when that was. What was
+    /// sent is no progress: it may have been refused.
+    progress: (u64, Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ impl Watch {
         Self {
             patient,
             doubt: None,
-            progress: (Figures::default(), 0, Duration::ZERO),
+            progress: (0, Duration::ZERO),
         }
     }
 
@@ -71,11 +72,11 @@ impl Watch {
         {
             return Verdict::NotClean(reason(doubt, status));
         }
-        let moved = (moved(status), status.copies.iter().filter_map(bytes).sum());
-        if (self.progress.0, self.progress.1) != moved {
-            self.progress = (moved.0, moved.1, now);
+        let healed = moved(status).extents_cleared;
+        if self.progress.0 != healed {
+            self.progress = (healed, now);
         }
-        match now.saturating_sub(self.progress.2) >= STUCK {
+        match now.saturating_sub(self.progress.1) >= STUCK {
             true => Verdict::NotClean(obstacle(status)),
             false => Verdict::GoOn,
         }
@@ -150,5 +151,56 @@ fn obstacle(status: &Status) -> String {
     match told.is_empty() {
         true => "nothing was healed for 30 s; the healer's log says why".to_owned(),
         false => format!("nothing was healed for 30 s. {}", told.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::samples::{MIB, copying, dirty, healer, healing, report, waiting};
+
+    /// The first peer is equal; the second misses 64 MiB and this was done for it.
+    fn status(sent: u64, cleared: u64) -> Status {
+        let mut snapshot = dirty(0, 64 * MIB);
+        let mut refused = waiting("host refused: no space left on device");
+        refused.figures.bytes_sent = sent;
+        refused.figures.bytes_read = sent;
+        refused.figures.extents_cleared = cleared;
+        let healing = healing(&mut snapshot);
+        healing.behind[1].lag.inherited = true;
+        healing.healer = Some(healer([copying(0), refused]));
+        report(&snapshot)
+    }
+
+    #[test]
+    fn what_is_sent_again_and_again_and_refused_is_no_progress() {
+        let mut watch = Watch::new(false);
+        let second = |n| Duration::from_secs(n);
+        for now in 0..STUCK.as_secs() {
+            assert_eq!(
+                watch.look(&status(now * MIB, 7), second(now)),
+                Verdict::GoOn
+            );
+        }
+        let end = watch.look(&status(99 * MIB, 7), STUCK + second(1));
+        let Verdict::NotClean(why) = end else {
+            panic!("{end:?}");
+        };
+        assert!(why.contains("no space left"), "{why}");
+        // One more extent that the peer has is.
+        let mut watch = Watch::new(false);
+        for (now, cleared) in [(0, 7), (29, 7), (30, 8), (59, 8)] {
+            let verdict = watch.look(&status(now * MIB, cleared), second(now));
+            assert_eq!(verdict, Verdict::GoOn);
+        }
+    }
+
+    #[test]
+    fn who_waits_goes_on_whatever_the_obstacle() {
+        let mut watch = Watch::new(true);
+        for now in [0, 1000] {
+            let verdict = watch.look(&status(0, 0), Duration::from_secs(now));
+            assert_eq!(verdict, Verdict::GoOn);
+        }
     }
 }

@@ -98,6 +98,7 @@ pub fn copying(rate: u64) -> PeerReport {
         state: HealState::Copying,
         rate,
         sent_before: Some(Duration::from_millis(400)),
+        failing_for: None,
         figures: Figures {
             bytes_read: 90 * MIB,
             bytes_sent: 64 * MIB,
@@ -118,6 +119,7 @@ pub fn waiting(why: &str) -> PeerReport {
         },
         rate: 0,
         sent_before: None,
+        failing_for: None,
         figures: Figures::default(),
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use super::bricks::{SetChange, Shape};
+use super::bricks::{BrickSet, SetChange, Shape};
 use super::dirty::{DirtyMap, Peer};
 use super::gate::WriteGate;
 use super::heal::{HealReport, HealState, Hint, LinkError, Obstacle, PeerReport, Unmarked};
@@ -24,6 +24,9 @@ use super::threads::Threads;
 /// How long an answer of the session's thread is waited for: longer than it waits for
 /// other clients' locks.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// A peer to which every copy has failed for so long is not waited for when the marks
+/// against another one could go.
+const STUCK: Duration = Duration::from_secs(5);
 /// A healer that has not reported for so long is gone.
 const HEALER_GONE: Duration = Duration::from_secs(5);
 /// The least time between two rounds of marking for a healer that misses a mark.
@@ -195,20 +198,28 @@ impl SessionHandle {
             self.ask_for_marks();
         }
         let all_marked = snapshot.phase == Phase::Dirty;
+        let locked = || snapshot.copies.iter().filter(|copy| copy.locked);
         let held = |child: usize| snapshot.copies.get(child).is_some_and(|copy| copy.locked);
+        let count = |marks: &Vec<i32>, child: usize| marks.get(child).copied().unwrap_or(0);
         let marked = |child: usize| {
-            let copies = snapshot.copies.iter().filter(|copy| copy.locked);
-            let counter = |marks: &Vec<i32>| marks.get(child).is_some_and(|&count| count != 0);
-            all_marked || copies.filter_map(|c| c.pending.as_ref()).any(counter)
+            let mut marks = locked().filter_map(|copy| copy.pending.as_ref());
+            all_marked || marks.any(|marks| count(marks, child) != 0)
+        };
+        let stamp = map.record().stamp;
+        let stands = |child: usize| {
+            let stamped = |marks: &Vec<i32>| stamp != 0 && count(marks, child) == stamp;
+            locked().all(|copy| copy.pending.as_ref().is_some_and(stamped))
         };
         let suspect = map.record().suspect;
         let behind = map.behind();
         let clean = |peer: Peer| !behind.contains(peer);
+        let stuck = self.stuck(report);
         Ok(Hint {
             marked: all_marked,
+            stands: self.peers().map(|(_, child)| stands(child)).collect(),
             removable: self
                 .peers()
-                .all(|(peer, child)| clean(peer) || !held(child))
+                .all(|(peer, child)| clean(peer) || !held(child) || stuck.contains(child))
                 && self
                     .peers()
                     .any(|(peer, child)| marked(child) && clean(peer)),
@@ -229,6 +240,14 @@ impl SessionHandle {
         let _ = self.inbox.send(Input::SetChanged(change));
     }
 
+    /// The children to which the healer cannot copy, not for a moment only.
+    fn stuck(&self, report: &HealReport) -> BrickSet {
+        let failing = |peer: &PeerReport| peer.failing_for.is_some_and(|time| time >= STUCK);
+        let reports = self.peers().zip(&report.peers);
+        let stuck = reports.filter(|(_, report)| failing(report));
+        stuck.map(|((_, child), _)| child).collect()
+    }
+
     /// A mark is not what it should be: the session looks at all of them and stores its
     /// own again. Not more often than [`REMARK_PAUSE`], for it takes AFR's data lock.
     fn ask_for_marks(&self) {
@@ -241,12 +260,16 @@ impl SessionHandle {
         }
     }
 
-    /// Removes the marks against every peer that misses nothing.
+    /// Removes the marks against every peer that misses nothing, unless the healer is
+    /// at work for another one.
     ///
     /// # Errors
     /// [`LinkError::Ended`], [`LinkError::Failed`].
     pub fn unmark(&self) -> Result<Unmarked, LinkError> {
-        self.ask(Input::Unmark)
+        let report = locked(&self.healer).clone();
+        let stuck = report.map(|(_, report)| self.stuck(&report));
+        let despite = stuck.unwrap_or_default();
+        self.ask(|answer| Input::Unmark { despite, answer })
     }
 
     /// Makes byte ranges dirty for a peer whose copy differs there.
@@ -390,6 +413,7 @@ mod tests {
                 state: HealState::Copying,
                 rate: 1,
                 sent_before: Some(told),
+                failing_for: None,
                 figures: Figures::default(),
             }],
         };

@@ -48,7 +48,12 @@ pub enum Input {
     /// By a healer: a peer does not carry the session's mark.
     MarkAgain,
     /// By a healer: remove the marks against peers that miss nothing.
-    Unmark(Sender<Unmarked>),
+    Unmark {
+        /// Children that may miss something: they cannot be healed for now.
+        despite: BrickSet,
+        /// What came of it.
+        answer: Sender<Unmarked>,
+    },
     /// By who compared the copies: these byte ranges of a peer's differ.
     Repair {
         /// The peer.
@@ -163,8 +168,8 @@ impl Runner {
                     self.shape.since = change;
                     self.take(Event::SetChanged(change));
                 }
-                Ok(Input::Unmark(answer)) => {
-                    let unmarked = self.unmark();
+                Ok(Input::Unmark { despite, answer }) => {
+                    let unmarked = self.unmark(despite);
                     // Whoever asked may have given up waiting.
                     let _ = answer.send(unmarked);
                 }

@@ -149,8 +149,9 @@ pub fn not_reached(copies: &[Option<CopyState>]) -> Absent {
 /// Which of the peers that miss nothing may lose their marks. `copies` are the rows of
 /// the bricks in the round; `absent` what is known of those that are not.
 ///
-/// * A peer's own brick must be in the round and accuse, besides itself, every peer that
-///   still misses something: it may be the one that others heal from next.
+/// * Whatever others may heal from next accuses every peer that still misses something,
+///   whether that is away or only cannot be healed now: the local brick, and the own brick
+///   of each peer that is named, which must be in the round and accuse itself, too.
 /// * A brick that is away and is believed must not accuse it: that accusation would stay,
 ///   and stand against what the peer writes later.
 pub fn removable(
@@ -160,11 +161,14 @@ pub fn removable(
     absent: &[(usize, Absent)],
 ) -> BrickSet {
     let behind = shape.peers().without(equal);
-    let row = |peer: usize| copies.iter().find(|(brick, _)| *brick == peer);
-    let marked = |peer: &usize| {
-        let expected = behind.iter().chain([*peer]).collect();
-        row(*peer).is_some_and(|(_, copy)| copy.accuses().covers(expected))
+    let accuses = |of: usize, expected: BrickSet| {
+        let mut rows = copies.iter().filter(|(brick, _)| *brick == of);
+        rows.any(|(_, copy)| copy.accuses().covers(expected))
     };
+    if !accuses(shape.local, behind) {
+        return BrickSet::EMPTY;
+    }
+    let marked = |peer: &usize| accuses(*peer, behind.iter().chain([*peer]).collect());
     let left_alone = |peer: &usize| {
         absent.iter().all(|(brick, known)| match known {
             Absent::Read(accuses) => accuses.contains(*brick) || !accuses.contains(*peer),
@@ -249,6 +253,10 @@ mod tests {
         assert!(removable(&SHAPE, equal, &rows([0, 9, 0]), &[]).is_empty());
         assert!(removable(&SHAPE, equal, &rows([0, 0, 9]), &[]).is_empty());
         assert!(removable(&SHAPE, equal, &rows(full)[..1], &[]).is_empty());
+        // Nor if the local one does not: both may be healed from.
+        let unknown = [row(0, [0, 9, 0]), row(1, full), row(2, full)];
+        assert!(removable(&SHAPE, equal, &unknown, &[]).is_empty());
+        assert!(removable(&SHAPE, equal, &rows(full)[1..], &[]).is_empty());
     }
 
     #[test]

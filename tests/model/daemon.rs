@@ -108,6 +108,8 @@ impl Report {
 /// A round under AFR's data lock on its way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Round {
+    /// Marks may go though a peer that is held is behind.
+    pub despite: bool,
     /// The bricks of the round.
     pub asked: BrickSet,
     /// The peers whose marks are removed; `None`: peers are marked.

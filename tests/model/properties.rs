@@ -39,6 +39,7 @@ pub const INVARIANTS: [&str; 7] = [
 
 const HEALED: &str = "our healer alone makes all copies equal, unmarked";
 const PARTLY: &str = "one peer is unmarked, the other is not";
+const BESIDE_ONE_BEHIND: &str = "one peer is unmarked while another that is held is behind";
 const PROMOTED: &str = "a promoted copy wins, and all copies are equal";
 
 /// All properties.
@@ -93,6 +94,9 @@ pub fn all() -> Vec<Property<Setting>> {
                 && peers.iter().any(marked)
                 && !peers.iter().all(marked)
         }),
+        sometimes(BESIDE_ONE_BEHIND, |s, w| {
+            s.healing && (0..2).any(|slot| unmarked_beside_one_behind(s, w, slot))
+        }),
         sometimes(PROMOTED, |_, w| {
             w.given_up != 0 && copies_equal_and_clean(w)
         }),
@@ -105,6 +109,7 @@ pub fn reachable(setting: &Setting) -> impl Iterator<Item = &'static str> {
     let may = move |name: &&str| match *name {
         HEALED => setting.healing,
         PARTLY => setting.healing && setting.bricks > 2 && !setting.arbiter && setting.faults > 0,
+        BESIDE_ONE_BEHIND => setting.stuck > 0,
         PROMOTED => setting.promotes > 0,
         _ => !setting.healing && setting.promotes == 0,
     };
@@ -206,6 +211,24 @@ fn refused_as_stale(setting: &Setting, world: &World, slot: usize) -> bool {
 
 fn is_unmarked(phase: &Phase) -> bool {
     phase == &Phase::Unmarked
+}
+
+fn unmarked_beside_one_behind(setting: &Setting, world: &World, slot: usize) -> bool {
+    let Some((session, map)) = world.session(slot).zip(world.maps[slot]) else {
+        return false;
+    };
+    let held = session.machine.held();
+    let marked = |copy: usize| {
+        held.iter()
+            .any(|brick| world.bricks[brick].stored[copy] != 0)
+    };
+    let peers: Vec<_> = setting.shape(slot).peers().iter().collect();
+    let behind = |&peer: &usize| held.contains(peer) && !map.is_clean(peer) && marked(peer);
+    is_unmarked(session.machine.phase())
+        && peers.iter().any(behind)
+        && peers
+            .iter()
+            .any(|&peer| map.is_clean(peer) && !marked(peer))
 }
 
 fn in_phase(world: &World, is: fn(&Phase) -> bool) -> bool {

@@ -146,8 +146,8 @@ impl Rim<'_> {
         self.mark_debt();
     }
 
-    /// `Runner::mark_debt`: what reachable peers miss is marked before it is healed, and
-    /// what others miss without a mark.
+    /// `Runner::mark_debt`: what reachable peers miss has this session's marks before it is
+    /// healed, and what others miss has a mark.
     fn mark_debt(&mut self) {
         let Some(map) = self.world.maps[self.slot] else {
             return;
@@ -159,7 +159,14 @@ impl Rim<'_> {
         };
         let held = session.machine.held();
         let stands = |peer: usize| held.iter().any(|brick| rows[brick][peer] != 0);
-        let unmarked = |peer: &usize| held.contains(*peer) || !stands(*peer);
+        let stamped = |peer: usize| {
+            let stamp = |brick: usize| rows[brick][peer] == map.stamp;
+            map.stamp != 0 && held.iter().all(stamp)
+        };
+        let unmarked = |peer: &usize| match held.contains(*peer) {
+            true => !stamped(*peer),
+            false => !stands(*peer),
+        };
         let behind = peers.iter().filter(|&peer| !map.is_clean(peer));
         if behind.into_iter().any(|peer| unmarked(&peer))
             && session.machine.phase() == &Phase::Unmarked

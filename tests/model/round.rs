@@ -13,14 +13,26 @@ use super::world::{BRICKS, Row, accused_by};
 
 impl Rim<'_> {
     /// A healer asks for the removal of marks: `Runner::try_unmark`, up to its data
-    /// lock. Only if [`Rim::may_unmark`].
+    /// lock. Only if [`may_unmark`].
     pub fn want_unmark(&mut self) {
         let local = self.local();
+        let shape = self.setting.shape(self.slot);
+        let map = self.world.maps[self.slot];
+        let held = self.session().map(|session| session.machine.held());
+        let behind = |&peer: &usize| map.is_some_and(|map| !map.is_clean(peer));
+        let despite = held.is_some_and(|held| {
+            let held = |&peer: &usize| held.contains(peer);
+            shape.peers().iter().filter(held).any(|peer| behind(&peer))
+        });
+        if despite {
+            self.world.stuck_left = self.world.stuck_left.saturating_sub(1);
+        }
         if let Some((session, at)) = self.with(local) {
             at.data_durable = at.data;
             session.round = Some(Round {
                 asked: session.machine.held(),
                 removed: Some(BrickSet::EMPTY),
+                despite,
                 ..Round::default()
             });
         }
@@ -133,13 +145,11 @@ impl Rim<'_> {
         let copies: Vec<_> = answered.iter().map(copy).collect();
         let absent = shape.all().without(answered);
         let absent: Vec<_> = absent.iter().map(|i| (i, session.known[i])).collect();
-        let behind_is_held = shape
-            .peers()
-            .without(clean)
-            .iter()
-            .any(|i| answered.contains(i));
+        let behind = shape.peers().without(clean);
+        let waited_for = behind.iter().any(|i| answered.contains(i));
+        let despite = session.round.is_some_and(|round| round.despite);
         let equal = match setting.lacks(Protection::RemovableOnly) {
-            _ if behind_is_held => BrickSet::EMPTY,
+            _ if waited_for && !despite => BrickSet::EMPTY,
             true => clean,
             false => removable(&shape, clean, &copies, &absent),
         };
@@ -358,8 +368,15 @@ fn removal_stages(
 }
 
 /// May the removal of marks be asked for? As `SessionHandle::report` hints and
-/// `Runner::equal_peers` asks; and some mark must be there to remove.
-pub fn may_unmark(session: &Session, shape: &Shape, clean: BrickSet, rows: &[Row]) -> bool {
+/// `Runner::equal_peers` asks; and some mark must be there to remove. Who is held and
+/// behind is waited for, unless `stuck`.
+pub fn may_unmark(
+    session: &Session,
+    shape: &Shape,
+    clean: BrickSet,
+    rows: &[Row],
+    stuck: bool,
+) -> bool {
     let machine = &session.machine;
     let held = machine.held();
     let standing = |peer: usize| held.iter().any(|brick| rows[brick][peer] != 0);
@@ -371,6 +388,6 @@ pub fn may_unmark(session: &Session, shape: &Shape, clean: BrickSet, rows: &[Row
         .any(|i| held.contains(i));
     machine.phase() == &Phase::Dirty
         && machine.may_unmark().is_ok()
-        && !behind_is_held
+        && (stuck || !behind_is_held)
         && shape.peers().iter().any(removable)
 }

@@ -30,6 +30,9 @@ pub struct Setting {
     pub promotes: u8,
     /// How often marks that stand are to be stored again.
     pub remarks: u8,
+    /// How often a session may take it that a peer which it holds cannot be healed, and
+    /// remove the marks against another one meanwhile.
+    pub stuck: u8,
     /// Our own healers are at work, and sessions remove marks.
     pub healing: bool,
     /// What has happened at the beginning.
@@ -51,6 +54,7 @@ impl Setting {
         clients: 0,
         promotes: 0,
         remarks: 0,
+        stuck: 0,
         healing: false,
         after: Vec::new,
         without: &[],

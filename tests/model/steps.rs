@@ -249,7 +249,8 @@ impl Setting {
         {
             let clean = (0..self.bricks).filter(|&i| map.is_clean(i)).collect();
             let rows = world.rows();
-            if may_unmark(s, &self.shape(slot), clean, &rows) {
+            let stuck = world.stuck_left > 0;
+            if may_unmark(s, &self.shape(slot), clean, &rows, stuck) {
                 steps.push(Step::WantUnmark(slot));
             }
             // What it makes durable matters only if there is a crash to come.

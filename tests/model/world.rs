@@ -55,6 +55,7 @@ pub struct World {
     pub opens_left: u8,
     pub promotes_left: u8,
     pub remarks_left: u8,
+    pub stuck_left: u8,
     pub breach: Option<Breach>,
 }
 
@@ -226,6 +227,7 @@ impl World {
             opens_left: setting.opens,
             promotes_left: setting.promotes,
             remarks_left: setting.remarks,
+            stuck_left: setting.stuck,
             breach: None,
         }
     }

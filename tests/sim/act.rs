@@ -25,6 +25,8 @@ pub struct Plan {
     pub clients_fail: bool,
     /// The disk at home fails to sync now and then, and says so once.
     pub syncs_fail: bool,
+    /// Disks of peers are full for a while.
+    pub full: bool,
     /// Stock heal runs all the time.
     pub stock: bool,
     /// Healers get stuck, and their sessions end meanwhile.
@@ -300,6 +302,7 @@ pub fn mend_all(sim: &Sim) {
         }
         world.hosts[host].parted = false;
         world.bricks[host].sync_fails = false;
+        world.bricks[host].full = false;
         mend(&mut world, host);
     }
 }

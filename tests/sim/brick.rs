@@ -75,6 +75,8 @@ pub struct Brick {
     pub has_data: bool,
     /// Its process runs.
     pub up: bool,
+    /// Its disk takes nothing more of a healer.
+    pub full: bool,
     /// How often the process was started.
     pub life: u64,
     /// What is read.
@@ -109,6 +111,7 @@ impl Brick {
         Self {
             has_data,
             up: true,
+            full: false,
             life: 0,
             cache: vec![0; SECTORS],
             disk: vec![0; SECTORS],

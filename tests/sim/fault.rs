@@ -30,6 +30,7 @@ enum Fault {
     /// A client hangs while it has the data lock of a brick.
     Hang(usize),
     Sync(usize),
+    Full(usize),
 }
 
 /// The hosts whose failure would do the most harm now: marks are being changed there,
@@ -85,6 +86,9 @@ fn choose(world: &mut World, plan: &mut Plan) -> Option<Fault> {
     if plan.syncs_fail {
         faults.extend([Fault::Sync(plan.home); 4]);
     }
+    if plan.full {
+        faults.extend([Fault::Full(host); 4]);
+    }
     if heals {
         faults.extend([Fault::Host(host); 3]);
     }
@@ -128,6 +132,7 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
             part(&mut sim.world(), host);
         }
         Fault::Sync(host) => sim.world().bricks[host].sync_fails = true,
+        Fault::Full(host) => sim.world().bricks[host].full ^= true,
         Fault::Client(brick) => {
             let mut world = sim.world();
             let mut client = std::mem::take(&mut world.client);

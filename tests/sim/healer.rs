@@ -127,9 +127,13 @@ impl SessionLink for Healing {
 
     fn unmark(&self) -> Result<Unmarked, LinkError> {
         let answer = self.ask(SessionHandle::unmark)?;
+        let copies = self.ask(|session| session.snapshot().copies);
+        let all_held = copies.is_ok_and(|copies| copies.iter().all(|copy| copy.locked));
         let mut world = self.sim.world();
         world.tell(|| format!("healer on {}: {answer:?}", self.host));
         world.unmarked += u64::from(matches!(answer, Ok(Unmarked::All | Unmarked::Some { .. })));
+        let some = matches!(answer, Ok(Unmarked::Some { .. }));
+        world.beside += u64::from(some && all_held);
         answer
     }
 }

@@ -54,6 +54,13 @@ fn away() -> PeerError {
     }
 }
 
+fn full() -> PeerError {
+    PeerError::Refused {
+        peer: "peer".into(),
+        source: "no space left".into(),
+    }
+}
+
 fn sectors(range: &Range<u64>) -> Range<usize> {
     (range.start / SECTOR) as usize..(range.end / SECTOR) as usize
 }
@@ -155,6 +162,9 @@ impl Wire {
 
     fn send(&self, offset: u64, versions: Vec<u64>) -> Result<Answer<()>, PeerError> {
         let number = self.call("write", |world| {
+            if world.bricks[self.brick].full {
+                return None;
+            }
             world.next_version += 1;
             let late = Late {
                 number: world.next_version,
@@ -164,8 +174,11 @@ impl Wire {
             let conn = world.conns.get_mut(&self.conn);
             conn.into_iter()
                 .for_each(|conn| conn.late.push(late.clone()));
-            late.number
+            Some(late.number)
         })?;
+        let Some(number) = number else {
+            return Err(full());
+        };
         let peer = self.clone();
         Ok(Answer::new(move || {
             peer.call("written", |world| {
@@ -216,8 +229,14 @@ impl HealPeer for SimPeer {
         let mut sent = Vec::new();
         for (offset, data) in writes {
             let versions = data.chunks(SECTOR as usize).map(version_of);
-            // An error is a lost connection: nothing of it can be answered.
-            sent.push(self.0.send(*offset, versions.collect())?);
+            match self.0.send(*offset, versions.collect()) {
+                Ok(answer) => sent.push(answer),
+                // Of a lost connection nothing is answered any more.
+                Err(error) => {
+                    sent.into_iter().try_for_each(Answer::wait)?;
+                    return Err(error);
+                }
+            }
         }
         Ok(Answer::new(|| sent.into_iter().try_for_each(Answer::wait)))
     }

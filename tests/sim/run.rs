@@ -19,6 +19,8 @@ pub struct Figures {
     pub steps: u64,
     pub opened: u64,
     pub unmarked: u64,
+    /// Unmarked beside a peer that is held and behind.
+    pub beside: u64,
     pub promoted: u64,
     /// Schedules that failed after [`super::world::World::one_sided`].
     pub excused: u64,
@@ -49,6 +51,7 @@ pub fn run(seed: u64, plan: Plan, told: bool) -> Result<Figures, String> {
             steps: world.steps,
             opened: world.opened,
             unmarked: world.unmarked,
+            beside: world.beside,
             promoted: world.promoted,
             excused: u64::from(done.is_err()),
         }),

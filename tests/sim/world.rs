@@ -98,6 +98,8 @@ pub struct World {
     /// Sessions opened, for the figures.
     pub opened: u64,
     pub unmarked: u64,
+    /// Those against one peer, beside another that is held and behind.
+    pub beside: u64,
     pub promoted: u64,
 }
 
@@ -125,6 +127,7 @@ impl World {
             robbed: false,
             opened: 0,
             unmarked: 0,
+            beside: 0,
             promoted: 0,
             promoting: None,
             landed: [0; BRICKS],

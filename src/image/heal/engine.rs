@@ -8,7 +8,9 @@
 //! stays, in the map, where the next healer forgets it and finds the extent dirty.
 //! So clean in the map means durable at the peer, whoever dies when. Clearing late
 //! costs no byte more: a write that makes the copy void in between would have made
-//! the extent dirty again anyway.
+//! the extent dirty again anyway. It is done about once a second, so that the debt
+//! shrinks in small steps, and also when the peer refuses something: what it accepted
+//! before is not sent again.
 //!
 //! # The lock
 //!
@@ -58,8 +60,10 @@ use crate::image::dirty::{Copied, Healer, Peer, Peers};
 
 /// The most of an image that is locked at once, in bytes.
 const LOCK_SPAN: u64 = 64 << 20;
-/// Bytes copied between two FSYNCs.
+/// The most bytes copied between two FSYNCs...
 const COMMIT_BYTES: u64 = 64 << 20;
+/// ...and the longest time, when stretches take less.
+const COMMIT_PERIOD: Duration = Duration::from_secs(1);
 /// How often extents with a write in flight are tried again at the end of a pass.
 const RETRIES: usize = 3;
 /// The pause before each of these times.
@@ -86,10 +90,14 @@ pub struct Engine {
     pub(super) options: Options,
     /// The extents whose copy was begun and not ended yet.
     begun: Vec<u64>,
+    /// How many of them the peer has, as far as it answered.
+    accepted: usize,
     /// Extents that had a write in flight, to be tried again in this pass.
     missed: Vec<u64>,
     /// Bytes sent, zeroed and compared since the last FSYNC.
     uncommitted: u64,
+    /// When the last FSYNC was answered, or the pass began.
+    committed: Duration,
     /// Changes may have been made without an FSYNC after them: true at first, for
     /// an earlier engine may have changed the file's size.
     unsynced: bool,
@@ -118,8 +126,10 @@ impl Engine {
             local: LocalCopy::new(file, MAX_IO),
             options,
             begun: Vec::new(),
+            accepted: 0,
             missed: Vec::new(),
             uncommitted: 0,
+            committed: Duration::ZERO,
             unsynced: true,
             ready: false,
             compares: false,
@@ -144,13 +154,7 @@ impl Engine {
     /// # Errors
     /// See [`HealError`]. What was not durable at the peer by then stays dirty.
     pub fn run_pass(&mut self) -> Result<Pass, HealError> {
-        let done = self.pass();
-        if done.is_err() {
-            for extent in self.begun.drain(..) {
-                self.healer.abandon_copy(self.id, extent);
-            }
-            self.uncommitted = 0;
-        }
+        let done = self.pass().map_err(|error| self.keep_accepted(error));
         let leave = match &done {
             Ok(pass) => pass.end == PassEnd::Locked,
             Err(error) => error.lost_peer(),
@@ -169,6 +173,7 @@ impl Engine {
             return Err(HealError::Broken { peer });
         }
         self.missed.clear();
+        self.committed = self.options.clock.now();
         pass.covered = true;
         pass.end = self.all_stretches(&mut pass)?;
         pass.covered &= pass.end == PassEnd::Complete;
@@ -240,7 +245,9 @@ impl Engine {
         };
         let span = self.bytes_of(&(*first..last + 1));
         let end = self.under_lock(span, |engine| engine.copy(extents, in_flight, pass))?;
-        if self.uncommitted >= COMMIT_BYTES {
+        self.accepted = self.begun.len();
+        let since = self.options.clock.now().saturating_sub(self.committed);
+        if self.uncommitted >= COMMIT_BYTES || since >= COMMIT_PERIOD {
             self.commit(pass)?;
         }
         Ok(end)
@@ -334,8 +341,14 @@ impl Engine {
         if !self.unsynced {
             return Ok(());
         }
-        self.peer.fsync()?;
+        if let Err(error) = self.peer.fsync() {
+            // Asked again it may say yes though bytes are gone: all of it is sent again.
+            self.abandon(0);
+            return Err(error.into());
+        }
         self.unsynced = false;
+        self.accepted = 0;
+        self.committed = self.options.clock.now();
         let mut figures = Figures::default();
         for extent in self.begun.drain(..) {
             match self.healer.end_copy(self.id, extent) {
@@ -348,6 +361,31 @@ impl Engine {
         pass.cleared += figures.extents_cleared;
         pass.again += figures.extents_again;
         Ok(())
+    }
+
+    /// After a pass that failed: what the peer accepted before, on a connection that
+    /// stands, is made durable and cleared. The error to tell.
+    fn keep_accepted(&mut self, error: HealError) -> HealError {
+        let stands = error.is_refusal() || matches!(error, HealError::Read { .. });
+        self.abandon(if stands { self.accepted } else { 0 });
+        match self.accepted {
+            0 => error,
+            _ => match self.commit(&mut Pass::default()) {
+                Err(lost) if lost.lost_peer() => lost,
+                _ => error,
+            },
+        }
+    }
+
+    /// The copies begun, but for the first `kept` of them, come to nothing.
+    fn abandon(&mut self, kept: usize) {
+        for extent in self.begun.drain(kept.min(self.begun.len())..) {
+            self.healer.abandon_copy(self.id, extent);
+        }
+        self.accepted = self.accepted.min(kept);
+        if kept == 0 {
+            self.uncommitted = 0;
+        }
     }
 
     fn next_dirty(&self, from: u64) -> Option<u64> {

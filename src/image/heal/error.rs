@@ -69,6 +69,11 @@ impl HealError {
         }
     }
 
+    /// Did the peer say no to what it was asked?
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Peer(PeerError::Refused { .. }))
+    }
+
     /// Is the peer's connection gone, so that a new peer and engine are needed?
     /// Otherwise the same engine may try again later.
     pub fn lost_peer(&self) -> bool {

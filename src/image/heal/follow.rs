@@ -168,6 +168,7 @@ impl Follower {
             let engine = engine_options(options, board.switches(id), &throttle, progress);
             let peer = PeerHealer {
                 id,
+                image: format!("{}{}", job.volume, job.image),
                 board: Arc::clone(&board),
                 healer: Arc::clone(&healer),
                 copies: Arc::clone(&copies),

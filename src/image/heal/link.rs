@@ -82,6 +82,10 @@ pub struct PeerReport {
     /// Every write acknowledged longer ago than this has been sent. `None`: not
     /// known, no pass was completed yet.
     pub sent_before: Option<Duration>,
+    /// For how long every attempt has failed, if the last one did, for another reason than
+    /// the session's.
+    #[serde(default)]
+    pub failing_for: Option<Duration>,
     /// What was done for this peer since the healer began.
     pub figures: Figures,
 }
@@ -126,8 +130,12 @@ pub struct Hint {
     /// Marks stand against every peer: whatever is copied meanwhile, no brick takes
     /// what it gets for a whole copy.
     pub marked: bool,
+    /// Per peer: marks against it stand on every brick that is held, though they may not
+    /// against all the others. So it may be copied to as well.
+    #[serde(default)]
+    pub stands: Vec<bool>,
     /// Some mark could go now: against a peer that misses nothing, while no other that
-    /// is held misses anything.
+    /// is held misses anything, or only such as cannot be healed for now.
     pub removable: bool,
     /// Per peer: its extents are dirty because nobody knows better, so checksums
     /// are to be compared first.

@@ -31,9 +31,29 @@ impl Runner {
     pub(super) fn mark_debt(&mut self) {
         let Some(debt) = &self.debt else { return };
         let held = self.machine.held();
-        let rows = self.rows_held();
-        let stand = |peer| rows.iter().flatten().any(|row| row.contains(peer));
-        let unmarked = |peer| held.contains(peer) || !stand(peer);
+        let stamp = debt.current_stamp();
+        let stand = {
+            let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
+            let mark = |brick: usize, peer: usize| -> Option<i32> {
+                let marks = snapshot.copies.get(brick)?.pending.as_deref()?;
+                marks.get(peer).copied()
+            };
+            let stamped = |peer| stamp != 0 && held.iter().all(|b| mark(b, peer) == Some(stamp));
+            let marked = |peer| {
+                held.iter()
+                    .any(|b| mark(b, peer).is_some_and(|count| count != 0))
+            };
+            let stands = |&peer: &usize| match held.contains(peer) {
+                true => stamped(peer),
+                false => marked(peer),
+            };
+            self.shape
+                .peers()
+                .iter()
+                .filter(stands)
+                .collect::<BrickSet>()
+        };
+        let unmarked = |peer| !stand.contains(peer);
         if debt.behind().iter().any(unmarked) && self.machine.phase() == &Phase::Unmarked {
             self.take(Event::WriteWanted);
         }
@@ -104,18 +124,19 @@ impl Runner {
         }
     }
 
-    /// Removes the marks against every peer that misses nothing.
-    pub(super) fn unmark(&mut self) -> Unmarked {
-        match self.try_unmark() {
+    /// Removes the marks against every peer that misses nothing, if none that is held
+    /// misses anything but those in `despite`.
+    pub(super) fn unmark(&mut self, despite: BrickSet) -> Unmarked {
+        match self.try_unmark(despite) {
             Ok(unmarked) => unmarked,
             Err(why) => Unmarked::NotYet { why },
         }
     }
 
-    fn try_unmark(&mut self) -> Result<Unmarked, String> {
+    fn try_unmark(&mut self, despite: BrickSet) -> Result<Unmarked, String> {
         self.machine.may_unmark().map_err(|why| why.to_string())?;
         self.vouch()?;
-        self.equal_peers()?;
+        self.equal_peers(despite)?;
         if self.machine.phase() == &Phase::Unmarked {
             // Marks that an earlier removal left behind: they go from all bricks in the
             // right order, so they must stand on all of them first.
@@ -129,7 +150,7 @@ impl Runner {
         let equal = match foreign {
             Ok(false) => self
                 .check_sizes(&round)
-                .and_then(|()| self.decide_unmark(&round)),
+                .and_then(|()| self.decide_unmark(&round, despite)),
             Ok(true) => Err("somebody else has marked a peer: all of it is compared".to_owned()),
             Err(ref why) => Err(why.clone()),
         };
@@ -170,7 +191,9 @@ impl Runner {
             self.end_caches();
             return if settled { durable } else { Ending::Behind };
         }
-        match self.unmark() {
+        // Nobody writes any more, so no mark has to come back: whoever is behind keeps his,
+        // and whoever is not can be opened.
+        match self.unmark(self.shape.all()) {
             Unmarked::All if all_held => Ending::AllEqual,
             Unmarked::All | Unmarked::Some { .. } => Ending::Behind,
             Unmarked::NotYet { why } => {
@@ -226,7 +249,7 @@ impl Runner {
             return Err(format!("{} is being healed", self.names.one(peer)));
         }
         if self.marked().iter().any(|peer| held_peers.contains(peer)) {
-            let unmarked = match self.unmark() {
+            let unmarked = match self.unmark(BrickSet::EMPTY) {
                 Unmarked::All => peers,
                 Unmarked::Some { peers: gone } => {
                     let gone = peers.iter().zip(gone).filter(|(_, gone)| *gone);
@@ -303,15 +326,23 @@ impl Runner {
 
     /// Closes the gate and names the children that miss nothing. The gate stays as
     /// it is when marks cannot be removed for another reason.
-    fn decide_unmark(&mut self, round: &data_lock::Round) -> Result<BrickSet, String> {
+    fn decide_unmark(
+        &mut self,
+        round: &data_lock::Round,
+        despite: BrickSet,
+    ) -> Result<BrickSet, String> {
         self.take(Event::UnmarkBegun);
-        let equal = self.equal_peers()?;
+        let equal = self.equal_peers(despite)?;
         self.sync_local().map_err(|error| chain(&error))?;
         self.guest_syncs_over()?;
         let absent = self.absent_rows();
         let removable = unmarking::removable(&self.shape, equal, &round.copies, &absent);
         if removable.is_empty() {
-            return Err("a brick that is away may still accuse the peers".to_owned());
+            return Err(
+                "a brick that is away may still accuse the peers that miss nothing, or theirs \
+                 do not accuse the others"
+                    .to_owned(),
+            );
         }
         Ok(removable)
     }
@@ -333,12 +364,14 @@ impl Runner {
     }
 
     /// The peers that miss nothing, if there are any and the healer has nothing to do
-    /// for the others: they are away.
-    fn equal_peers(&self) -> Result<BrickSet, String> {
+    /// for the others: they are away, or in `despite`. (It is not safer to wait for them.
+    /// But a guest that writes on would have the marks back at once.)
+    fn equal_peers(&self, despite: BrickSet) -> Result<BrickSet, String> {
         let debt = self.debt.as_ref().ok_or("the session is read-only")?;
         let held = self.machine.held();
         let behind = debt.behind();
-        if let Some(peer) = behind.iter().find(|&peer| held.contains(peer)) {
+        let waited_for = |&peer: &usize| held.contains(peer) && !despite.contains(peer);
+        if let Some(peer) = behind.iter().find(waited_for) {
             return Err(format!("{} is being healed", self.names.one(peer)));
         }
         let equal = self.shape.peers().without(behind);

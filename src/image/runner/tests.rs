@@ -416,7 +416,12 @@ fn a_thread_that_panics_keeps_the_locks_until_it_is_closed_and_then_gives_the_im
     assert_eq!(why.recv(), Ok(StopReason::Panicked));
     assert_eq!(gate.state(), GateState::Hold, "no write without a guard");
     let (answer, unmarked) = channel();
-    inbox.send(Input::Unmark(answer)).unwrap();
+    inbox
+        .send(Input::Unmark {
+            despite: BrickSet::EMPTY,
+            answer,
+        })
+        .unwrap();
     assert!(unmarked.recv().is_err(), "nobody is there to answer");
     assert!(
         journal.lock().unwrap().is_empty(),
@@ -451,7 +456,7 @@ fn after_a_sync_that_failed_no_mark_changes_and_the_copies_do_not_count_as_equal
     runner.note_sync_failure();
     assert!(runner.debt.as_ref().unwrap().map().record().unsynced);
     let vouched = |why: &str| why.contains("cannot be vouched for");
-    assert!(matches!(runner.unmark(), Unmarked::NotYet { why } if vouched(&why)));
+    assert!(matches!(runner.unmark(BrickSet::EMPTY), Unmarked::NotYet { why } if vouched(&why)));
     assert!(matches!(runner.settle_held(None), Err(why) if vouched(&why)));
     assert_eq!(runner.settle(), Ending::Behind);
     session.write_wanted();

@@ -45,6 +45,13 @@ struct State {
     news: u64,
 }
 
+impl State {
+    /// Do marks against this peer stand, as the session last said?
+    fn is_marked(&self, peer: Peer) -> bool {
+        self.hint.marked || self.hint.stands.get(peer.index()) == Some(&true)
+    }
+}
+
 /// What is known of one peer.
 #[derive(Clone, Debug, Default)]
 pub struct Healing {
@@ -54,6 +61,8 @@ pub struct Healing {
     pub clean_since: Option<Duration>,
     /// Every write that was over by then has been sent.
     pub covered: Option<Duration>,
+    /// Since when every attempt to copy to it has failed.
+    pub failing_since: Option<Duration>,
     /// Bytes were on their way since this was last asked.
     copied: bool,
     /// Its marks were removed, and nothing has been dirty since.
@@ -67,7 +76,7 @@ pub struct Healing {
 pub struct Orders {
     /// End.
     pub stop: bool,
-    /// The session has marks standing.
+    /// The session has marks against it standing.
     pub marked: bool,
     /// The session holds the peer.
     pub held: bool,
@@ -138,7 +147,7 @@ impl Board {
         if marked_again {
             state.idle.marked_again(now);
         }
-        let told = |hint: &Hint| (hint.marked, hint.held.clone());
+        let told = |hint: &Hint| (hint.marked, hint.stands.clone(), hint.held.clone());
         if told(&hint) != told(&state.hint) {
             state.orders += 1;
             self.changed.notify_all();
@@ -219,7 +228,7 @@ impl Board {
         let held = state.hint.held.get(peer.index());
         Orders {
             stop: state.stop,
-            marked: state.hint.marked,
+            marked: state.is_marked(peer),
             held: held.copied().unwrap_or(false),
             returns: state.peers.get(peer.index()).map_or(0, |p| p.returns),
             number: state.orders,
@@ -246,6 +255,7 @@ impl Board {
             return;
         };
         peer.state = HealState::Idle;
+        peer.failing_since = None;
         peer.covered = Some(now);
         if peer.clean_since.is_none() {
             peer.clean_since = Some(now);
@@ -258,6 +268,7 @@ impl Board {
     pub fn tell_dirty(&self, peer: Peer, now: Duration) {
         let mut state = self.state();
         let state = &mut *state;
+        let marked = state.is_marked(peer);
         let Some(peer) = state.peers.get_mut(peer.index()) else {
             return;
         };
@@ -265,11 +276,19 @@ impl Board {
         if std::mem::take(&mut peer.settled) {
             state.idle.marked_again(now);
         }
-        if !state.hint.marked {
+        if !marked {
             state.urgent = true;
             state.news += 1;
             self.changed.notify_all();
         }
+    }
+
+    /// An attempt to copy began at `begin` and failed, not for the session's reasons; or
+    /// one succeeded (`None`).
+    pub fn tell_failing(&self, peer: Peer, begin: Option<Duration>) {
+        self.change(peer, |peer| {
+            peer.failing_since = begin.map(|begin| peer.failing_since.unwrap_or(begin));
+        });
     }
 
     /// Every write that was over at `since` has been sent.

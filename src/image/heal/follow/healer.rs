@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::board::{Board, Orders};
-use super::retry::Retry;
+use super::retry::{self, Retry};
 use crate::image::dirty::{Healer, Peer};
 use crate::image::error::chain;
 use crate::image::heal::copies::Copies;
@@ -24,12 +24,35 @@ const PERIOD_UNMARKED: Duration = Duration::from_millis(500);
 /// Looking takes this part of the time at most: a large map takes a while.
 const LOOK_SHARE: u32 = 20;
 
-/// What has to change before a copy is possible, and why.
-type Hindrance = (Obstacle, String);
+/// Why a copy is not possible.
+struct Hindrance {
+    /// What has to change.
+    on: Obstacle,
+    /// The peer was asked and said no: as with a full disk, it will again.
+    refused: bool,
+    why: String,
+}
+
+impl Hindrance {
+    fn new(on: Obstacle, refused: bool, error: &dyn std::error::Error) -> Self {
+        Self {
+            on,
+            refused,
+            why: chain(error),
+        }
+    }
+
+    /// Nothing that the session will change in a moment.
+    fn is_failure(&self) -> bool {
+        !matches!(self.on, Obstacle::Session | Obstacle::Mark)
+    }
+}
 
 /// Heals one peer until it is told to stop.
 pub struct PeerHealer {
     pub id: Peer,
+    /// `volume/image`, for the log.
+    pub image: String,
     pub board: Arc<Board>,
     pub healer: Arc<Healer>,
     pub copies: Arc<dyn Copies>,
@@ -49,6 +72,8 @@ pub struct Connection {
     not_before: Duration,
     /// See [`Orders::returns`].
     returns: u64,
+    /// The log has said why nothing is copied.
+    told: Option<String>,
 }
 
 impl PeerHealer {
@@ -71,6 +96,7 @@ impl PeerHealer {
             self.state = Connection {
                 engine: self.state.engine.take(),
                 returns: orders.returns,
+                told: self.state.told.take(),
                 ..Connection::default()
             };
         }
@@ -99,16 +125,38 @@ impl PeerHealer {
         }
         match self.heal(begin) {
             Ok(()) => {
-                self.state.retry.reset();
+                self.succeeded();
                 begin + PERIOD_MARKED
             }
-            Err((on, why)) => {
-                log::info!("{}: {why}", self.name());
-                self.board.tell(self.id, HealState::Waiting { on, why });
-                self.state.not_before = self.now() + self.state.retry.pause();
-                self.state.not_before
-            }
+            Err(hindrance) => self.failed(begin, hindrance),
         }
+    }
+
+    fn succeeded(&mut self) {
+        self.state.retry.reset();
+        self.board.tell_failing(self.id, None);
+        if self.state.told.take().is_some() {
+            log::info!("{}: {} is healed again", self.image, self.name());
+        }
+    }
+
+    /// When to try again.
+    fn failed(&mut self, begin: Duration, hindrance: Hindrance) -> Duration {
+        let longest = match hindrance.refused {
+            true => retry::REFUSED,
+            false => retry::LONGEST,
+        };
+        if hindrance.is_failure() {
+            self.board.tell_failing(self.id, Some(begin));
+        }
+        let Hindrance { on, why, .. } = hindrance;
+        if self.state.told.as_ref() != Some(&why) {
+            log::warn!("{}: {}: {why}", self.image, self.name());
+            self.state.told = Some(why.clone());
+        }
+        self.board.tell(self.id, HealState::Waiting { on, why });
+        self.state.not_before = self.now() + self.state.retry.pause(longest);
+        self.state.not_before
     }
 
     /// One pass, over a new connection if need be.
@@ -126,20 +174,21 @@ impl PeerHealer {
                 }
                 match pass.end {
                     PassEnd::Complete | PassEnd::Stopped => Ok(()),
-                    PassEnd::Locked => Err((
-                        Obstacle::Lock,
-                        "another client keeps its lock on a part of the image. Look for a mount that hangs"
+                    PassEnd::Locked => Err(Hindrance {
+                        on: Obstacle::Lock,
+                        refused: false,
+                        why: "another client keeps its lock on a part of the image. Look for a mount that hangs"
                             .to_owned(),
-                    )),
+                    }),
                 }
             }
-            Err(error) => Err((error.obstacle(), chain(&error))),
+            Err(error) => Err(Hindrance::new(error.obstacle(), error.is_refusal(), &error)),
         }
     }
 
     fn connect(&self) -> Result<Engine, Hindrance> {
         let peer = self.copies.connect(self.healer.map(), self.id);
-        let peer = peer.map_err(|error| (error.obstacle(), chain(&error)))?;
+        let peer = peer.map_err(|error| Hindrance::new(error.obstacle(), false, &error))?;
         let (healer, file) = (Arc::clone(&self.healer), Arc::clone(&self.file));
         Ok(Engine::new(
             healer,

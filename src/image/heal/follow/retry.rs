@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-/// The first pause; doubled after each failure up to [`LONGEST`].
+/// The first pause; doubled after each failure up to the longest.
 const FIRST: Duration = Duration::from_millis(250);
-/// The longest pause.
-const LONGEST: Duration = Duration::from_secs(4);
+/// The longest pause, by default.
+pub const LONGEST: Duration = Duration::from_secs(4);
+/// The longest pause when what was sent is refused each time: it costs its bandwidth.
+pub const REFUSED: Duration = Duration::from_secs(60);
 
 /// Pauses that grow from failure to failure.
 #[derive(Debug)]
@@ -18,10 +20,10 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// Another attempt failed: the pause before the next.
-    pub fn pause(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (pause * 2).min(LONGEST);
+    /// Another attempt failed: the pause before the next, at most `longest`.
+    pub fn pause(&mut self, longest: Duration) -> Duration {
+        let pause = self.0.min(longest);
+        self.0 = (pause * 2).min(longest);
         pause
     }
 
@@ -38,9 +40,15 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_limit_and_start_anew_after_a_success() {
         let mut retry = Retry::default();
-        let mut pauses = || -> Vec<u128> { (0..6).map(|_| retry.pause().as_millis()).collect() };
-        assert_eq!(pauses(), [250, 500, 1000, 2000, 4000, 4000]);
+        let mut pauses = |longest| -> Vec<u128> {
+            let pause = |_| retry.pause(longest).as_millis();
+            (0..6).map(pause).collect()
+        };
+        assert_eq!(pauses(LONGEST), [250, 500, 1000, 2000, 4000, 4000]);
+        let refused = [4000, 8000, 16_000, 32_000, 60_000, 60_000];
+        assert_eq!(pauses(REFUSED), refused);
+        assert_eq!(pauses(LONGEST), [4000; 6]);
         retry.reset();
-        assert_eq!(retry.pause(), FIRST);
+        assert_eq!(retry.pause(LONGEST), FIRST);
     }
 }

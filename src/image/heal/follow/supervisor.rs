@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::board::{Board, Healing};
 use super::meter::Meter;
-use super::retry::Retry;
+use super::retry::{LONGEST, Retry};
 use super::{FollowEnd, FollowError, Snapshot};
 use crate::image::dirty::{DirtyMap, Peer};
 use crate::image::heal::backoff::{Backoff, Interval};
@@ -160,6 +160,7 @@ impl Supervisor {
         let peers = peers.map(|(peer, healing)| PeerReport {
             rate: peer.meter.read(now, moved(&peer.progress.figures())),
             sent_before: sent_before(&self.map, peer.id, &healing, now),
+            failing_for: (healing.failing_since).map(|since| now.saturating_sub(since)),
             figures: peer.progress.figures(),
             state: healing.state,
         });
@@ -226,7 +227,7 @@ impl Supervisor {
         };
         match news {
             true => self.retry.reset(),
-            false => self.not_before = self.clock.now() + self.retry.pause(),
+            false => self.not_before = self.clock.now() + self.retry.pause(LONGEST),
         }
         self.publish(|snapshot| snapshot.unmarked = Some(answer));
         Ok(())

@@ -55,6 +55,10 @@ pub struct State {
     pub batches: u64,
     /// Nobody gets through to it.
     pub away: bool,
+    /// Its disk takes nothing more.
+    pub full: bool,
+    /// How often it said so.
+    pub refusals: u64,
     /// Its counter against itself.
     pub own_mark: i32,
     /// The session whose record is there.
@@ -286,6 +290,10 @@ impl Link {
             }
         }
         match state.connection == self.connection {
+            true if state.full && kind == Call::Write => {
+                state.refusals += 1;
+                Err(refused())
+            }
             true => Ok(state),
             false => Err(away()),
         }

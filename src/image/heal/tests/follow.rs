@@ -91,6 +91,49 @@ fn a_peer_that_only_the_healer_cannot_reach_holds_up_no_copying() {
 }
 
 #[test]
+fn a_peer_whose_disk_is_full_holds_up_no_other_and_is_asked_less_and_less_often() {
+    let session = Session::new(29, 2);
+    session.bricks[1].state().full = true;
+    let follower = session.follow(&at_once());
+    let unmarked = || {
+        let peers = vec![true, false];
+        follower.snapshot().unmarked == Some(Unmarked::Some { peers })
+    };
+    wait_until("the other is unmarked", unmarked);
+    assert!(session.is_equal(0) && session.debt(1) > 0);
+    session.wait_until_missed(1, "refused");
+    let failing = |at_least: u64| {
+        let failing = session.last_report(1).and_then(|peer| peer.failing_for);
+        failing >= Some(Duration::from_millis(at_least))
+    };
+    wait_until("some attempts", || failing(2000));
+    // After 0, 0.25, 0.75, 1.75 and 3.75 seconds.
+    let refusals = session.bricks[1].state().refusals;
+    assert!((2..=5).contains(&refusals), "{refusals}");
+    // It is copied to without marks against the other.
+    session.bricks[1].state().full = false;
+    session.wait_until_unmarked();
+    assert_eq!(session.last_report(1).unwrap().failing_for, None);
+    drop(follower);
+    session.check();
+}
+
+#[test]
+fn a_guest_that_writes_beside_a_full_peer_is_unmarked_each_time_it_rests() {
+    let session = Session::new(30, 2);
+    session.bricks[1].state().full = true;
+    let _follower = session.follow(&at_once());
+    for round in 0..2 {
+        session.write(5 * EXTENT, &[round; 512]);
+        wait_until("the other is unmarked", || {
+            session.debt(0) == 0 && !session.marks()[0]
+        });
+        assert!(session.is_equal(0) && session.marks()[1]);
+    }
+    session.check();
+}
+
+#[test]
 fn when_the_session_ends_nothing_is_written_any_more_and_the_copy_lock_is_free() {
     let session = Session::new(13, 2);
     let follower = session.follow(&slowly());

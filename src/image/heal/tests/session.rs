@@ -20,6 +20,9 @@ use super::world::{EXTENT, SIZE, image};
 use crate::image::dirty::{Begun, DirtyMap, Peer, Peers};
 use crate::image::error::LocalError;
 
+/// Shorter than the real one.
+const STUCK: Duration = Duration::from_millis(400);
+
 /// What the test changes and looks at.
 #[derive(Default)]
 pub struct Known {
@@ -80,6 +83,11 @@ impl Session {
 
     pub fn is_marked(&self) -> bool {
         self.marked.read().unwrap().contains(&true)
+    }
+
+    /// Against whom there are marks.
+    pub fn marks(&self) -> Vec<bool> {
+        self.marked.read().unwrap().clone()
     }
 
     /// Are the marks set, without a write?
@@ -190,6 +198,17 @@ impl Session {
         self.check();
     }
 
+    /// Does a peer that is held miss something, and can be healed as far as known?
+    fn is_waited_for(&self, known: &Known) -> bool {
+        let report = known.reports.last();
+        let stuck = |peer: usize| {
+            let told = report.and_then(|report| report.peers.get(peer));
+            told.is_some_and(|peer| peer.failing_for > Some(STUCK))
+        };
+        let mut peers = 0..self.bricks.len();
+        peers.any(|peer| known.held[peer] && self.debt(peer) > 0 && !stuck(peer))
+    }
+
     fn alive(&self) -> Result<MutexGuard<'_, Known>, LinkError> {
         let known = self.known();
         match &known.ended {
@@ -221,16 +240,17 @@ impl SessionLink for Session {
         let mut known = self.alive()?;
         known.reports.push(report.clone());
         let peers = 0..self.bricks.len();
-        let behind = peers
-            .clone()
-            .any(|peer| known.held[peer] && self.debt(peer) > 0);
-        if behind && known.marks_debt {
+        let marked = self.marked.read().unwrap().clone();
+        let unmarked = |peer: usize| known.held[peer] && self.debt(peer) > 0 && !marked[peer];
+        if known.marks_debt && peers.clone().any(unmarked) {
             self.set_marked(true);
         }
         let marked = self.marked.read().unwrap().clone();
+        let behind = self.is_waited_for(&known);
         let removable = |peer: usize| marked[peer] && self.debt(peer) == 0;
         Ok(Hint {
             marked: !marked.contains(&false),
+            stands: marked.clone(),
             removable: !behind && peers.clone().any(removable),
             suspect: known.suspect.clone(),
             held: known.held.clone(),
@@ -245,10 +265,7 @@ impl SessionLink for Session {
         let mut known = self.alive()?;
         known.asked += 1;
         let peers = 0..self.bricks.len();
-        if peers
-            .clone()
-            .any(|peer| known.held[peer] && self.debt(peer) > 0)
-        {
+        if self.is_waited_for(&known) {
             let why = "a peer misses something".to_owned();
             return Ok(Unmarked::NotYet { why });
         }

@@ -101,6 +101,64 @@ fn a_healer_that_came_before_the_session_s_first_mark_knows_it_afterwards() {
 }
 
 #[test]
+fn what_a_peer_accepted_before_it_refused_is_not_sent_again() {
+    let world = World::healed(5);
+    world.write(0, &full_of(1));
+    let mut engine = world.engine();
+    // In the third of the stretches, each of 8 extents and one write.
+    world.brick.state().fault = Some((Call::Write, 2, Fault::Refuse));
+    let error = engine.run_pass().unwrap_err();
+    assert!(error.is_refusal() && engine.is_usable());
+    assert_eq!(world.debt(), 40 - 16);
+    assert_eq!(world.options.progress.figures().extents_cleared, 16);
+    assert!(world.clean_means_equal());
+    let sent = world.brick.state().written.len();
+    engine.run_pass().unwrap();
+    assert!(
+        world.brick.state().written[sent..]
+            .iter()
+            .all(|range| range.start >= 16 * EXTENT)
+    );
+    world.finish(engine);
+}
+
+#[test]
+fn what_a_failed_fsync_may_have_lost_is_not_cleared_by_the_next_one() {
+    let world = World::healed(6);
+    world.write(0, &full_of(1));
+    let mut engine = world.engine();
+    world.brick.state().fault = Some((Call::Fsync, 0, Fault::Refuse));
+    assert!(engine.run_pass().unwrap_err().is_refusal());
+    assert_eq!(world.debt(), 40);
+    assert_eq!(world.brick.state().fsyncs, 0, "it was asked again");
+    world.finish(engine);
+}
+
+#[test]
+fn a_slow_pass_clears_what_it_sent_about_once_a_second() {
+    let world = World::healed(7);
+    world.write(0, &full_of(1));
+    // 40 extents in 10 seconds.
+    world.options.throttle.set_rate(4 * EXTENT);
+    let mut engine = world.engine();
+    let (map, brick) = (world.map.clone(), world.brick.clone());
+    let most = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let seen = most.clone();
+    world.brick.meanwhile(move || {
+        let sent = brick.state().written.len() as u64;
+        let cleared = 40 - map.dirty_extents(the_peer());
+        seen.fetch_max(sent.saturating_sub(cleared), Ordering::Relaxed);
+    });
+    engine.run_pass().unwrap();
+    let most = most.load(Ordering::Relaxed);
+    assert!(
+        (1..=8).contains(&most),
+        "{most} extents were sent and not cleared"
+    );
+    world.finish(engine);
+}
+
+#[test]
 fn zeros_become_holes_and_are_not_sent() {
     let world = World::healed(2);
     world.write(0, &full_of(1));
