@@ -67,8 +67,11 @@ impl Runner {
         if let Some(&(by, _)) = copies.iter().find(accuses_local) {
             self.take(Event::LocalAccused { by });
         }
-        if self.machine.phase() == &Phase::Dirty {
-            self.look_after_marks(&copies);
+        match self.machine.phase() {
+            Phase::Dirty => self.look_after_marks(&copies),
+            // Of a peer that cannot be healed the marks stand, while others are unmarked.
+            Phase::Unmarked => self.mark_debt(),
+            _ => {}
         }
         self.looked_at = self.threads.now();
     }
@@ -144,7 +147,7 @@ impl Runner {
     /// Before the session ends: whoever still misses something is marked then. Bricks whose
     /// locks were taken away are waited for. Is it certain?
     pub(super) fn secure_marks(&mut self, events: &Receiver<Input>) -> bool {
-        if self.machine.phase() == &Phase::Dirty {
+        if matches!(self.machine.phase(), Phase::Dirty | Phase::Unmarked) {
             self.look();
         }
         let end = self.threads.now() + REJOIN_LIMIT;
