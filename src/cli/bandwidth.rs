@@ -16,6 +16,10 @@ pub struct BandwidthArgs {
     #[arg(value_name = "RATE")]
     rate: Rate,
 
+    /// The limit of all images of this host together, instead of each one
+    #[arg(long)]
+    host: bool,
+
     #[command(flatten)]
     run_dir: RunDirArgs,
 }
@@ -65,6 +69,7 @@ impl fmt::Display for Rate {
 pub(super) fn run(args: BandwidthArgs) -> Result<(), Failure> {
     let request = Request::Bandwidth {
         bytes_per_second: args.rate.0,
+        host: args.host,
     };
     let path = heald::socket_path(&args.run_dir.run_dir);
     if socket::is_gone(&path) {
@@ -72,7 +77,8 @@ pub(super) fn run(args: BandwidthArgs) -> Result<(), Failure> {
         return Err(Failure::NoHealer { path });
     }
     socket::ask(&path, &request)?;
-    println!("bandwidth limit: {}", args.rate);
+    let of = if args.host { " of the host" } else { "" };
+    println!("bandwidth limit{of}: {}", args.rate);
     Ok(())
 }
 

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
 use crate::image::local::{Name, name_of};
+use crate::image::locate::LocateError;
 use crate::image::machine::Phase;
 use crate::image::snapshot::{CopySnapshot, Snapshot};
 use crate::image::state_dir::{Entry, StateDir};
 
-use super::Server;
+use super::{Failure, Server};
 use super::own_session::{OwnSession, Wanted};
 
 /// How often it looks how far it is.
@@ -57,7 +58,13 @@ pub fn run(finishing: &Finishing) {
     let own = match OwnSession::open(&wanted, &finishing.stop) {
         Ok(own) => own,
         Err(why) => {
-            log::info!("{volume}{image} is not finished yet: {}", chain(&why));
+            let hint = match &why {
+                Failure::Locate(LocateError::NoImage { .. }) => {
+                    format!(". If it is gone for good: bypass-blk forget {volume}{image}")
+                }
+                _ => String::new(),
+            };
+            log::info!("{volume}{image} is not finished yet: {}{hint}", chain(&why));
             return;
         }
     };

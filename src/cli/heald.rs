@@ -1,24 +1,28 @@
 //! `bypass-blk heald`: the healer of this host. It follows every session on it, and
 //! finishes the images of sessions that have ended.
+//!
+//! * [`following`]: one session, on a thread of its own.
+//! * [`queue`]: images without a session, so many at one time.
+
+mod following;
+mod queue;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use uuid::Uuid;
 
 use crate::control::metrics::{Endpoint, Metrics, MetricsError};
-use crate::control::remote::RemoteSession;
-use crate::control::socket::{self, Answer, ControlError, ControlSocket, Request};
+use crate::control::socket::{self, Answer, ControlError, ControlSocket, HealQueue, Request};
 use crate::control::survey::{Places, survey};
 use crate::image::error::chain;
-use crate::image::heal::{FollowOptions, Follower};
-use crate::image::heal::{LinkError, SessionLink};
+use crate::image::heal::{FollowOptions, Throttle};
 use crate::image::state_dir::{Entry, StateDir};
+use crate::image::threads::Threads;
 
 use super::bandwidth::Rate;
 use super::bus_error;
@@ -26,23 +30,30 @@ use super::finish::{self, Finishing};
 use super::opening::StateDirArgs;
 use super::stop::Stop;
 use super::{Failure, LogArgs, RunDirArgs, logging};
+use following::Following;
+use queue::Queue;
 
 /// How often sessions that came and went are looked for.
-const ROUND: Duration = Duration::from_millis(250);
-/// How long an image without a session is left alone: whoever served it may be
-/// starting again.
-const GRACE: Duration = Duration::from_secs(5);
-/// The longest pause between two attempts to finish an image.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const ROUND: Duration = Duration::from_secs(1);
 
 /// Arguments of `heald`.
 #[derive(Args, Debug)]
-#[command(after_help = "Example: bypass-blk heald --bandwidth 200M")]
+#[command(after_help = "Example: bypass-blk heald --bandwidth 200M --host-bandwidth 500M")]
 pub struct HealdArgs {
     /// Copy at most so many bytes per second of each image, to all other bricks together,
     /// such as 100M or unlimited; `bypass-blk bandwidth` changes it later
     #[arg(long, value_name = "RATE", default_value = "unlimited")]
     bandwidth: Rate,
+
+    /// The same for all images of this host together; `bypass-blk bandwidth --host`
+    /// changes it later
+    #[arg(long, value_name = "RATE", default_value = "unlimited")]
+    host_bandwidth: Rate,
+
+    /// Heal at most so many images at one time that nobody serves; the others wait for
+    /// their turn. Images that are served are healed all the time
+    #[arg(long, value_name = "COUNT", default_value = "2", value_parser = jobs)]
+    jobs: usize,
 
     /// Give metrics of all images served on this host to Prometheus: unix:PATH answers
     /// HTTP on a unix socket, textfile:PATH.prom is for node_exporter's textfile collector
@@ -59,6 +70,13 @@ pub struct HealdArgs {
     log: LogArgs,
 }
 
+fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(jobs @ 1..=64) => Ok(jobs),
+        _ => Err("expected a number from 1 to 64".to_owned()),
+    }
+}
+
 /// The healer's own socket in the run directory.
 pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("heald.socket")
@@ -69,16 +87,21 @@ pub(super) fn run(args: HealdArgs) -> Result<(), Failure> {
     bus_error::explain()?;
     let stop = Stop::of_daemon(&[])?;
     be_nice();
-    let bandwidth = Arc::new(AtomicU64::new(args.bandwidth.0));
-    let _control = listen(&args.run_dir.run_dir, bandwidth.clone())?;
+    let limits = Limits {
+        image: Arc::new(AtomicU64::new(args.bandwidth.0)),
+        host: Arc::new(Throttle::new(args.host_bandwidth.0)),
+    };
+    let shown = Arc::<Mutex<HealQueue>>::default();
+    let _control = listen(&args.run_dir.run_dir, limits.clone(), shown.clone())?;
     let _metrics = start_metrics(&args)?;
     let mut heald = Heald {
         run_dir: args.run_dir.run_dir,
         state: StateDir::new(&args.state_dir.state_dir),
-        bandwidth,
+        limits,
+        threads: Threads::default(),
         followed: HashMap::new(),
-        finishing: HashMap::new(),
-        waiting: HashMap::new(),
+        leaving: Vec::new(),
+        queue: Queue::new(args.jobs, shown),
     };
     log::info!(
         "healing the images of this host; sessions are found in {}",
@@ -95,6 +118,15 @@ pub(super) fn run(args: HealdArgs) -> Result<(), Failure> {
     }
     heald.end();
     Ok(())
+}
+
+/// May be changed at any time.
+#[derive(Clone)]
+struct Limits {
+    /// In bytes per second, of each image; 0 is none.
+    image: Arc<AtomicU64>,
+    /// Of all together.
+    host: Arc<Throttle>,
 }
 
 /// They end when this is dropped.
@@ -123,7 +155,11 @@ fn be_nice() {
     }
 }
 
-fn listen(run_dir: &Path, bandwidth: Arc<AtomicU64>) -> Result<ControlSocket, Failure> {
+fn listen(
+    run_dir: &Path,
+    limits: Limits,
+    shown: Arc<Mutex<HealQueue>>,
+) -> Result<ControlSocket, Failure> {
     let control = ControlSocket::bind_at(&socket_path(run_dir)).map_err(|error| match error {
         ControlError::InUse(path) => Failure::SecondHealer {
             path: path.display().to_string(),
@@ -131,13 +167,24 @@ fn listen(run_dir: &Path, bandwidth: Arc<AtomicU64>) -> Result<ControlSocket, Fa
         error => error.into(),
     })?;
     let answer = move |request| match request {
-        Request::Bandwidth { bytes_per_second } => {
-            bandwidth.store(bytes_per_second, Ordering::Relaxed);
-            log::info!("bandwidth limit: {}", Rate(bytes_per_second));
+        Request::Bandwidth {
+            bytes_per_second,
+            host,
+        } => {
+            match host {
+                true => limits.host.set_rate(bytes_per_second),
+                false => limits.image.store(bytes_per_second, Ordering::Relaxed),
+            }
+            let of = if host { "the host" } else { "each image" };
+            log::info!("bandwidth limit of {of}: {}", Rate(bytes_per_second));
             Answer::Done
         }
+        Request::Queue => {
+            let shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+            Answer::Queue(shown.clone())
+        }
         _ => Answer::Refused {
-            why: "the healer's socket takes bandwidth limits only".to_owned(),
+            why: "the healer's socket takes bandwidth limits and tells its queue only".to_owned(),
         },
     };
     control.answer(answer).map_err(|source| Failure::System {
@@ -150,139 +197,97 @@ fn listen(run_dir: &Path, bandwidth: Arc<AtomicU64>) -> Result<ControlSocket, Fa
 struct Heald {
     run_dir: PathBuf,
     state: StateDir,
-    bandwidth: Arc<AtomicU64>,
-    /// By the session's control socket; `None`: nothing to heal there.
-    followed: HashMap<PathBuf, Option<Follower>>,
-    finishing: HashMap<Uuid, Finish>,
-    /// Images without a session, and when to try them next.
-    waiting: HashMap<Uuid, Waiting>,
-}
-
-struct Finish {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-}
-
-#[derive(Clone, Copy)]
-struct Waiting {
-    next: Instant,
-    pause: Duration,
+    limits: Limits,
+    /// Of all followers: they share a limit, and so a clock.
+    threads: Threads,
+    /// By the session's control socket.
+    followed: HashMap<PathBuf, Following>,
+    /// Of sessions that are over.
+    leaving: Vec<Following>,
+    queue: Queue,
 }
 
 impl Heald {
     fn round(&mut self) -> Result<(), Failure> {
-        let mut live = socket::list(&self.run_dir)?;
-        live.retain(|path| !socket::is_dead(path));
-        self.follow(&live);
-        self.finishing
-            .retain(|_, finish| !finish.thread.is_finished());
-        for entry in self.state.entries()? {
-            let served = live.iter().any(|path| socket::is_of(path, entry.gfid));
-            if entry.settled
-                || entry.handed_over
-                || served
-                || self.finishing.contains_key(&entry.gfid)
-            {
-                if !self.finishing.contains_key(&entry.gfid) {
-                    self.waiting.remove(&entry.gfid);
-                }
-                continue;
-            }
-            self.finish_in_time(entry);
-        }
+        let sockets = socket::list(&self.run_dir)?;
+        self.follow(&sockets);
+        let mut unfinished = self.state.entries()?;
+        unfinished.retain(|entry| {
+            let is_live = |(path, one): (&PathBuf, &Following)| {
+                socket::is_of(path, entry.gfid) && !one.is_over()
+            };
+            let served = self.followed.iter().any(is_live);
+            !entry.settled && !entry.handed_over && !served
+        });
+        let finisher = self.finisher();
+        self.queue.look(Instant::now(), unfinished, finisher);
         Ok(())
     }
 
-    fn follow(&mut self, live: &[PathBuf]) {
-        self.followed.retain(|path, follower| {
-            let over = follower.as_ref().is_some_and(Follower::is_over);
-            live.contains(path) && !over
-        });
-        for path in live {
-            if self.followed.contains_key(path) {
+    /// Nobody is asked or waited for here.
+    fn follow(&mut self, sockets: &[PathBuf]) {
+        self.leaving.retain(|one| !one.is_over());
+        let gone = |path: &PathBuf| !sockets.contains(path);
+        let gone: Vec<_> = self
+            .followed
+            .keys()
+            .filter(|path| gone(path))
+            .cloned()
+            .collect();
+        for one in gone.iter().filter_map(|path| self.followed.remove(path)) {
+            one.request_stop();
+            self.leaving.push(one);
+        }
+        // In this process.
+        let own = format!("-{}.control", std::process::id());
+        for path in sockets {
+            let is_own = path.to_string_lossy().ends_with(&own);
+            if is_own || self.followed.contains_key(path) {
                 continue;
             }
-            let link = RemoteSession::new(path);
-            let follower = match link.job() {
-                Ok(job) if job.peers.is_empty() => None,
-                Ok(job) => match Follower::start(Arc::new(link), &self.options()) {
-                    Ok(follower) => {
-                        log::info!("following {}{}", job.volume, job.image);
-                        Some(follower)
-                    }
-                    // Another healer may be at work; the next round tries again.
-                    Err(error) => {
-                        log::debug!("{}{}: {}", job.volume, job.image, chain(&error));
-                        continue;
-                    }
-                },
-                // Opened by a healer for itself.
-                Err(LinkError::Ended(_)) => None,
-                Err(error) => {
-                    log::debug!("{}: {error}", path.display());
-                    continue;
-                }
-            };
-            self.followed.insert(path.clone(), follower);
+            match Following::start(path, self.options()) {
+                Ok(one) => drop(self.followed.insert(path.clone(), one)),
+                Err(error) => log::warn!("cannot start a thread: {error}"),
+            }
         }
     }
 
     fn options(&self) -> FollowOptions {
         FollowOptions {
-            bandwidth: self.bandwidth.clone(),
+            bandwidth: self.limits.image.clone(),
+            host: self.limits.host.clone(),
+            threads: self.threads.clone(),
             ..FollowOptions::default()
         }
     }
 
-    /// An image that is not settled and has no session: after a while it is healed
-    /// without one.
-    fn finish_in_time(&mut self, entry: Entry) {
-        let now = Instant::now();
-        let gfid = entry.gfid;
-        let waiting = self.waiting.entry(gfid).or_insert(Waiting {
-            next: now + GRACE,
-            pause: GRACE,
-        });
-        if now < waiting.next {
-            return;
-        }
-        waiting.pause = (waiting.pause * 2).min(LONGEST_PAUSE);
-        waiting.next = now + waiting.pause;
-        let stop = Arc::new(AtomicBool::new(false));
-        let finishing = Finishing {
-            entry,
-            state: self.state.clone(),
-            run_dir: self.run_dir.clone(),
-            options: self.options(),
-            stop: stop.clone(),
-        };
-        let spawned = std::thread::Builder::new()
-            .name("finish".to_owned())
-            .spawn(move || finish::run(&finishing));
-        match spawned {
-            Ok(thread) => {
-                self.finishing.insert(gfid, Finish { stop, thread });
-            }
-            Err(error) => log::warn!("cannot start a thread: {error}"),
+    /// An image that is not settled and has no session is healed without one.
+    fn finisher(&self) -> impl Fn(Entry, Arc<AtomicBool>) -> Option<JoinHandle<()>> + use<> {
+        let (state, run_dir) = (self.state.clone(), self.run_dir.clone());
+        let options = self.options();
+        move |entry, stop| {
+            let finishing = Finishing {
+                entry,
+                state: state.clone(),
+                run_dir: run_dir.clone(),
+                options: options.clone(),
+                stop,
+            };
+            std::thread::Builder::new()
+                .name("finish".to_owned())
+                .spawn(move || finish::run(&finishing))
+                .inspect_err(|error| log::warn!("cannot start a thread: {error}"))
+                .ok()
         }
     }
 
     /// Ends in good order: what was sent is waited for.
     fn end(self) {
-        for finish in self.finishing.values() {
-            finish.stop.store(true, Ordering::SeqCst);
-        }
-        let followers: Vec<_> = self.followed.into_values().flatten().collect();
-        followers.iter().for_each(Follower::request_stop);
-        for follower in followers {
-            if let Err(error) = follower.stop() {
-                log::warn!("{}", chain(&error));
-            }
-        }
-        for finish in self.finishing.into_values() {
-            if finish.thread.join().is_err() {
-                log::error!("a thread panicked");
-            }
-        }
+        self.queue.request_stop();
+        let following = self.followed.into_values().chain(self.leaving);
+        let following: Vec<_> = following.collect();
+        following.iter().for_each(Following::request_stop);
+        following.into_iter().for_each(Following::join);
+        self.queue.join();
     }
 }

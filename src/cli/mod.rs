@@ -11,6 +11,7 @@ mod counter;
 mod custodian;
 mod exit;
 mod finish;
+mod forget;
 mod handover;
 mod handover_verdict;
 mod heal;
@@ -89,6 +90,9 @@ enum Command {
     /// Lift the fence that a killed daemon left on an image: needed when mounts get
     /// "Device or resource busy" though nobody serves it. Refused while somebody does
     Release(release::ReleaseArgs),
+    /// Forget what this host remembers of an image that is gone for good, so that heald
+    /// does not try to finish it any more. Changes nothing in the volume
+    Forget(forget::ForgetArgs),
 }
 
 /// How much to log, to standard error.
@@ -234,6 +238,7 @@ pub fn run() -> ExitCode {
         Some(Command::Promote(args)) => promote::run(args),
         Some(Command::Resize(args)) => resize::run(args),
         Some(Command::Release(args)) => release::run(args),
+        Some(Command::Forget(args)) => forget::run(args),
         None => Err(Failure::Usage(
             "a command is missing: see bypass-blk --help".to_owned(),
         )),

@@ -147,7 +147,7 @@ impl Service {
                 let away = force;
                 self.resize(size, Insist { away, overcommit })
             }
-            Request::Bandwidth { .. } | Request::Yield => Answer::Refused {
+            Request::Bandwidth { .. } | Request::Queue | Request::Yield => Answer::Refused {
                 why: "this is no healer".to_owned(),
             },
         }

@@ -15,6 +15,9 @@ use crate::image::snapshot::{Behind, Healing};
 pub struct HealStatus {
     /// The healer at work, if there is one.
     pub healer: Option<HealerStatus>,
+    /// Why a healer that would be at work is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healer_trouble: Option<String>,
     /// How finely it is noted what a copy misses, in bytes.
     pub extent_size: u64,
     /// The greatest of [`PeerHeal::oldest_unsent_seconds`]: how much of the newest
@@ -111,8 +114,10 @@ pub enum WaitsFor {
 impl HealStatus {
     /// From what a session knows; `copies` in child order.
     pub fn of(healing: &Healing, copies: &[CopyStatus]) -> Self {
-        let healer = healing.healer.as_ref();
-        let peers: Vec<_> = healing
+        let told = healing.healer.as_ref();
+        let trouble = told.and_then(|report| report.trouble.clone());
+        let healer = told.filter(|report| report.trouble.is_none());
+        let mut peers: Vec<_> = healing
             .behind
             .iter()
             .enumerate()
@@ -120,6 +125,9 @@ impl HealStatus {
                 Some(peer_heal(copies.get(behind.child)?, behind, healer, index))
             })
             .collect();
+        let waits = |peer: &&mut PeerHeal| peer.waits_for == Some(WaitsFor::Healer);
+        let waiting = peers.iter_mut().filter(waits);
+        waiting.for_each(|peer| peer.why.clone_from(&trouble));
         let mut etas = peers.iter().map(|peer| peer.eta_seconds);
         let ages = peers.iter().map(|peer| peer.oldest_unsent_seconds);
         Self {
@@ -127,6 +135,7 @@ impl HealStatus {
                 pid: report.pid,
                 bandwidth: (report.bandwidth != 0).then_some(report.bandwidth),
             }),
+            healer_trouble: trouble,
             extent_size: healing.extent_size,
             oldest_unsent_seconds: ages.fold(0.0, f64::max),
             oldest_unsent_at_least: peers.iter().any(|peer| peer.oldest_unsent_at_least),
@@ -268,6 +277,20 @@ mod tests {
         let healer = (PeerState::Waiting, Some(WaitsFor::Healer), None);
         assert_eq!(waits(peer), healer);
         assert_eq!((peer.rate, peer.eta_seconds), (None, None));
+    }
+
+    #[test]
+    fn a_healer_that_cannot_follow_is_none_and_says_why() {
+        let mut snapshot = dirty(64 * MIB, 0);
+        healing(&mut snapshot).healer = Some(HealReport {
+            trouble: Some("no map".to_owned()),
+            ..HealReport::default()
+        });
+        let all = heal(&snapshot);
+        assert_eq!((all.healer, all.rate), (None, None));
+        assert_eq!(all.healer_trouble.as_deref(), Some("no map"));
+        let healer = (PeerState::Waiting, Some(WaitsFor::Healer), Some("no map"));
+        assert_eq!(waits(&all.peers[0]), healer);
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub fn healer(peers: [PeerReport; 2]) -> HealReport {
         pid: 4711,
         bandwidth: 0,
         peers: peers.into(),
+        trouble: None,
     }
 }
 

@@ -90,7 +90,12 @@ pub enum Request {
     Bandwidth {
         /// The limit.
         bytes_per_second: u64,
+        /// Of all images of the host together, instead of each one.
+        #[serde(default)]
+        host: bool,
     },
+    /// To a healer: which images without a session are healed, and which wait.
+    Queue,
     /// To a healer that opened the image itself: somebody wants to serve it.
     Yield,
 }
@@ -107,9 +112,20 @@ impl Request {
             | Self::Report { .. }
             | Self::Force
             | Self::Bandwidth { .. }
+            | Self::Queue
             | Self::Yield => ANSWER_TIMEOUT,
         }
     }
+}
+
+/// The images of a host whose sessions have ended, as its healer has them; each is
+/// `volume/image`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealQueue {
+    /// They are healed now.
+    pub healing: Vec<String>,
+    /// They wait for their turn, in this order.
+    pub queued: Vec<String>,
 }
 
 /// What is answered.
@@ -124,6 +140,8 @@ pub enum Answer {
     Hint(Hint),
     /// To [`Request::Unmark`].
     Unmarked(Unmarked),
+    /// To [`Request::Queue`].
+    Queue(HealQueue),
     /// To [`Request::Resize`].
     Resized {
         /// What came of it.

@@ -409,6 +409,7 @@ mod tests {
         let report = HealReport {
             pid: 7,
             bandwidth: 0,
+            trouble: None,
             peers: vec![PeerReport {
                 state: HealState::Copying,
                 rate: 1,

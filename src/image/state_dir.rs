@@ -258,6 +258,19 @@ impl StateDir {
         })?;
         remove(&self.map(volume, gfid))
     }
+
+    /// Removes everything that is kept of an image. Nobody serves or heals it.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn forget(&self, volume: &str, gfid: Uuid) -> Result<(), StateError> {
+        let _lock = self.lock(volume, gfid)?;
+        remove(&self.map(volume, gfid))?;
+        remove(&self.write_through_file(volume, gfid))?;
+        // Last of what is known, so that a part can be forgotten again.
+        remove(&self.document(volume, gfid))?;
+        remove(&self.lock_file(volume, gfid))
+    }
 }
 
 /// Also when there is none.
@@ -397,6 +410,27 @@ mod tests {
         let mut stamps = state.entry(volume, gfid).unwrap().promoted.unwrap().stamps;
         stamps.sort_unstable();
         assert_eq!(stamps, (0..4 * TIMES).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn of_an_image_that_is_forgotten_nothing_is_left_and_of_others_everything() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::new(directory.path());
+        let (gone, stays) = (entry("/a"), entry("/b"));
+        for one in [&gone, &stays] {
+            store(&state, one);
+            state.keep_write_through("gv0", one.gfid, true).unwrap();
+            std::fs::write(state.map("gv0", one.gfid), b"words").unwrap();
+        }
+        let files = || std::fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(files(), 8);
+        state.forget("gv0", gone.gfid).unwrap();
+        assert_eq!(files(), 4);
+        assert_eq!(state.entries().unwrap(), [stays]);
+        state.forget("gv0", gone.gfid).unwrap();
+        // It may be known again.
+        store(&state, &gone);
+        assert_eq!(state.entry("gv0", gone.gfid), Some(gone));
     }
 
     #[test]

@@ -61,6 +61,9 @@ pub fn write_summary(
             "  debt     {total} behind on {copies}, oldest unsent write {age} ago"
         )?;
     }
+    if let Some(why) = &heal.healer_trouble {
+        return writeln!(out, "  healer   CANNOT heal: {why}");
+    }
     match &heal.healer {
         Some(healer) => writeln!(out, "  healer   {}", at_work(healer, heal)),
         None if behind.is_empty() => writeln!(out, "  healer   none on this host"),

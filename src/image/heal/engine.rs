@@ -285,7 +285,7 @@ impl Engine {
     /// The first of these extents, as many as go under one lock.
     fn stretch_of(&self, extents: impl Iterator<Item = u64>) -> Vec<u64> {
         let limits = Limits {
-            bytes: self.options.window.min(self.options.throttle.quantum()),
+            bytes: self.options.window.min(self.options.quantum()),
             span: LOCK_SPAN,
         };
         plan::stretch(extents, self.healer.map().geometry(), limits)
@@ -331,7 +331,7 @@ impl Engine {
         drop(copier);
         self.options.progress.add(figures);
         let moved = figures.bytes_sent + figures.bytes_compared;
-        self.options.throttle.charge(moved);
+        self.options.charge(moved);
         self.uncommitted += moved + figures.bytes_zeroed;
         copied
     }

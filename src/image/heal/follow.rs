@@ -43,6 +43,8 @@ pub struct FollowOptions {
     /// The bandwidth limit in bytes per second, of all peers together; 0 is none.
     /// May change at any time and counts within a second.
     pub bandwidth: Arc<AtomicU64>,
+    /// The limit of all images of the host together. Whoever shares it shares `threads`.
+    pub host: Arc<Throttle>,
     /// The most bytes on their way to one peer at one time.
     pub window: u64,
     /// See [`Options::quiet`].
@@ -56,6 +58,7 @@ impl Default for FollowOptions {
         let engine = Options::default();
         Self {
             bandwidth: Arc::default(),
+            host: Arc::default(),
             window: engine.window,
             quiet: engine.quiet,
             threads: Threads::default(),
@@ -221,6 +224,11 @@ impl Follower {
         self.board.stop();
     }
 
+    /// For another thread than the one that waits for its end.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.board))
+    }
+
     /// Waits for its end. Its connections and its claim are gone then.
     ///
     /// # Errors
@@ -237,6 +245,16 @@ impl Follower {
     pub fn stop(self) -> Result<FollowEnd, FollowError> {
         self.request_stop();
         self.join()
+    }
+}
+
+/// Tells a follower to end, whether it lives or not.
+pub struct Stopper(Arc<Board>);
+
+impl Stopper {
+    /// As [`Follower::request_stop`].
+    pub fn request_stop(&self) {
+        self.0.stop();
     }
 }
 
@@ -282,6 +300,7 @@ fn engine_options(
         window: options.window,
         compare_first: switches.compare_first,
         throttle: Arc::clone(throttle),
+        host: Arc::clone(&options.host),
         stop: switches.halt,
         quiet: options.quiet,
         clock: options.threads.clock(),

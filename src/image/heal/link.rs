@@ -70,6 +70,9 @@ pub struct HealReport {
     pub bandwidth: u64,
     /// One per peer of the dirty map.
     pub peers: Vec<PeerReport>,
+    /// Why nothing is healed at all; there are no peers then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// How the healing of one peer goes.

@@ -42,7 +42,7 @@ pub use clock::{Clock, SystemClock};
 pub use copies::{Copies, GlusterCopies};
 pub use engine::Engine;
 pub use error::HealError;
-pub use follow::{FollowEnd, FollowError, FollowOptions, Follower, Snapshot};
+pub use follow::{FollowEnd, FollowError, FollowOptions, Follower, Snapshot, Stopper};
 pub use gluster_peer::GlusterPeer;
 pub use link::{
     HealReport, HealState, Hint, Job, LinkError, Obstacle, PeerReport, SessionLink, Unmarked,

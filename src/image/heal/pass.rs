@@ -21,6 +21,9 @@ pub struct Options {
     pub compare_first: Arc<AtomicBool>,
     /// The bandwidth limit of what is sent or compared, shared with other engines.
     pub throttle: Arc<Throttle>,
+    /// The same of the whole host, shared with the engines of other images. Of one clock
+    /// with them.
+    pub host: Arc<Throttle>,
     /// Ends a pass early when set.
     pub stop: Arc<AtomicBool>,
     /// How long to leave the peer alone before the first pass. A connection that
@@ -39,6 +42,7 @@ impl Default for Options {
             window: 8 << 20,
             compare_first: Arc::default(),
             throttle: Arc::default(),
+            host: Arc::default(),
             stop: Arc::default(),
             quiet: Duration::from_secs(1),
             clock: Arc::new(SystemClock::default()),
@@ -55,7 +59,18 @@ impl Options {
 
     /// Waits until the bandwidth limit allows to go on. `false`: stopped.
     pub(super) fn wait_for_tokens(&self) -> bool {
-        self.nap_while(|now| self.throttle.delay(now))
+        self.nap_while(|now| self.throttle.delay(now).max(self.host.delay(now)))
+    }
+
+    /// How many bytes to copy at once at most, under both limits.
+    pub(super) fn quantum(&self) -> u64 {
+        self.throttle.quantum().min(self.host.quantum())
+    }
+
+    /// `bytes` were sent or compared.
+    pub(super) fn charge(&self, bytes: u64) {
+        self.throttle.charge(bytes);
+        self.host.charge(bytes);
     }
 
     /// `false`: stopped.

@@ -168,6 +168,7 @@ impl Supervisor {
             pid: std::process::id(),
             peers: peers.collect(),
             bandwidth: self.bandwidth.load(Ordering::Relaxed),
+            trouble: None,
         }
     }
 
