@@ -10,7 +10,7 @@ use bypass_blk::image::heal::{Answer, HealPeer, PeerError};
 use bypass_blk::image::holder::Holder;
 use sha2::{Digest, Sha256};
 
-use super::brick::{Domain, Held, Owner, SECTOR, SIZE, bytes_of, version_of};
+use super::brick::{Domain, EXTENT, Held, Owner, SECTOR, SIZE, bytes_of, version_of};
 use super::net::Late;
 use super::sched::Process;
 use super::sim::Sim;
@@ -243,6 +243,16 @@ impl HealPeer for SimPeer {
 
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
         self.0.send(range.start, vec![0; sectors(&range).len()])
+    }
+
+    fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
+        let first = (offset / SECTOR) as usize;
+        self.0.call("seek", |world| {
+            let sectors = world.bricks[self.0.brick].cache[first..].iter();
+            let data = sectors.clone().position(|version| *version != 0)?;
+            let page = (offset + data as u64 * SECTOR) / EXTENT * EXTENT;
+            Some(offset.max(page))
+        })
     }
 
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {

@@ -84,14 +84,14 @@ enum InFlight {
 /// Heals one peer through one connection.
 pub struct Engine {
     pub(super) healer: Arc<Healer>,
-    id: Peer,
+    pub(super) id: Peer,
     pub(super) peer: Box<dyn HealPeer>,
-    local: LocalCopy,
+    pub(super) local: LocalCopy,
     pub(super) options: Options,
     /// The extents whose copy was begun and not ended yet.
-    begun: Vec<u64>,
+    pub(super) begun: Vec<u64>,
     /// How many of them the peer has, as far as it answered.
-    accepted: usize,
+    pub(super) accepted: usize,
     /// Extents that had a write in flight, to be tried again in this pass.
     missed: Vec<u64>,
     /// Bytes sent, zeroed and compared since the last FSYNC.
@@ -100,7 +100,7 @@ pub struct Engine {
     committed: Duration,
     /// Changes may have been made without an FSYNC after them: true at first, for
     /// an earlier engine may have changed the file's size.
-    unsynced: bool,
+    pub(super) unsynced: bool,
     /// The peer was left alone for [`Options::quiet`], its file has the right size.
     ready: bool,
     /// The last pass compared: see [`Options::compare_first`].
@@ -196,6 +196,16 @@ impl Engine {
             if !self.options.wait_for_tokens() {
                 return Ok(PassEnd::Stopped);
             }
+            if let Some(hole) = self.hole_at(extent)? {
+                let (end, equal) = self.hole(&hole, pass)?;
+                if end != PassEnd::Complete {
+                    return Ok(end);
+                }
+                if equal {
+                    from = hole.end;
+                    continue;
+                }
+            }
             let extents = self.stretch_of(self.dirty_from(extent));
             from = extents.last().map_or(extent, |last| *last) + 1;
             match self.stretch(&extents, InFlight::Later, pass)? {
@@ -246,11 +256,23 @@ impl Engine {
         let span = self.bytes_of(&(*first..last + 1));
         let end = self.under_lock(span, |engine| engine.copy(extents, in_flight, pass))?;
         self.accepted = self.begun.len();
-        let since = self.options.clock.now().saturating_sub(self.committed);
-        if self.uncommitted >= COMMIT_BYTES || since >= COMMIT_PERIOD {
-            self.commit(pass)?;
-        }
+        self.commit_if_due(pass)?;
         Ok(end)
+    }
+
+    pub(super) fn commit_if_due(&mut self, pass: &mut Pass) -> Result<(), HealError> {
+        let since = self.options.clock.now().saturating_sub(self.committed);
+        match self.uncommitted >= COMMIT_BYTES || since >= COMMIT_PERIOD {
+            true => self.commit(pass),
+            false => Ok(()),
+        }
+    }
+
+    /// Extents with a write in flight, to be tried again in this pass.
+    pub(super) fn leave_for_later(&mut self, busy: &[u64], pass: &mut Pass) {
+        let room = MAX_MISSED.saturating_sub(self.missed.len());
+        pass.covered &= busy.len() <= room;
+        self.missed.extend(busy.iter().take(room));
     }
 
     /// Before the first pass: see [`Options::quiet`], and the files must be of one
@@ -291,7 +313,7 @@ impl Engine {
         plan::stretch(extents, self.healer.map().geometry(), limits)
     }
 
-    fn dirty_from(&self, mut from: u64) -> impl Iterator<Item = u64> {
+    pub(super) fn dirty_from(&self, mut from: u64) -> impl Iterator<Item = u64> {
         std::iter::from_fn(move || {
             let extent = self.next_dirty(from)?;
             from = extent + 1;
@@ -314,9 +336,7 @@ impl Engine {
                 extents
             }
             InFlight::Later => {
-                let room = MAX_MISSED.saturating_sub(self.missed.len());
-                pass.covered &= busy.len() <= room;
-                self.missed.extend(busy.iter().take(room));
+                self.leave_for_later(&busy, pass);
                 &begun
             }
         };
@@ -392,7 +412,7 @@ impl Engine {
         self.healer.map().next_dirty(self.id, from)
     }
 
-    fn bytes_of(&self, extents: &Range<u64>) -> Range<u64> {
+    pub(super) fn bytes_of(&self, extents: &Range<u64>) -> Range<u64> {
         plan::bytes_of(extents, self.healer.map().geometry())
     }
 }

@@ -12,7 +12,7 @@ use crate::gluster::fops::InFlight;
 use crate::gluster::locks::domain;
 use crate::gluster::{
     Brick, BrickError, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp, LockRange,
-    Locked, OpenMode, RemoteFd, StrongChecksum, Timeouts,
+    Locked, OpenMode, RemoteFd, SeekTo, StrongChecksum, Timeouts,
 };
 use crate::image::copy_lock;
 use crate::image::gluster_port::RECORD;
@@ -190,6 +190,14 @@ impl HealPeer for GlusterPeer {
         };
         done.map_err(|error| self.failed(error))?;
         Ok(Answer::new(|| Ok(())))
+    }
+
+    fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
+        match self.brick.seek(self.gfid, offset, SeekTo::Data) {
+            // A file system that does not know its holes.
+            Err(BrickError::Refused { .. }) => Ok(Some(offset)),
+            found => found.map_err(|error| self.failed(error)),
+        }
     }
 
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {

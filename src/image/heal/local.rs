@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use md5::Md5;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::ring::{PAGE, Piece, Ring};
@@ -44,6 +46,17 @@ impl LocalCopy {
     /// The system's.
     pub fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    /// Where data may begin at or after a byte; what is before it reads as zeros. `None`:
+    /// nowhere up to the end.
+    pub fn data_from(&self, offset: u64) -> Option<u64> {
+        match rustix::fs::seek(&*self.file, SeekFrom::Data(offset)) {
+            Ok(data) => Some(data),
+            Err(Errno::NXIO) => None,
+            // A file system that does not know its holes.
+            Err(_) => Some(offset),
+        }
     }
 
     /// The bytes of each of `ranges`, which begin at multiples of 4096. All are read at
@@ -166,6 +179,17 @@ mod tests {
             assert_eq!(behind.range, start..end + 512);
             assert_eq!(behind.source.kind(), io::ErrorKind::UnexpectedEof);
         }
+    }
+
+    #[test]
+    fn a_hole_ends_where_data_begins_or_with_the_file() {
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        file.as_file().set_len(8 << 20).unwrap();
+        file.as_file().write_all_at(&[1], 4 << 20).unwrap();
+        let local = LocalCopy::new(Arc::new(file.reopen().unwrap()), PAGE);
+        assert_eq!(local.data_from(0), Some(4 << 20));
+        assert_eq!(local.data_from((4 << 20) + 7), Some((4 << 20) + 7));
+        assert_eq!(local.data_from(5 << 20), None);
     }
 
     #[test]

@@ -12,7 +12,8 @@
 //! * [`peer`]: what is asked of a peer. [`gluster_peer`]: a brick as such a peer.
 //! * [`engine`]: passes over the map; [`pass`]: what one is told and tells;
 //!   `under_lock`: what keeps others from the peer's copy meanwhile.
-//! * [`plan`]: which bytes go together; `copy`: one stretch of them.
+//! * [`plan`]: which bytes go together; `copy`: one stretch of them; `holes`: what is
+//!   equal without a look at it.
 //! * [`local`]: reading and summing the local copy. `ring`: many reads at one time.
 //! * [`throttle`]: the bandwidth limit. [`backoff`]: a lower one for the guest's sake.
 //! * [`progress`]: what a status shows.
@@ -25,6 +26,7 @@ pub mod engine;
 pub mod error;
 pub mod follow;
 pub mod gluster_peer;
+mod holes;
 pub mod link;
 pub mod local;
 pub mod pass;

@@ -67,6 +67,13 @@ pub trait HealPeer: Send {
     /// See [`PeerError`].
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError>;
 
+    /// Where data may begin at or after a byte; what is before it reads as zeros. `None`:
+    /// nowhere up to the end.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError>;
+
     /// The strong checksum of a range of at most [`crate::gluster::MAX_IO`] bytes.
     ///
     /// # Errors

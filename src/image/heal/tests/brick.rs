@@ -120,6 +120,13 @@ impl State {
     }
 }
 
+/// As a file system that keeps no page of zeros.
+pub fn data_from(bytes: &[u8], offset: u64) -> Option<u64> {
+    let rest = bytes.get(offset as usize..)?;
+    let first = rest.iter().position(|byte| *byte != 0)? as u64;
+    Some(offset.max((offset + first) / 4096 * 4096))
+}
+
 /// One brick; clones share it.
 #[derive(Clone)]
 pub struct Brick {
@@ -402,6 +409,11 @@ impl HealPeer for SimPeer {
         state.cache[range.start as usize..range.end as usize].fill(0);
         state.zeroed.push(range);
         Ok(Answer::new(|| Ok(())))
+    }
+
+    fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
+        let state = self.0.call(Call::Any)?;
+        Ok(data_from(&state.cache, offset))
     }
 
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {

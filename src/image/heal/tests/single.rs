@@ -159,6 +159,57 @@ fn a_slow_pass_clears_what_it_sent_about_once_a_second() {
 }
 
 #[test]
+fn what_is_a_hole_on_both_sides_is_neither_read_nor_compared() {
+    for compare in [true, false] {
+        let world = World::new(8);
+        world
+            .options
+            .compare_first
+            .store(compare, Ordering::Relaxed);
+        // Data in one stretch, and nothing behind.
+        let data = vec![7; 8 * EXTENT as usize];
+        world.file().set_len(0).unwrap();
+        world.file().set_len(SIZE).unwrap();
+        world.write(0, &data);
+        world.map.mark_all_dirty(Peers::first(1));
+        {
+            let mut brick = world.brick.state();
+            brick.cache.fill(0);
+            brick.cache[..data.len()].copy_from_slice(&data);
+            brick.disk = brick.cache.clone();
+        }
+        let mut engine = world.engine();
+        engine.run_pass().unwrap();
+        assert_eq!(world.debt(), 0);
+        let read = world.options.progress.figures().bytes_read;
+        assert_eq!(read, 8 * EXTENT);
+        let brick = world.brick.state();
+        assert!(brick.zeroed.is_empty() && brick.compared <= 8 * EXTENT);
+        assert_eq!(brick.disk, world.local());
+    }
+}
+
+#[test]
+fn a_write_into_a_hole_while_it_is_looked_at_is_sent() {
+    let world = World::new(9);
+    world.file().set_len(0).unwrap();
+    world.file().set_len(SIZE).unwrap();
+    world.brick.state().cache.fill(0);
+    let (map, file, brick) = (world.map.clone(), world.file(), world.brick.clone());
+    let mut written = false;
+    // As soon as the healer has the lock, and again when it lets it go.
+    world.brick.meanwhile(move || {
+        if !written && !brick.state().locks.is_empty() {
+            written = true;
+            assert_eq!(map.begin_write(9 * EXTENT, 512), Begun::Yes);
+            std::os::unix::fs::FileExt::write_all_at(&file, &[5; 512], 9 * EXTENT).unwrap();
+            let _ = map.end_write(9 * EXTENT, 512);
+        }
+    });
+    world.finish(world.engine());
+}
+
+#[test]
 fn zeros_become_holes_and_are_not_sent() {
     let world = World::healed(2);
     world.write(0, &full_of(1));
