@@ -14,8 +14,8 @@ use crate::image::machine::Phase;
 use crate::image::snapshot::{CopySnapshot, Snapshot};
 use crate::image::state_dir::{Entry, StateDir};
 
-use super::{Failure, Server};
 use super::own_session::{OwnSession, Wanted};
+use super::{Failure, Server};
 
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(100);

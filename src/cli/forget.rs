@@ -66,9 +66,8 @@ fn may_go(
     sockets: &[std::path::PathBuf],
     promotion_too: bool,
 ) -> Result<(), String> {
-    let at_work = |path: &&std::path::PathBuf| {
-        socket::is_of(path, entry.gfid) && !socket::is_dead(path)
-    };
+    let at_work =
+        |path: &&std::path::PathBuf| socket::is_of(path, entry.gfid) && !socket::is_dead(path);
     if let Some(path) = sockets.iter().find(at_work) {
         return Err(format!(
             "{name} is served or healed on this host now, by the process behind {}: nothing was forgotten",

@@ -29,6 +29,13 @@ pub trait VerifyBrick: Send {
     /// See [`PeerError`].
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError>;
 
+    /// Where data may begin at or after a byte; what is before it reads as zeros. `None`:
+    /// nowhere up to the end.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError>;
+
     /// Tries to take AFR's data lock on a range (or on [`WHOLE`]), shared with other
     /// readers, without waiting. `false`: a writer has it; the brick has then asked it
     /// to give way.

@@ -150,6 +150,13 @@ impl Engine<'_> {
         parts
     }
 
+    /// Settles an extent of a copy, unless it is put off.
+    pub(super) fn settle_if_clean(&mut self, child: usize, extent: u64, outcome: Outcome) {
+        if self.is_clean(child, extent) {
+            self.settle(child, extent, outcome);
+        }
+    }
+
     /// Is the extent clean for the copy? If not, it is put off: a healer may be at work.
     fn is_clean(&mut self, child: usize, extent: u64) -> bool {
         let is_clean = self.situation.debt(child, extent) == Debt::None;
@@ -197,9 +204,7 @@ impl Engine<'_> {
                 }
                 (Sum::Is(one), Sum::Is(other)) if one == other => {
                     for extent in piece.extents.clone() {
-                        if self.is_clean(child, extent) {
-                            self.settle(child, extent, Outcome::Verified);
-                        }
+                        self.settle_if_clean(child, extent, Outcome::Verified);
                     }
                     continue;
                 }

@@ -161,6 +161,7 @@ impl<'a> Engine<'a> {
         let each = self.extents_of_a_piece();
         let mut from = 0;
         self.round(true, |engine| {
+            from = engine.skip_holes(from, extents);
             let extents = from..extents.min(from + each);
             from = extents.end;
             let peers = engine.compared;
@@ -180,7 +181,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Once over `work`.
-    fn round(&mut self, is_first: bool, mut work: impl FnMut(&Self) -> Option<Piece>) {
+    fn round(&mut self, is_first: bool, mut work: impl FnMut(&mut Self) -> Option<Piece>) {
         self.patience = self.options.lock_wait.all;
         while let Some(piece) = work(self) {
             let span = self.bytes_of(&piece.extents);

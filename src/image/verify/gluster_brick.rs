@@ -9,7 +9,7 @@ use super::error::VerifyError;
 use crate::gluster::locks::domain;
 use crate::gluster::{
     Brick, BrickError, BrickSpec, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
-    LockRange, Locked, OpenMode, StrongChecksum, Timeouts,
+    LockRange, Locked, OpenMode, SeekTo, StrongChecksum, Timeouts,
 };
 use crate::image::gluster_port::{RECORD, SESSION_DOMAIN};
 use crate::image::heal::{Answer, PeerError};
@@ -169,6 +169,14 @@ impl VerifyBrick for GlusterBrick {
             let sum = sent.wait().map_err(|error| failed(&peer, error))?;
             Ok(sum.strong)
         }))
+    }
+
+    fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
+        match self.brick.seek(self.gfid, offset, SeekTo::Data) {
+            // A file system that does not know its holes.
+            Err(BrickError::Refused { .. }) => Ok(Some(offset)),
+            found => found.map_err(|error| self.failed(error)),
+        }
     }
 
     fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {

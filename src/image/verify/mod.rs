@@ -35,6 +35,7 @@ mod compare;
 pub mod engine;
 pub mod error;
 pub mod gluster_brick;
+mod holes;
 mod locks;
 pub mod options;
 pub mod report;

@@ -19,6 +19,23 @@ fn equal_copies_are_verified_to_the_last_byte() {
 }
 
 #[test]
+fn a_hole_of_all_copies_is_verified_without_a_sum_and_a_byte_in_one_is_found() {
+    let world = World::unserved(3, 20);
+    for copy in &mut world.inner().copies {
+        copy.bytes[EXTENT as usize..].fill(0);
+    }
+    let report = world.verify();
+    assert!(!report.differs() && report.is_complete());
+    assert_eq!(report.record().bytes_verified, 2 * SIZE);
+    let progress = &world.options.progress;
+    assert_eq!((progress.done(), progress.total()), (SIZE, SIZE));
+    assert!(world.inner().copies[1].summed <= 1 << 20);
+    world.damage(2, SIZE - 9);
+    let last = SIZE / EXTENT * EXTENT;
+    assert_eq!(world.verify().copies[2].differing.ranges, [last..SIZE]);
+}
+
+#[test]
 fn a_difference_is_found_where_it_is_and_for_whom() {
     let world = World::unserved(3, 2);
     world.damage(2, EXTENT);

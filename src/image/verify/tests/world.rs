@@ -526,6 +526,14 @@ impl VerifyBrick for SimBrick {
         })
     }
 
+    fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
+        let inner = self.call()?;
+        let bytes = &inner.copies[self.1].bytes;
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
+        let first = rest.iter().position(|byte| *byte != 0);
+        Ok(first.map(|first| offset.max((offset + first as u64) / EXTENT * EXTENT)))
+    }
+
     /// The brick reads a part at once and the rest when the answer is waited for.
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
         assert!(range.end - range.start <= crate::gluster::MAX_IO as u64);
