@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::socket::{self, ControlError};
+use super::socket::{self, Answer, ControlError, HealQueue, Request};
 use super::status::{Fate, Status, Unserved};
 use crate::image::error::chain;
 use crate::image::state_dir::{Entry, StateDir};
@@ -59,7 +59,7 @@ pub fn survey(places: &Places) -> Survey {
     }
     let known = Known {
         entries,
-        healer: !socket::is_gone(&places.healer),
+        queue: queue(&places.healer),
     };
     let (mut images, mut unserved) = (Vec::new(), Vec::new());
     for (path, heard) in hear(&sockets) {
@@ -150,8 +150,19 @@ impl Name {
 /// What this host remembers.
 struct Known {
     entries: Vec<Entry>,
-    /// A healer runs.
-    healer: bool,
+    /// Of the healer, if one runs.
+    queue: Option<HealQueue>,
+}
+
+/// An older healer does not tell its queue, and not everybody may ask it.
+fn queue(healer: &Path) -> Option<HealQueue> {
+    if socket::is_gone(healer) {
+        return None;
+    }
+    match socket::ask(healer, &Request::Queue) {
+        Ok(Answer::Queue(queue)) => Some(queue),
+        _ => Some(HealQueue::default()),
+    }
 }
 
 impl Known {
@@ -166,7 +177,7 @@ impl Known {
             None => "what its copies miss is not known here".to_owned(),
             Some(entry) if entry.settled => "all copies were made equal since".to_owned(),
             Some(entry) if entry.handed_over => "another host took the image over".to_owned(),
-            Some(_) => format!("its other copies may miss data: {}", self.healing()),
+            Some(entry) => format!("its other copies may miss data: {}", self.healing(entry)),
         };
         let detail = format!(
             "its daemon (pid {}) was killed. Start it again, or remove {} if it is not to come back; {copies}",
@@ -198,7 +209,7 @@ impl Known {
                     ),
                     _ => format!(
                         "nobody serves it, and its last session left copies that may miss data: {}",
-                        self.healing()
+                        self.healing(entry)
                     ),
                 };
                 let unserved = Unserved {
@@ -212,10 +223,20 @@ impl Known {
             .collect()
     }
 
-    fn healing(&self) -> &'static str {
-        match self.healer {
-            true => "the healer of this host is to heal them, its log says what it waits for",
-            false => "NO healer runs on this host, start bypass-blk heald",
+    /// Who heals the copies of an image that nobody serves.
+    fn healing(&self, entry: &Entry) -> String {
+        let Some(HealQueue { queued, .. }) = &self.queue else {
+            return "NO healer runs on this host, start bypass-blk heald".to_owned();
+        };
+        match queued.iter().position(|name| *name == entry.name()) {
+            Some(before) => format!(
+                "it waits for its turn to be healed, as number {} of {} (heald --jobs)",
+                before + 1,
+                queued.len()
+            ),
+            None => {
+                "the healer of this host is to heal them, its log says what it waits for".to_owned()
+            }
         }
     }
 }

@@ -66,6 +66,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// `volume/image`, as it is told to people.
+    pub fn name(&self) -> String {
+        format!("{}{}", self.volume, self.image)
+    }
+
     /// The extent size that was chosen for the image, if one was.
     pub fn chosen_extent_size(&self) -> Option<ExtentSize> {
         ExtentSize::new(self.extent_size?).ok()

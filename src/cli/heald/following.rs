@@ -4,7 +4,7 @@
 //! Started by [`super`] for each control socket; it decides when to try again, and tells
 //! the log and the session why nothing is healed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -108,7 +108,7 @@ enum Idle {
     Trouble(String),
 }
 
-fn follow(path: &PathBuf, options: &FollowOptions, wish: &Wish) {
+fn follow(path: &Path, options: &FollowOptions, wish: &Wish) {
     let (mut pause, mut told) = (SHORTEST_PAUSE, None);
     loop {
         let link = RemoteSession::new(path);

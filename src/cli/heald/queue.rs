@@ -85,7 +85,7 @@ impl Queue {
         for (_, entry) in due {
             self.run(now, entry, &start);
         }
-        self.show(queued.iter().map(|(_, entry)| name(entry)).collect());
+        self.show(queued.iter().map(|(_, entry)| entry.name()).collect());
     }
 
     fn run(
@@ -94,7 +94,7 @@ impl Queue {
         entry: Entry,
         start: &impl Fn(Entry, Arc<AtomicBool>) -> Option<JoinHandle<()>>,
     ) {
-        let (gfid, name) = (entry.gfid, name(&entry));
+        let (gfid, name) = (entry.gfid, entry.name());
         if let Some(waiting) = self.waiting.get_mut(&gfid) {
             waiting.pause = (waiting.pause * 2).min(LONGEST_PAUSE);
             waiting.next = now + waiting.pause;
@@ -135,10 +135,6 @@ impl Queue {
             }
         }
     }
-}
-
-fn name(entry: &Entry) -> String {
-    format!("{}{}", entry.volume, entry.image)
 }
 
 #[cfg(test)]

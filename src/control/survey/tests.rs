@@ -200,3 +200,26 @@ fn a_socket_s_name_says_whose_it_is() {
         assert_eq!(name(bad.clone()), None, "{bad}");
     }
 }
+
+#[test]
+fn an_image_that_waits_for_its_turn_is_told_with_its_place_in_the_queue() {
+    let host = Host::new();
+    for number in 1..=3 {
+        host.remember(number, false);
+    }
+    let healer = ControlSocket::bind_at(&host.places.healer).unwrap();
+    let queue = HealQueue {
+        healing: vec!["my-vms/vm1.img".to_owned()],
+        queued: vec!["my-vms/vm3.img".to_owned(), "my-vms/vm2.img".to_owned()],
+    };
+    let answer = move |request| match request {
+        Request::Queue => Answer::Queue(queue.clone()),
+        _ => panic!("{request:?}"),
+    };
+    healer.answer(answer).unwrap();
+    let found = host.survey().images;
+    let told: Vec<_> = found.iter().map(detail).collect();
+    assert!(told[0].contains("its log says"), "{told:?}");
+    assert!(told[1].contains("as number 2 of 2"), "{told:?}");
+    assert!(told[2].contains("as number 1 of 2"), "{told:?}");
+}
