@@ -1,4 +1,5 @@
-//! A guest whose image's local disk is full: it waits, and its file system is whole after.
+//! Disks that are full. The local one: the guest waits, and its file system is whole after.
+//! A peer's: it keeps its marks, and nobody else does.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
@@ -8,13 +9,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use bypass_harness::{
-    Cluster, Disk, Fill, Guest, GuestConfig, GuestImage, VolumeKind, run_command, wait_until,
+    Cluster, Disk, Fill, Guest, GuestConfig, GuestImage, Volume, VolumeKind, run_command,
+    wait_until,
 };
 use support::daemon::Daemon;
-use support::{IMAGE, PATIENCE};
+use support::front_end::FrontEnd;
+use support::healer::Healer;
+use support::{IMAGE, PATIENCE, pattern};
 
 const MIB: u64 = 1 << 20;
-/// The file system of the local brick.
+/// The file system of a brick.
 const BRICK_BYTES: u64 = 256 * MIB;
 const IMAGE_BYTES: u64 = 128 * MIB;
 /// What is left there before the guest writes.
@@ -56,18 +60,63 @@ fn run(program: &str, args: &[&str]) {
     run_command(Command::new(program).args(args), PATIENCE).unwrap();
 }
 
-#[test]
-fn a_guest_waits_while_the_local_disk_is_full_and_its_file_system_is_whole_after() {
-    let cluster = Cluster::start(3).unwrap();
-    let small = SmallDisk::mount(&cluster.node(0).bricks_dir());
+/// A replica volume of three with [`IMAGE`], of which one copy's disk is small.
+fn volume_with(cluster: &Cluster) -> Volume {
     let options = [("network.ping-timeout", "5")];
-    let volume = cluster
-        .create_volume("gv0", VolumeKind::Replica(3), &options)
-        .unwrap();
+    let kind = VolumeKind::Replica(3);
+    let volume = cluster.create_volume("gv0", kind, &options).unwrap();
     volume.start().unwrap();
     volume
         .create_image(IMAGE, IMAGE_BYTES, Fill::Sparse)
         .unwrap();
+    volume
+}
+
+#[test]
+fn a_peer_whose_disk_is_full_alone_stays_marked_and_is_healed_when_it_has_room() {
+    let cluster = Cluster::start(3).unwrap();
+    let small = SmallDisk::mount(&cluster.node(2).bricks_dir());
+    let volume = volume_with(&cluster);
+    let filler = small.fill_but(ROOM);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let healer = Healer::start(volume.brick_node(0), &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    let data = pattern(1, 0, MIB as usize);
+    for mebibyte in 0..2 * ROOM / MIB {
+        disk.write(mebibyte * MIB, &data, PATIENCE).unwrap();
+    }
+    disk.flush(PATIENCE).unwrap();
+
+    wait_until("the other peer to be unmarked", PATIENCE, || {
+        let marks = volume.marks(IMAGE).unwrap();
+        let only_full = !marks.accuses(0, 1) && marks.accuses(0, 2) && marks.accuses(1, 2);
+        only_full.then_some(()).ok_or(marks.to_string())
+    })
+    .unwrap();
+    let equal = |brick: usize| volume.brick_file(brick, IMAGE);
+    run(
+        "cmp",
+        &[equal(0), equal(1)]
+            .each_ref()
+            .map(|file| file.to_str().unwrap()),
+    );
+    let status = daemon.status();
+    assert!(status.to_string().contains("No space left"), "{status}");
+    // It is asked less and less often, and the log says it once.
+    assert_eq!(healer.log().matches("No space left").count(), 1);
+    std::fs::remove_file(filler).unwrap();
+    daemon.wait_state("clean");
+    assert!(volume.marks(IMAGE).unwrap().is_clean());
+    assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
+    drop((disk, healer, daemon));
+    volume.stop().unwrap();
+}
+
+#[test]
+fn a_guest_waits_while_the_local_disk_is_full_and_its_file_system_is_whole_after() {
+    let cluster = Cluster::start(3).unwrap();
+    let small = SmallDisk::mount(&cluster.node(0).bricks_dir());
+    let volume = volume_with(&cluster);
     let filler = small.fill_but(ROOM);
 
     let daemon = Daemon::serve(&volume, 0, &["--num-queues", "2"]);
