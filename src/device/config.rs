@@ -1,13 +1,8 @@
 //! How the operator wants the device to look, checked once at the start.
 
 use super::error::DeviceError;
+use super::limits::{MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE};
 
-/// `vhost-user-backend` maps queues to threads with a 64-bit mask.
-pub const MAX_QUEUES: u16 = 64;
-/// Smallest ring: a request's header, its status and two data segments.
-pub const MIN_QUEUE_SIZE: u16 = 4;
-/// Largest ring that QEMU can set up (`VIRTQUEUE_MAX_SIZE`).
-pub const MAX_QUEUE_SIZE: u16 = 1024;
 /// Largest offered number of data segments per request: what a ring of 128
 /// entries, QEMU's default, carries beside the header and the status.
 const MAX_SEGMENTS: u16 = 126;

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
-use super::config::{MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE};
-use super::dirty_log::LogError;
-use super::disk::{MAX_ALIGNMENT, SECTOR, SERIAL_LEN};
-use super::inflight::InflightError;
-use super::mapping::MapError;
-use super::relay::{MAX_BODY, MAX_FDS};
+use super::limits::{
+    MAX_ALIGNMENT, MAX_BODY, MAX_FDS, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, SECTOR,
+    SERIAL_LEN,
+};
+use super::shared_memory::dirty_log::LogError;
+use super::shared_memory::inflight::InflightError;
+use super::shared_memory::mapping::MapError;
 
 /// Why the device could not be made, or why serving a front-end ended badly.
 #[derive(Debug, thiserror::Error)]

@@ -8,63 +8,35 @@
 //! It does not open the file, does not listen on a socket, and does not know why
 //! a write may have to wait: that is the gate's business.
 //!
-//! One request's way through the files: `intake` and `ring` take the head of a
-//! descriptor chain from the available ring, `chain` walks the descriptors,
-//! `request` decides what they ask for, `queue` asks the gate and drives `slot`,
-//! the state machine of one request, whose operations `engine` hands to io_uring;
-//! the answer goes back through `ring`. How a queue's thread waits is in `queue/waiting`.
-//! `relay`, `intercept`, `backend` and `vring` are the control plane, and take no part in it.
-//!
-//! A front-end can go on with another server, of another process even: `said` keeps what
-//! it has said, `pause` stops its rings and tells that again.
-//!
-//! Two things are shared with the front-end so that others can go on where we
-//! stop: `inflight`, the record of requests in flight, and `dirty_log`, the log of
-//! written pages of a migration, which `logging` switches.
+//! One request's way through the rooms: [`queue`] takes the head of a descriptor chain from
+//! the available ring, [`guest`] walks the descriptors, [`request`] decides what they ask for;
+//! the queue asks the gate and drives the request's state machine, whose operations [`io`]
+//! hands to io_uring; the answer goes back through the ring. [`vhost_user`] is the control
+//! plane, and takes no part in it. [`shared_memory`] is what the front-end keeps, so that
+//! others can go on where we stop. docs/ARCHITECTURE.md has the way file by file.
 
-mod access;
-mod announce;
-mod backend;
-mod bounce;
-mod cache;
-mod chain;
+mod cache_mode;
 mod config;
-mod config_space;
-mod control;
-mod dirty_log;
-mod disk;
-mod engine;
 mod error;
 pub mod gate;
-mod inflight;
-mod intake;
-mod intercept;
-mod logging;
-mod mapping;
-mod memory;
-mod patience;
-mod pause;
+mod guest;
+mod io;
+mod limits;
 mod queue;
-mod ranges;
-mod relay;
 mod request;
-mod ring;
-mod said;
-mod server;
-mod shared;
-mod slot;
+mod shared_memory;
+mod size_change;
 mod space;
 mod stats;
-mod transfer;
-mod vring;
+mod vhost_user;
 
-pub use cache::CacheMode;
+pub use cache_mode::CacheMode;
 pub use config::{Config, Idle};
-pub use disk::{Alignment, Disk};
 pub use error::{DeviceError, HandlerError};
-pub use patience::{MESSAGE_LIMIT, Patience};
-pub use pause::FrontEnd;
-pub use said::Message;
-pub use server::{EndReason, PauseHandle, Served, Server, StopHandle};
+pub use io::disk::{Alignment, Disk};
 pub use space::{Full, Space};
 pub use stats::{QueueSnapshot, Snapshot, Stats};
+pub use vhost_user::message_deadline::{MESSAGE_LIMIT, Patience};
+pub use vhost_user::pause::FrontEnd;
+pub use vhost_user::server::{EndReason, PauseHandle, Served, Server, StopHandle};
+pub use vhost_user::transcript::Message;

@@ -1,7 +1,7 @@
 //! A full local disk, as all queues of the device see it: since when requests wait for room,
 //! and what the operator is told of it.
 //!
-//! Each queue keeps its own requests ([`super::queue`]); here they are only counted. The log
+//! Each queue keeps its own requests ([`super::queue::work`]); here they are only counted. The log
 //! gets one line when the first one waits and one when none does any more, and at most that
 //! once a minute, however often the disk is full and not full.
 
@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::disk::Disk;
-use super::request::Extent;
+use super::io::disk::Disk;
+use super::request::decode::Extent;
 
 /// The shortest time between two reports of a full disk.
 const TELL_PAUSE: Duration = Duration::from_secs(60);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::request::Status;
-use super::slot::Kind;
+use super::request::decode::Status;
+use super::request::slot::Kind;
 
 /// A number with one writer.
 #[derive(Debug, Default)]

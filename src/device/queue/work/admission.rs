@@ -1,0 +1,86 @@
+//! Which requests may go on now: the gate is asked, and who must wait is parked.
+
+use super::Queue;
+use crate::device::gate::{Admission, Gate};
+use crate::device::queue::ring::{Ring, RingError};
+use crate::device::request::decode::Status;
+use crate::device::request::slot::{Access, Slot};
+
+impl<G: Gate> Queue<G> {
+    /// Asks the gate, and starts, parks or refuses the request.
+    pub(in crate::device) fn admit(
+        &mut self,
+        ring: &mut Ring<'_>,
+        token: usize,
+    ) -> Result<(), RingError> {
+        let Some(slot) = self.slots.get_mut(token) else {
+            return Ok(());
+        };
+        match ask(&*self.shared.gate, slot) {
+            Admission::Go => {
+                let next = slot.next(&self.shared.disk, &mut self.pool);
+                self.go_on(ring, token, next, true)
+            }
+            Admission::Wait => {
+                self.parked = Some(token);
+                Ok(())
+            }
+            Admission::Refuse => self.finish(ring, token, Status::IoError, false),
+        }
+    }
+
+    pub(in crate::device) fn retry_parked(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        match self.parked.take() {
+            Some(token) => self.admit(ring, token),
+            None => Ok(()),
+        }
+    }
+
+    /// Once the kernel is done with the others, puts back what waits: the parked request,
+    /// which was the last taken, and what there is no room for.
+    pub(in crate::device) fn put_back(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        if self.engine.in_flight() > 0 {
+            return Ok(());
+        }
+        if let Some(token) = self.parked.take() {
+            if let Some(slot) = self.slots.get(token) {
+                self.intake.put_back(ring, slot.head());
+            }
+            self.free.push(token);
+        }
+        self.let_go_of_held(ring)?;
+        self.intake.stop(ring, self.view.current());
+        Ok(())
+    }
+}
+
+/// Whoever changes several extents gets them all or none; what must be durable besides is
+/// asked for last, as it never waits.
+pub(in crate::device) fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
+    match slot.access() {
+        Access::Read => gate.admit_read(),
+        Access::Nothing => Admission::Go,
+        Access::Sync => gate.begin_sync(),
+        Access::Change(extents) => {
+            for (index, extent) in extents.iter().enumerate() {
+                let answer = gate.begin_write(extent.offset, extent.len);
+                if answer != Admission::Go {
+                    for begun in extents.iter().take(index) {
+                        gate.end_write(begun.offset, begun.len);
+                    }
+                    return answer;
+                }
+            }
+            let answer = match slot.syncs() {
+                true => gate.begin_sync(),
+                false => Admission::Go,
+            };
+            if answer != Admission::Go {
+                for begun in extents {
+                    gate.end_write(begun.offset, begun.len);
+                }
+            }
+            answer
+        }
+    }
+}
