@@ -12,6 +12,7 @@
 
 pub mod cli;
 pub mod control;
+pub mod daemon;
 pub mod device;
 pub mod gluster;
 pub mod image;

@@ -4,10 +4,12 @@
 use clap::Args;
 
 use crate::control::socket;
+use crate::daemon::failure::Failure;
+use crate::daemon::logging;
+use crate::daemon::target::Target;
 use crate::image::state_dir::{Entry, StateDir};
 
-use super::opening::StateDirArgs;
-use super::{Failure, LogArgs, RunDirArgs, Target, logging};
+use super::{LogArgs, RunDirArgs, StateDirArgs};
 
 /// Arguments of `forget`.
 #[derive(Args, Debug)]

@@ -12,13 +12,16 @@ use clap::Args;
 use crate::control::remote::RemoteSession;
 use crate::control::socket::{self, Answer, ControlError, FORCED, Request};
 use crate::control::status::{CustodyStatus, QueueStatus, Status};
+use crate::daemon::failure::Failure;
+use crate::daemon::heald::{self, rate::Rate};
+use crate::daemon::logging;
+use crate::daemon::shutdown::Stop;
+use crate::daemon::target::Target;
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
 
-use super::bandwidth::Rate;
 use super::handover_verdict::{FIXED, Verdict, Watch};
-use super::stop::Stop;
-use super::{Failure, LogArgs, RunDirArgs, Target, heald, logging};
+use super::{LogArgs, RunDirArgs};
 
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(100);

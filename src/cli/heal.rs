@@ -13,17 +13,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::control::remote::RemoteSession;
 use crate::control::socket::{self, ControlSocket};
 use crate::control::status::Status;
+use crate::daemon::failure::Failure;
+use crate::daemon::heald::rate::Rate;
+use crate::daemon::logging;
+use crate::daemon::maintenance_session::{OwnSession, Wanted};
+use crate::daemon::shutdown::Stop;
+use crate::daemon::target::Target;
 use crate::image::error::chain;
-use crate::image::heal::{Figures, SessionLink};
-use crate::image::heal::{FollowOptions, Follower};
+use crate::image::heal::{Figures, FollowOptions, Follower, SessionLink};
 use crate::image::state_dir::StateDir;
 
-use super::bandwidth::Rate;
 use super::heal_verdict::{Verdict, Watch, moved};
-use super::opening::StateDirArgs;
-use super::own_session::{OwnSession, Wanted};
-use super::stop::Stop;
-use super::{Failure, LogArgs, RunDirArgs, ServerArgs, Target, logging};
+use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(200);

@@ -17,8 +17,11 @@ use clap::Args;
 use serde_json::Value;
 
 use super::handover::{HandoverArgs, Prepared};
-use super::stop::Stop;
-use super::{Failure, LogArgs, RunDirArgs, Target, logging};
+use super::{LogArgs, RunDirArgs};
+use crate::daemon::failure::Failure;
+use crate::daemon::logging;
+use crate::daemon::shutdown::Stop;
+use crate::daemon::target::Target;
 use look::Remote;
 use story::{Outcome, Plan, Seen, World};
 

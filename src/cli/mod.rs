@@ -1,37 +1,22 @@
-//! The command line: one file per command, their exit codes in [`exit`].
+//! The command line: one file per command, their exit codes in
+//! [`failure`](crate::daemon::failure).
 //!
 //! Each command puts the other modules together; none decides anything about an
 //! image by itself.
 
 mod bandwidth;
-mod begin;
-mod brick_view;
-mod bus_error;
-mod counter;
-mod custodian;
-mod exit;
-mod finish;
 mod forget;
 mod handover;
 mod handover_verdict;
 mod heal;
 mod heal_verdict;
 mod heald;
-mod kept;
-mod listen;
-mod logging;
 mod migrate;
-mod opening;
-mod own_session;
 mod promote;
 mod release;
 mod resize;
-mod seat;
 mod serve;
-mod service;
 mod status;
-mod stop;
-mod upgrade;
 mod verify;
 mod verify_report;
 mod watch;
@@ -41,14 +26,15 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::control::socket::RUN_DIR;
-use crate::gluster::glusterd::GLUSTERD_PORT;
-
-pub use exit::Failure;
+use crate::daemon::failure;
+use crate::daemon::failure::Failure;
+use crate::daemon::target::GlusterdAddress;
+use crate::image::state_dir::STATE_DIR;
 
 /// Serves virtual machines' disks straight from the local brick of a GlusterFS
 /// replica volume, over vhost-user-blk.
 #[derive(Debug, Parser)]
-#[command(version, after_help = exit::TABLE, propagate_version = true)]
+#[command(version, after_help = failure::TABLE, propagate_version = true)]
 struct Cli {
     /// Print what this backend can do, as QEMU's vhost-user conventions want it,
     /// and exit.
@@ -110,7 +96,16 @@ struct ServerArgs {
     /// The glusterd to ask for the volume's layout. Only a glusterd of this host
     /// gives what is needed to log in to the bricks
     #[arg(long, value_name = "HOST[:PORT]", default_value = "localhost")]
-    server: Server,
+    server: GlusterdAddress,
+}
+
+/// Where this host keeps what it knows of its images.
+#[derive(Args, Clone, Debug)]
+struct StateDirArgs {
+    /// The folder of the dirty maps: which parts of an image the other copies miss.
+    /// Best on a disk of its own speed; 2 bytes per extent
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    state_dir: std::path::PathBuf,
 }
 
 /// Where daemons of this host put their control sockets.
@@ -119,100 +114,6 @@ struct RunDirArgs {
     /// The folder of the control sockets, by which `status` finds the daemons
     #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     run_dir: std::path::PathBuf,
-}
-
-/// `HOST[:PORT]` of a glusterd; an IPv6 address with a port stands in brackets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Server {
-    host: String,
-    port: u16,
-}
-
-impl std::str::FromStr for Server {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let port = |digits: &str| {
-            digits
-                .parse()
-                .map_err(|_| format!("{digits:?} is not a port number"))
-        };
-        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((host, "")) => (host, GLUSTERD_PORT),
-            Some((host, rest)) => (host, port(rest.trim_start_matches(':'))?),
-            None => match text.split_once(':') {
-                Some((host, digits)) if !digits.contains(':') => (host, port(digits)?),
-                _ => (text, GLUSTERD_PORT),
-            },
-        };
-        if host.is_empty() {
-            return Err("the host is missing".to_owned());
-        }
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
-    }
-}
-
-/// `VOLUME/IMAGE` on a command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Target {
-    volume: String,
-    image: ImagePath,
-}
-
-impl std::str::FromStr for Target {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (volume, image) = text
-            .split_once('/')
-            .ok_or("expected VOLUME/IMAGE, for example gv0/vms/one.img")?;
-        Ok(Self {
-            volume: volume_name(volume)?,
-            image: image.parse()?,
-        })
-    }
-}
-
-/// The path of an image in its volume: absolute, without `.`, `..` or empty parts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct ImagePath(String);
-
-impl std::str::FromStr for ImagePath {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.starts_with("--") {
-            return Err(format!(
-                "the image's path is missing before {text} (an image of that name is /{text})"
-            ));
-        }
-        let parts: Vec<_> = text.split('/').filter(|part| !part.is_empty()).collect();
-        if parts.is_empty() {
-            return Err("the image's path is missing".to_owned());
-        }
-        if let Some(part) = parts
-            .iter()
-            .find(|part| matches!(**part, "." | "..") || part.contains('\0'))
-        {
-            return Err(format!("the image's path may not contain {part:?}"));
-        }
-        if parts[0] == ".glusterfs" || parts[0] == ".shard" {
-            return Err(format!("{} is Gluster's own folder", parts[0]));
-        }
-        Ok(Self(format!("/{}", parts.join("/"))))
-    }
-}
-
-/// A volume's name, which is also part of a file's name here.
-fn volume_name(text: &str) -> Result<String, String> {
-    let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if text.is_empty() || !text.chars().all(valid) {
-        return Err("a volume's name has letters, digits, '-' and '_' only".to_owned());
-    }
-    Ok(text.to_owned())
 }
 
 /// Runs the program: parses the command line, runs the command, prints its
@@ -260,47 +161,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_server_is_a_host_with_or_without_port() {
-        let server = |text: &str| text.parse::<Server>().map(|s| (s.host, s.port));
-        assert_eq!(server("node1"), Ok(("node1".into(), 24007)));
-        assert_eq!(server("10.0.0.1:99"), Ok(("10.0.0.1".into(), 99)));
-        assert_eq!(server("fe80::1"), Ok(("fe80::1".into(), 24007)));
-        assert_eq!(server("[fe80::1]:99"), Ok(("fe80::1".into(), 99)));
-        for bad in ["", ":1", "host:", "host:x", "host:70000", "[::1]:x"] {
-            assert!(server(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn an_image_path_cannot_leave_the_volume_or_enter_gluster_s_folders() {
-        let path = |text: &str| text.parse::<ImagePath>().map(|p| p.0);
-        assert_eq!(path("vms//one.img"), Ok("/vms/one.img".into()));
-        assert_eq!(path("/one.img"), Ok("/one.img".into()));
-        for bad in [
-            "",
-            "/",
-            "../x",
-            "a/../b",
-            "./a",
-            ".glusterfs/a",
-            "/.shard/x",
-            "a\0b",
-        ] {
-            assert!(path(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_target_names_volume_and_image() {
-        let target: Target = "gv0/vms/one.img".parse().unwrap();
-        assert_eq!(
-            (target.volume.as_str(), target.image.0.as_str()),
-            ("gv0", "/vms/one.img")
-        );
-        assert!("gv0".parse::<Target>().is_err());
-        assert!("../x/y".parse::<Target>().is_err());
     }
 }

@@ -6,6 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
+use crate::daemon::brick_view::lock_owner;
+use crate::daemon::failure::Failure;
+use crate::daemon::logging;
+use crate::daemon::session_setup::{self, Place};
+use crate::daemon::target::Target;
 use crate::gluster::Timeouts;
 use crate::image::bricks::{BrickSet, Shape};
 use crate::image::error::{Names, OpenError};
@@ -16,9 +21,7 @@ use crate::image::port::{BrickPort, CopyState, Lock, PortError};
 use crate::image::promote::{self, Plan, Promotion, Refusal, Step};
 use crate::image::state_dir::{Entry, StateDir};
 
-use super::brick_view::lock_owner;
-use super::opening::{self, Place, StateDirArgs};
-use super::{Failure, LogArgs, ServerArgs, Target, logging};
+use super::{LogArgs, ServerArgs, StateDirArgs};
 
 /// How long other clients' writes are waited for.
 const DATA_LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -57,7 +60,7 @@ pub(super) fn run(args: PromoteArgs) -> Result<(), Failure> {
     let Target { volume, image } = &args.target;
     let brick = args.brick.as_deref();
     let server = &args.server.server;
-    let place = opening::find(server, volume, &image.0, brick, Allowed::All, false)?;
+    let place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
     let names = place.located.names();
     let shape = place.located.shape(place.local);
     let owner = lock_owner(&place.me)?;

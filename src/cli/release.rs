@@ -5,13 +5,16 @@
 
 use clap::Args;
 
+use crate::daemon::brick_view::BrickView;
+use crate::daemon::failure::Failure;
+use crate::daemon::logging;
+use crate::daemon::target::Target;
 use crate::gluster::Timeouts;
 use crate::image::error::OpenError;
 use crate::image::locking::{Blocked, Claim, lock_session};
 use crate::image::port::BrickPort;
 
-use super::brick_view::BrickView;
-use super::{Failure, LogArgs, ServerArgs, Target, logging};
+use super::{LogArgs, ServerArgs};
 
 /// Arguments of `release`.
 #[derive(Args, Debug)]

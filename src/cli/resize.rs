@@ -8,6 +8,11 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::control::socket::{self, Answer, ControlError, Request};
+use crate::daemon::failure::Failure;
+use crate::daemon::maintenance_session::{OwnSession, Wanted};
+use crate::daemon::shutdown::Stop;
+use crate::daemon::target::Target;
+use crate::daemon::{logging, session_setup};
 use crate::device::Disk;
 use crate::image::error::chain;
 use crate::image::local::{self, LocalTerms};
@@ -15,10 +20,7 @@ use crate::image::locate::Allowed;
 use crate::image::resize::{Insist, NewSize};
 use crate::image::state_dir::StateDir;
 
-use super::opening::{self, StateDirArgs};
-use super::own_session::{OwnSession, Wanted};
-use super::stop::Stop;
-use super::{Failure, LogArgs, RunDirArgs, ServerArgs, Target, logging};
+use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 
 /// Arguments of `resize`.
 #[derive(Args, Debug)]
@@ -104,8 +106,8 @@ fn resize_alone(args: &ResizeArgs, name: &str) -> Result<(), Failure> {
     let Target { volume, image } = &args.target;
     let server = &args.server.server;
     let brick = args.brick.as_deref();
-    let place = opening::find(server, volume, &image.0, brick, Allowed::All, false)?;
-    opening::take_over(&args.run_dir.run_dir, place.located.gfid)?;
+    let place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
+    session_setup::take_over(&args.run_dir.run_dir, place.located.gfid)?;
     let terms = LocalTerms {
         read_only: true,
         force_raw: false,

@@ -8,12 +8,14 @@ use clap::Args;
 use crate::control::render;
 use crate::control::status::{Fate, State, Status, Verified};
 use crate::control::survey::{Places, survey};
+use crate::daemon::brick_view::BrickView;
+use crate::daemon::failure::Failure;
+use crate::daemon::target::Target;
+use crate::daemon::{heald, logging};
 use crate::gluster::Timeouts;
 use crate::image::state_dir::StateDir;
 
-use super::brick_view::BrickView;
-use super::opening::StateDirArgs;
-use super::{Failure, LogArgs, RunDirArgs, ServerArgs, Target, heald, logging, watch};
+use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs, watch};
 
 /// So many things that could not be seen are named at the end.
 const NAMED: usize = 3;

@@ -13,6 +13,10 @@ use crate::control::remote::RemoteSession;
 use crate::control::render::bytes;
 use crate::control::socket;
 use crate::control::status::{State, Status};
+use crate::daemon::brick_view::{host_name, lock_owner};
+use crate::daemon::failure::Failure;
+use crate::daemon::logging;
+use crate::daemon::target::{GlusterdAddress, Target};
 use crate::gluster::Timeouts;
 use crate::image::error::chain;
 use crate::image::gluster_port::identity;
@@ -25,10 +29,8 @@ use crate::image::verify::{
     self, GlusterBrick, Options, Progress, Repair, Report, Served, Situation, Subject, VerifyError,
 };
 
-use super::brick_view::{host_name, lock_owner};
-use super::opening::StateDirArgs;
 use super::verify_report::{Subtitle, print};
-use super::{Failure, LogArgs, RunDirArgs, Server, ServerArgs, Target, logging};
+use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 
 /// How often the bar is drawn.
 const DRAW: Duration = Duration::from_millis(100);
@@ -86,7 +88,7 @@ pub(super) fn run(args: VerifyArgs) -> Result<(), Failure> {
         None => None,
     };
     let server = match &served {
-        Some(served) => Server {
+        Some(served) => GlusterdAddress {
             host: served.job().server.clone(),
             port: served.job().port,
         },
@@ -116,7 +118,7 @@ pub(super) fn run(args: VerifyArgs) -> Result<(), Failure> {
 }
 
 /// Keeps the outcome for `status`. The comparison is good without that, too.
-fn remember(args: &VerifyArgs, located: &Located, server: &Server, report: &Report) {
+fn remember(args: &VerifyArgs, located: &Located, server: &GlusterdAddress, report: &Report) {
     let state = StateDir::new(&args.state_dir.state_dir);
     let unknown = || Entry {
         volume: located.volume.clone(),
@@ -205,7 +207,7 @@ fn find(args: &VerifyArgs) -> Result<Option<(PathBuf, Status)>, Failure> {
 /// Finds the image and connects to its bricks, and keeps sessions from beginning where
 /// that is asked for.
 fn connect(
-    server: &Server,
+    server: &GlusterdAddress,
     target: &Target,
     hold: bool,
 ) -> Result<(Located, Vec<Subject>), Failure> {

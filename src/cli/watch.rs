@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::Failure;
-use super::stop::Stop;
+use crate::daemon::failure::Failure;
+use crate::daemon::shutdown::Stop;
 use crate::image::error::chain;
 
 /// The shortest and the longest period.

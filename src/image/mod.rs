@@ -9,7 +9,6 @@ pub mod data_lock;
 pub mod debt;
 pub mod decide;
 pub mod dirty;
-pub mod door;
 pub mod durable;
 pub mod error;
 pub mod fencing;

@@ -10,8 +10,10 @@ use serde_json::json;
 
 use crate::control::socket;
 use crate::control::status::CustodyStatus;
+use crate::daemon::failure::Failure;
+use crate::daemon::target::Target;
 
-use super::super::{Failure, RunDirArgs, Target};
+use super::super::RunDirArgs;
 use super::story::Seen;
 use super::{MigrateArgs, qmp};
 

@@ -20,8 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::control::status::CustodyStatus;
-
-use super::super::Failure;
+use crate::daemon::failure::Failure;
 
 /// How often it is looked how far it is.
 const ROUND: Duration = Duration::from_millis(200);

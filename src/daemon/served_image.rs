@@ -1,18 +1,18 @@
 //! The image as the other threads of this process see it: who has it now, and the way to
-//! ask its [`super::custodian`] for changes.
+//! ask its [`super::ownership_worker`] for changes.
 
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::image::custody::{Custody, Event};
-use crate::image::door::Rings;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::Job;
 use crate::image::machine::StopReason;
 use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
 use crate::image::session::Kept;
 
-use super::opening::Place;
+use super::session_setup::Place;
+use super::switchable_gate::Rings;
 
 /// The image as others of this process see it.
 pub struct Seat {

@@ -12,7 +12,7 @@ use signal_hook::consts::{
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
-use super::Failure;
+use super::failure::Failure;
 
 /// What ends the program in good order.
 const ENDING: [i32; 2] = [SIGTERM, SIGINT];

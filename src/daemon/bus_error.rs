@@ -13,7 +13,7 @@ use libc::{c_int, siginfo_t};
 use rustix::fs::{Mode, OFlags};
 use signal_hook::low_level::emulate_default_handler;
 
-use super::Failure;
+use super::failure::Failure;
 
 const SIGBUS: c_int = libc::SIGBUS;
 /// The longest line of `/proc/self/maps` that is understood, in bytes.

@@ -18,9 +18,10 @@ use crate::image::session::Session;
 use crate::image::snapshot::Snapshot;
 use crate::image::state_dir::StateDir;
 
-use super::opening::{self, Opening, Place};
-use super::service::{Image, Service};
-use super::{Failure, Server};
+use super::control_service::{Image, Service};
+use super::failure::Failure;
+use super::session_setup::{self, Opening, Place};
+use super::target::GlusterdAddress;
 
 /// How long the marks may take to be stored. Nothing waits for them but the healing.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(60);
@@ -28,7 +29,7 @@ const QUORUM_TIMEOUT: Duration = Duration::from_secs(60);
 /// Which image, and how to open it.
 pub struct Wanted<'a> {
     /// The glusterd to ask.
-    pub server: &'a Server,
+    pub server: &'a GlusterdAddress,
     /// The volume.
     pub volume: &'a str,
     /// The image's path in it.
@@ -56,7 +57,7 @@ impl OwnSession {
     /// # Errors
     /// As `serve` does.
     pub fn open(wanted: &Wanted<'_>, cancelled: &AtomicBool) -> Result<Self, Failure> {
-        let place = opening::find(
+        let place = session_setup::find(
             wanted.server,
             wanted.volume,
             wanted.image,
@@ -82,7 +83,8 @@ impl OwnSession {
         let stopped = Arc::new(AtomicBool::new(false));
         let stop = stopped.clone();
         let on_stop = move |_: StopReason| stop.store(true, Ordering::SeqCst);
-        let (session, local) = opening::open(&place, &opening, wanted.state, cancelled, on_stop)?;
+        let (session, local) =
+            session_setup::open(&place, &opening, wanted.state, cancelled, on_stop)?;
         let handle = session.handle();
         let service = Service {
             identity: Identity {

@@ -3,7 +3,7 @@
 //!
 //! The new program is tried first, while the guest goes on. Then the front-end is
 //! paused, the session rests, and `exec` gives their sockets to the new program
-//! ([`super::kept`]); the process id stays. Until there everything can be taken back, and
+//! ([`super::upgrade_state`]); the process id stays. Until there everything can be taken back, and
 //! is when something fails. What fails afterwards ends as a crash does.
 
 use std::ffi::{CString, OsStr, OsString};
@@ -25,10 +25,10 @@ use crate::image::custody::Custody;
 use crate::image::error::chain;
 use crate::image::machine::Phase;
 
-use super::Failure;
-use super::kept::{self, Leaving};
-use super::seat::Seat;
-use super::stop;
+use super::failure::Failure;
+use super::served_image::Seat;
+use super::shutdown;
+use super::upgrade_state::{self, Leaving};
 
 /// How long the new program may take to say that it understands what it will find.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ impl std::str::FromStr for Resume {
 
 /// What a program says that understands this one's documents.
 pub fn understood() -> String {
-    format!("bypass-blk resume {}", kept::VERSION)
+    format!("bypass-blk resume {}", upgrade_state::VERSION)
 }
 
 /// Why there was no upgrade. The daemon goes on.
@@ -113,7 +113,7 @@ pub fn on_signal() -> Result<Wishes, Failure> {
         source,
     };
     let signals = Signals::new([SIGUSR1]).map_err(failed)?;
-    for signal in stop::handled() {
+    for signal in shutdown::handled() {
         unblock_signal(signal).map_err(|error| failed(io::Error::other(format!("{error:?}"))))?;
     }
     Ok(Wishes(signals))
@@ -224,7 +224,7 @@ impl Upgrade {
 
     /// Becomes the new program. Returns only if that fails, with nothing changed.
     pub fn replace(&self, leaving: &Leaving<'_>) -> UpgradeError {
-        let kept = match kept::leave(leaving) {
+        let kept = match upgrade_state::leave(leaving) {
             Ok(kept) => kept,
             Err(source) => return UpgradeError::Leave(source),
         };
@@ -237,7 +237,7 @@ impl Upgrade {
             return UpgradeError::Leave(io::ErrorKind::InvalidInput.into());
         };
         // They would end the new program before it has handlers for them.
-        let blocked = stop::handled().filter(|signal| block_signal(*signal).is_ok());
+        let blocked = shutdown::handled().filter(|signal| block_signal(*signal).is_ok());
         let blocked: Vec<_> = blocked.collect();
         let failed = nix::unistd::execv(&path, &words);
         for signal in blocked {

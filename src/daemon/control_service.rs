@@ -19,7 +19,7 @@ use crate::image::resize::{Insist, NewSize};
 use crate::image::state_dir::StateDir;
 use crate::image::surroundings::Surroundings;
 
-use super::seat::Seat;
+use super::served_image::Seat;
 
 /// An image, and the device in front of it if there is one.
 pub struct Service {

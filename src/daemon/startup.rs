@@ -9,12 +9,12 @@ use crate::image::local::{self, LocalFile};
 use crate::image::locate::{Allowed, Located};
 use crate::image::state_dir::StateDir;
 
-use super::Failure;
-use super::kept::{self, Kept};
-use super::listen::{self, Listener};
-use super::opening::{self, Opening, Place};
-use super::serve::ServeArgs;
+use super::failure::Failure;
+use super::listener::{self, Listener};
+use super::options::{FrontEnds, ServeOptions};
+use super::session_setup::{self, Place};
 use super::upgrade::Resume;
+use super::upgrade_state::{self, Kept};
 
 /// What a daemon begins with.
 pub struct Begin {
@@ -33,36 +33,35 @@ pub struct Begin {
 ///
 /// # Errors
 /// Whatever forbids to serve it.
-pub fn begin(args: &ServeArgs, opening: &Opening, state: &StateDir) -> Result<Begin, Failure> {
-    let from = match args.resume {
-        Some(Resume::From(number)) => Some(kept::take(number)),
+pub fn begin(options: &ServeOptions, state: &StateDir) -> Result<Begin, Failure> {
+    let from = match options.resume {
+        Some(Resume::From(number)) => Some(upgrade_state::take(number)),
         _ => None,
     };
     match from {
-        Some(Ok(kept)) => return resume(args, kept),
+        Some(Ok(kept)) => return resume(options, kept),
         // As after a crash: all of it is closed, and the front-end connects anew.
         Some(Err(why)) => log::error!("starting anew: {}", chain(&why)),
         None => {}
     }
-    let front_ends = match (&args.socket_path, args.fd) {
-        (Some(path), _) => listen::check_path(path).map(|()| None)?,
-        (None, Some(fd)) => Some(Listener::adopt(fd)?),
-        (None, None) => return Err(no_socket()),
+    let front_ends = match &options.front_ends {
+        FrontEnds::At(path) => listener::check_path(path).map(|()| None)?,
+        FrontEnds::Connected(fd) => Some(Listener::adopt(*fd)?),
     };
-    if let Some(endpoint) = &args.metrics {
+    if let Some(endpoint) = &options.metrics {
         endpoint.check()?;
     }
-    let place = find(args)?;
+    let place = find(options)?;
     let Located { volume, gfid, .. } = &place.located;
-    ControlSocket::check(&args.run_dir.run_dir, volume, *gfid)?;
+    ControlSocket::check(&options.run_dir, volume, *gfid)?;
     let local = local::look_at(
         &place.local_path(),
         place.located.gfid,
-        opening.local_terms(),
+        options.opening.local_terms(),
     )
     .map_err(|error| Failure::Open(error.into()))?;
-    if args.incoming && !args.read_only {
-        opening::prepare(&place, opening, state, local.size)?;
+    if options.incoming && !options.read_only() {
+        session_setup::prepare(&place, &options.opening, state, local.size)?;
     }
     Ok(Begin {
         place,
@@ -73,7 +72,7 @@ pub fn begin(args: &ServeArgs, opening: &Opening, state: &StateDir) -> Result<Be
 }
 
 /// Goes on where the process before stopped.
-fn resume(args: &ServeArgs, mut kept: Kept) -> Result<Begin, Failure> {
+fn resume(options: &ServeOptions, mut kept: Kept) -> Result<Begin, Failure> {
     let place = kept.place.clone();
     let path = place.local_path();
     let local = kept.local.try_clone().and_then(|file| {
@@ -86,10 +85,10 @@ fn resume(args: &ServeArgs, mut kept: Kept) -> Result<Begin, Failure> {
             durability: Arc::default(),
         })
     });
-    let front_ends = match (kept.listener.take(), &args.socket_path) {
-        (Some(listener), Some(path)) => Some(Listener::at(path, listener)),
-        (None, Some(_)) => None,
-        _ => Some(Listener::Fd(None)),
+    let front_ends = match (kept.listener.take(), &options.front_ends) {
+        (Some(listener), FrontEnds::At(path)) => Some(Listener::at(path, listener)),
+        (None, FrontEnds::At(_)) => None,
+        (_, FrontEnds::Connected(_)) => Some(Listener::Fd(None)),
     };
     Ok(Begin {
         place,
@@ -102,21 +101,13 @@ fn resume(args: &ServeArgs, mut kept: Kept) -> Result<Begin, Failure> {
     })
 }
 
-fn find(args: &ServeArgs) -> Result<Place, Failure> {
-    let (Some(volume), Some(image)) = (&args.volume, &args.image) else {
-        return Err(Failure::Usage("--volume and --image are needed".to_owned()));
-    };
-    opening::find(
-        &args.server.server,
-        volume,
-        &image.0,
-        args.brick.as_deref(),
-        Allowed::These(&args.allow),
-        args.read_only,
+fn find(options: &ServeOptions) -> Result<Place, Failure> {
+    session_setup::find(
+        &options.server,
+        &options.volume,
+        &options.image,
+        options.brick.as_deref(),
+        Allowed::These(&options.allow),
+        options.read_only(),
     )
-}
-
-/// Neither a path nor a socket was given.
-pub fn no_socket() -> Failure {
-    Failure::Usage("one of --socket-path and --fd is needed".to_owned())
 }

@@ -28,11 +28,11 @@ use crate::image::holder::Holder;
 use crate::image::locate::Located;
 use crate::image::port::{Fence, KeptBrick};
 
-use super::Server;
-use super::custodian::KeptBricks;
-use super::listen::take_socket;
-use super::opening::Place;
-use super::seat::Resting;
+use super::listener::take_socket;
+use super::ownership_worker::KeptBricks;
+use super::served_image::Resting;
+use super::session_setup::Place;
+use super::target::GlusterdAddress;
 
 /// Of the document. To be raised with every change of what it says or means.
 pub const VERSION: u32 = 1;
@@ -284,7 +284,7 @@ fn kept(document: Document, fds: &mut [Option<OwnedFd>]) -> Result<Kept, KeptErr
             located: document.located,
             local: document.brick,
             me: Holder::decode(&document.holder).ok_or(KeptError::Missing("a session"))?,
-            server: Server { host, port },
+            server: GlusterdAddress { host, port },
         },
         bricks: KeptBricks {
             bricks,

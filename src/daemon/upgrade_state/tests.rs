@@ -1,5 +1,6 @@
-use super::*;
 use std::os::fd::IntoRawFd;
+
+use super::*;
 
 fn taken(text: &[u8], fds: Vec<BorrowedFd<'_>>) -> Result<Kept, KeptError> {
     take(send(text, fds).unwrap().into_raw_fd())

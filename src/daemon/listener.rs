@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::control::unix_socket::{self, ACCEPT_PAUSE, Acceptor};
 
-use super::Failure;
-use super::stop::Stop;
+use super::failure::Failure;
+use super::shutdown::Stop;
 
 /// Where front-ends come from.
 pub enum Listener {

@@ -3,7 +3,7 @@
 //! once after it crashed.
 //!
 //! Kept by [`super`], which looks at the state directory; the healing of one is
-//! [`crate::cli::finish`]'s.
+//! [`super::finish_image`]'s.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

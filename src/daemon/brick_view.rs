@@ -8,7 +8,8 @@ use crate::image::holder::Holder;
 use crate::image::locate::{Catalog, Located};
 use crate::image::port::{BrickPort, CopyState, PortError};
 
-use super::{Failure, Server, Target};
+use super::failure::Failure;
+use super::target::{GlusterdAddress, Target};
 
 /// An image, with one port per brick of its replica set.
 pub struct BrickView {
@@ -25,7 +26,11 @@ pub struct BrickView {
 
 impl BrickView {
     /// Finds the image and connects to its bricks.
-    pub fn load(server: &Server, target: &Target, timeouts: Timeouts) -> Result<Self, Failure> {
+    pub fn load(
+        server: &GlusterdAddress,
+        target: &Target,
+        timeouts: Timeouts,
+    ) -> Result<Self, Failure> {
         let me = Holder::here(&host_name());
         let owner = lock_owner(&me)?;
         let catalog = Catalog::load(&server.host, server.port, &target.volume, &timeouts)?;

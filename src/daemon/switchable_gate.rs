@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwapOption;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::gate::WriteGate;
 use crate::device::gate::{Admission, Gate};
+use crate::image::gate::WriteGate;
 
 /// What the rings do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

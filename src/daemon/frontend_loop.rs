@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::control::socket::ControlSocket;
 use crate::device::{Config, EndReason, FrontEnd, Served, Server};
-use crate::image::door::Door;
 use crate::image::error::chain;
 
-use super::Failure;
-use super::kept::Leaving;
-use super::listen::{Listener, Next};
-use super::seat::Seat;
-use super::stop::Stop;
+use super::failure::Failure;
+use super::listener::{Listener, Next};
+use super::served_image::Seat;
+use super::shutdown::Stop;
+use super::switchable_gate::Door;
 use super::upgrade::{Upgrade, UpgradeError};
+use super::upgrade_state::Leaving;
 
 /// Where front-ends are served, one after the other.
 pub struct Counter<'a> {

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::daemon::failure::Failure;
+use crate::daemon::maintenance_session::{OwnSession, Wanted};
+use crate::daemon::target::GlusterdAddress;
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
 use crate::image::local::{Name, name_of};
@@ -13,9 +16,6 @@ use crate::image::locate::LocateError;
 use crate::image::machine::Phase;
 use crate::image::snapshot::{CopySnapshot, Snapshot};
 use crate::image::state_dir::{Entry, StateDir};
-
-use super::own_session::{OwnSession, Wanted};
-use super::{Failure, Server};
 
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(100);
@@ -43,7 +43,7 @@ pub struct Finishing {
 pub fn run(finishing: &Finishing) {
     let Entry { volume, .. } = &finishing.entry;
     let image = &name_now(&finishing.entry);
-    let server = Server {
+    let server = GlusterdAddress {
         host: finishing.entry.server.clone(),
         port: finishing.entry.port,
     };

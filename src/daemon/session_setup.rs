@@ -6,11 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use clap::Args;
-
 use crate::control::socket::{self, Request};
 use crate::gluster::Timeouts;
-use crate::image::dirty::{ExtentSize, MapError};
+use crate::image::dirty::ExtentSize;
 use crate::image::error::{LocalError, chain};
 use crate::image::gluster_port::{GlusterPort, Overruled, identity};
 use crate::image::heal::Job;
@@ -21,37 +19,17 @@ use crate::image::machine::StopReason;
 use crate::image::open::Terms;
 use crate::image::port::{CopyState, KeptBrick};
 use crate::image::session::{self, Ending, MapPlace, Parting, Session, Setup};
-use crate::image::state_dir::{Entry, STATE_DIR, StateDir};
+use crate::image::state_dir::{Entry, StateDir};
 use crate::image::surroundings::Surroundings;
 
 use super::brick_view::{host_name, lock_owner};
-use super::{Failure, Server};
+use super::failure::Failure;
+use super::target::GlusterdAddress;
 
 /// How long a healer may take to give an image up: it waits for what it sent.
 const YIELD_LIMIT: Duration = Duration::from_secs(30);
 /// How often it is looked whether it did.
 const YIELD_PAUSE: Duration = Duration::from_millis(20);
-
-/// Where this host keeps what it knows of its images.
-#[derive(Args, Clone, Debug)]
-pub struct StateDirArgs {
-    /// The folder of the dirty maps: which parts of an image the other copies miss.
-    /// Best on a disk of its own speed; 2 bytes per extent
-    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
-    pub state_dir: PathBuf,
-}
-
-/// `--extent-size`: bytes, or with K or M.
-pub fn extent_size(text: &str) -> Result<ExtentSize, String> {
-    let (digits, unit) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
-        _ => (text, 1),
-    };
-    let number: u32 = digits.parse().map_err(|_| "expected a size such as 64K")?;
-    let bytes = number.checked_mul(unit).ok_or("the size is too large")?;
-    ExtentSize::new(bytes).map_err(|error: MapError| error.to_string())
-}
 
 /// The image and the brick to open it from.
 #[derive(Clone, Debug)]
@@ -63,7 +41,7 @@ pub struct Place {
     /// The session to be.
     pub me: Holder,
     /// Whom the layout was asked of.
-    pub server: Server,
+    pub server: GlusterdAddress,
 }
 
 /// Finds an image that may be opened from a brick of this host.
@@ -71,7 +49,7 @@ pub struct Place {
 /// # Errors
 /// Whatever forbids it.
 pub fn find(
-    server: &Server,
+    server: &GlusterdAddress,
     volume: &str,
     image: &str,
     brick: Option<&str>,
@@ -258,7 +236,7 @@ impl Place {
 
     /// What others do around it.
     pub fn surroundings(&self) -> Arc<Surroundings> {
-        let Server { host, port } = &self.server;
+        let GlusterdAddress { host, port } = &self.server;
         Arc::new(Surroundings::new(&self.located, self.local, host, *port))
     }
 
@@ -306,22 +284,6 @@ impl Place {
             handed_over: false,
             verified: before.as_ref().and_then(|entry| entry.verified.clone()),
             promoted: before.and_then(|entry| entry.promoted),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_extent_size_is_a_power_of_two_in_range_with_or_without_a_unit() {
-        let bytes = |text: &str| extent_size(text).map(ExtentSize::bytes);
-        assert_eq!(bytes("4096"), Ok(4096));
-        assert_eq!(bytes("64K"), Ok(65536));
-        assert_eq!(bytes("1m"), Ok(1 << 20));
-        for bad in ["", "K", "3K", "2M", "2048", "5000", "9999999M", "4 K", "é"] {
-            assert!(bytes(bad).is_err(), "{bad}");
         }
     }
 }

@@ -11,7 +11,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::image::custody::{Action, Custody, Event, Machine};
-use crate::image::door::Door;
 use crate::image::error::{LocalError, chain};
 use crate::image::local::{Fingerprint, LocalFile};
 use crate::image::machine::StopReason;
@@ -21,10 +20,11 @@ use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
 use crate::image::session::Session;
 use crate::image::state_dir::StateDir;
 
-use super::Failure;
-use super::opening::{self, Opening, Place};
-use super::seat::{HandOver, Input, Resting, Seat};
-use super::stop::Stop;
+use super::failure::Failure;
+use super::served_image::{HandOver, Input, Resting, Seat};
+use super::session_setup::{self, Opening, Place};
+use super::shutdown::Stop;
+use super::switchable_gate::Door;
 
 /// How often it is tried to give the image away.
 const LEAVE_PAUSE: Duration = Duration::from_millis(5);
@@ -308,7 +308,7 @@ impl Worker {
             opening.terms.fence = FenceWish::Exactly(kept.fence);
             place = self.terms.place.clone();
         } else if !opening.terms.read_only {
-            opening::take_over(run_dir, place.located.gfid)?;
+            session_setup::take_over(run_dir, place.located.gfid)?;
         }
         let gfid = place.located.gfid;
         let claim = |copy: &CopyState| match copy.gfid == gfid {
@@ -325,7 +325,7 @@ impl Worker {
         let on_stop = move |reason| seat.send(Input::Stopped(reason));
         let bricks = kept.map(|kept| kept.bricks);
         let (session, _) =
-            opening::open_with(&place, &opening, state, stop.flag(), bricks, claim, on_stop)?;
+            session_setup::open_with(&place, &opening, state, stop.flag(), bricks, claim, on_stop)?;
         self.door.put(Some(session.gate()));
         self.session = Some((session, place));
         Ok(())
