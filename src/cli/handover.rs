@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::control::remote::RemoteSession;
 use crate::control::socket::{self, Answer, ControlError, FORCED, Request};
-use crate::control::status::{CustodyStatus, QueueStatus, Status};
+use crate::control::status::{OwnershipStatus, QueueStatus, Status};
 use crate::daemon::failure::Failure;
 use crate::daemon::heald::{self, rate::Rate};
 use crate::daemon::logging;
@@ -210,7 +210,7 @@ impl Image {
     fn first_status(&self, stop: &Stop) -> Result<Status, Failure> {
         loop {
             let status = self.status()?;
-            if custody(&status) != CustodyStatus::Opening || stop.is_requested() {
+            if custody(&status) != OwnershipStatus::Opening || stop.is_requested() {
                 return Ok(status);
             }
             stop.wait(ROUND);
@@ -222,7 +222,7 @@ impl Image {
     fn follower(&self, args: &HandoverArgs) -> Result<Option<Follower>, Failure> {
         let status = self.status()?;
         let heald = heald::socket_path(&args.run_dir.run_dir);
-        if custody(&status) == CustodyStatus::Vacant
+        if custody(&status) == OwnershipStatus::Vacant
             || status.heal.is_none_or(|heal| heal.healer.is_some())
             || !socket::is_gone(&heald)
         {
@@ -250,7 +250,7 @@ impl Image {
             )));
         }
         let first = self.first_status(stop)?;
-        if custody(&first) == CustodyStatus::Vacant {
+        if custody(&first) == OwnershipStatus::Vacant {
             // It knows no copies then.
             return Ok(self.is_away());
         }
@@ -268,8 +268,8 @@ impl Image {
             }
             let status = self.status()?;
             match custody(&status) {
-                CustodyStatus::Vacant => return Ok(self.is_away()),
-                CustodyStatus::Ended => return Err(self.failed("the session has stopped")),
+                OwnershipStatus::Vacant => return Ok(self.is_away()),
+                OwnershipStatus::Ended => return Err(self.failed("the session has stopped")),
                 _ => {}
             }
             match watch.look(&status, begin.elapsed()) {
@@ -285,7 +285,7 @@ impl Image {
                         no_guest: args.no_guest,
                     })?;
                     self.warn_of_absent(&status);
-                    if custody != CustodyStatus::Armed {
+                    if custody != OwnershipStatus::Armed {
                         // No ring runs, or none that counts.
                         return self.wait(stop).map(|()| false);
                     }
@@ -338,7 +338,7 @@ impl Image {
     /// The image is not given away after all, if it is still here.
     fn keep(&self) -> Result<(), Failure> {
         match self.custody_after(DISARM)? {
-            CustodyStatus::Held => Ok(()),
+            OwnershipStatus::Held => Ok(()),
             _ => Err(self.failed(NOT_HELD)),
         }
     }
@@ -347,12 +347,12 @@ impl Image {
     fn wait(&self, stop: &Stop) -> Result<(), Failure> {
         loop {
             match custody(&self.status()?) {
-                CustodyStatus::Vacant => {
+                OwnershipStatus::Vacant => {
                     println!("{}: given away", self.name);
                     return Ok(());
                 }
-                CustodyStatus::Held => return Err(self.failed("the guest goes on here")),
-                CustodyStatus::Ended => return Err(self.failed("the session has stopped")),
+                OwnershipStatus::Held => return Err(self.failed("the guest goes on here")),
+                OwnershipStatus::Ended => return Err(self.failed("the session has stopped")),
                 _ if stop.is_requested() => {
                     self.keep()?;
                     return Err(self.failed("interrupted: it stays here"));
@@ -394,7 +394,7 @@ impl Image {
     }
 
     /// Whose the image is once this was asked.
-    fn custody_after(&self, request: Request) -> Result<CustodyStatus, Failure> {
+    fn custody_after(&self, request: Request) -> Result<OwnershipStatus, Failure> {
         match self.ask(request)? {
             Answer::Custody { custody } => Ok(custody),
             other => Err(ControlError::unexpected(&self.socket, &other).into()),
@@ -426,7 +426,7 @@ fn answered(status: &Status) -> u64 {
     queues.map(all).sum()
 }
 
-fn custody(status: &Status) -> CustodyStatus {
+fn custody(status: &Status) -> OwnershipStatus {
     let serving = status.serving.as_ref();
-    serving.map_or(CustodyStatus::Ended, |serving| serving.custody)
+    serving.map_or(OwnershipStatus::Ended, |serving| serving.custody)
 }

@@ -16,7 +16,7 @@ use crate::control::status::Status;
 use crate::daemon::failure::Failure;
 use crate::daemon::heald::rate::Rate;
 use crate::daemon::logging;
-use crate::daemon::maintenance_session::{OwnSession, Wanted};
+use crate::daemon::maintenance_session::{MaintenanceSession, Wanted};
 use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
 use crate::image::error::chain;
@@ -93,7 +93,7 @@ enum Image {
     Served(PathBuf),
     /// Our own.
     Own {
-        session: Box<OwnSession>,
+        session: Box<MaintenanceSession>,
         /// For status requests, and whoever wants to serve it.
         control: ControlSocket,
         give_way: Arc<AtomicBool>,
@@ -113,7 +113,7 @@ fn open(args: &HealArgs, stop: &Stop) -> Result<Image, Failure> {
         state: &state,
         lock_timeout: Duration::from(args.lock_timeout),
     };
-    let session = OwnSession::open(&wanted, stop.flag())?;
+    let session = MaintenanceSession::open(&wanted, stop.flag())?;
     let give_way = Arc::new(AtomicBool::new(false));
     let control = session.listen(&args.run_dir.run_dir, give_way.clone())?;
     Ok(Image::Own {

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::control::socket::{self, Answer, ControlError, Request};
 use crate::daemon::failure::Failure;
-use crate::daemon::maintenance_session::{OwnSession, Wanted};
+use crate::daemon::maintenance_session::{MaintenanceSession, Wanted};
 use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
 use crate::daemon::{logging, session_setup};
@@ -128,7 +128,7 @@ fn resize_alone(args: &ResizeArgs, name: &str) -> Result<(), Failure> {
         away: args.force,
         overcommit: args.overcommit,
     };
-    let session = OwnSession::open(&wanted, stop.flag())?;
+    let session = MaintenanceSession::open(&wanted, stop.flag())?;
     let resized = session.grow(args.size, block, insist);
     session.close();
     let resized = resized.map_err(|error| kept(name, chain(&error)))?;

@@ -10,7 +10,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use crate::control::metrics::Endpoint;
 use crate::daemon::failure::Failure;
 use crate::daemon::options::{FrontEnds, ServeOptions};
-use crate::daemon::session_setup::Opening;
+use crate::daemon::session_setup::SessionSetup;
 use crate::daemon::target::{ImagePath, volume_name};
 use crate::daemon::upgrade::{self, Resume};
 use crate::daemon::{logging, serve};
@@ -212,7 +212,7 @@ impl ServeArgs {
             },
             serial: self.serial,
             incoming: self.incoming,
-            opening: Opening {
+            opening: SessionSetup {
                 terms: Terms {
                     read_only: self.read_only,
                     fence: self.fence.into(),
@@ -281,7 +281,7 @@ mod tests {
         };
         assert_eq!(
             first(["--socket-path", "/run/s"]),
-            Patience::default().first
+            crate::device::Patience::default().first
         );
         assert_eq!(first(["--fd", "3"]), None);
     }

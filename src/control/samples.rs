@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use super::status::{CustodyStatus, Identity, QueueStatus, Serving, Status};
+use super::status::{Identity, OwnershipStatus, QueueStatus, Serving, Status};
 use crate::image::heal::{Figures, HealReport, HealState, Obstacle, PeerReport};
 use crate::image::holder::Holder;
 use crate::image::machine::Phase;
@@ -136,7 +136,7 @@ pub fn report(snapshot: &Snapshot) -> Status {
         front_end: true,
         read_only: false,
         write_waiting: snapshot.write_waiting,
-        custody: CustodyStatus::Held,
+        custody: OwnershipStatus::Held,
         dropped: None,
         full: None,
         queues: vec![

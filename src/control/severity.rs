@@ -4,7 +4,7 @@
 //! tell is a new rule in [`judge`].
 
 use super::heal::{PeerHeal, PeerState, WaitsFor};
-use super::status::{CopyStatus, CustodyStatus, Fate, State, Status};
+use super::status::{CopyStatus, Fate, OwnershipStatus, State, Status};
 
 /// How bad, the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ fn is_vacant(status: &Status) -> bool {
     let custody = status.serving.as_ref().map(|serving| serving.custody);
     matches!(
         custody,
-        Some(CustodyStatus::Vacant | CustodyStatus::Opening)
+        Some(OwnershipStatus::Vacant | OwnershipStatus::Opening)
     )
 }
 

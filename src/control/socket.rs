@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::answering::{self, LINE_TIMEOUT};
 use super::line;
-use super::status::{CustodyStatus, Status};
+use super::status::{OwnershipStatus, Status};
 use super::unix_socket::{self, Found};
 use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
 use crate::image::resize::{NewSize, Resized};
@@ -152,7 +152,7 @@ pub enum Answer {
     /// To [`Request::HandOver`].
     Custody {
         /// Whose the image is now.
-        custody: CustodyStatus,
+        custody: OwnershipStatus,
     },
     /// It is done.
     Done,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::heal::{BehindStatus, HealStatus};
 use crate::device::Full;
 use crate::image::bricks::{BrickSet, SetChange, Shape};
-use crate::image::custody::Custody;
+use crate::image::custody::Ownership;
 use crate::image::error::{Names, stop_message};
 use crate::image::holder::Holder;
 use crate::image::local::SyncFailure;
@@ -250,7 +250,7 @@ pub struct Serving {
     /// A write of the guest waits for the marks to be stored.
     pub write_waiting: bool,
     /// Whose the image is.
-    pub custody: CustodyStatus,
+    pub custody: OwnershipStatus,
     /// Why the last front-end was dropped, if no ring has started since.
     #[serde(default)]
     pub dropped: Option<String>,
@@ -301,7 +301,7 @@ impl From<Full> for FullStatus {
 /// Whether this daemon has the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum CustodyStatus {
+pub enum OwnershipStatus {
     /// It has not: it waits for a front-end's rings to start, before a migration or
     /// after one.
     Vacant,
@@ -317,15 +317,15 @@ pub enum CustodyStatus {
     Ended,
 }
 
-impl From<Custody> for CustodyStatus {
-    fn from(custody: Custody) -> Self {
+impl From<Ownership> for OwnershipStatus {
+    fn from(custody: Ownership) -> Self {
         match custody {
-            Custody::Vacant => Self::Vacant,
-            Custody::Opening => Self::Opening,
-            Custody::Held => Self::Held,
-            Custody::Armed => Self::Armed,
-            Custody::Leaving => Self::Leaving,
-            Custody::Ended => Self::Ended,
+            Ownership::Vacant => Self::Vacant,
+            Ownership::Opening => Self::Opening,
+            Ownership::Held => Self::Held,
+            Ownership::Armed => Self::Armed,
+            Ownership::Leaving => Self::Leaving,
+            Ownership::Ended => Self::Ended,
         }
     }
 }

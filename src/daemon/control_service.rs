@@ -10,7 +10,7 @@ use crate::control::socket::{Answer, FORCED, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Space, Stats};
 use crate::image::bricks::SetChange;
-use crate::image::custody::{Custody, Event};
+use crate::image::custody::{Event, Ownership};
 use crate::image::error::chain;
 use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Job, LinkError};
@@ -19,10 +19,10 @@ use crate::image::resize::{Insist, NewSize};
 use crate::image::state_dir::StateDir;
 use crate::image::surroundings::Surroundings;
 
-use super::served_image::Seat;
+use super::served_image::ServedImage;
 
 /// An image, and the device in front of it if there is one.
-pub struct Service {
+pub struct ControlService {
     /// What is served.
     pub identity: Identity,
     /// Its session, as long as there is one.
@@ -44,7 +44,7 @@ pub enum Image {
     /// In this process, from its beginning to its end, with what a healer needs to know.
     Ours(SessionHandle, Box<Job>),
     /// It comes and goes.
-    Seat(Arc<Seat>),
+    ServedImage(Arc<ServedImage>),
 }
 
 /// The device in front of a session.
@@ -106,7 +106,7 @@ fn must_stay(queues: QueueSnapshot, writeback: bool) -> Option<String> {
     })
 }
 
-impl Service {
+impl ControlService {
     /// Answers one request.
     pub fn answer(&self, request: Request) -> Answer {
         match request {
@@ -157,7 +157,7 @@ impl Service {
     fn any_session(&self) -> Option<(SessionHandle, Job)> {
         match &self.image {
             Image::Ours(session, job) => Some((session.clone(), (**job).clone())),
-            Image::Seat(seat) => seat.now().session,
+            Image::ServedImage(served) => served.now().session,
         }
     }
 
@@ -168,18 +168,18 @@ impl Service {
             .ok_or_else(|| LinkError::Ended("it was closed".to_owned()))
     }
 
-    fn custody(&self) -> Custody {
+    fn ownership(&self) -> Ownership {
         match &self.image {
-            Image::Ours(..) => Custody::Held,
-            Image::Seat(seat) => seat.now().custody,
+            Image::Ours(..) => Ownership::Held,
+            Image::ServedImage(served) => served.now().ownership,
         }
     }
 
     fn arm(&self, armed: bool, to: Option<usize>, no_guest: bool) -> Answer {
-        let Image::Seat(seat) = &self.image else {
+        let Image::ServedImage(served) = &self.image else {
             return not_served();
         };
-        let held = armed && self.custody() == Custody::Held;
+        let held = armed && self.ownership() == Ownership::Held;
         let unsynced = self
             .any_session()
             .and_then(|(s, _)| s.snapshot().sync_failed);
@@ -196,21 +196,21 @@ impl Service {
             (true, true) => Event::GiveAway,
             (false, _) => Event::Disarm,
         };
-        match seat.hand_over(wish, to) {
-            Some(Custody::Ended) | None => Answer::Ended {
+        match served.hand_over(wish, to) {
+            Some(Ownership::Ended) | None => Answer::Ended {
                 why: "it has stopped".to_owned(),
             },
-            Some(custody) => Answer::Custody {
-                custody: custody.into(),
+            Some(ownership) => Answer::Custody {
+                custody: ownership.into(),
             },
         }
     }
 
     fn resize(&self, size: NewSize, insist: Insist) -> Answer {
-        let Image::Seat(seat) = &self.image else {
+        let Image::ServedImage(served) = &self.image else {
             return not_served();
         };
-        match seat.resize(size, insist) {
+        match served.resize(size, insist) {
             Ok((resized, told)) => Answer::Resized { resized, told },
             Err(why) => Answer::Refused { why: chain(&why) },
         }
@@ -220,7 +220,7 @@ impl Service {
     fn size(&self) -> u64 {
         match &self.image {
             Image::Ours(..) => self.identity.size,
-            Image::Seat(seat) => seat.now().size,
+            Image::ServedImage(served) => served.now().size,
         }
     }
 
@@ -237,13 +237,13 @@ impl Service {
         let waiting = session
             .as_ref()
             .is_some_and(|session| session.write_waiting);
-        let custody = self.custody();
+        let ownership = self.ownership();
         let serving = self.serving.as_ref().map(|device| Serving {
             socket: device.socket.clone(),
             front_end: device.front_end.load(Ordering::SeqCst),
             read_only: device.read_only,
             write_waiting: waiting,
-            custody: custody.into(),
+            custody: ownership.into(),
             full: device.space.full().map(Into::into),
             dropped: device.stats.dropped(),
             queues: queues(&device.stats),
@@ -289,7 +289,7 @@ impl Service {
     fn hint(&self, session: &SessionHandle, report: &HealReport) -> Result<Answer, LinkError> {
         session.report(report).map(|mut hint| {
             hint.latency = self.latency();
-            hint.urgent = matches!(self.custody(), Custody::Armed | Custody::Leaving);
+            hint.urgent = matches!(self.ownership(), Ownership::Armed | Ownership::Leaving);
             hint.forced = hint.urgent || self.is_forced();
             Answer::Hint(hint)
         })

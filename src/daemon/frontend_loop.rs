@@ -10,16 +10,16 @@ use crate::image::error::chain;
 
 use super::failure::Failure;
 use super::listener::{Listener, Next};
-use super::served_image::Seat;
+use super::served_image::ServedImage;
 use super::shutdown::Stop;
-use super::switchable_gate::Door;
+use super::switchable_gate::SwitchableGate;
 use super::upgrade::{Upgrade, UpgradeError};
 use super::upgrade_state::Leaving;
 
 /// Where front-ends are served, one after the other.
-pub struct Counter<'a> {
+pub struct FrontendLoop<'a> {
     /// The device.
-    pub server: &'a Server<Door>,
+    pub server: &'a Server<SwitchableGate>,
     /// Where they come from.
     pub listener: Listener,
     /// The wish to end.
@@ -27,7 +27,7 @@ pub struct Counter<'a> {
     /// Whether one is there, for the status.
     pub connected: &'a AtomicBool,
     /// The image.
-    pub seat: &'a Seat,
+    pub served: &'a ServedImage,
     /// How to be replaced.
     pub upgrade: &'a Upgrade,
     /// The image's file, claimed.
@@ -38,7 +38,7 @@ pub struct Counter<'a> {
     pub config: Config,
 }
 
-impl Counter<'_> {
+impl FrontendLoop<'_> {
     /// Until the end is wished for, or no more come. `first` is one that the process before
     /// had.
     ///
@@ -48,7 +48,8 @@ impl Counter<'_> {
         let pause = self.server.pause_handle();
         // A session that stopped by itself fails the guest's requests for as long as
         // the front-end stays, so that the guest sees errors and not silence.
-        while !self.stop.is_requested() && (first.is_some() || self.seat.now().stopped.is_none()) {
+        while !self.stop.is_requested() && (first.is_some() || self.served.now().stopped.is_none())
+        {
             let front_end = match first.take() {
                 Some(front_end) => front_end,
                 None => match self.listener.next(self.stop, pause.readable())? {
@@ -73,7 +74,7 @@ impl Counter<'_> {
                 continue;
             }
             self.connected.store(false, Ordering::SeqCst);
-            self.seat.front_end_gone();
+            self.served.front_end_gone();
             match served {
                 Ok(Served::Ended(EndReason::Unused)) => log::info!(
                     "front-end gone before a guest used the disk. If QEMU comes and goes again and again, its own log \
@@ -97,7 +98,7 @@ impl Counter<'_> {
         if self.stop.is_requested() {
             return;
         }
-        let why = match self.seat.rest() {
+        let why = match self.served.rest() {
             Err(why) => UpgradeError::NotNow(why),
             Ok(resting) => self.upgrade.replace(&Leaving {
                 resting: &resting,

@@ -18,9 +18,9 @@ use crate::image::session::Session;
 use crate::image::snapshot::Snapshot;
 use crate::image::state_dir::StateDir;
 
-use super::control_service::{Image, Service};
+use super::control_service::{ControlService, Image};
 use super::failure::Failure;
-use super::session_setup::{self, Opening, Place};
+use super::session_setup::{self, Place, SessionSetup};
 use super::target::GlusterdAddress;
 
 /// How long the marks may take to be stored. Nothing waits for them but the healing.
@@ -43,15 +43,15 @@ pub struct Wanted<'a> {
 }
 
 /// See the module.
-pub struct OwnSession {
+pub struct MaintenanceSession {
     place: Place,
     state: StateDir,
     session: Session,
-    service: Arc<Service>,
+    service: Arc<ControlService>,
     stopped: Arc<AtomicBool>,
 }
 
-impl OwnSession {
+impl MaintenanceSession {
     /// Opens the image; `cancelled` ends the wait for locks.
     ///
     /// # Errors
@@ -68,7 +68,7 @@ impl OwnSession {
         )?;
         let known = wanted.state.entry(wanted.volume, place.located.gfid);
         let extent_size = known.and_then(|entry| entry.chosen_extent_size());
-        let opening = Opening {
+        let opening = SessionSetup {
             terms: Terms {
                 read_only: false,
                 // Ordinary clients go on: the healer minds their locks.
@@ -86,7 +86,7 @@ impl OwnSession {
         let (session, local) =
             session_setup::open(&place, &opening, wanted.state, cancelled, on_stop)?;
         let handle = session.handle();
-        let service = Service {
+        let service = ControlService {
             identity: Identity {
                 volume: place.located.volume.clone(),
                 image: place.located.image.clone(),

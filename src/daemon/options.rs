@@ -8,7 +8,7 @@ use crate::control::metrics::Endpoint;
 use crate::device::{Config, Patience};
 use crate::image::locate::Bypassable;
 
-use super::session_setup::Opening;
+use super::session_setup::SessionSetup;
 use super::target::GlusterdAddress;
 use super::upgrade::Resume;
 
@@ -32,7 +32,7 @@ pub struct ServeOptions {
     /// The image is still another host's, and comes with its guest.
     pub incoming: bool,
     /// How to open the image.
-    pub opening: Opening,
+    pub opening: SessionSetup,
     /// How long writes wait for room on the local disk. Default: for ever.
     pub full_timeout: Option<Duration>,
     /// What of the volume may be bypassed.

@@ -1,5 +1,5 @@
 //! Carries out what [`crate::image::custody`] decides: opens a session when the rings
-//! start, gives the image away when they have stopped, keeps the door in between.
+//! start, gives the image away when they have stopped, keeps the gate in between.
 //!
 //! One thread, which owns the session; `serve` starts it, the control socket asks it,
 //! the queues tell it what the rings do.
@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::image::custody::{Action, Custody, Event, Machine};
+use crate::image::custody::{Action, Event, Machine, Ownership};
 use crate::image::error::{LocalError, chain};
 use crate::image::local::{Fingerprint, LocalFile};
 use crate::image::machine::StopReason;
@@ -21,10 +21,10 @@ use crate::image::session::Session;
 use crate::image::state_dir::StateDir;
 
 use super::failure::Failure;
-use super::served_image::{HandOver, Input, Resting, Seat};
-use super::session_setup::{self, Opening, Place};
+use super::served_image::{HandOver, Input, Resting, ServedImage};
+use super::session_setup::{self, Place, SessionSetup};
 use super::shutdown::Stop;
-use super::switchable_gate::Door;
+use super::switchable_gate::SwitchableGate;
 
 /// How often it is tried to give the image away.
 const LEAVE_PAUSE: Duration = Duration::from_millis(5);
@@ -44,7 +44,7 @@ pub struct Terms {
     /// The image.
     pub place: Place,
     /// How to open it.
-    pub opening: Opening,
+    pub opening: SessionSetup,
     /// What to do about it that lasts.
     pub state: StateDir,
     /// Where healers of this host are found.
@@ -55,14 +55,14 @@ pub struct Terms {
 
 /// See the module. However the daemon ends, by an error or a panic of the thread that
 /// has this: when it is dropped the session has ended, and the image is given back.
-pub struct Custodian {
-    seat: Arc<Seat>,
-    door: Arc<Door>,
+pub struct OwnershipWorker {
+    served: Arc<ServedImage>,
+    gate: Arc<SwitchableGate>,
     /// Taken when it is over.
     thread: Option<JoinHandle<Result<(), Failure>>>,
 }
 
-impl Custodian {
+impl OwnershipWorker {
     /// Of an image whose local file was opened (and claimed, if it is held): opens a
     /// session at once, or waits for the rings. With `kept` it goes on with that of the
     /// process before.
@@ -76,15 +76,15 @@ impl Custodian {
         kept: Option<KeptBricks>,
     ) -> Result<Self, Failure> {
         let (sender, inbox) = mpsc::channel();
-        let seat = Arc::new(Seat::new(local.size, sender));
-        let told = seat.clone();
-        let door = Arc::new(Door::new(move |rings| told.rings(rings)));
+        let served = Arc::new(ServedImage::new(local.size, sender));
+        let told = served.clone();
+        let gate = Arc::new(SwitchableGate::new(move |rings| told.rings(rings)));
         let mut worker = Worker {
             terms,
             local: local.try_clone().map_err(open_failed)?,
             machine: Machine::new(!incoming),
-            seat: seat.clone(),
-            door: door.clone(),
+            served: served.clone(),
+            gate: gate.clone(),
             session: None,
             failure: None,
             to: None,
@@ -94,31 +94,31 @@ impl Custodian {
         };
         if !incoming {
             worker.open_session(kept)?;
-            worker.door.set(true);
+            worker.gate.set(true);
         }
         worker.publish();
         let thread = std::thread::Builder::new()
-            .name("custodian".to_owned())
+            .name("ownership".to_owned())
             .spawn(move || worker.run(&inbox))
             .map_err(|source| Failure::System {
-                what: "start the custodian's thread",
+                what: "start the thread of the ownership",
                 source,
             })?;
         Ok(Self {
-            seat,
-            door,
+            served,
+            gate,
             thread: Some(thread),
         })
     }
 
     /// The gate for the device.
-    pub fn door(&self) -> Arc<Door> {
-        self.door.clone()
+    pub fn gate(&self) -> Arc<SwitchableGate> {
+        self.gate.clone()
     }
 
     /// The image's state, and the way to ask for changes.
-    pub fn seat(&self) -> Arc<Seat> {
-        self.seat.clone()
+    pub fn served(&self) -> Arc<ServedImage> {
+        self.served.clone()
     }
 
     /// Ends the session, if there is one. The device must be drained.
@@ -133,13 +133,13 @@ impl Custodian {
         let Some(thread) = self.thread.take() else {
             return Ok(());
         };
-        self.seat.send(Input::Close);
-        let panicked = |_| Err(Failure::Panicked("the custodian's thread"));
+        self.served.send(Input::Close);
+        let panicked = |_| Err(Failure::Panicked("the ownership's thread"));
         thread.join().unwrap_or_else(panicked)
     }
 }
 
-impl Drop for Custodian {
+impl Drop for OwnershipWorker {
     fn drop(&mut self) {
         if let Err(why) = self.end() {
             log::error!("{}", chain(&why));
@@ -152,8 +152,8 @@ struct Worker {
     /// The file that the device has open.
     local: LocalFile,
     machine: Machine,
-    seat: Arc<Seat>,
-    door: Arc<Door>,
+    served: Arc<ServedImage>,
+    gate: Arc<SwitchableGate>,
     session: Option<(Session, Place)>,
     failure: Option<Failure>,
     /// The child to whose host the image goes, as far as known.
@@ -175,7 +175,7 @@ impl Worker {
         if run.is_err() {
             self.wait_for_close(inbox);
         }
-        self.door.set(false);
+        self.gate.set(false);
         if let Some((session, _)) = self.session.take() {
             session.close();
         }
@@ -185,16 +185,16 @@ impl Worker {
     /// After a panic: the guest's I/O goes on under the session's locks until the device is
     /// drained. Whoever asks for something hears that nobody is there.
     fn wait_for_close(&mut self, inbox: &Receiver<Input>) {
-        log::error!("the custodian's thread panicked: the daemon ends");
-        self.failure = Some(Failure::Panicked("the custodian's thread"));
+        log::error!("the thread of the ownership panicked: the daemon ends");
+        self.failure = Some(Failure::Panicked("the ownership's thread"));
         self.terms.stop.request();
         while !matches!(inbox.recv(), Ok(Input::Close) | Err(_)) {}
     }
 
     fn run_until_closed(&mut self, inbox: &Receiver<Input>) {
         loop {
-            let input = match self.machine.custody() {
-                Custody::Leaving => inbox.recv_timeout(LEAVE_PAUSE),
+            let input = match self.machine.ownership() {
+                Ownership::Leaving => inbox.recv_timeout(LEAVE_PAUSE),
                 _ => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match input {
@@ -206,11 +206,11 @@ impl Worker {
                     self.to = to;
                     self.take(wish);
                     // Whoever asked may have given up waiting.
-                    let _ = answer.send(self.machine.custody());
+                    let _ = answer.send(self.machine.ownership());
                 }
                 Ok(Input::FrontEndGone) => (self.guest_here, self.given_away) = (false, None),
                 Ok(Input::Stopped(reason)) => {
-                    self.seat.locked().stopped = Some(reason);
+                    self.served.locked().stopped = Some(reason);
                     // The guest goes on with the next daemon, as after a kill.
                     if reason == StopReason::Panicked {
                         self.failure = Some(Failure::Panicked("the session's thread"));
@@ -235,8 +235,8 @@ impl Worker {
 
     /// Takes no event before the others go on, too.
     fn rest(&self, answer: &Sender<Result<Resting, String>>) {
-        let kept = match (self.machine.custody(), &self.session) {
-            (Custody::Held, Some((session, place))) => session.keep().map(|kept| (kept, place)),
+        let kept = match (self.machine.ownership(), &self.session) {
+            (Ownership::Held, Some((session, place))) => session.keep().map(|kept| (kept, place)),
             _ => Err("the image is not held, or is to be given away".to_owned()),
         };
         let (sender, over) = mpsc::channel();
@@ -252,20 +252,20 @@ impl Worker {
     }
 
     fn take(&mut self, event: Event) {
-        let before = self.machine.custody();
+        let before = self.machine.ownership();
         let actions = self.machine.step(event);
-        let now = self.machine.custody();
+        let now = self.machine.ownership();
         if before != now {
             log::info!("{}", told(now));
             self.told = Instant::now();
         }
-        let leaving = matches!(now, Custody::Armed | Custody::Leaving);
-        self.door.set_leaving(leaving);
+        let leaving = matches!(now, Ownership::Armed | Ownership::Leaving);
+        self.gate.set_leaving(leaving);
         self.publish();
         for action in actions {
             match action {
                 Action::Open => self.open(),
-                Action::Door { open } => self.door.set(open),
+                Action::Gate { open } => self.gate.set(open),
                 Action::Leave => self.try_to_leave(),
                 Action::End => self.terms.stop.request(),
             }
@@ -321,12 +321,12 @@ impl Worker {
                 path: self.local.path.clone(),
             }),
         };
-        let seat = self.seat.clone();
-        let on_stop = move |reason| seat.send(Input::Stopped(reason));
+        let served = self.served.clone();
+        let on_stop = move |reason| served.send(Input::Stopped(reason));
         let bricks = kept.map(|kept| kept.bricks);
         let (session, _) =
             session_setup::open_with(&place, &opening, state, stop.flag(), bricks, claim, on_stop)?;
-        self.door.put(Some(session.gate()));
+        self.gate.put(Some(session.gate()));
         self.session = Some((session, place));
         Ok(())
     }
@@ -349,7 +349,7 @@ impl Worker {
         };
         match left {
             Ok(left) => {
-                self.door.put(None);
+                self.gate.put(None);
                 self.local.give_back();
                 self.session = None;
                 // A front-end that has gone meanwhile does not come back with its guest.
@@ -367,35 +367,35 @@ impl Worker {
 
     /// The queues go on with their writes when they meet the gate of the larger image.
     fn resize(&mut self, size: NewSize, insist: Insist) -> Result<(Resized, bool), ResizeError> {
-        let why_not = match self.machine.custody() {
-            Custody::Held => None,
-            Custody::Armed | Custody::Leaving => {
+        let why_not = match self.machine.ownership() {
+            Ownership::Held => None,
+            Ownership::Armed | Ownership::Leaving => {
                 Some("it is about to be handed over: see handover --cancel")
             }
-            Custody::Vacant | Custody::Opening => Some("this daemon does not hold it now"),
-            Custody::Ended => Some("its session has stopped"),
+            Ownership::Vacant | Ownership::Opening => Some("this daemon does not hold it now"),
+            Ownership::Ended => Some("its session has stopped"),
         };
         if let Some(why) = why_not {
             return Err(ResizeError::NotNow(why.to_owned()));
         }
-        let seat = self.seat.clone();
-        let front = seat.front();
+        let served = self.served.clone();
+        let front = served.front();
         let (Some((session, _)), Some(front)) = (&self.session, &*front) else {
             let why = "the daemon is not ready yet";
             return Err(ResizeError::NotNow(why.to_owned()));
         };
         let resized = session.grow(size, front.block, insist)?;
         self.local.size = resized.to;
-        self.seat.locked().size = resized.to;
-        self.door.put(Some(session.gate()));
+        self.served.locked().size = resized.to;
+        self.gate.put(Some(session.gate()));
         let told = (front.grow)(resized.to);
-        self.door.set(true);
+        self.gate.set(true);
         Ok((resized, told))
     }
 
     fn publish(&self) {
-        let mut now = self.seat.locked();
-        now.custody = self.machine.custody();
+        let mut now = self.served.locked();
+        now.ownership = self.machine.ownership();
         now.session = self.session.as_ref().map(|(session, place)| {
             let handle = session.handle();
             let job = place.job(&self.terms.state, handle.peer_children());
@@ -408,15 +408,15 @@ fn open_failed(error: LocalError) -> Failure {
     Failure::Open(error.into())
 }
 
-fn told(custody: Custody) -> &'static str {
-    match custody {
-        Custody::Vacant => {
+fn told(ownership: Ownership) -> &'static str {
+    match ownership {
+        Ownership::Vacant => {
             "the image is given away: it is opened again when a front-end's rings start"
         }
-        Custody::Opening => "a front-end's rings have started: opening the image",
-        Custody::Held => "the image is held",
-        Custody::Armed => "the image is given away when the front-end's rings stop",
-        Custody::Leaving => "the rings have stopped: sending what the other copies miss",
-        Custody::Ended => "the image is not served any more",
+        Ownership::Opening => "a front-end's rings have started: opening the image",
+        Ownership::Held => "the image is held",
+        Ownership::Armed => "the image is given away when the front-end's rings stop",
+        Ownership::Leaving => "the rings have stopped: sending what the other copies miss",
+        Ownership::Ended => "the image is not served any more",
     }
 }

@@ -16,16 +16,16 @@ use crate::image::locate::Located;
 use crate::image::state_dir::StateDir;
 
 use super::bus_error;
-use super::control_service::{Device, Image, Service};
+use super::control_service::{ControlService, Device, Image};
 use super::failure::Failure;
-use super::frontend_loop::{self, Counter};
+use super::frontend_loop::{self, FrontendLoop};
 use super::listener::Listener;
 use super::options::{FrontEnds, ServeOptions};
-use super::ownership_worker::{self, Custodian};
+use super::ownership_worker::{self, OwnershipWorker};
 use super::served_image::Front;
 use super::session_setup::Place;
 use super::shutdown::Stop;
-use super::startup::{self, Begin};
+use super::startup::{self, Startup};
 use super::upgrade::{self, Upgrade};
 
 /// Serves until a signal or the session ends it.
@@ -39,7 +39,7 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
     let upgrade = Arc::new(Upgrade::new(options.upgrade_binary.as_deref())?);
     options.config.validate()?;
     let state = StateDir::new(&options.state_dir);
-    let Begin {
+    let Startup {
         place,
         local,
         front_ends,
@@ -72,15 +72,15 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
     let disk = Disk::new(disk.file, &serial(&options, &place.located))?;
     let block = disk.block_size().into();
     // From here on the image may be ours. Whatever ends this, by an error or a panic, ends
-    // the session as well, and last: the custodian is dropped after all that is made below.
-    let custodian = Custodian::start(terms, &local, incoming, bricks)?;
-    let mut server = Server::new(disk, custodian.door(), config)?.with_patience(options.patience());
+    // the session as well, and last: the worker is dropped after all that is made below.
+    let worker = OwnershipWorker::start(terms, &local, incoming, bricks)?;
+    let mut server = Server::new(disk, worker.gate(), config)?.with_patience(options.patience());
     if let Some(limit) = options.full_timeout {
         server = server.with_full_timeout(limit);
     }
     let cache = server.cache_mode();
     keep_cache_mode(&cache, &state, &place.located);
-    custodian.seat().set_front(Front {
+    worker.served().set_front(Front {
         block,
         grow: Box::new(server.growth()),
     });
@@ -94,9 +94,9 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
     };
     let connected = Arc::new(AtomicBool::new(front_end.is_some()));
     let surroundings = place.surroundings();
-    let service = Arc::new(Service {
+    let service = Arc::new(ControlService {
         identity: identity(&place, size),
-        image: Image::Seat(custodian.seat()),
+        image: Image::ServedImage(worker.served()),
         surroundings: surroundings.clone(),
         state,
         serving: Some(Device {
@@ -123,7 +123,7 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
             what: "start the control thread",
             source,
         })?;
-    upgrade.listen(wishes, custodian.seat(), server.pause_handle())?;
+    upgrade.listen(wishes, worker.served(), server.pause_handle())?;
 
     let tell = move |change| told_of_changes.set_changed(change);
     let _watching = surroundings.watch(tell).map_err(|source| Failure::System {
@@ -147,22 +147,22 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
         let stall = Duration::from_nanos(frontend_loop::monotonic().saturating_sub(since));
         log::info!("the front-end stood still for {} ms", stall.as_millis());
     }
-    let seat = custodian.seat();
-    let mut counter = Counter {
+    let served = worker.served();
+    let mut frontend_loop = FrontendLoop {
         server: &server,
         listener,
         stop: &stop,
         connected: &connected,
-        seat: &seat,
+        served: &served,
         upgrade: &upgrade,
         local: &local.file,
         control: &control,
         config,
     };
-    counter.serve_front_ends(front_end)?;
+    frontend_loop.serve_front_ends(front_end)?;
     // The device is drained: nothing of the guest is under way.
-    custodian.close()?;
-    let reason = seat.now().stopped;
+    worker.close()?;
+    let reason = served.now().stopped;
     match reason {
         Some(reason) => Err(Failure::Stopped(stop_message(
             reason,
@@ -190,7 +190,7 @@ fn keep_cache_mode(cache: &CacheMode, state: &StateDir, located: &Located) {
 /// They end when this is dropped.
 fn start_metrics(
     options: &ServeOptions,
-    service: &Arc<Service>,
+    service: &Arc<ControlService>,
 ) -> Result<Option<Metrics>, MetricsError> {
     let start = |endpoint| {
         let service = service.clone();

@@ -4,18 +4,18 @@
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, MutexGuard};
 
-use crate::image::custody::{Custody, Event};
+use crate::image::custody::{Event, Ownership};
 use crate::image::handle::SessionHandle;
 use crate::image::heal::Job;
 use crate::image::machine::StopReason;
 use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
-use crate::image::session::Kept;
+use crate::image::session::KeptSession;
 
 use super::session_setup::Place;
 use super::switchable_gate::Rings;
 
 /// The image as others of this process see it.
-pub struct Seat {
+pub struct ServedImage {
     now: Mutex<Now>,
     front: Mutex<Option<Front>>,
     inbox: Mutex<Sender<Input>>,
@@ -25,7 +25,7 @@ pub struct Seat {
 #[derive(Clone)]
 pub struct Now {
     /// Whose the image is.
-    pub custody: Custody,
+    pub ownership: Ownership,
     /// The session, while there is one, and what a healer needs to know of it.
     pub session: Option<(SessionHandle, Job)>,
     /// Why the session ended by itself.
@@ -37,13 +37,13 @@ pub struct Now {
 /// Everything at rest for the next process; when this is dropped instead, it goes on.
 pub struct Resting {
     /// The session.
-    pub session: Kept,
+    pub session: KeptSession,
     /// Whose it is.
     pub place: Place,
     pub(super) _custodian: Sender<()>,
 }
 
-/// What the custodian is asked and told.
+/// What the ownership worker is asked and told.
 pub(super) enum Input {
     /// By the rings and by operators.
     Event(Event),
@@ -68,7 +68,7 @@ pub(super) struct HandOver {
     /// To the host of this child, if one is named.
     pub to: Option<usize>,
     /// Whose the image is then.
-    pub answer: Sender<Custody>,
+    pub answer: Sender<Ownership>,
 }
 
 /// The wish for a larger image.
@@ -89,12 +89,12 @@ pub struct Front {
     pub grow: Box<dyn Fn(u64) -> bool + Send>,
 }
 
-impl Seat {
+impl ServedImage {
     /// Of an image of `size` bytes that nobody holds; what is asked goes to `inbox`.
     pub(super) fn new(size: u64, inbox: Sender<Input>) -> Self {
         Self {
             now: Mutex::new(Now {
-                custody: Custody::Vacant,
+                ownership: Ownership::Vacant,
                 session: None,
                 stopped: None,
                 size,
@@ -111,8 +111,8 @@ impl Seat {
 
     /// Gives the image away, as the event `wish` says, and not before the copy of child
     /// `to` is there and equal; or not after all. Whose is it then? Waits for whatever the
-    /// custodian is at; `None`: the daemon ends.
-    pub fn hand_over(&self, wish: Event, to: Option<usize>) -> Option<Custody> {
+    /// ownership worker is at; `None`: the daemon ends.
+    pub fn hand_over(&self, wish: Event, to: Option<usize>) -> Option<Ownership> {
         let (answer, answered) = mpsc::channel();
         self.send(Input::HandOver(HandOver { wish, to, answer }));
         answered.recv().ok()
@@ -129,7 +129,7 @@ impl Seat {
         *self.front() = Some(front);
     }
 
-    /// Makes the image larger; was the front-end told? Waits for whatever the custodian
+    /// Makes the image larger; was the front-end told? Waits for whatever the ownership worker
     /// is at.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl Seat {
         answered.recv().unwrap_or_else(gone)
     }
 
-    /// Lets session and custodian rest. The device must be drained before.
+    /// Lets session and ownership worker rest. The device must be drained before.
     ///
     /// # Errors
     /// Why not; all goes on.
@@ -170,14 +170,14 @@ impl Seat {
         }));
     }
 
-    /// Asks the custodian.
+    /// Asks the ownership worker.
     pub(super) fn send(&self, input: Input) {
         let inbox = self.inbox.lock().unwrap_or_else(|e| e.into_inner());
         // A daemon that ends listens no more.
         let _ = inbox.send(input);
     }
 
-    /// What the custodian says is the case.
+    /// What the ownership worker says is the case.
     pub(super) fn locked(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(|e| e.into_inner())
     }

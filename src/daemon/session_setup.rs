@@ -73,7 +73,7 @@ pub fn find(
 
 /// How to open.
 #[derive(Clone, Copy, Debug)]
-pub struct Opening {
+pub struct SessionSetup {
     /// Locks and fence.
     pub terms: Terms,
     /// How long a first write waits for a quorum.
@@ -90,7 +90,7 @@ pub struct Opening {
 /// Whatever forbids it.
 pub fn open(
     place: &Place,
-    opening: &Opening,
+    opening: &SessionSetup,
     state: &StateDir,
     cancelled: &AtomicBool,
     on_stop: impl Fn(StopReason) + Send + 'static,
@@ -108,7 +108,7 @@ pub fn open(
 /// Whatever forbids it.
 pub fn open_with(
     place: &Place,
-    opening: &Opening,
+    opening: &SessionSetup,
     state: &StateDir,
     cancelled: &AtomicBool,
     kept: Option<Vec<Option<KeptBrick>>>,
@@ -166,7 +166,7 @@ pub fn open_with(
 /// The state directory cannot be used.
 pub fn prepare(
     place: &Place,
-    opening: &Opening,
+    opening: &SessionSetup,
     state: &StateDir,
     size: u64,
 ) -> Result<(), Failure> {
@@ -178,7 +178,7 @@ pub fn prepare(
         .map_err(|error| Failure::Open(LocalError::Map(error).into()))
 }
 
-impl Opening {
+impl SessionSetup {
     /// How to open the local file.
     pub fn local_terms(&self) -> LocalTerms {
         LocalTerms {

@@ -14,10 +14,10 @@ use super::listener::{self, Listener};
 use super::options::{FrontEnds, ServeOptions};
 use super::session_setup::{self, Place};
 use super::upgrade::Resume;
-use super::upgrade_state::{self, Kept};
+use super::upgrade_state::{self, UpgradeState};
 
 /// What a daemon begins with.
-pub struct Begin {
+pub struct Startup {
     /// The image, and who has it.
     pub place: Place,
     /// Its file.
@@ -25,7 +25,7 @@ pub struct Begin {
     /// Where front-ends come from, if that is known already.
     pub front_ends: Option<Listener>,
     /// What the process before left.
-    pub kept: Option<Kept>,
+    pub kept: Option<UpgradeState>,
 }
 
 /// Finds the image, or takes over what the process before left. What would be refused
@@ -33,7 +33,7 @@ pub struct Begin {
 ///
 /// # Errors
 /// Whatever forbids to serve it.
-pub fn begin(options: &ServeOptions, state: &StateDir) -> Result<Begin, Failure> {
+pub fn begin(options: &ServeOptions, state: &StateDir) -> Result<Startup, Failure> {
     let from = match options.resume {
         Some(Resume::From(number)) => Some(upgrade_state::take(number)),
         _ => None,
@@ -63,7 +63,7 @@ pub fn begin(options: &ServeOptions, state: &StateDir) -> Result<Begin, Failure>
     if options.incoming && !options.read_only() {
         session_setup::prepare(&place, &options.opening, state, local.size)?;
     }
-    Ok(Begin {
+    Ok(Startup {
         place,
         local,
         front_ends,
@@ -72,7 +72,7 @@ pub fn begin(options: &ServeOptions, state: &StateDir) -> Result<Begin, Failure>
 }
 
 /// Goes on where the process before stopped.
-fn resume(options: &ServeOptions, mut kept: Kept) -> Result<Begin, Failure> {
+fn resume(options: &ServeOptions, mut kept: UpgradeState) -> Result<Startup, Failure> {
     let place = kept.place.clone();
     let path = place.local_path();
     let local = kept.local.try_clone().and_then(|file| {
@@ -90,7 +90,7 @@ fn resume(options: &ServeOptions, mut kept: Kept) -> Result<Begin, Failure> {
         (None, FrontEnds::At(_)) => None,
         (_, FrontEnds::Connected(_)) => Some(Listener::Fd(None)),
     };
-    Ok(Begin {
+    Ok(Startup {
         place,
         local: local.map_err(|source| Failure::System {
             what: "go on with the image's file",

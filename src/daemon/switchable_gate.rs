@@ -1,7 +1,7 @@
 //! The gate of a daemon whose session comes and goes: shut while the image is not
 //! ours, else the session's own gate.
 //!
-//! Queue threads ask it as they ask a [`WriteGate`]; the custodian opens and shuts it. A
+//! Queue threads ask it as they ask a [`WriteGate`]; the ownership worker opens and shuts it. A
 //! session is put in and taken out only while it is shut and nothing is under way; its
 //! gate may be replaced while no write is in flight and none gets through the old one. It
 //! tells its owner when the first ring starts and when the last one has stopped.
@@ -25,7 +25,7 @@ pub enum Rings {
 }
 
 /// See the module.
-pub struct Door {
+pub struct SwitchableGate {
     open: AtomicBool,
     leaving: AtomicBool,
     session: ArcSwapOption<WriteGate>,
@@ -34,7 +34,7 @@ pub struct Door {
     wakers: Mutex<Vec<Arc<EventFd>>>,
 }
 
-impl Door {
+impl SwitchableGate {
     /// A shut one. `on_rings` is called from queue threads.
     pub fn new(on_rings: impl Fn(Rings) + Send + Sync + 'static) -> Self {
         Self {
@@ -75,7 +75,7 @@ impl Door {
 }
 
 /// A device subscribes once, with an event fd per queue for its whole life.
-impl Gate for Door {
+impl Gate for SwitchableGate {
     fn may_take(&self) -> bool {
         self.open.load(Ordering::SeqCst)
     }
@@ -155,23 +155,23 @@ mod tests {
     }
 
     #[test]
-    fn every_queue_is_woken_when_the_door_opens_and_by_the_session_s_gate_after() {
-        let door = Door::new(|_| {});
+    fn every_queue_is_woken_when_it_opens_and_by_the_session_s_gate_after() {
+        let outer = SwitchableGate::new(|_| {});
         let queues = [wake(), wake(), wake()];
         queues
             .iter()
-            .for_each(|queue| door.subscribe(queue.clone()));
-        assert!(!door.may_take());
+            .for_each(|queue| outer.subscribe(queue.clone()));
+        assert!(!outer.may_take());
         assert_eq!(
-            door.admit_read(),
+            outer.admit_read(),
             Admission::Refuse,
             "nobody holds the image"
         );
         let gate = Arc::new(WriteGate::new(None, || {}));
-        door.put(Some(gate.clone()));
-        door.set(true);
-        assert!(door.may_take());
-        assert_eq!(door.admit_read(), Admission::Go);
+        outer.put(Some(gate.clone()));
+        outer.set(true);
+        assert!(outer.may_take());
+        assert_eq!(outer.admit_read(), Admission::Go);
         for queue in &queues {
             assert!(queue.read().is_ok());
         }
@@ -179,20 +179,20 @@ mod tests {
         for queue in &queues {
             assert!(queue.read().is_ok());
         }
-        assert_eq!(door.admit_read(), Admission::Refuse);
+        assert_eq!(outer.admit_read(), Admission::Refuse);
     }
 
     #[test]
     fn the_first_ring_and_the_last_one_are_told() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let tell = told.clone();
-        let door = Door::new(move |rings| tell.lock().unwrap().push(rings));
-        door.ring_started();
-        door.ring_started();
-        door.ring_stopped();
+        let gate = SwitchableGate::new(move |rings| tell.lock().unwrap().push(rings));
+        gate.ring_started();
+        gate.ring_started();
+        gate.ring_stopped();
         assert_eq!(*told.lock().unwrap(), [Rings::Started]);
-        door.ring_stopped();
-        door.ring_started();
+        gate.ring_stopped();
+        gate.ring_started();
         let all = [Rings::Started, Rings::Stopped, Rings::Started];
         assert_eq!(*told.lock().unwrap(), all);
     }

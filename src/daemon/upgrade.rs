@@ -21,12 +21,12 @@ use thiserror::Error;
 use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 use crate::device::PauseHandle;
-use crate::image::custody::Custody;
+use crate::image::custody::Ownership;
 use crate::image::error::chain;
 use crate::image::machine::Phase;
 
 use super::failure::Failure;
-use super::served_image::Seat;
+use super::served_image::ServedImage;
 use super::shutdown;
 use super::upgrade_state::{self, Leaving};
 
@@ -155,14 +155,14 @@ impl Upgrade {
     pub fn listen(
         self: &Arc<Self>,
         wishes: Wishes,
-        seat: Arc<Seat>,
+        served: Arc<ServedImage>,
         pause: PauseHandle,
     ) -> Result<(), Failure> {
         let (this, Wishes(mut signals)) = (Arc::clone(self), wishes);
         let listen = move || {
             for _ in signals.forever() {
                 log::info!("SIGUSR1: upgrading to {}", this.program.display());
-                match is_possible(&seat).and_then(|()| this.check()) {
+                match is_possible(&served).and_then(|()| this.check()) {
                     Ok(()) => pause.pause(),
                     Err(why) => log::error!("not upgraded: {}", chain(&why)),
                 }
@@ -253,10 +253,10 @@ impl Upgrade {
 }
 
 /// A look before the guest is stopped; it is decided when it is.
-fn is_possible(seat: &Seat) -> Result<(), UpgradeError> {
-    let now = seat.now();
+fn is_possible(served: &ServedImage) -> Result<(), UpgradeError> {
+    let now = served.now();
     let not_now = |why: &str| Err(UpgradeError::NotNow(why.to_owned()));
-    if now.custody != Custody::Held {
+    if now.ownership != Ownership::Held {
         return not_now("the image is not held, or is to be given away");
     }
     match now.session.map(|(session, _)| session.snapshot().phase) {

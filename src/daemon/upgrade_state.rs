@@ -63,7 +63,7 @@ pub struct Leaving<'a> {
 }
 
 /// What was found.
-pub struct Kept {
+pub struct UpgradeState {
     /// Image, brick and session.
     pub place: Place,
     /// The session's connections.
@@ -183,7 +183,7 @@ fn send(text: &[u8], fds: Vec<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// [`KeptError`].
-pub fn take(number: RawFd) -> Result<Kept, KeptError> {
+pub fn take(number: RawFd) -> Result<UpgradeState, KeptError> {
     let socket = take_socket(number).map_err(KeptError::Read)?;
     fcntl_setfd(&socket, FdFlags::CLOEXEC).map_err(|errno| KeptError::Read(errno.into()))?;
     let mut fds = receive(&socket).map_err(KeptError::Read)?.into_iter();
@@ -238,7 +238,7 @@ fn document<'a>(leaving: &Leaving<'a>, fds: &mut Vec<BorrowedFd<'a>>) -> Documen
     }
 }
 
-fn kept(document: Document, fds: &mut [Option<OwnedFd>]) -> Result<Kept, KeptError> {
+fn kept(document: Document, fds: &mut [Option<OwnedFd>]) -> Result<UpgradeState, KeptError> {
     let mut fd = |number: usize| {
         let fd = fds.get_mut(number).and_then(Option::take);
         fd.ok_or(KeptError::Missing("a file descriptor"))
@@ -279,7 +279,7 @@ fn kept(document: Document, fds: &mut [Option<OwnedFd>]) -> Result<Kept, KeptErr
         return Err(KeptError::Missing("a brick"));
     }
     let (host, port) = document.server;
-    Ok(Kept {
+    Ok(UpgradeState {
         place: Place {
             located: document.located,
             local: document.brick,

@@ -24,7 +24,7 @@
 
 /// Where the daemon stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Custody {
+pub enum Ownership {
     /// The image is not ours, and nobody here asks for it.
     Vacant,
     /// Somebody asked for it: its locks are being taken.
@@ -69,21 +69,21 @@ pub enum Action {
     /// Open a session; [`Event::Opened`] or [`Event::OpenFailed`] follows.
     Open,
     /// Let the queues take requests, or not.
-    Door {
+    Gate {
         /// They may.
         open: bool,
     },
     /// Bring the copies together and close the session; [`Event::Left`] follows,
-    /// unless the custody is no longer [`Custody::Leaving`] by then.
+    /// unless the ownership is no longer [`Ownership::Leaving`] by then.
     Leave,
     /// End the daemon.
     End,
 }
 
-/// The custody of one image. See the module's diagram.
+/// The ownership of one image. See the module's diagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Machine {
-    custody: Custody,
+    ownership: Ownership,
     rings: bool,
 }
 
@@ -91,14 +91,18 @@ impl Machine {
     /// Of a daemon that has the image, or waits for a migration.
     pub fn new(held: bool) -> Self {
         Self {
-            custody: if held { Custody::Held } else { Custody::Vacant },
+            ownership: if held {
+                Ownership::Held
+            } else {
+                Ownership::Vacant
+            },
             rings: false,
         }
     }
 
     /// Where it stands.
-    pub fn custody(&self) -> Custody {
-        self.custody
+    pub fn ownership(&self) -> Ownership {
+        self.ownership
     }
 
     /// Takes an event in; what to do comes out.
@@ -109,15 +113,15 @@ impl Machine {
             _ => {}
         }
         let (next, actions) = self.after(event);
-        self.custody = next;
+        self.ownership = next;
         actions
     }
 
-    fn after(&self, event: Event) -> (Custody, Vec<Action>) {
-        use Custody::{Armed, Ended, Held, Leaving, Opening, Vacant};
-        let open = || vec![Action::Door { open: true }];
-        let leave = || vec![Action::Door { open: false }, Action::Leave];
-        match (self.custody, event) {
+    fn after(&self, event: Event) -> (Ownership, Vec<Action>) {
+        use Ownership::{Armed, Ended, Held, Leaving, Opening, Vacant};
+        let open = || vec![Action::Gate { open: true }];
+        let leave = || vec![Action::Gate { open: false }, Action::Leave];
+        match (self.ownership, event) {
             (Ended, _) => (Ended, Vec::new()),
             // Its gate refuses everything: the guest is to see errors, not silence.
             (_, Event::SessionStopped) => (Ended, open()),
@@ -156,35 +160,35 @@ mod tests {
     fn a_target_opens_when_its_rings_start_and_takes_no_request_before() {
         let mut target = machine(false, &[]);
         assert_eq!(target.step(Event::RingsStarted), [Action::Open]);
-        assert_eq!(target.custody(), Custody::Opening);
-        assert_eq!(target.step(Event::Opened), [Action::Door { open: true }]);
-        assert_eq!(target.custody(), Custody::Held);
+        assert_eq!(target.ownership(), Ownership::Opening);
+        assert_eq!(target.step(Event::Opened), [Action::Gate { open: true }]);
+        assert_eq!(target.ownership(), Ownership::Held);
     }
 
     #[test]
     fn a_source_gives_the_image_away_only_when_it_was_armed_and_the_rings_have_stopped() {
         let mut unarmed = machine(true, &[Event::RingsStarted]);
         assert!(unarmed.step(Event::RingsStopped).is_empty());
-        assert_eq!(unarmed.custody(), Custody::Held);
+        assert_eq!(unarmed.ownership(), Ownership::Held);
         let mut armed = machine(true, &ARMED);
-        assert_eq!(armed.custody(), Custody::Armed);
+        assert_eq!(armed.ownership(), Ownership::Armed);
         assert_eq!(
             armed.step(Event::RingsStopped),
-            [Action::Door { open: false }, Action::Leave]
+            [Action::Gate { open: false }, Action::Leave]
         );
         armed.step(Event::Left);
-        assert_eq!(armed.custody(), Custody::Vacant);
+        assert_eq!(armed.ownership(), Ownership::Vacant);
     }
 
     #[test]
     fn a_migration_that_fails_leaves_the_image_here() {
         let mut leaving = machine(true, &[ARMED[0], ARMED[1], Event::RingsStopped]);
         let actions = leaving.step(Event::RingsStarted);
-        assert_eq!(actions, [Action::Door { open: true }]);
-        assert_eq!(leaving.custody(), Custody::Held);
+        assert_eq!(actions, [Action::Gate { open: true }]);
+        assert_eq!(leaving.ownership(), Ownership::Held);
         // A late word of the session that was to be closed changes nothing.
         assert!(leaving.step(Event::Left).is_empty());
-        assert_eq!(leaving.custody(), Custody::Held);
+        assert_eq!(leaving.ownership(), Ownership::Held);
         assert!(
             leaving.step(Event::RingsStopped).is_empty(),
             "not armed any more"
@@ -205,7 +209,7 @@ mod tests {
         let mut idle = machine(true, &[Event::RingsStarted, Event::RingsStopped]);
         assert_eq!(
             idle.step(Event::Arm),
-            [Action::Door { open: false }, Action::Leave]
+            [Action::Gate { open: false }, Action::Leave]
         );
     }
 
@@ -214,12 +218,12 @@ mod tests {
         for before in [&ARMED[..1], &ARMED] {
             let mut recovered = machine(true, before);
             let actions = recovered.step(Event::GiveAway);
-            assert_eq!(actions, [Action::Door { open: false }, Action::Leave]);
+            assert_eq!(actions, [Action::Gate { open: false }, Action::Leave]);
             recovered.step(Event::Left);
-            assert_eq!(recovered.custody(), Custody::Vacant);
+            assert_eq!(recovered.ownership(), Ownership::Vacant);
             // They stop when the QEMU that was left behind ends.
             assert!(recovered.step(Event::RingsStopped).is_empty());
-            assert_eq!(recovered.custody(), Custody::Vacant);
+            assert_eq!(recovered.ownership(), Ownership::Vacant);
         }
     }
 
@@ -243,13 +247,13 @@ mod tests {
             if !seen.insert((machine, open)) {
                 continue;
             }
-            let held = matches!(machine.custody(), Custody::Held | Custody::Armed);
-            assert!(!open || held || machine.custody() == Custody::Ended);
+            let held = matches!(machine.ownership(), Ownership::Held | Ownership::Armed);
+            assert!(!open || held || machine.ownership() == Ownership::Ended);
             for event in events {
                 let mut next = machine;
                 let mut open = open;
                 for action in next.step(event) {
-                    if let Action::Door { open: now } = action {
+                    if let Action::Gate { open: now } = action {
                         open = now;
                     }
                 }

@@ -23,7 +23,7 @@ use super::machine::{Action, Event, GateState, Machine, Phase, StopReason};
 use super::marking;
 use super::port::{CopyState, Fence, PortError, Publication};
 use super::resize::{Insist, ResizeError, Resized};
-use super::session::{Ending, Kept, Parting};
+use super::session::{Ending, KeptSession, Parting};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::threads::Threads;
 use super::worker::{Report, Worker};
@@ -79,7 +79,7 @@ pub enum Input {
     /// copy as it is left.
     HandOver(Option<usize>, Sender<Result<Option<Fingerprint>, String>>),
     /// By the session's owner: rest, for another process to go on.
-    Keep(Sender<Result<Kept, String>>),
+    Keep(Sender<Result<KeptSession, String>>),
     /// By the session's owner: end it.
     Close,
 }

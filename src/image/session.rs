@@ -76,7 +76,7 @@ pub struct Session {
 /// A session at rest, for another process to go on with. If this is dropped instead, it
 /// goes on here.
 #[derive(Debug)]
-pub struct Kept {
+pub struct KeptSession {
     /// Per brick, those that are held.
     pub bricks: Vec<Option<KeptBrick>>,
     /// The fence that stands.
@@ -316,7 +316,7 @@ impl Session {
     ///
     /// # Errors
     /// Why not; the session goes on.
-    pub fn keep(&self) -> Result<Kept, String> {
+    pub fn keep(&self) -> Result<KeptSession, String> {
         let (answer, receiver) = mpsc::channel();
         let over = || "the session is over".to_owned();
         self.inbox.send(Input::Keep(answer)).map_err(|_| over())?;

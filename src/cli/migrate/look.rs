@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::control::socket;
-use crate::control::status::CustodyStatus;
+use crate::control::status::OwnershipStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::target::Target;
 
@@ -58,7 +58,7 @@ pub fn look(run_dir: &Path, image: &Target, qmp: &Path) -> Seen {
     }
 }
 
-fn custody(run_dir: &Path, image: &Target) -> Option<CustodyStatus> {
+fn custody(run_dir: &Path, image: &Target) -> Option<OwnershipStatus> {
     let Target { volume, image } = image;
     let serves = |status: &crate::control::status::Status| status.serving.is_some();
     let socket = socket::find(run_dir, volume, &image.0, serves).ok()??;

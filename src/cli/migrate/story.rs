@@ -19,7 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::control::status::CustodyStatus;
+use crate::control::status::OwnershipStatus;
 use crate::daemon::failure::Failure;
 
 /// How often it is looked how far it is.
@@ -56,13 +56,13 @@ pub struct Seen {
     /// QEMU's run state, such as `running`; absent when it does not answer.
     pub guest: Option<String>,
     /// Of the daemon that serves the image there; absent when there is none that answers.
-    pub custody: Option<CustodyStatus>,
+    pub custody: Option<OwnershipStatus>,
     /// Why something could not be seen.
     pub trouble: Option<String>,
 }
 
 impl Seen {
-    fn is(&self, guest: &str, custodies: &[CustodyStatus]) -> bool {
+    fn is(&self, guest: &str, custodies: &[OwnershipStatus]) -> bool {
         self.guest.as_deref() == Some(guest)
             && self
                 .custody
@@ -87,7 +87,7 @@ impl Seen {
 }
 
 /// The guest, or its image, may be used on this host.
-const OURS: [CustodyStatus; 2] = [CustodyStatus::Held, CustodyStatus::Armed];
+const OURS: [OwnershipStatus; 2] = [OwnershipStatus::Held, OwnershipStatus::Armed];
 
 /// What the story happens in.
 pub trait World {
@@ -232,7 +232,7 @@ fn check(world: &mut impl World, plan: &Plan) -> Result<(), Failure> {
     let Plan { image, to, .. } = plan;
     let refused = |why: String| Err(Failure::Usage(format!("nothing was done: {why}")));
     let here = world.here();
-    if here.custody != Some(CustodyStatus::Held) {
+    if here.custody != Some(OwnershipStatus::Held) {
         return refused(format!(
             "no daemon of this host holds {image} (custody: {}); see bypass-blk status",
             here.custody()
@@ -245,7 +245,7 @@ fn check(world: &mut impl World, plan: &Plan) -> Result<(), Failure> {
         ));
     }
     let there = world.there();
-    if there.custody != Some(CustodyStatus::Vacant) {
+    if there.custody != Some(OwnershipStatus::Vacant) {
         return refused(format!(
             "no daemon on {to} waits for {image} (custody: {}): start serve --incoming there{}",
             there.custody(),
@@ -349,7 +349,7 @@ fn stay(world: &mut impl World, plan: &Plan, why: &str) -> Outcome {
         world.tell(&format!("==> {why}"));
     }
     let here = world.here();
-    match here.is("running", &[CustodyStatus::Held]) {
+    match here.is("running", &[OwnershipStatus::Held]) {
         true => Outcome::Stays {
             why: why.to_owned(),
         },
@@ -374,7 +374,7 @@ fn arrive(world: &mut impl World, plan: &Plan, downtime: Option<u64>) -> Outcome
             break;
         }
         // What the target's copy misses is sent, however long that takes.
-        if world.here().custody == Some(CustodyStatus::Leaving) {
+        if world.here().custody == Some(OwnershipStatus::Leaving) {
             end = world.now().saturating_add(ARRIVAL);
         }
         if world.now() >= end || world.interrupted() {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::daemon::failure::Failure;
-use crate::daemon::maintenance_session::{OwnSession, Wanted};
+use crate::daemon::maintenance_session::{MaintenanceSession, Wanted};
 use crate::daemon::target::GlusterdAddress;
 use crate::image::error::chain;
 use crate::image::heal::{FollowOptions, Follower};
@@ -55,7 +55,7 @@ pub fn run(finishing: &Finishing) {
         state: &finishing.state,
         lock_timeout: Duration::ZERO,
     };
-    let own = match OwnSession::open(&wanted, &finishing.stop) {
+    let own = match MaintenanceSession::open(&wanted, &finishing.stop) {
         Ok(own) => own,
         Err(why) => {
             let hint = match &why {

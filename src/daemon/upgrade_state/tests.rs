@@ -2,7 +2,7 @@ use std::os::fd::IntoRawFd;
 
 use super::*;
 
-fn taken(text: &[u8], fds: Vec<BorrowedFd<'_>>) -> Result<Kept, KeptError> {
+fn taken(text: &[u8], fds: Vec<BorrowedFd<'_>>) -> Result<UpgradeState, KeptError> {
     take(send(text, fds).unwrap().into_raw_fd())
 }
 

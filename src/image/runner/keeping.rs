@@ -11,14 +11,14 @@ use crate::image::bricks::BrickSet;
 use crate::image::data_lock::wait;
 use crate::image::machine::Phase;
 use crate::image::port::KeptBrick;
-use crate::image::session::Kept;
+use crate::image::session::KeptSession;
 
 impl Runner {
     /// Rests until whoever asked lets go of what it was given, which it may do never.
-    pub(super) fn rest(&mut self, answer: &Sender<Result<Kept, String>>) {
+    pub(super) fn rest(&mut self, answer: &Sender<Result<KeptSession, String>>) {
         let held = self.machine.held();
         let (resting, over) = mpsc::channel();
-        let kept = self.keep(held).map(|bricks| Kept {
+        let kept = self.keep(held).map(|bricks| KeptSession {
             bricks,
             fence: self.fence,
             _resting: resting,

@@ -19,9 +19,9 @@ struct Played {
     interrupt_at: Option<Duration>,
     asked: Vec<String>,
     told: Vec<String>,
-    custody: CustodyStatus,
+    custody: OwnershipStatus,
     guest: &'static str,
-    target: (&'static str, CustodyStatus),
+    target: (&'static str, OwnershipStatus),
     now: Duration,
     completed_at: Option<Duration>,
 }
@@ -50,9 +50,9 @@ fn played(answers: Vec<Result<Value, &'static str>>) -> Played {
         interrupt_at: None,
         asked: Vec::new(),
         told: Vec::new(),
-        custody: CustodyStatus::Held,
+        custody: OwnershipStatus::Held,
         guest: "running",
-        target: ("inmigrate", CustodyStatus::Vacant),
+        target: ("inmigrate", OwnershipStatus::Vacant),
         now: Duration::ZERO,
         completed_at: None,
     }
@@ -69,7 +69,7 @@ fn plan() -> Plan {
     }
 }
 
-fn seen(guest: &str, custody: CustodyStatus) -> Seen {
+fn seen(guest: &str, custody: OwnershipStatus) -> Seen {
     Seen {
         guest: Some(guest.to_owned()),
         custody: Some(custody),
@@ -97,11 +97,11 @@ impl Played {
             .completed_at
             .is_some_and(|at| self.now >= at + self.leaving);
         self.custody = match sent {
-            true => CustodyStatus::Vacant,
-            false => CustodyStatus::Leaving,
+            true => OwnershipStatus::Vacant,
+            false => OwnershipStatus::Leaving,
         };
         if sent && self.arrives {
-            self.target = ("running", CustodyStatus::Held);
+            self.target = ("running", OwnershipStatus::Held);
         }
     }
 }
@@ -151,13 +151,13 @@ impl World for Played {
     }
 
     fn hand_over(&mut self) -> Result<(), Failure> {
-        self.custody = CustodyStatus::Armed;
+        self.custody = OwnershipStatus::Armed;
         Ok(())
     }
 
     fn keep(&mut self) -> Result<(), String> {
         self.asked.push("keep".to_owned());
-        self.custody = CustodyStatus::Held;
+        self.custody = OwnershipStatus::Held;
         Ok(())
     }
 
@@ -275,12 +275,12 @@ fn nothing_is_done_unless_both_hosts_are_as_they_must_be() {
     type Spoil = (fn(&mut Played), &'static str);
     let spoil: [Spoil; 4] = [
         (
-            |world| world.custody = CustodyStatus::Vacant,
+            |world| world.custody = OwnershipStatus::Vacant,
             "custody: vacant",
         ),
         (|world| world.guest = "paused", "it is paused"),
         (
-            |world| world.target.1 = CustodyStatus::Held,
+            |world| world.target.1 = OwnershipStatus::Held,
             "on gfs2 waits",
         ),
         (
