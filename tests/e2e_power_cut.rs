@@ -4,8 +4,8 @@
 
 mod support;
 
-use bypass_blk::image::dirty::{DirtyMap, Distrust, ExtentSize, Identity, Record, Trust};
-use bypass_blk::image::promote::Promotion;
+use bypass_blk::image::dirty_map::{DirtyMap, Distrust, ExtentSize, Identity, Record, Trust};
+use bypass_blk::image::replica::promotion::Promotion;
 use bypass_blk::image::state_dir::{Entry, StateDir};
 use support::power::Disk;
 use uuid::Uuid;

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bypass_blk::control::socket::{self, Answer, ControlError, Request};
-use bypass_blk::image::resize::NewSize;
+use bypass_blk::image::session::resize::NewSize;
 use bypass_harness::{
     Cluster, Disk, FioJob, Guest, GuestConfig, GuestImage, Pattern, Verify, Volume, wait_until,
 };

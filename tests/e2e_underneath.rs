@@ -19,14 +19,16 @@ use std::time::{Duration, Instant};
 use bypass_blk::device::gate::{Admission, Gate};
 use bypass_blk::gluster::glusterd::GLUSTERD_PORT;
 use bypass_blk::gluster::{LkOwner, Timeouts};
-use bypass_blk::image::gate::WriteGate;
-use bypass_blk::image::gluster_port::{GlusterPort, identity};
-use bypass_blk::image::holder::Holder;
+use bypass_blk::image::brick_client::session_port::{GlusterPort, identity};
 use bypass_blk::image::local::{self, LocalTerms};
 use bypass_blk::image::locate::Catalog;
-use bypass_blk::image::open::{FenceWish, Terms};
-use bypass_blk::image::port::{BrickPort, CopyState, Counter, Fence, Lock, PortError, Publication};
-use bypass_blk::image::session::{MapPlace, Session, Setup};
+use bypass_blk::image::replica::brick_port::{
+    BrickPort, CopyState, Counter, Fence, Lock, PortError, Publication,
+};
+use bypass_blk::image::replica::holder::Holder;
+use bypass_blk::image::session::life::{MapPlace, Session, Setup};
+use bypass_blk::image::session::terms::{FenceWish, Terms};
+use bypass_blk::image::session::write_gate::WriteGate;
 use bypass_harness::{Cluster, Volume, wait_until};
 use support::netns::on_node;
 use support::{IMAGE, PATIENCE, pattern, replica_3};

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bypass_blk::gluster::glusterd::GLUSTERD_PORT;
 use bypass_blk::gluster::{LkOwner, Timeouts};
-use bypass_blk::image::gluster_port::identity;
-use bypass_blk::image::holder::Holder;
+use bypass_blk::image::brick_client::session_port::identity;
+use bypass_blk::image::brick_client::verify_brick::GlusterBrick;
 use bypass_blk::image::locate::Catalog;
-use bypass_blk::image::verify::GlusterBrick;
+use bypass_blk::image::replica::holder::Holder;
 use bypass_harness::{Cluster, Volume, wait_until};
 use serde_json::{Value, json};
 use support::daemon::{BINARY, Daemon, run_dir, run_on};

@@ -1,6 +1,6 @@
 //! The proof of the dirty map's extent: every interleaving, and every reordering
 //! that the memory model allows, of writers and healers on one word. Compiles the
-//! very source of `src/image/dirty/extent.rs` with loom's atomics.
+//! very source of `src/image/dirty_map/extent.rs` with loom's atomics.
 //!
 //! The claim: whenever an extent is not dirty for a peer, the peer has its newest
 //! bytes, and that at every moment, so also when any process is killed there. Each
@@ -14,7 +14,7 @@ mod sync {
 }
 
 #[allow(dead_code, reason = "the model uses what is atomic, not all of it")]
-#[path = "../src/image/dirty/extent.rs"]
+#[path = "../src/image/dirty_map/extent.rs"]
 mod extent;
 
 use extent::{Copied, Extent, Peer, Peers};

@@ -47,7 +47,7 @@ mod protocol;
 
 use std::collections::BTreeMap;
 
-use bypass_blk::image::bricks::BrickSet;
+use bypass_blk::image::replica::brick_set::BrickSet;
 use stateright::{Checker, HasDiscoveries, Model};
 
 use protocol::properties::{

@@ -88,7 +88,7 @@ fn may_go(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::promote::Promotion;
+    use crate::image::replica::promotion::Promotion;
 
     #[test]
     fn an_image_in_use_and_an_open_promotion_are_not_forgotten() {

@@ -17,7 +17,8 @@ use crate::daemon::heald::{self, rate::Rate};
 use crate::daemon::logging;
 use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
-use crate::image::error::chain;
+use crate::image::brick_client::heal_copies;
+use crate::image::chain::chain;
 use crate::image::heal::{FollowOptions, Follower};
 
 use super::handover_verdict::{FIXED, Verdict, Watch};
@@ -233,7 +234,7 @@ impl Image {
             ..FollowOptions::default()
         };
         let link = Arc::new(RemoteSession::new(&self.socket));
-        Follower::start(link, &options)
+        Follower::start(link, &options, heal_copies::of_volume)
             .map(Some)
             .map_err(Failure::NotHealed)
     }

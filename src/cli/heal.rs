@@ -19,7 +19,8 @@ use crate::daemon::logging;
 use crate::daemon::maintenance_session::{MaintenanceSession, Wanted};
 use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
-use crate::image::error::chain;
+use crate::image::brick_client::heal_copies;
+use crate::image::chain::chain;
 use crate::image::heal::{Figures, FollowOptions, Follower, SessionLink};
 use crate::image::state_dir::StateDir;
 
@@ -161,7 +162,7 @@ impl Image {
             bandwidth: Arc::new(AtomicU64::new(args.bandwidth.0)),
             ..FollowOptions::default()
         };
-        match Follower::start(link, &options) {
+        match Follower::start(link, &options, heal_copies::of_volume) {
             Ok(follower) => Ok(Some(follower)),
             // A healer that has just begun has not reported yet.
             Err(_) if matches!(self, Self::Served(_)) && self.is_healed_soon() => Ok(None),

@@ -12,13 +12,14 @@ use crate::daemon::logging;
 use crate::daemon::session_setup::{self, Place};
 use crate::daemon::target::Target;
 use crate::gluster::Timeouts;
-use crate::image::bricks::{BrickSet, Shape};
-use crate::image::error::{Names, OpenError};
-use crate::image::gluster_port::GlusterPort;
+use crate::image::brick_client::session_port::GlusterPort;
 use crate::image::locate::Allowed;
-use crate::image::locking::{Blocked, Claim, lock_background, lock_session};
-use crate::image::port::{BrickPort, CopyState, Lock, PortError};
-use crate::image::promote::{self, Plan, Promotion, Refusal, Step};
+use crate::image::replica::brick_port::{BrickPort, CopyState, Lock, PortError};
+use crate::image::replica::brick_set::{BrickSet, Shape};
+use crate::image::replica::names::Names;
+use crate::image::replica::promotion::{self, Plan, Promotion, Refusal, Step};
+use crate::image::replica::session_lock::{Blocked, Claim, lock_background, lock_session};
+use crate::image::session::error::OpenError;
 use crate::image::state_dir::{Entry, StateDir};
 
 use super::{LogArgs, ServerArgs, StateDirArgs};
@@ -68,7 +69,7 @@ pub(super) fn run(args: PromoteArgs) -> Result<(), Failure> {
     let reached = connect(&mut ports);
     lock(&place, &names, &mut ports, reached)?;
     let seen = probe(&names, &mut ports, reached)?;
-    let plan = promote::plan(&shape, &seen).map_err(|why| refused(&place, &names, why))?;
+    let plan = promotion::plan(&shape, &seen).map_err(|why| refused(&place, &names, why))?;
 
     println!("{}", loss(&place, &names, &plan));
     confirm(&args, &format!("{volume}{}", image.0))?;
@@ -215,17 +216,17 @@ fn promote_now(
 ) -> Result<Plan, Failure> {
     lock_data(names, ports, reached)?;
     let copies = probe(names, ports, reached)?;
-    let plan = promote::plan(shape, &copies).map_err(|why| refused(place, names, why))?;
+    let plan = promotion::plan(shape, &copies).map_err(|why| refused(place, names, why))?;
     let stamp = new_stamp();
     let answered = copies.iter().enumerate();
     let all: Vec<_> = answered
         .filter_map(|(brick, copy)| Some((brick, copy.as_ref()?)))
-        .map(|(brick, copy)| (brick, promote::changes(shape, &plan, stamp, brick, copy)))
+        .map(|(brick, copy)| (brick, promotion::changes(shape, &plan, stamp, brick, copy)))
         .collect();
     let failed = |(brick, error)| brick_failed(names, brick, &error);
-    promote::carry_out(Step::Accuse, &all, ports).map_err(failed)?;
+    promotion::carry_out(Step::Accuse, &all, ports).map_err(failed)?;
     record(place, &plan, args)?;
-    promote::carry_out(Step::Acquit, &all, ports).map_err(failed)?;
+    promotion::carry_out(Step::Acquit, &all, ports).map_err(failed)?;
     for (brick, port) in ports.iter_mut().enumerate() {
         if reached.contains(brick)
             && let Err(error) = port.unlock(Lock::Data)

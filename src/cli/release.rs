@@ -10,9 +10,9 @@ use crate::daemon::failure::Failure;
 use crate::daemon::logging;
 use crate::daemon::target::Target;
 use crate::gluster::Timeouts;
-use crate::image::error::OpenError;
-use crate::image::locking::{Blocked, Claim, lock_session};
-use crate::image::port::BrickPort;
+use crate::image::replica::brick_port::BrickPort;
+use crate::image::replica::session_lock::{Blocked, Claim, lock_session};
+use crate::image::session::error::OpenError;
 
 use super::{LogArgs, ServerArgs};
 
@@ -85,7 +85,7 @@ pub(super) fn run(args: ReleaseArgs) -> Result<(), Failure> {
 
 fn reachable(
     ports: &mut [Box<dyn BrickPort>],
-    connected: crate::image::bricks::BrickSet,
+    connected: crate::image::replica::brick_set::BrickSet,
 ) -> impl Iterator<Item = (usize, &mut dyn BrickPort)> {
     let ports = ports.iter_mut().enumerate();
     ports

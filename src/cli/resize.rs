@@ -14,10 +14,10 @@ use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
 use crate::daemon::{logging, session_setup};
 use crate::device::Disk;
-use crate::image::error::chain;
+use crate::image::chain::chain;
 use crate::image::local::{self, LocalTerms};
 use crate::image::locate::Allowed;
-use crate::image::resize::{Insist, NewSize};
+use crate::image::session::resize::{Insist, NewSize};
 use crate::image::state_dir::StateDir;
 
 use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};

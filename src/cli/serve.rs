@@ -15,10 +15,10 @@ use crate::daemon::target::{ImagePath, volume_name};
 use crate::daemon::upgrade::{self, Resume};
 use crate::daemon::{logging, serve};
 use crate::device::Config;
-use crate::image::dirty::{ExtentSize, MapError};
+use crate::image::dirty_map::{ExtentSize, MapError};
 use crate::image::locate::Bypassable;
-use crate::image::open::{FenceWish, Terms};
-use crate::image::port::Fence;
+use crate::image::replica::brick_port::Fence;
+use crate::image::session::terms::{FenceWish, Terms};
 
 use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 

@@ -18,15 +18,15 @@ use crate::daemon::failure::Failure;
 use crate::daemon::logging;
 use crate::daemon::target::{GlusterdAddress, Target};
 use crate::gluster::Timeouts;
-use crate::image::error::chain;
-use crate::image::gluster_port::identity;
+use crate::image::brick_client::session_port::identity;
+use crate::image::brick_client::verify_brick::{GlusterBrick, Unheld};
+use crate::image::chain::chain;
 use crate::image::heal::LinkError;
-use crate::image::holder::Holder;
 use crate::image::locate::{Catalog, Located};
+use crate::image::replica::holder::Holder;
 use crate::image::state_dir::{Entry, StateDir};
-use crate::image::verify::gluster_brick::Unheld;
 use crate::image::verify::{
-    self, GlusterBrick, Options, Progress, Repair, Report, Served, Situation, Subject, VerifyError,
+    self, Options, Progress, Repair, Report, Served, Situation, Subject, VerifyError,
 };
 
 use super::verify_report::{Subtitle, print};

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::status::CopyStatus;
 use crate::image::heal::{Figures, HealReport, HealState, PeerReport};
-use crate::image::snapshot::{Behind, Healing};
+use crate::image::session::snapshot::{Behind, Healing};
+
+use super::status::CopyStatus;
 
 /// The healing of one image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -253,7 +254,7 @@ fn age(behind: &Behind, report: Option<&PeerReport>) -> (f64, bool) {
 mod tests {
     use super::*;
     use crate::control::samples::{MIB, copying, dirty, healer, healing, report, waiting};
-    use crate::image::snapshot::Snapshot;
+    use crate::image::session::snapshot::Snapshot;
 
     fn heal(snapshot: &Snapshot) -> HealStatus {
         report(snapshot).heal.unwrap()

@@ -6,9 +6,10 @@ use std::sync::OnceLock;
 
 use uuid::Uuid;
 
-use super::socket::{Answer, ControlError, Request, ask};
-use crate::image::error::chain;
+use crate::image::chain::chain;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
+
+use super::socket::{Answer, ControlError, Request, ask};
 
 /// The session behind one control socket. A daemon's socket is named after its
 /// process, and every request names the session, so this is never another one's.

@@ -3,12 +3,13 @@
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use super::status::{Identity, OwnershipStatus, QueueStatus, Serving, Status};
 use crate::image::heal::{Figures, HealReport, HealState, Obstacle, PeerReport};
-use crate::image::holder::Holder;
-use crate::image::machine::Phase;
-use crate::image::port::Fence;
-use crate::image::snapshot::{Behind, CopySnapshot, Healing, Lagging, Snapshot};
+use crate::image::replica::brick_port::Fence;
+use crate::image::replica::holder::Holder;
+use crate::image::session::snapshot::{Behind, CopySnapshot, Healing, Lagging, Snapshot};
+use crate::image::session::state_machine::Phase;
+
+use super::status::{Identity, OwnershipStatus, QueueStatus, Serving, Status};
 
 pub const MIB: u64 = 1 << 20;
 

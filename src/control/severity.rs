@@ -142,8 +142,8 @@ mod tests {
     use super::*;
     use crate::control::samples::{self, MIB, copying, healer, healing};
     use crate::control::status::Unserved;
-    use crate::image::machine::{Phase, StopReason};
-    use crate::image::snapshot::Snapshot;
+    use crate::image::session::snapshot::Snapshot;
+    use crate::image::session::state_machine::{Phase, StopReason};
 
     fn of(snapshot: &Snapshot) -> Severity {
         judge(&samples::report(snapshot)).0

@@ -14,12 +14,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
+use crate::image::session::resize::{NewSize, Resized};
+
 use super::answering::{self, LINE_TIMEOUT};
 use super::line;
 use super::status::{OwnershipStatus, Status};
 use super::unix_socket::{self, Found};
-use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
-use crate::image::resize::{NewSize, Resized};
 
 /// Where daemons put their control sockets.
 pub const RUN_DIR: &str = "/run/bypass-blk";

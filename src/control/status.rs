@@ -7,17 +7,19 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use super::heal::{BehindStatus, HealStatus};
 use crate::device::Full;
-use crate::image::bricks::{BrickSet, SetChange, Shape};
-use crate::image::custody::Ownership;
-use crate::image::error::{Names, stop_message};
-use crate::image::holder::Holder;
 use crate::image::local::SyncFailure;
-use crate::image::machine::Phase;
-use crate::image::port::Fence;
-use crate::image::snapshot::Snapshot;
+use crate::image::replica::brick_port::Fence;
+use crate::image::replica::brick_set::{BrickSet, SetChange, Shape};
+use crate::image::replica::holder::Holder;
+use crate::image::replica::names::Names;
+use crate::image::session::error::stop_message;
+use crate::image::session::ownership::Ownership;
+use crate::image::session::snapshot::Snapshot;
+use crate::image::session::state_machine::Phase;
 use crate::image::verify::VerifyRecord;
+
+use super::heal::{BehindStatus, HealStatus};
 
 /// The version of the document.
 pub const VERSION: u32 = 2;

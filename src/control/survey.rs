@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use crate::image::chain::chain;
+use crate::image::state_dir::{Entry, StateDir};
+
 use super::socket::{self, Answer, ControlError, HealQueue, Request};
 use super::status::{Fate, Status, Unserved};
-use crate::image::error::chain;
-use crate::image::state_dir::{Entry, StateDir};
 
 /// Daemons that are asked at one time: each that is stuck takes its whole time-out.
 const AT_ONCE: usize = 16;

@@ -2,11 +2,11 @@
 
 use crate::control::status::{CopyStatus, Identity};
 use crate::gluster::{LkOwner, Timeouts};
-use crate::image::bricks::BrickSet;
-use crate::image::gluster_port::{GlusterPort, identity};
-use crate::image::holder::Holder;
+use crate::image::brick_client::session_port::{GlusterPort, identity};
 use crate::image::locate::{Catalog, Located};
-use crate::image::port::{BrickPort, CopyState, PortError};
+use crate::image::replica::brick_port::{BrickPort, CopyState, PortError};
+use crate::image::replica::brick_set::BrickSet;
+use crate::image::replica::holder::Holder;
 
 use super::failure::Failure;
 use super::target::{GlusterdAddress, Target};

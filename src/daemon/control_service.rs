@@ -9,13 +9,13 @@ use uuid::Uuid;
 use crate::control::socket::{Answer, FORCED, Request};
 use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Space, Stats};
-use crate::image::bricks::SetChange;
-use crate::image::custody::{Event, Ownership};
-use crate::image::error::chain;
-use crate::image::handle::SessionHandle;
+use crate::image::chain::chain;
 use crate::image::heal::{HealReport, Job, LinkError};
-use crate::image::machine::Phase;
-use crate::image::resize::{Insist, NewSize};
+use crate::image::replica::brick_set::SetChange;
+use crate::image::session::handle::SessionHandle;
+use crate::image::session::ownership::{Event, Ownership};
+use crate::image::session::resize::{Insist, NewSize};
+use crate::image::session::state_machine::Phase;
 use crate::image::state_dir::StateDir;
 use crate::image::surroundings::Surroundings;
 
@@ -329,7 +329,7 @@ fn repair(
 ) -> Result<(), LinkError> {
     let unknown = || LinkError::Failed(format!("brick {child} is not a peer"));
     let peer = job.peers.iter().position(|&peer| peer == child);
-    let peer = peer.and_then(crate::image::dirty::Peer::new);
+    let peer = peer.and_then(crate::image::dirty_map::Peer::new);
     let ranges = ranges.iter().map(|&(start, end)| start..end);
     session.repair(peer.ok_or_else(unknown)?, ranges.collect())
 }

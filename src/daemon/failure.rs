@@ -12,10 +12,12 @@ use crate::device::DeviceError;
 use crate::gluster::GlusterdError;
 use crate::gluster::rpc::BadLkOwner;
 use crate::gluster::volume::VolfileError;
-use crate::image::error::{LocalError, OpenError, chain};
+use crate::image::chain::chain;
 use crate::image::heal::FollowError;
+use crate::image::local::error::LocalError;
 use crate::image::locate::LocateError;
-use crate::image::port::Lock;
+use crate::image::replica::brick_port::Lock;
+use crate::image::session::error::OpenError;
 use crate::image::state_dir::StateError;
 use crate::image::verify::VerifyError;
 

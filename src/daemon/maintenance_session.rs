@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use crate::control::socket::{Answer, ControlSocket, Request};
 use crate::control::status::{Identity, Status};
-use crate::image::handle::SessionHandle;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
 use crate::image::locate::Allowed;
-use crate::image::machine::StopReason;
-use crate::image::open::{FenceWish, Terms};
-use crate::image::port::Fence;
-use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
-use crate::image::session::Session;
-use crate::image::snapshot::Snapshot;
+use crate::image::replica::brick_port::Fence;
+use crate::image::session::handle::SessionHandle;
+use crate::image::session::life::Session;
+use crate::image::session::resize::{Insist, NewSize, ResizeError, Resized};
+use crate::image::session::snapshot::Snapshot;
+use crate::image::session::state_machine::StopReason;
+use crate::image::session::terms::{FenceWish, Terms};
 use crate::image::state_dir::StateDir;
 
 use super::control_service::{ControlService, Image};

@@ -1,4 +1,4 @@
-//! Carries out what [`crate::image::custody`] decides: opens a session when the rings
+//! Carries out what [`crate::image::session::ownership`] decides: opens a session when the rings
 //! start, gives the image away when they have stopped, keeps the gate in between.
 //!
 //! One thread, which owns the session; `serve` starts it, the control socket asks it,
@@ -10,14 +10,15 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::image::custody::{Action, Event, Machine, Ownership};
-use crate::image::error::{LocalError, chain};
+use crate::image::chain::chain;
+use crate::image::local::error::LocalError;
 use crate::image::local::{Fingerprint, LocalFile};
-use crate::image::machine::StopReason;
-use crate::image::open::FenceWish;
-use crate::image::port::{CopyState, Fence, KeptBrick};
-use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
-use crate::image::session::Session;
+use crate::image::replica::brick_port::{CopyState, Fence, KeptBrick};
+use crate::image::session::life::Session;
+use crate::image::session::ownership::{Action, Event, Machine, Ownership};
+use crate::image::session::resize::{Insist, NewSize, ResizeError, Resized};
+use crate::image::session::state_machine::StopReason;
+use crate::image::session::terms::FenceWish;
 use crate::image::state_dir::StateDir;
 
 use super::failure::Failure;

@@ -4,12 +4,12 @@
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, MutexGuard};
 
-use crate::image::custody::{Event, Ownership};
-use crate::image::handle::SessionHandle;
 use crate::image::heal::Job;
-use crate::image::machine::StopReason;
-use crate::image::resize::{Insist, NewSize, ResizeError, Resized};
-use crate::image::session::KeptSession;
+use crate::image::session::ending::KeptSession;
+use crate::image::session::handle::SessionHandle;
+use crate::image::session::ownership::{Event, Ownership};
+use crate::image::session::resize::{Insist, NewSize, ResizeError, Resized};
+use crate::image::session::state_machine::StopReason;
 
 use super::session_setup::Place;
 use super::switchable_gate::Rings;

@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 
 use crate::control::socket::{self, Request};
 use crate::gluster::Timeouts;
-use crate::image::dirty::ExtentSize;
-use crate::image::error::{LocalError, chain};
-use crate::image::gluster_port::{GlusterPort, Overruled, identity};
+use crate::image::brick_client::session_port::{GlusterPort, Overruled, identity};
+use crate::image::chain::chain;
+use crate::image::dirty_map::ExtentSize;
 use crate::image::heal::Job;
-use crate::image::holder::Holder;
+use crate::image::local::error::LocalError;
 use crate::image::local::{self, LocalFile, LocalTerms, Name};
 use crate::image::locate::{Allowed, Catalog, Located, local_brick};
-use crate::image::machine::StopReason;
-use crate::image::open::Terms;
-use crate::image::port::{CopyState, KeptBrick};
-use crate::image::session::{self, Ending, MapPlace, Parting, Session, Setup};
+use crate::image::replica::brick_port::{CopyState, KeptBrick};
+use crate::image::replica::holder::Holder;
+use crate::image::session::ending::{Ending, Parting};
+use crate::image::session::life::{self, MapPlace, Session, Setup};
+use crate::image::session::state_machine::StopReason;
+use crate::image::session::terms::Terms;
 use crate::image::state_dir::{Entry, StateDir};
 use crate::image::surroundings::Surroundings;
 
@@ -174,7 +176,7 @@ pub fn prepare(
     let Place { located, local, .. } = place;
     let map = place.map_place(state, opening.extent_size);
     let shape = located.shape(*local);
-    session::prepare_map(&map, &shape, &located.names(), located.gfid, size)
+    life::prepare_map(&map, &shape, &located.names(), located.gfid, size)
         .map_err(|error| Failure::Open(LocalError::Map(error).into()))
 }
 

@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::gate::{Admission, Gate};
-use crate::image::gate::WriteGate;
+use crate::image::session::write_gate::WriteGate;
 
 /// What the rings do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ impl Gate for SwitchableGate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::machine::GateState;
+    use crate::image::session::state_machine::GateState;
 
     fn wake() -> Arc<EventFd> {
         Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())

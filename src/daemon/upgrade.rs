@@ -21,9 +21,9 @@ use thiserror::Error;
 use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 use crate::device::PauseHandle;
-use crate::image::custody::Ownership;
-use crate::image::error::chain;
-use crate::image::machine::Phase;
+use crate::image::chain::chain;
+use crate::image::session::ownership::Ownership;
+use crate::image::session::state_machine::Phase;
 
 use super::failure::Failure;
 use super::served_image::ServedImage;

@@ -24,9 +24,9 @@ use thiserror::Error;
 
 use crate::device::{Config, FrontEnd, Message};
 use crate::gluster::KeptConnection;
-use crate::image::holder::Holder;
 use crate::image::locate::Located;
-use crate::image::port::{Fence, KeptBrick};
+use crate::image::replica::brick_port::{Fence, KeptBrick};
+use crate::image::replica::holder::Holder;
 
 use super::listener::take_socket;
 use super::ownership_worker::KeptBricks;

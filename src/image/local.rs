@@ -6,6 +6,7 @@
 
 mod by_gfid;
 mod durability;
+pub mod error;
 mod watch;
 
 use std::fs::{File, OpenOptions};
@@ -19,7 +20,7 @@ use rustix::fs::FlockOperation;
 use uuid::Uuid;
 use xattr::FileExt as _;
 
-use super::error::LocalError;
+use super::local::error::LocalError;
 
 pub use by_gfid::{Name, file_of, name_of};
 pub use durability::{Durability, SyncFailure};
@@ -337,7 +338,7 @@ pub fn may_see_trusted() -> bool {
 mod tests {
     use super::*;
     use crate::gluster::Pending;
-    use crate::image::bricks::BrickSet;
+    use crate::image::replica::brick_set::BrickSet;
 
     const GFID: Uuid = Uuid::from_u128(0x1234);
     const RAW: LocalTerms = LocalTerms {

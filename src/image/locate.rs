@@ -2,7 +2,7 @@
 //! host.
 //!
 //! Asks the local glusterd and, name by name, the bricks. It takes no lock and
-//! decides nothing about the copies' state: that is [`super::open`]'s part.
+//! decides nothing about the copies' state: that is [`super::session::open`]'s part.
 
 mod bypassed;
 mod error;
@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::bricks::{MAX_BRICKS, SetChange, Shape};
-use super::error::{Names, chain};
+use super::chain::chain;
 use super::local::{Name, name_of};
+use super::replica::brick_set::{MAX_BRICKS, SetChange, Shape};
+use super::replica::names::Names;
 use crate::gluster::fops::Entry;
 use crate::gluster::{
     Brick, BrickError, BrickSpec, Errno, FileType, Glusterd, Identity, ReplicaSet, Timeouts,

@@ -19,9 +19,9 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::dirty::ExtentSize;
+use super::dirty_map::ExtentSize;
 use super::durable;
-use super::promote::Promotion;
+use super::replica::promotion::Promotion;
 use super::verify::VerifyRecord;
 
 /// Where it is unless said otherwise.

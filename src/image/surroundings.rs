@@ -9,10 +9,11 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::bricks::SetChange;
+use crate::gluster::{ReplicaSet, Timeouts};
+
 use super::local::Name;
 use super::locate::{Catalog, Located};
-use crate::gluster::{ReplicaSet, Timeouts};
+use super::replica::brick_set::SetChange;
 
 /// How often it is looked: each time wakes a few threads up, of an idle daemon too.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -237,7 +238,7 @@ fn warning(located: &Located, local: usize, difference: Option<&Difference>) -> 
 mod tests {
     use super::*;
     use crate::gluster::{BrickSpec, Volume};
-    use crate::image::bricks::BrickSet;
+    use crate::image::replica::brick_set::BrickSet;
     use uuid::Uuid;
 
     const REPLICA3: &str = include_str!("../gluster/testdata/replica3.vol");

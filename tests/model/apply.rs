@@ -1,7 +1,7 @@
 //! What becomes of the world.
 
-use bypass_blk::image::bricks::BrickSet;
-use bypass_blk::image::machine::Event;
+use bypass_blk::image::replica::brick_set::BrickSet;
+use bypass_blk::image::session::state_machine::Event;
 
 use super::daemon::Daemon;
 use super::debt;

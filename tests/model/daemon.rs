@@ -1,9 +1,9 @@
 //! The state of a daemon: nothing, an open session, or a promotion.
 
-use bypass_blk::image::bricks::BrickSet;
-use bypass_blk::image::machine::{Action, GateState, Machine};
+use bypass_blk::image::replica::brick_set::BrickSet;
+use bypass_blk::image::session::state_machine::{Action, GateState, Machine};
 
-use bypass_blk::image::unmarking::Absent;
+use bypass_blk::image::replica::unmarking::Absent;
 
 use super::world::{BRICKS, Counter, Row, Writes};
 

@@ -1,11 +1,11 @@
 //! A session's dirty map and what it knows of the marks, as `debt.rs` and `gate.rs`
 //! keep them. The judgement of an older map is the real one (`belief.rs`).
 
-use bypass_blk::image::belief;
-use bypass_blk::image::bricks::{BrickSet, Shape};
-use bypass_blk::image::dirty::{Peer, Peers, Record};
-use bypass_blk::image::port::CopyState;
-use bypass_blk::image::unmarking::{self, Absent};
+use bypass_blk::image::dirty_map::{Peer, Peers, Record};
+use bypass_blk::image::replica::brick_port::CopyState;
+use bypass_blk::image::replica::brick_set::{BrickSet, Shape};
+use bypass_blk::image::replica::map_trust;
+use bypass_blk::image::replica::unmarking::{self, Absent};
 use uuid::Uuid;
 
 use super::setting::{Protection, Setting};
@@ -59,7 +59,7 @@ pub fn adopt(setting: &Setting, world: &mut World, slot: usize, held: BrickSet) 
     };
     let copies: Vec<_> = (0..setting.bricks).map(read).collect();
     let old = world.maps[slot];
-    let judged = belief::judge(&shape, old.map(|map| map.record()), &copies);
+    let judged = map_trust::judge(&shape, old.map(|map| map.record()), &copies);
     let unjudged = old.is_some() && setting.lacks(Protection::StampsCompared);
     let everything = [setting.all_extents(); BRICKS];
     let mut map = old.unwrap_or(Map {

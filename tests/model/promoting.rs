@@ -6,9 +6,9 @@
 //! order, it can be killed. The holder of the copy that is away is gone, as the operator
 //! says; it may come back later.
 
-use bypass_blk::image::bricks::BrickSet;
-use bypass_blk::image::port::Counter as Named;
-use bypass_blk::image::promote::{Changes, Plan, changes, plan};
+use bypass_blk::image::replica::brick_port::Counter as Named;
+use bypass_blk::image::replica::brick_set::BrickSet;
+use bypass_blk::image::replica::promotion::{Changes, Plan, changes, plan};
 
 use super::daemon::{Daemon, Promotion};
 use super::debt::copy_state;

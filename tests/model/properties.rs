@@ -1,8 +1,8 @@
 //! What must hold in every state, and what must be reached in some.
 
-use bypass_blk::image::bricks::BrickSet;
-use bypass_blk::image::decide::Refusal;
-use bypass_blk::image::machine::{GateState, Phase, StopReason};
+use bypass_blk::image::replica::brick_set::BrickSet;
+use bypass_blk::image::replica::freshness::Refusal;
+use bypass_blk::image::session::state_machine::{GateState, Phase, StopReason};
 use stateright::{Expectation, Property};
 
 use super::daemon::Daemon;

@@ -7,10 +7,10 @@
 //! taken early only keep others away; a round's probes are one, since under our
 //! locks nobody changes marks, and where a lock is lost its brick's part fails.
 
-use bypass_blk::image::bricks::BrickSet;
-use bypass_blk::image::decide::{Opening, Refusal, Seen, decide};
-use bypass_blk::image::machine::{Action, Event, GateState, Machine, Phase};
-use bypass_blk::image::unmarking::Absent;
+use bypass_blk::image::replica::brick_set::BrickSet;
+use bypass_blk::image::replica::freshness::{Opening, Refusal, Seen, decide};
+use bypass_blk::image::replica::unmarking::Absent;
+use bypass_blk::image::session::state_machine::{Action, Event, GateState, Machine, Phase};
 use uuid::Uuid;
 
 use super::daemon::{Conn, Daemon, Report, Round, Session};

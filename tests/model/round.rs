@@ -1,9 +1,9 @@
 //! A session's rounds under AFR's data lock: marking (`marking.rs`, `Runner::conclude`)
 //! and the removal of marks (`unmarking.rs`, `runner/healing.rs`).
 
-use bypass_blk::image::bricks::{BrickSet, Shape};
-use bypass_blk::image::machine::{Action, Event, Phase};
-use bypass_blk::image::unmarking::{Absent, removable};
+use bypass_blk::image::replica::brick_set::{BrickSet, Shape};
+use bypass_blk::image::replica::unmarking::{Absent, removable};
+use bypass_blk::image::session::state_machine::{Action, Event, Phase};
 
 use super::daemon::{Conn, Round, Session};
 use super::debt::{self, copy_state};

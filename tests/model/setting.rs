@@ -1,7 +1,7 @@
 //! What one check explores: the replica set, the bounds, and which protection of the
 //! protocol is switched off.
 
-use bypass_blk::image::bricks::{SetChange, Shape};
+use bypass_blk::image::replica::brick_set::{SetChange, Shape};
 
 use super::steps::Step;
 

@@ -1,7 +1,7 @@
 //! What can happen next.
 
-use bypass_blk::image::bricks::BrickSet;
-use bypass_blk::image::machine::{GateState, Phase};
+use bypass_blk::image::replica::brick_set::BrickSet;
+use bypass_blk::image::session::state_machine::{GateState, Phase};
 use stateright::{Model, Property};
 
 use super::daemon::{Conn, Daemon, Report, Session};

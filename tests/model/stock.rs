@@ -6,7 +6,7 @@
 //! `afr_mark_active_sinks` (afr-self-heal-data.c). Where AFR compares times, sums of
 //! stamps (which are random) or distances, every choice is possible.
 
-use bypass_blk::image::bricks::BrickSet;
+use bypass_blk::image::replica::brick_set::BrickSet;
 
 use super::setting::Setting;
 use super::world::{BRICKS, World, accused_by};

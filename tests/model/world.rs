@@ -4,7 +4,7 @@
 //! A copy is the set of writes that it contains: two copies with the same writes are
 //! equal, and a write done over a stale copy shows.
 
-use bypass_blk::image::bricks::BrickSet;
+use bypass_blk::image::replica::brick_set::BrickSet;
 
 use super::daemon::{Conn, Daemon, Session};
 use super::setting::Setting;

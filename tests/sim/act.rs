@@ -1,7 +1,7 @@
 //! What happens between two steps of the threads: news travels, guests and clients
 //! write, stock heal heals, daemons start, and what failed comes back.
 
-use bypass_blk::image::machine::Phase;
+use bypass_blk::image::session::state_machine::Phase;
 
 use super::brick::BRICKS;
 use super::promotion::{self, Promoting};

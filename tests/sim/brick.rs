@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use bypass_blk::image::holder::Holder;
+use bypass_blk::image::replica::holder::Holder;
 
 use super::rng::Rng;
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bypass_blk::image::dirty::{DirtyMap, ExtentSize};
-use bypass_blk::image::error::Names;
-use bypass_blk::image::holder::Holder;
-use bypass_blk::image::open::{FenceWish, Terms};
-use bypass_blk::image::port::{BrickPort, Fence};
-use bypass_blk::image::session::{Ending, MapPlace, Session, Setup};
-use bypass_blk::image::threads::Threads;
+use bypass_blk::image::dirty_map::{DirtyMap, ExtentSize};
+use bypass_blk::image::replica::brick_port::{BrickPort, Fence};
+use bypass_blk::image::replica::holder::Holder;
+use bypass_blk::image::replica::names::Names;
+use bypass_blk::image::scheduler::Threads;
+use bypass_blk::image::session::ending::Ending;
+use bypass_blk::image::session::life::{MapPlace, Session, Setup};
+use bypass_blk::image::session::terms::{FenceWish, Terms};
 
 use super::brick::EXTENT;
 use super::guest::Guest;

@@ -1,8 +1,8 @@
 //! What fails: processes, hosts and connections, most of all while marks change or a
 //! copy is not on the disk yet.
 
-use bypass_blk::image::dirty::geometry::WORDS_AT;
-use bypass_blk::image::dirty::header::{Header, LEN};
+use bypass_blk::image::dirty_map::geometry::WORDS_AT;
+use bypass_blk::image::dirty_map::header::{Header, LEN};
 
 use super::act::Plan;
 use super::brick::{Domain, Held, Owner};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bypass_blk::device::gate::{Admission, Gate};
-use bypass_blk::image::gate::WriteGate;
+use bypass_blk::image::session::write_gate::WriteGate;
 
 use super::brick::{SECTOR, SECTORS, Version};
 use super::oracle::is_guests;

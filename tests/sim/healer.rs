@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bypass_blk::image::copy_lock;
-use bypass_blk::image::dirty::{DirtyMap, Peer};
-use bypass_blk::image::error::LocalError;
-use bypass_blk::image::handle::SessionHandle;
+use bypass_blk::image::dirty_map::{DirtyMap, Peer};
 use bypass_blk::image::heal::{
     Copies, FollowOptions, Follower, HealPeer, HealReport, Hint, Job, LinkError, PeerError,
     SessionLink, Unmarked,
 };
-use bypass_blk::image::threads::Threads;
+use bypass_blk::image::local::error::LocalError;
+use bypass_blk::image::replica::copy_lock;
+use bypass_blk::image::scheduler::Threads;
+use bypass_blk::image::session::handle::SessionHandle;
 use uuid::Uuid;
 
 use super::brick::{Domain, EXTENT, Held};
@@ -60,7 +60,7 @@ fn follow(healing: &Arc<Healing>) {
         ..FollowOptions::default()
     };
     let copies = healing.clone();
-    let follower = Follower::start_with(healing.clone(), &options, move |_| copies);
+    let follower = Follower::start(healing.clone(), &options, move |_| copies);
     let ended = follower.and_then(Follower::join);
     let host = healing.host;
     let world = healing.sim.world();

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bypass_blk::image::bricks::BrickSet;
-use bypass_blk::image::error::LocalError;
+use bypass_blk::image::local::error::LocalError;
 use bypass_blk::image::local::{Durability, Local, Watch};
+use bypass_blk::image::replica::brick_set::BrickSet;
 
 use super::brick::SIZE;
 use super::sim::Sim;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bypass_blk::gluster::StrongChecksum;
 use bypass_blk::image::heal::{Answer, HealPeer, PeerError};
-use bypass_blk::image::holder::Holder;
+use bypass_blk::image::replica::holder::Holder;
 use sha2::{Digest, Sha256};
 
 use super::brick::{Domain, EXTENT, Held, Owner, SECTOR, SIZE, bytes_of, version_of};

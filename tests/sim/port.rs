@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use bypass_blk::image::copy_lock;
-use bypass_blk::image::holder::Holder;
-use bypass_blk::image::port::{
+use bypass_blk::image::replica::brick_port::{
     BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication,
 };
+use bypass_blk::image::replica::copy_lock;
+use bypass_blk::image::replica::holder::Holder;
 use uuid::Uuid;
 
 use super::brick::{Domain, Held, Owner, SIZE};

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use bypass_blk::image::locking::{Claim, lock_background, lock_session};
-use bypass_blk::image::port::{BrickPort, CopyState, Lock};
-use bypass_blk::image::promote::{self, Promotion, Refusal, Step};
+use bypass_blk::image::replica::brick_port::{BrickPort, CopyState, Lock};
+use bypass_blk::image::replica::promotion::{self, Promotion, Refusal, Step};
+use bypass_blk::image::replica::session_lock::{Claim, lock_background, lock_session};
 
 use super::daemon;
 use super::sched::Process;
@@ -79,7 +79,7 @@ fn promote(
         copies[*brick] = Some(ports[*brick].probe().ok()?);
     }
     let shape = sim.world().shape(host);
-    let plan = match promote::plan(&shape, &copies) {
+    let plan = match promotion::plan(&shape, &copies) {
         Ok(plan) => plan,
         Err(Refusal::NoQuorum(_) | Refusal::LocalAway(_)) => return None,
         Err(why) => {
@@ -99,7 +99,7 @@ fn promote(
 }
 
 /// From now on what only the lost copy has is given up.
-fn record(sim: &Sim, host: usize, plan: &promote::Plan) {
+fn record(sim: &Sim, host: usize, plan: &promotion::Plan) {
     let mut world = sim.world();
     world.tell(|| format!("host {host} is promoted: {plan:?}"));
     world.promoted += 1;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bypass_blk::image::machine::Phase;
+use bypass_blk::image::session::state_machine::Phase;
 
 use super::act::{self, Plan};
 use super::brick::{BRICKS, Row, SECTORS};

@@ -2,7 +2,7 @@
 //! next is drawn from the seed, each time its holder waits for something.
 //!
 //! Production code runs on these threads unchanged; it comes here through
-//! [`bypass_blk::image::threads`] and through the simulated bricks. Before each choice
+//! [`bypass_blk::image::scheduler`] and through the simulated bricks. Before each choice
 //! the world makes a step of its own ([`Act`]): guests, clients, faults.
 //!
 //! A killed process's threads unwind at the place where they wait, one after the
@@ -16,7 +16,7 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use bypass_blk::image::heal::Clock;
-use bypass_blk::image::threads::Scheduler;
+use bypass_blk::image::scheduler::Scheduler;
 
 use super::rng::Rng;
 

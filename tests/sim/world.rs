@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use bypass_blk::image::bricks::{SetChange, Shape};
-use bypass_blk::image::dirty::{DirtyMap, Peer};
-use bypass_blk::image::handle::SessionHandle;
-use bypass_blk::image::machine::Phase;
-use bypass_blk::image::promote::Promotion;
+use bypass_blk::image::dirty_map::{DirtyMap, Peer};
+use bypass_blk::image::replica::brick_set::{SetChange, Shape};
+use bypass_blk::image::replica::promotion::Promotion;
+use bypass_blk::image::session::handle::SessionHandle;
+use bypass_blk::image::session::state_machine::Phase;
 use uuid::Uuid;
 
 use super::brick::{BRICKS, Brick, Domain, EXTENT, Held, Owner, Row, SECTOR, SECTORS};

@@ -8,8 +8,8 @@ use insta::assert_snapshot;
 use crate::control::samples::{self, MIB, copying, healer, healing, waiting};
 use crate::control::status::{Fate, FullStatus, Status, Unserved, Verified};
 use crate::image::local::SyncFailure;
-use crate::image::machine::{Phase, StopReason};
-use crate::image::snapshot::Snapshot;
+use crate::image::session::snapshot::Snapshot;
+use crate::image::session::state_machine::{Phase, StopReason};
 
 fn screen(snapshot: &Snapshot) -> String {
     super::status(&samples::report(snapshot))

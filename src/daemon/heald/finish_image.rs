@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use crate::daemon::failure::Failure;
 use crate::daemon::maintenance_session::{MaintenanceSession, Wanted};
 use crate::daemon::target::GlusterdAddress;
-use crate::image::error::chain;
+use crate::image::brick_client::heal_copies;
+use crate::image::chain::chain;
 use crate::image::heal::{FollowOptions, Follower};
 use crate::image::local::{Name, name_of};
 use crate::image::locate::LocateError;
-use crate::image::machine::Phase;
-use crate::image::snapshot::{CopySnapshot, Snapshot};
+use crate::image::session::snapshot::{CopySnapshot, Snapshot};
+use crate::image::session::state_machine::Phase;
 use crate::image::state_dir::{Entry, StateDir};
 
 /// How often it looks how far it is.
@@ -77,7 +78,7 @@ pub fn run(finishing: &Finishing) {
         }
     };
     log::info!("finishing {volume}{image}, whose session has ended");
-    let follower = match Follower::start(own.link(), &finishing.options) {
+    let follower = match Follower::start(own.link(), &finishing.options, heal_copies::of_volume) {
         Ok(follower) => follower,
         Err(why) => {
             log::warn!("{volume}{image} is not finished: {}", chain(&why));

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use crate::control::remote::RemoteSession;
 use crate::control::socket;
-use crate::image::dirty::MapError;
-use crate::image::dirty::mapping::Role;
-use crate::image::error::chain;
+use crate::image::brick_client::heal_copies;
+use crate::image::chain::chain;
+use crate::image::dirty_map::MapError;
+use crate::image::dirty_map::mapping::Role;
 use crate::image::heal::{
     FollowError, FollowOptions, Follower, HealReport, LinkError, SessionLink, Stopper,
 };
@@ -154,7 +155,7 @@ fn start(link: &RemoteSession, options: &FollowOptions) -> Result<Follower, Idle
         Err(LinkError::Ended(_)) => return Err(Idle::Nothing),
         Err(error) => return Err(Idle::NotYet(error.to_string())),
     };
-    match Follower::start(Arc::new(link.clone()), options) {
+    match Follower::start(Arc::new(link.clone()), options, heal_copies::of_volume) {
         Ok(follower) => {
             log::info!("following {}{}", job.volume, job.image);
             Ok(follower)

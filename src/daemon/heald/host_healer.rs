@@ -17,10 +17,10 @@ use crate::control::survey::{Places, survey};
 use crate::daemon::bus_error;
 use crate::daemon::failure::Failure;
 use crate::daemon::shutdown::Stop;
-use crate::image::error::chain;
+use crate::image::chain::chain;
 use crate::image::heal::{FollowOptions, Throttle};
+use crate::image::scheduler::Threads;
 use crate::image::state_dir::{Entry, StateDir};
-use crate::image::threads::Threads;
 
 use super::finish_image::{self, Finishing};
 use super::following::Following;

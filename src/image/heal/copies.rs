@@ -2,16 +2,11 @@
 //! local one and connects to the others. Tests put simulated bricks here.
 
 use std::fs::File;
-use std::sync::{Mutex, PoisonError};
 
-use super::gluster_peer::GlusterPeer;
-use super::link::Job;
+use crate::image::dirty_map::{DirtyMap, Peer};
+use crate::image::local::error::LocalError;
+
 use super::peer::{HealPeer, PeerError};
-use crate::gluster::Timeouts;
-use crate::image::dirty::{DirtyMap, Distrust, Identity, Peer};
-use crate::image::error::LocalError;
-use crate::image::local::{self, LocalTerms};
-use crate::image::locate::{Catalog, LocateError, Located};
 
 /// The copies of one image.
 pub trait Copies: Send + Sync {
@@ -26,123 +21,4 @@ pub trait Copies: Send + Sync {
     /// # Errors
     /// See [`PeerError`].
     fn connect(&self, map: &DirtyMap, peer: Peer) -> Result<Box<dyn HealPeer>, PeerError>;
-}
-
-/// The copies on the bricks of a volume.
-pub struct GlusterCopies {
-    job: Job,
-    timeouts: Timeouts,
-    /// What glusterd said last: it need not be there all the time.
-    located: Mutex<Option<Located>>,
-}
-
-impl GlusterCopies {
-    /// Asks nobody yet.
-    pub fn new(job: &Job) -> Self {
-        Self {
-            job: job.clone(),
-            timeouts: Timeouts::default(),
-            located: Mutex::default(),
-        }
-    }
-
-    /// The volume as it is now, as far as glusterd answers: its bricks may have been
-    /// replaced since the session was opened.
-    fn located(&self, map: &DirtyMap) -> Result<Located, PeerError> {
-        let now = self.locate(map);
-        let mut known = self.located.lock().unwrap_or_else(PoisonError::into_inner);
-        match (now, &*known) {
-            (Ok(located), _) => Ok(known.insert(located).clone()),
-            (Err(LocateError::Glusterd(_)), Some(before)) => Ok(before.clone()),
-            (Err(source), _) => Err(PeerError::Layout {
-                volume: self.job.volume.clone(),
-                source: Box::new(source),
-            }),
-        }
-    }
-
-    fn locate(&self, map: &DirtyMap) -> Result<Located, LocateError> {
-        let Job {
-            server,
-            port,
-            volume,
-            image,
-            gfid,
-            ..
-        } = &self.job;
-        let catalog = Catalog::load(server, *port, volume, &self.timeouts)?;
-        // Not by its name: that may be another one by now.
-        let brick = self.brick(self.job.local);
-        match catalog.set_with(&brick) {
-            Some(set) => Ok(Located {
-                volume: volume.clone(),
-                volume_id: catalog.volume_id(),
-                image: image.clone(),
-                set: set.clone(),
-                gfid: *gfid,
-                size: map.geometry().size(),
-            }),
-            None => Err(LocateError::BrickGone {
-                volume: volume.clone(),
-                brick,
-            }),
-        }
-    }
-
-    /// Name of a brick that the session was opened with.
-    fn brick(&self, child: usize) -> String {
-        self.job.bricks.get(child).cloned().unwrap_or_default()
-    }
-
-    /// Are these the bricks that the map counts for?
-    fn check(&self, map: &DirtyMap) -> Result<(), PeerError> {
-        let identity = Identity {
-            gfid: self.job.gfid,
-            size: map.geometry().size(),
-            extent_size: map.geometry().extent_size(),
-            local: self.brick(self.job.local),
-            peers: self
-                .job
-                .peers
-                .iter()
-                .map(|peer| self.brick(*peer))
-                .collect(),
-        };
-        let checked = map.check(&identity);
-        checked.map_err(|reason| other_map(map, reason))
-    }
-}
-
-impl Copies for GlusterCopies {
-    fn local(&self) -> Result<File, LocalError> {
-        // What it looks like inside was the session's to judge.
-        let terms = LocalTerms {
-            read_only: true,
-            force_raw: true,
-        };
-        local::open(&self.job.local_path, self.job.gfid, terms).map(|local| local.file)
-    }
-
-    fn connect(&self, map: &DirtyMap, peer: Peer) -> Result<Box<dyn HealPeer>, PeerError> {
-        self.check(map)?;
-        let located = self.located(map)?;
-        let child = self.job.peers.get(peer.index());
-        let child = *child.ok_or_else(|| other_map(map, Distrust::Peers))?;
-        let name = self.brick(child);
-        let Some(now) = located.names().position(&name) else {
-            return Err(PeerError::Replaced {
-                peer: name,
-                volume: located.volume,
-            });
-        };
-        let connected = GlusterPeer::connect(&located, now, self.job.session, &self.timeouts)?;
-        Ok(Box::new(connected))
-    }
-}
-
-fn other_map(map: &DirtyMap, reason: Distrust) -> PeerError {
-    PeerError::OtherMap {
-        map: map.path().to_owned(),
-        reason,
-    }
 }

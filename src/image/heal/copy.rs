@@ -8,13 +8,14 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::gluster::{MAX_BATCH, MAX_IO, StrongChecksum};
+use crate::image::dirty_map::geometry::Geometry;
+
 use super::error::HealError;
 use super::local::{LocalCopy, ReadFailed, has_sum, is_zero};
 use super::peer::{Answer, HealPeer, PeerError};
 use super::plan;
 use super::progress::Figures;
-use crate::gluster::{MAX_BATCH, MAX_IO, StrongChecksum};
-use crate::image::dirty::geometry::Geometry;
 
 /// Writes on their way: one batch is made ready while another is written.
 const MAX_WRITES: usize = 2 * MAX_BATCH;

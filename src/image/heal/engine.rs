@@ -48,6 +48,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::gluster::MAX_IO;
+use crate::image::dirty_map::{Copied, Healer, Peer, Peers};
+
 use super::copy::Copier;
 use super::error::HealError;
 use super::local::LocalCopy;
@@ -55,8 +58,6 @@ use super::pass::{Options, Pass, PassEnd};
 use super::peer::HealPeer;
 use super::plan::{self, Limits};
 use super::progress::Figures;
-use crate::gluster::MAX_IO;
-use crate::image::dirty::{Copied, Healer, Peer, Peers};
 
 /// The most of an image that is locked at once, in bytes.
 const LOCK_SPAN: u64 = 64 << 20;

@@ -3,9 +3,10 @@
 use std::io;
 use std::ops::Range;
 
+use crate::image::dirty_map::MapError;
+
 use super::link::Obstacle;
 use super::peer::PeerError;
-use crate::image::dirty::MapError;
 
 /// Why nothing more can be healed now. Everything that was not durable at the
 /// peer is still dirty.

@@ -24,15 +24,15 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::copies::{Copies, GlusterCopies};
+use crate::image::dirty_map::{DirtyMap, Healer, MapError, Peer};
+use crate::image::local::error::LocalError;
+use crate::image::scheduler::{Started, Threads};
+
+use super::copies::Copies;
 use super::link::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
 use super::pass::Options;
 use super::progress::Progress;
 use super::throttle::Throttle;
-use crate::image::dirty::{DirtyMap, Healer, MapError, Peer};
-use crate::image::error::LocalError;
-use crate::image::threads::{Started, Threads};
-
 use board::{Board, Switches};
 use healer::PeerHealer;
 use supervisor::{Shared, Supervisor};
@@ -131,19 +131,11 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Asks the session what to do and begins.
+    /// Asks the session what to do and begins; `copies` says where the copies are.
     ///
     /// # Errors
     /// See [`FollowError`]; worth another attempt later.
-    pub fn start(link: Arc<dyn SessionLink>, options: &FollowOptions) -> Result<Self, FollowError> {
-        Self::start_with(link, options, |job| Arc::new(GlusterCopies::new(job)))
-    }
-
-    /// As [`Follower::start`], with copies that are somewhere else.
-    ///
-    /// # Errors
-    /// See [`FollowError`].
-    pub fn start_with(
+    pub fn start(
         link: Arc<dyn SessionLink>,
         options: &FollowOptions,
         copies: impl FnOnce(&Job) -> Arc<dyn Copies>,

@@ -3,7 +3,7 @@
 //!
 //! A [`Follower`] heals one image for as long as its session lasts: one [`Engine`] a
 //! peer, each on a thread of its own, so that a peer that is away or slow holds up
-//! no other. The engine follows the protocol of [`super::dirty`] and AFR's locking.
+//! no other. The engine follows the protocol of [`super::dirty_map`] and AFR's locking.
 //! Nothing here removes marks or opens images; that is the session's, which is only
 //! spoken to ([`link`]).
 //!
@@ -19,13 +19,11 @@
 //! * [`progress`]: what a status shows.
 
 pub mod backoff;
-pub mod clock;
 pub mod copies;
 mod copy;
 pub mod engine;
 pub mod error;
 pub mod follow;
-pub mod gluster_peer;
 mod holes;
 pub mod link;
 pub mod local;
@@ -40,12 +38,10 @@ mod under_lock;
 #[cfg(test)]
 mod tests;
 
-pub use clock::{Clock, SystemClock};
-pub use copies::{Copies, GlusterCopies};
+pub use copies::Copies;
 pub use engine::Engine;
 pub use error::HealError;
 pub use follow::{FollowEnd, FollowError, FollowOptions, Follower, Snapshot, Stopper};
-pub use gluster_peer::GlusterPeer;
 pub use link::{
     HealReport, HealState, Hint, Job, LinkError, Obstacle, PeerReport, SessionLink, Unmarked,
 };

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::clock::{Clock, SystemClock};
+use crate::image::scheduler::clock::{Clock, SystemClock};
+
 use super::progress::Progress;
 use super::throttle::Throttle;
 

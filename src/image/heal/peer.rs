@@ -1,6 +1,6 @@
 //! What the healer asks of one peer.
 //!
-//! The seam to Gluster: [`super::gluster_peer`] implements it over the brick
+//! The seam to Gluster: [`crate::image::brick_client::heal_peer`] implements it over the brick
 //! protocol, tests put simulated bricks here. It decides nothing.
 
 use std::error::Error;
@@ -9,17 +9,18 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::link::Obstacle;
 use crate::gluster::StrongChecksum;
-use crate::image::dirty::Distrust;
-use crate::image::holder::Holder;
+use crate::image::dirty_map::Distrust;
+use crate::image::replica::holder::Holder;
+
+use super::link::Obstacle;
 
 /// One connection to one peer, for one image. Every call has a time limit of its
 /// own. It is never renewed: once it broke, every call fails. So an answer to
 /// [`HealPeer::fsync`] covers every write that was answered before, by the same
 /// life of the brick's process.
 ///
-/// With it comes the copy lock ([`crate::image::copy_lock`]): taken before the first
+/// With it comes the copy lock ([`crate::image::replica::copy_lock`]): taken before the first
 /// call, given back by [`HealPeer::close`] or a drop at the latest. Whoever ends the
 /// connection sees to it that every change was answered before, or that the
 /// connection was broken anyway.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::super::dirty::geometry::Geometry;
+use crate::image::dirty_map::geometry::Geometry;
 
 /// The limits of one stretch.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +94,7 @@ pub fn split<K: PartialEq>(run: Range<u64>, kind: impl Fn(u64) -> K) -> Vec<(K, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::dirty::ExtentSize;
+    use crate::image::dirty_map::ExtentSize;
 
     const EXTENT: u64 = 4096;
 

@@ -11,10 +11,11 @@ use std::path::PathBuf;
 
 use xattr::FileExt as _;
 
-use super::LocalFile;
 use crate::gluster::Pending;
-use crate::image::bricks::BrickSet;
-use crate::image::error::LocalError;
+use crate::image::replica::brick_set::BrickSet;
+
+use super::LocalFile;
+use super::error::LocalError;
 
 /// What changes when somebody writes to the file behind our back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::Bypassable;
 use crate::gluster::GlusterdError;
 use crate::gluster::volume::VolfileError;
-use crate::image::bricks::MAX_BRICKS;
+use crate::image::replica::brick_set::MAX_BRICKS;
+
+use super::Bypassable;
 
 /// Why an image could not be found or may not be served.
 #[derive(Debug, thiserror::Error)]

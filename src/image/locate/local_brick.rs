@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::{Catalog, LocateError, Located};
 use crate::gluster::{Brick, BrickError, BrickSpec, Gfid, Identity, Timeouts};
-use crate::image::bricks::BrickSet;
-use crate::image::error::chain;
+use crate::image::chain::chain;
 use crate::image::local::may_see_trusted;
+use crate::image::replica::brick_set::BrickSet;
+
+use super::{Catalog, LocateError, Located};
 
 /// The volume that a brick's directory belongs to.
 const VOLUME_ID_XATTR: &str = "trusted.glusterfs.volume-id";

@@ -3,17 +3,18 @@
 
 use std::collections::BTreeMap;
 
+use crate::image::replica::brick_port;
+use crate::image::replica::brick_set::BrickSet;
+
 use super::brick::WHOLE;
 use super::engine::Engine;
 use super::error::VerifyError;
 use super::report::CopyState;
 use super::situation::Situation;
 use super::tally::Outcome;
-use crate::image::bricks::BrickSet;
-use crate::image::port;
 
 /// What the bricks said, by child index.
-type States = BTreeMap<usize, port::CopyState>;
+type States = BTreeMap<usize, brick_port::CopyState>;
 
 impl Engine<'_> {
     /// Chooses the reference and the copies to compare with it.
@@ -72,7 +73,7 @@ impl Engine<'_> {
         }
         let fresh = reached.iter().find(|child| !stale.contains(**child));
         fresh.copied().ok_or_else(|| {
-            let accuses = |(child, copy): (&usize, &port::CopyState)| {
+            let accuses = |(child, copy): (&usize, &brick_port::CopyState)| {
                 (!copy.accuses().is_empty()).then(|| self.tally.name(*child))
             };
             VerifyError::NoReference {

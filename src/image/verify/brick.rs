@@ -1,6 +1,6 @@
 //! What verifying asks of one brick.
 //!
-//! The seam to Gluster: [`super::gluster_brick`] implements it over the brick
+//! The seam to Gluster: [`crate::image::brick_client::verify_brick`] implements it over the brick
 //! protocol, tests put simulated bricks here. It decides nothing.
 
 use std::ops::Range;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::gluster::StrongChecksum;
 use crate::image::heal::{Answer, PeerError};
-use crate::image::port::CopyState;
+use crate::image::replica::brick_port::CopyState;
 
 /// Every byte that a file can have, for a lock.
 pub const WHOLE: Range<u64> = 0..u64::MAX;

@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::gluster::StrongChecksum;
+use crate::image::chain::chain;
+use crate::image::heal::{Answer, PeerError};
+use crate::image::replica::brick_set::BrickSet;
+
 use super::engine::Engine;
 use super::situation::{Debt, Situation};
 use super::tally::Outcome;
-use crate::gluster::StrongChecksum;
-use crate::image::bricks::BrickSet;
-use crate::image::error::chain;
-use crate::image::heal::{Answer, PeerError};
 
 /// How often an extent is read again before it is called a difference.
 const REREADS: u32 = 3;

@@ -10,6 +10,11 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::gluster::MAX_IO;
+use crate::image::chain::chain;
+use crate::image::heal::PeerError;
+use crate::image::replica::brick_set::BrickSet;
+
 use super::brick::VerifyBrick;
 use super::compare::{Asked, Piece};
 use super::error::VerifyError;
@@ -17,10 +22,6 @@ use super::options::{Options, Repair};
 use super::report::{CopyState, Report};
 use super::situation::{Debt, Situation};
 use super::tally::{Outcome, Tally};
-use crate::gluster::MAX_IO;
-use crate::image::bricks::BrickSet;
-use crate::image::error::chain;
-use crate::image::heal::PeerError;
 
 /// The most pieces that are kept for another round; what is busy or behind beyond them is
 /// not looked at again.

@@ -1,8 +1,8 @@
 //! Why an image could not be verified at all.
 
-use crate::image::dirty::MapError;
+use crate::image::dirty_map::MapError;
 use crate::image::heal::LinkError;
-use crate::image::holder::Holder;
+use crate::image::replica::holder::Holder;
 
 /// Why nothing was compared.
 #[derive(Debug, thiserror::Error)]

@@ -7,10 +7,11 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use crate::image::replica::brick_set::BrickSet;
+
 use super::engine::Engine;
 use super::situation::Debt;
 use super::tally::Outcome;
-use crate::image::bricks::BrickSet;
 
 /// The most of a hole that is locked at once, in bytes: it takes no longer.
 const HOLE_SPAN: u64 = 1 << 30;

@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::image::replica::brick_set::BrickSet;
+
 use super::engine::Engine;
-use crate::image::bricks::BrickSet;
 
 impl Engine<'_> {
     /// Takes AFR's data lock on those of `children` that are reached, on all of them

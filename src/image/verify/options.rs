@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::image::heal::{Clock, LinkError, SystemClock};
+use crate::image::heal::LinkError;
+use crate::image::scheduler::clock::{Clock, SystemClock};
 
 /// How an image is verified.
 #[derive(Clone)]

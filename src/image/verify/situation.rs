@@ -1,6 +1,6 @@
 //! What is known of who misses what, while an image is verified.
 
-use crate::image::dirty::{DirtyMap, Peer};
+use crate::image::dirty_map::{DirtyMap, Peer};
 use crate::image::heal::{Job, LinkError, SessionLink};
 
 use super::error::VerifyError;

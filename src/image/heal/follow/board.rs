@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::idle::IdleTime;
-use crate::image::dirty::Peer;
+use crate::image::dirty_map::Peer;
 use crate::image::heal::link::{HealState, Hint};
-use crate::image::threads::Threads;
+use crate::image::scheduler::Threads;
+
+use super::idle::IdleTime;
 
 /// Shared by the threads of one follower.
 pub struct Board {

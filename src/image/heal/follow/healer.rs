@@ -7,14 +7,15 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::board::{Board, Orders};
-use super::retry::{self, Retry};
-use crate::image::dirty::{Healer, Peer};
-use crate::image::error::chain;
+use crate::image::chain::chain;
+use crate::image::dirty_map::{Healer, Peer};
 use crate::image::heal::copies::Copies;
 use crate::image::heal::engine::Engine;
 use crate::image::heal::link::{HealState, Obstacle};
 use crate::image::heal::pass::{Options, PassEnd};
+
+use super::board::{Board, Orders};
+use super::retry::{self, Retry};
 
 /// How often a peer that has marks is looked at for dirty extents. Passes begin no
 /// more often either: each costs the peer an FSYNC, and takes what gathered.

@@ -5,17 +5,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::image::dirty_map::{DirtyMap, Peer};
+use crate::image::heal::backoff::{Backoff, Interval};
+use crate::image::heal::link::{HealReport, Hint, LinkError, PeerReport, SessionLink, Unmarked};
+use crate::image::heal::progress::{Figures, Progress};
+use crate::image::heal::throttle::Throttle;
+use crate::image::scheduler::Started;
+use crate::image::scheduler::clock::Clock;
+
 use super::board::{Board, Healing};
 use super::meter::Meter;
 use super::retry::{LONGEST, Retry};
 use super::{FollowEnd, FollowError, Snapshot};
-use crate::image::dirty::{DirtyMap, Peer};
-use crate::image::heal::backoff::{Backoff, Interval};
-use crate::image::heal::clock::Clock;
-use crate::image::heal::link::{HealReport, Hint, LinkError, PeerReport, SessionLink, Unmarked};
-use crate::image::heal::progress::{Figures, Progress};
-use crate::image::heal::throttle::Throttle;
-use crate::image::threads::Started;
 
 /// How often the session hears of the healing.
 const REPORT_PERIOD: Duration = Duration::from_millis(500);

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::image::dirty_map::{MapError, Peers};
+
 use super::super::backoff::FLOOR;
 use super::super::{FollowEnd, FollowError, FollowOptions, HealState, LinkError, Unmarked};
 use super::brick::{Call, Fault};
 use super::session::{Session, at_once, make_clean, slowly, wait_until, write_until};
 use super::world::{EXTENT, SIZE};
-use crate::image::dirty::{MapError, Peers};
 
 #[test]
 fn copies_are_equal_and_unmarked_soon_after_the_guest_stops() {

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::image::dirty_map::{Begun, DirtyMap, Peer, Peers};
+use crate::image::local::error::LocalError;
+
 use super::super::{
     Copies, FollowOptions, Follower, HealPeer, HealReport, HealState, Hint, Job, LinkError,
     PeerError, PeerReport, SessionLink, Unmarked,
@@ -17,8 +20,6 @@ use super::super::{
 use super::Rng;
 use super::brick::Brick;
 use super::world::{EXTENT, SIZE, image};
-use crate::image::dirty::{Begun, DirtyMap, Peer, Peers};
-use crate::image::error::LocalError;
 
 /// Shorter than the real one.
 const STUCK: Duration = Duration::from_millis(400);
@@ -172,7 +173,7 @@ impl Session {
         self: &Arc<Self>,
         options: &FollowOptions,
     ) -> Result<Follower, super::super::FollowError> {
-        Follower::start_with(self.clone(), options, |job| {
+        Follower::start(self.clone(), options, |job| {
             Arc::new(SimCopies {
                 local: job.local_path.clone(),
                 session: job.session,

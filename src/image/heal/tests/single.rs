@@ -1,15 +1,17 @@
 //! One behaviour of the healer at a time.
 
+use crate::image::scheduler::clock::Clock;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::super::{Clock, Figures, HealError, Obstacle, PassEnd};
+use crate::image::dirty_map::{Begun, DirtyMap, MapError, Peers, Record};
+
+use super::super::{Figures, HealError, Obstacle, PassEnd};
 use super::CLIENT;
 use super::brick::{Call, Fault};
 use super::world::{EXTENT, SIZE, STAMP, World, the_peer};
-use crate::image::dirty::{Begun, DirtyMap, MapError, Peers, Record};
 
 /// No zero extent among them.
 fn full_of(byte: u8) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! An image under test: its local file, dirty map, peer, and who else writes to it.
 
+use crate::image::scheduler::clock::Clock;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,10 +10,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::super::{Clock, Engine, Options};
+use crate::image::dirty_map::{Begun, DirtyMap, ExtentSize, Healer, Identity, Peer, Peers, Record};
+
+use super::super::{Engine, Options};
 use super::brick::Brick;
 use super::{CLIENT, Rng};
-use crate::image::dirty::{Begun, DirtyMap, ExtentSize, Healer, Identity, Peer, Peers, Record};
 
 /// Bytes of an extent.
 pub const EXTENT: u64 = 4096;

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use crate::image::dirty_map::{Peer, Peers};
+use crate::image::heal::LinkError;
+
 use super::super::Repair;
 use super::world::{EXTENT, SIZE, World};
-use crate::image::dirty::{Peer, Peers};
-use crate::image::heal::LinkError;
 
 #[test]
 fn an_extent_known_to_be_behind_is_no_difference_for_that_peer() {

@@ -2,6 +2,7 @@
 //! directly to the local copy, a healer from there to the peers, a client of Gluster
 //! to all copies. They act between the calls of the verifier, in an order of the seed.
 
+use crate::image::scheduler::clock::Clock;
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,18 +10,19 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::gluster::StrongChecksum;
+use crate::image::dirty_map::{Begun, DirtyMap, ExtentSize, Healer, Identity, Peer, Peers};
+use crate::image::heal::{
+    Answer, HealReport, Hint, Job, LinkError, PeerError, SessionLink, Unmarked,
+};
+use crate::image::replica::brick_port::CopyState;
+
 use super::super::brick::VerifyBrick;
 use super::super::options::LockWait;
 use super::super::{
     CopyReport, Options, Repair, Report, Served, Situation, Subject, VerifyError, verify,
 };
 use super::Rng;
-use crate::gluster::StrongChecksum;
-use crate::image::dirty::{Begun, DirtyMap, ExtentSize, Healer, Identity, Peer, Peers};
-use crate::image::heal::{
-    Answer, Clock, HealReport, Hint, Job, LinkError, PeerError, SessionLink, Unmarked,
-};
-use crate::image::port::CopyState;
 
 /// Bytes of an extent of a served image.
 pub const EXTENT: u64 = 4096;

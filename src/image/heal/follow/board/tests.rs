@@ -1,8 +1,9 @@
 //! When marks are asked to go, and what is told to whom; with a clock by hand.
 
+use crate::image::scheduler::Scheduler;
+use crate::image::scheduler::clock::Clock;
+
 use super::*;
-use crate::image::heal::Clock;
-use crate::image::threads::Scheduler;
 
 /// Shows what it is set to.
 #[derive(Default)]

@@ -1,0 +1,430 @@
+//! [`BrickPort`] over Gluster's brick protocol.
+//!
+//! Turns what a session wants of a brick into file operations and locks. It
+//! keeps the connection and the open file that posix locks need, nothing else.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::gluster::fops::{OpenMode, RemoteFd};
+use crate::gluster::locks::domain;
+use crate::gluster::{
+    Brick, BrickError, BrickSpec, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
+    LockRange, Locked, Timeouts,
+};
+use crate::image::chain::chain;
+use crate::image::locate::Located;
+use crate::image::replica::brick_port::{
+    BrickPort, CopyState, Counter, Fence, KeptBrick, Lock, PortError, Publication,
+};
+use crate::image::replica::copy_lock;
+use crate::image::replica::holder::Holder;
+use crate::image::replica::promotion::Promotion;
+
+mod counters;
+mod publishing;
+
+pub use publishing::RECORD;
+
+/// Our own inodelk domain: one writer per image.
+pub const SESSION_DOMAIN: &str = "bypass-blk.session";
+/// The attribute by which a file is fenced where the volume allows it
+/// (`GF_ENFORCE_MANDATORY_LOCK`, `libglusterfs/src/glusterfs/glusterfs.h`).
+const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
+
+/// What a session holds from its beginning to its end.
+const LASTING: [Lock; 4] = [
+    Lock::Session { shared: false },
+    Lock::Session { shared: true },
+    Lock::Heal,
+    Lock::Rebalance,
+];
+/// How long a brick may take to answer before its connection is kept.
+const HOLD_LIMIT: Duration = Duration::from_millis(500);
+
+/// One brick's port.
+pub struct GlusterPort {
+    /// Its child index.
+    child: usize,
+    spec: BrickSpec,
+    located: Located,
+    identity: Identity,
+    timeouts: Timeouts,
+    overruled: Option<Overruled>,
+    next: Next,
+    live: Option<Live>,
+}
+
+/// What the next connection is.
+enum Next {
+    /// The first one, by which the image is opened: it is known by its name.
+    Opening,
+    /// A later one: the image is known by its gfid, whatever it is called now.
+    Later,
+    /// That of the process before.
+    Kept(KeptBrick),
+    /// None: the process before had none, and the guest does not wait for one.
+    Away,
+}
+
+/// Accusations of the local copy that were given up when it was promoted.
+#[derive(Clone, Debug)]
+pub struct Overruled {
+    /// Which ones.
+    pub promotion: Promotion,
+    /// Child index of the promoted copy.
+    pub local: usize,
+}
+
+/// What exists only while connected.
+struct Live {
+    brick: Brick,
+    gfid: Gfid,
+    fd: Option<RemoteFd>,
+    /// AFR's data lock is held through this connection.
+    data_locked: bool,
+    /// Names of the counters that were not zero when the copy was last read; some may be of
+    /// a brick that was added, or replaced, since the session was opened.
+    accusing: Vec<String>,
+    /// Locks that the process before took through it.
+    standing: Vec<Lock>,
+    /// Locks that this one did.
+    taken: Vec<Lock>,
+    /// What stands of the record and the fence.
+    published: Option<Fence>,
+}
+
+impl GlusterPort {
+    /// The ports of all bricks of the image's replica set, in child order, not
+    /// connected yet. `owner` goes with every lock. What is `overruled` is taken off a
+    /// brick when it is read, so only with the locks of a writer.
+    pub fn for_set(
+        located: &Located,
+        owner: &LkOwner,
+        timeouts: Timeouts,
+        overruled: Option<&Overruled>,
+    ) -> Vec<Box<dyn BrickPort>> {
+        Self::for_set_from(located, owner, timeouts, overruled, None)
+    }
+
+    /// As [`Self::for_set`]. With `kept`, per brick, the first connections are those of
+    /// the process before, which had the same `owner`.
+    pub fn for_set_from(
+        located: &Located,
+        owner: &LkOwner,
+        timeouts: Timeouts,
+        overruled: Option<&Overruled>,
+        kept: Option<Vec<Option<KeptBrick>>>,
+    ) -> Vec<Box<dyn BrickPort>> {
+        let mut kept = kept.map(Vec::into_iter);
+        let port = |(child, spec): (usize, &BrickSpec)| -> Box<dyn BrickPort> {
+            let next = match kept.as_mut().map(|kept| kept.next().flatten()) {
+                None => Next::Opening,
+                Some(Some(kept)) => Next::Kept(kept),
+                Some(None) => Next::Away,
+            };
+            Box::new(Self {
+                child,
+                spec: spec.clone(),
+                located: located.clone(),
+                identity: identity(owner.clone()),
+                timeouts,
+                overruled: overruled.cloned(),
+                next,
+                live: None,
+            })
+        };
+        located.set.bricks.iter().enumerate().map(port).collect()
+    }
+
+    fn live(&self) -> Result<&Live, PortError> {
+        self.live
+            .as_ref()
+            .ok_or_else(|| PortError::Away("not connected".to_owned()))
+    }
+
+    /// The open file, opened when first needed.
+    fn fd(&mut self, mode: OpenMode) -> Result<(Brick, RemoteFd), PortError> {
+        let Some(live) = &mut self.live else {
+            return Err(PortError::Away("not connected".to_owned()));
+        };
+        let fd = match live.fd {
+            Some(fd) => fd,
+            None => *live
+                .fd
+                .insert(live.brick.open(live.gfid, mode).map_err(refused)?),
+        };
+        Ok((live.brick.clone(), fd))
+    }
+
+    fn domain(&self, lock: Lock) -> (String, LockKind) {
+        let set = &self.located.set;
+        match lock {
+            Lock::Session { shared: true } => (SESSION_DOMAIN.to_owned(), LockKind::Read),
+            Lock::Session { shared: false } => (SESSION_DOMAIN.to_owned(), LockKind::Write),
+            Lock::Heal => (domain::self_heal(set), LockKind::Write),
+            Lock::Rebalance => (domain::MIGRATE.to_owned(), LockKind::Write),
+            Lock::Data => (domain::data(set), LockKind::Write),
+            Lock::Copy => (copy_lock::DOMAIN.to_owned(), LockKind::Write),
+        }
+    }
+
+    fn inodelk(&self, lock: Lock, op: LockOp, range: LockRange) -> Result<Locked, PortError> {
+        let live = self.live()?;
+        let (domain, kind) = self.domain(lock);
+        live.brick
+            .inodelk(live.gfid, &domain, op, kind, range)
+            .map_err(refused)
+    }
+
+    fn note_data_lock(&mut self, lock: Lock, held: bool) {
+        if let Some(live) = self.live.as_mut().filter(|_| lock == Lock::Data) {
+            live.data_locked = held;
+        }
+    }
+
+    /// What is changed follows from what was read under the lock. After a new connection
+    /// it may be wrong.
+    fn data_locked(&self) -> Result<&Live, PortError> {
+        let live = self.live()?;
+        match live.data_locked {
+            true => Ok(live),
+            false => Err(PortError::Away("its data lock was lost".to_owned())),
+        }
+    }
+}
+
+impl BrickPort for GlusterPort {
+    fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
+        self.disconnect();
+        let (mut open, mut published, mut standing) = (None, None, Vec::new());
+        let next = std::mem::replace(&mut self.next, Next::Later);
+        let by_name = matches!(next, Next::Opening);
+        let connected = match next {
+            Next::Opening | Next::Later => Brick::connect(
+                &self.spec,
+                self.located.volume_id,
+                &self.identity,
+                &self.timeouts,
+            ),
+            Next::Kept(kept) => {
+                (open, published) = (kept.open, kept.published);
+                standing = LASTING.to_vec();
+                Brick::adopt(&self.spec, kept.connection, &self.identity, &self.timeouts)
+            }
+            Next::Away => {
+                return Err(PortError::Away("away since before the upgrade".to_owned()));
+            }
+        };
+        let brick = connected.map_err(refused)?;
+        let found = match by_name {
+            true => brick.resolve(&self.located.image, &[]),
+            false => brick.lookup_gfid(Gfid(self.located.gfid), &[]),
+        };
+        let entry = match found {
+            Ok(entry) => entry,
+            Err(error) => {
+                brick.close();
+                return Err(match error.is_no_file() {
+                    true => PortError::NoImage,
+                    false => refused(error),
+                });
+            }
+        };
+        brick.on_disconnect(move |why| lost(chain(&**why)));
+        self.live = Some(Live {
+            brick,
+            gfid: entry.gfid(),
+            fd: open.map(|number| RemoteFd::adopt(entry.gfid(), number)),
+            data_locked: false,
+            accusing: Vec::new(),
+            standing,
+            taken: Vec::new(),
+            published,
+        });
+        Ok(())
+    }
+
+    fn keep(&mut self) -> Result<KeptBrick, PortError> {
+        let live = self.live()?;
+        let connection = live.brick.hold(HOLD_LIMIT);
+        let connection = connection.map_err(|error| PortError::Refused(chain(&error)))?;
+        Ok(KeptBrick {
+            connection,
+            open: live.fd.map(RemoteFd::number),
+            published: live.published,
+        })
+    }
+
+    fn go_on(&mut self) {
+        if let Some(live) = &self.live {
+            live.brick.go_on();
+        }
+    }
+
+    fn stood(&self) -> bool {
+        let live = self.live.as_ref();
+        live.is_some_and(|live| live.standing == LASTING)
+    }
+
+    fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
+        // As long as the connection is the same, the brick keeps it.
+        if self.live()?.standing.contains(&lock) {
+            return Ok(true);
+        }
+        let granted = self.inodelk(lock, LockOp::Try, LockRange::WHOLE)? == Locked::Granted;
+        self.note_data_lock(lock, granted);
+        if let Some(live) = self.live.as_mut().filter(|_| granted) {
+            live.taken.push(lock);
+        }
+        Ok(granted)
+    }
+
+    fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
+        self.note_data_lock(lock, false);
+        if let Some(live) = &mut self.live {
+            live.standing.retain(|standing| *standing != lock);
+            live.taken.retain(|taken| *taken != lock);
+        }
+        let _ = self.inodelk(lock, LockOp::Unlock, LockRange::WHOLE)?;
+        Ok(())
+    }
+
+    fn turn_heals_away(&mut self) -> Result<bool, PortError> {
+        let set = &self.located.set;
+        let live = self.live()?;
+        let count = |domain: String| {
+            live.brick
+                .inodelk_count(live.gfid, &domain)
+                .map_err(refused)
+        };
+        let waiting = count(domain::self_heal(set))? > 1;
+        if !waiting || count(domain::data(set))? > 0 {
+            return Ok(false);
+        }
+        live.brick
+            .fail_waiting_inodelks(live.gfid)
+            .map_err(refused)?;
+        Ok(true)
+    }
+
+    fn holder(&mut self) -> Result<Option<Holder>, PortError> {
+        let (brick, fd) = self.fd(OpenMode::ReadWrite)?;
+        let foreign = brick
+            .lk_conflict(fd, LockKind::Write, RECORD)
+            .map_err(refused)?;
+        Ok(foreign.and_then(|lock| Holder::decode(&lock.lk_owner)))
+    }
+
+    fn publish(&mut self, fence: Fence, read_only: bool) -> Result<Publication, PortError> {
+        if self.live()?.published == Some(fence) {
+            return Ok(Publication::Done);
+        }
+        let answer = match fence {
+            Fence::Advisory => self.publish_advisory(read_only),
+            Fence::Mandatory => self.publish_mandatory(),
+        }?;
+        if let Some(live) = &mut self.live {
+            live.published = (answer == Publication::Done).then_some(fence);
+        }
+        Ok(answer)
+    }
+
+    fn lift_fence(&mut self) -> Result<(), PortError> {
+        if let Some(live) = &mut self.live {
+            live.published = None;
+        }
+        let live = self.live()?;
+        match live.brick.removexattr(live.gfid, FENCE_XATTR) {
+            Err(error) if error.errno() == Some(Errno::NODATA) => Ok(()),
+            done => done.map_err(refused),
+        }
+    }
+
+    fn look(&mut self) -> Result<CopyState, PortError> {
+        self.look_up()
+    }
+
+    fn probe(&mut self) -> Result<CopyState, PortError> {
+        let mut copy = self.look_up_locked()?;
+        if let Some(Overruled { promotion, local }) = self.overruled.clone()
+            && let Some(counter) = copy.pending.get_mut(local)
+            && promotion.overrules(self.child, *counter)
+        {
+            log::warn!(
+                "{}: its accusation of the promoted copy is taken off",
+                self.spec
+            );
+            let accused = -*counter;
+            *counter = 0;
+            let change = |child| {
+                (
+                    Counter::Pending(child),
+                    if child == local { accused } else { 0 },
+                )
+            };
+            let changes: Vec<_> = (0..copy.pending.len()).map(change).collect();
+            self.xattrop(&changes)?;
+            self.fsync()?;
+        }
+        Ok(copy)
+    }
+
+    fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError> {
+        for range in copy_lock::others(ours) {
+            if self.inodelk(Lock::Copy, LockOp::Try, range)? == Locked::WouldBlock {
+                return Ok(true);
+            }
+            let _ = self.inodelk(Lock::Copy, LockOp::Unlock, range)?;
+        }
+        Ok(false)
+    }
+
+    fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        self.data_locked()?;
+        self.xattrop(changes)
+    }
+
+    fn truncate(&mut self, size: u64) -> Result<(), PortError> {
+        let live = self.data_locked()?;
+        live.brick.ftruncate(live.gfid, size).map_err(refused)
+    }
+
+    fn set_times(&mut self, time: Duration) -> Result<(), PortError> {
+        let live = self.data_locked()?;
+        live.brick.set_times(live.gfid, time).map_err(refused)
+    }
+
+    fn fsync(&mut self) -> Result<(), PortError> {
+        let live = self.live()?;
+        let synced = live.brick.fsync(live.gfid, false);
+        synced.map_err(|error| match refused(error) {
+            PortError::Refused(why) => PortError::Unsynced(why),
+            other => other,
+        })
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(live) = self.live.take() {
+            live.brick.close();
+        }
+    }
+}
+
+/// How this program presents itself to a brick.
+pub fn identity(lk_owner: LkOwner) -> Identity {
+    Identity {
+        process_name: "bypass-blk".to_owned(),
+        pid: INTERNAL_PID,
+        lk_owner,
+    }
+}
+
+/// Refusals keep the connection; everything else means that it is gone.
+fn refused(error: BrickError) -> PortError {
+    match error {
+        BrickError::Refused { .. } | BrickError::Path { .. } => PortError::Refused(chain(&error)),
+        _ => PortError::Away(chain(&error)),
+    }
+}

@@ -1,0 +1,134 @@
+//! AFR's counters on one brick's copy: those that the session changes, and those that it
+//! leaves alone, which may be of bricks that it does not know.
+
+use crate::gluster::Pending;
+use crate::gluster::fops::Entry;
+use crate::gluster::pending::PENDING_PREFIX;
+use crate::image::replica::brick_port::{CopyState, Counter, Lock, PortError};
+
+use super::{FENCE_XATTR, GlusterPort, refused};
+
+/// AFR's counter of writes under way (`AFR_DIRTY`, `xlators/cluster/afr/src/afr.h`).
+const DIRTY_XATTR: &str = "trusted.afr.dirty";
+/// Every counter of AFR's on a file, known by name or not: a brick takes a pattern for a
+/// name (`_posix_xattr_get_set`, posix-helpers.c).
+const ALL_COUNTERS: &str = "trusted.afr.*";
+/// What names a counter without a change.
+const ADD_NOTHING: Pending = Pending {
+    data: 0,
+    metadata: 0,
+    entry: 0,
+};
+
+impl GlusterPort {
+    /// Identity, size and marks of the copy.
+    pub(super) fn look_up(&mut self) -> Result<CopyState, PortError> {
+        let live = self.live()?;
+        let entry = live.brick.lookup_gfid(live.gfid, &self.wanted());
+        self.noted(&entry.map_err(refused)?)
+    }
+
+    /// As [`Self::look_up`], and are all locks there that were taken? In a domain where
+    /// nobody has a lock, ours is gone. Where another client took its place, and heals or
+    /// writes, its work shows in the counters, or it keeps us from the next lock there.
+    pub(super) fn look_up_locked(&mut self) -> Result<CopyState, PortError> {
+        let live = self.live()?;
+        let locks: Vec<Lock> = live.standing.iter().chain(&live.taken).copied().collect();
+        let domains: Vec<String> = locks.iter().map(|lock| self.domain(*lock).0).collect();
+        let domains: Vec<&str> = domains.iter().map(String::as_str).collect();
+        let found = live
+            .brick
+            .lookup_and_count(live.gfid, &self.wanted(), &domains);
+        let (entry, counts) = found.map_err(refused)?;
+        let mut held = locks.iter().zip(&counts.inodelks);
+        if let Some((lock, _)) = held.find(|(_, count)| **count == 0) {
+            return Err(PortError::LockGone(format!("{lock} lock")));
+        }
+        if live.published.is_some() && counts.posix == 0 {
+            return Err(PortError::LockGone("record of this session".to_owned()));
+        }
+        self.noted(&entry)
+    }
+
+    /// The attributes that a copy is judged by.
+    fn wanted(&self) -> Vec<&str> {
+        let names = self.located.set.pending_names.iter().map(String::as_str);
+        names
+            .chain([DIRTY_XATTR, ALL_COUNTERS, FENCE_XATTR])
+            .collect()
+    }
+
+    fn noted(&mut self, entry: &Entry) -> Result<CopyState, PortError> {
+        if let Some(live) = &mut self.live {
+            live.accusing = accusing(entry);
+        }
+        let data_counter = |name: &str| {
+            let counter = entry.pending_data(name);
+            counter.map_err(|error| PortError::Refused(format!("{name}: {error}")))
+        };
+        let names = self.located.set.pending_names.iter();
+        Ok(CopyState {
+            gfid: entry.iatt.gfid.0,
+            size: entry.iatt.size,
+            pending: names
+                .map(|name| data_counter(name))
+                .collect::<Result<_, _>>()?,
+            dirty: data_counter(DIRTY_XATTR)?,
+            fenced: entry.xattrs.contains_key(FENCE_XATTR),
+        })
+    }
+
+    /// Adds to the counters; see [`crate::image::replica::brick_port::BrickPort::add_to_counters`].
+    pub(super) fn xattrop(&self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        let live = self.live()?;
+        let names = &self.located.set.pending_names;
+        let changed = changes.iter().filter_map(|(counter, change)| {
+            let name = match counter {
+                Counter::Pending(child) => names.get(*child)?.as_str(),
+                Counter::Dirty => DIRTY_XATTR,
+            };
+            Some((name, Pending::data(*change)))
+        });
+        let mut named: Vec<_> = changed.collect();
+        for name in &live.accusing {
+            if !named.iter().any(|(known, _)| known == name) {
+                named.push((name, ADD_NOTHING));
+            }
+        }
+        let after = live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
+        let mut accusing = after.iter().filter(|(name, _)| *name != DIRTY_XATTR);
+        match accusing.all(|(_, counter)| counter.is_zero()) {
+            true => self.keep_in_index(),
+            false => Ok(()),
+        }
+    }
+
+    /// The brick has just taken the file out of its index of files to heal, which sees only
+    /// the counters that a request names (`_check_key_is_zero_filled`, index.c). Others mark
+    /// without our locks, too: a heal that makes the file on a brick that was added does. What
+    /// they marked meanwhile is named once more, and with it the file is back in the index.
+    fn keep_in_index(&self) -> Result<(), PortError> {
+        let live = self.live()?;
+        let entry = live.brick.lookup_gfid(live.gfid, &[ALL_COUNTERS]);
+        let accusing = accusing(&entry.map_err(refused)?);
+        let named = accusing.iter().map(|name| (name.as_str(), ADD_NOTHING));
+        let named: Vec<_> = named.collect();
+        if named.is_empty() {
+            return Ok(());
+        }
+        live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
+        Ok(())
+    }
+}
+
+/// Names of the counters that are not zero, whosever they are: by any of them the file
+/// belongs into the index of files to heal.
+fn accusing(entry: &Entry) -> Vec<String> {
+    let is_accusing = |name: &str, value: &[u8]| {
+        let counter = name.starts_with(PENDING_PREFIX) && name != DIRTY_XATTR;
+        counter && Pending::from_bytes(value).is_ok_and(|pending| !pending.is_zero())
+    };
+    let attributes = entry.xattrs.iter();
+    let accusing = attributes.filter(|(name, value)| is_accusing(name, value));
+    accusing.map(|(name, _)| name.clone()).collect()
+}

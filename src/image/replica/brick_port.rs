@@ -1,0 +1,294 @@
+//! What a session asks of one brick.
+//!
+//! The seam between the session and Gluster: [`crate::image::brick_client::session_port`] implements
+//! it over the brick protocol, tests put simulated bricks here. A port is owned
+//! by one worker thread and is blocking; every call has a time limit of its own.
+//! It decides nothing.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::gluster::KeptConnection;
+
+use super::brick_set::BrickSet;
+use super::holder::Holder;
+
+/// A lock that a session takes on a brick, each over the whole file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lock {
+    /// One writer per image: our own domain. Shared by read-only sessions.
+    Session {
+        /// Read-only sessions exclude writers, not each other.
+        shared: bool,
+    },
+    /// AFR's self-heal domain: keeps heals away from the image.
+    Heal,
+    /// DHT's migration domain: keeps rebalance away from the image.
+    Rebalance,
+    /// AFR's data domain: stops every other client's writes. Only for moments.
+    Data,
+    /// The healers' domain: one still copies on behalf of a session that is over.
+    /// Asked for through [`BrickPort::is_copied_to_for_others`] only.
+    Copy,
+}
+
+impl fmt::Display for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Session { .. } => "session",
+            Self::Heal => "heal",
+            Self::Rebalance => "rebalance",
+            Self::Data => "data",
+            Self::Copy => "copy",
+        })
+    }
+}
+
+/// How other clients are kept from the image while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Fence {
+    /// The posix locks that QEMU's tools respect; others are not stopped.
+    Advisory,
+    /// The bricks themselves refuse every other client's reads and writes.
+    Mandatory,
+}
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Advisory => "advisory",
+            Self::Mandatory => "mandatory",
+        })
+    }
+}
+
+/// What a brick tells about its copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyState {
+    /// Identity of the file.
+    pub gfid: Uuid,
+    /// Size in bytes.
+    pub size: u64,
+    /// The data counter of `trusted.afr.*` per child: non-zero says that this
+    /// brick knows data which child `i` misses.
+    pub pending: Vec<i32>,
+    /// The data counter of `trusted.afr.dirty`: non-zero, a client's write through
+    /// AFR is under way or was cut short, and the copies may differ by it.
+    pub dirty: i32,
+    /// The attribute of a mandatory fence is set on this copy.
+    pub fenced: bool,
+}
+
+impl CopyState {
+    /// The children with a non-zero counter.
+    pub fn accuses(&self) -> BrickSet {
+        accused(&self.pending)
+    }
+}
+
+/// The children whose counter in a brick's row is not zero.
+pub fn accused(pending: &[i32]) -> BrickSet {
+    let counters = pending.iter().enumerate();
+    let accused = counters.filter(|(_, counter)| **counter != 0);
+    accused.map(|(child, _)| child).collect()
+}
+
+/// One of AFR's counters of a file on one brick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// Data that this child misses.
+    Pending(usize),
+    /// Writes under way.
+    Dirty,
+}
+
+/// The answer of [`BrickPort::publish`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Publication {
+    /// Our record (and the fence, when asked for) stands.
+    Done,
+    /// The volume does not allow a mandatory fence.
+    FenceUnavailable,
+    /// Another client has the image open: QEMU on a mount, a bypass-blk session.
+    InUse(Conflict),
+}
+
+/// Who stands in the way of our posix locks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The record, when the other one is a bypass-blk session.
+    pub holder: Option<Holder>,
+    /// Process id that the other client gave, as seen on its own host.
+    pub pid: i32,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.holder {
+            Some(holder) => write!(f, "{holder}"),
+            None => write!(
+                f,
+                "pid {} of a Gluster client (QEMU or a program on a mount)",
+                self.pid
+            ),
+        }
+    }
+}
+
+/// Why a brick could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Not connected, or the connection broke: all our locks there are gone.
+    #[error("{0}")]
+    Away(String),
+    /// The brick answers but has no such file (a replaced brick, say).
+    #[error("the image is not on this brick")]
+    NoImage,
+    /// The connection stands, but not all locks that were taken through it: somebody
+    /// cleared them (`gluster volume clear-locks`), or the brick revoked them
+    /// (`features.locks-revocation-secs`).
+    #[error(
+        "the {0} is not ours any more: cleared by hand (gluster volume clear-locks), or revoked by the brick"
+    )]
+    LockGone(String),
+    /// The brick refused an operation.
+    #[error("{0}")]
+    Refused(String),
+    /// The brick could not make the copy durable.
+    #[error("{0}")]
+    Unsynced(String),
+}
+
+/// What stands on a brick, for a process that goes on with it.
+#[derive(Debug)]
+pub struct KeptBrick {
+    /// The connection.
+    pub connection: KeptConnection,
+    /// The number of the open file to which posix locks belong, if there is one.
+    pub open: Option<i64>,
+    /// What was published.
+    pub published: Option<Fence>,
+}
+
+/// One brick, for one image. Blocking; called from one thread.
+pub trait BrickPort: Send {
+    /// Lets the connection rest, locks and all, for another process to go on with it or
+    /// until [`BrickPort::go_on`].
+    ///
+    /// # Errors
+    /// Why not; it goes on as before.
+    fn keep(&mut self) -> Result<KeptBrick, PortError> {
+        Err(PortError::Refused("this kind of brick stays".to_owned()))
+    }
+
+    /// Ends what [`BrickPort::keep`] began.
+    fn go_on(&mut self) {}
+
+    /// Have the session's locks stood here since the process before read this copy?
+    fn stood(&self) -> bool {
+        false
+    }
+
+    /// Connects and resolves the image. `lost` is called at most once, from any
+    /// thread, when the connection goes.
+    ///
+    /// # Errors
+    /// [`PortError::Away`] or [`PortError::NoImage`].
+    fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError>;
+
+    /// Tries to take a lock, without waiting. `false`: somebody else holds it.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError>;
+
+    /// Gives a lock back.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn unlock(&mut self, lock: Lock) -> Result<(), PortError>;
+
+    /// Fails the requests of stock heals that wait here for [`Lock::Heal`], which is ours.
+    /// Holding it on most bricks already, one waits for the rest without a limit
+    /// (`afr_selfheal_tie_breaker_inodelk`), and so keeps us from joining those bricks.
+    /// Returns whether there were any. Left alone while anybody uses [`Lock::Data`] here,
+    /// for whoever waits for that fails, too.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn turn_heals_away(&mut self) -> Result<bool, PortError>;
+
+    /// The published record of another session, if there is one.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn holder(&mut self) -> Result<Option<Holder>, PortError>;
+
+    /// Publishes our record with the posix locks that QEMU respects or with the
+    /// mandatory fence.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn publish(&mut self, fence: Fence, read_only: bool) -> Result<Publication, PortError>;
+
+    /// Lifts the mandatory fence's attribute.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn lift_fence(&mut self) -> Result<(), PortError>;
+
+    /// Reads identity, size and marks of a copy that is not ours to lock; changes nothing.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn look(&mut self) -> Result<CopyState, PortError>;
+
+    /// Reads identity, size and marks of a copy that is locked, and looks whether it
+    /// still is.
+    ///
+    /// # Errors
+    /// As the connection fails; [`PortError::LockGone`].
+    fn probe(&mut self) -> Result<CopyState, PortError>;
+
+    /// Is a healer at work on this copy for another session than `ours`? See
+    /// [`super::copy_lock`].
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn is_copied_to_for_others(&mut self, ours: Uuid) -> Result<bool, PortError>;
+
+    /// Adds to the data counters. Afterwards the file is in the brick's index of
+    /// files to heal if one of those named is not zero, or one that the session does not
+    /// know (of a brick that was added since), and out of it if all are zero: so all that
+    /// matter have to be named, if only with a zero. Not yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails, and without [`Lock::Data`] held through it: what to add
+    /// follows from what was read under that lock.
+    fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError>;
+
+    /// Makes the file `size` bytes long; what is new reads as zeros. Not yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails, and without [`Lock::Data`] held through it.
+    fn truncate(&mut self, size: u64) -> Result<(), PortError>;
+
+    /// Sets the file's times, since the epoch: a mount that sees another time than before
+    /// forgets what it has of the file in its cache. Not yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails, and without [`Lock::Data`] held through it.
+    fn set_times(&mut self, time: Duration) -> Result<(), PortError>;
+
+    /// Makes the file's data and marks on this brick durable.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn fsync(&mut self) -> Result<(), PortError>;
+
+    /// Drops the connection, and every lock with it.
+    fn disconnect(&mut self);
+}

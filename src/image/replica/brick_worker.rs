@@ -1,0 +1,341 @@
+//! One thread per brick: it owns the brick's port, does what the session asks,
+//! and on its own joins the brick again after a loss.
+//!
+//! It takes the locks of a returned brick before anything else is asked of it,
+//! and reports; what that means for the session is the machine's to say. It joins no
+//! brick again before the session's thread has heard of the loss: so what is asked of a
+//! brick in between fails, and nothing begun with one connection goes on with another.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use crate::image::scheduler::Threads;
+
+use super::brick_port::{BrickPort, CopyState, Lock, PortError};
+use super::brick_set::BrickSet;
+use super::holder::Holder;
+use super::session_lock::{Blocked, Claim, lock_background, lock_session, read_copy};
+
+/// The pause before the first attempt to join a lost brick again; doubled after
+/// each failure up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// What a worker reports on its own.
+#[derive(Debug)]
+pub enum Report {
+    /// The connection, and our locks with it, is gone. To be answered by
+    /// [`Worker::loss_heard`].
+    Lost(String),
+    /// The brick is back and locked.
+    Rejoined(CopyState),
+    /// The brick is back, but another session is established there.
+    TakenByOther {
+        /// Which.
+        holder: Holder,
+        /// Whom the brick accuses; absent if it did not say.
+        accuses: Option<BrickSet>,
+    },
+    /// The brick cannot be joined yet, for this reason (told once per reason).
+    Waiting(String),
+    /// A heal of Gluster's own has the brick (told each time).
+    HealInTheWay,
+}
+
+type Job = Box<dyn FnOnce(&mut dyn BrickPort) + Send>;
+
+enum Command {
+    Do(Job),
+    Connect(Sender<Result<(), PortError>>),
+    /// The connection with this number is gone.
+    Lost(u64, String),
+    /// From now on keep the brick joined; it is joined already, or away.
+    Watch {
+        joined: bool,
+    },
+    /// The session's thread knows of the loss.
+    LossHeard,
+    /// Give the connection up, and join again later.
+    Drop(String),
+    /// Give the connection up for good.
+    Retire(Sender<()>),
+    Exit,
+}
+
+/// The handle of one worker; dropping it disconnects the brick soon.
+pub struct Worker {
+    commands: Sender<Command>,
+    threads: Threads,
+}
+
+/// What a worker will have to say to something that it was asked.
+#[must_use]
+pub struct Answer<T> {
+    receiver: Receiver<T>,
+    threads: Threads,
+}
+
+impl<T> Answer<T> {
+    /// Waits for it; `None` from a worker that is gone. Every call of a port has its
+    /// own time limit, so this ends.
+    pub fn wait(self) -> Option<T> {
+        self.threads.receive(&self.receiver, None).ok()
+    }
+}
+
+impl Worker {
+    /// Starts the thread. `report` is called from it.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(
+        name: &str,
+        port: Box<dyn BrickPort>,
+        claim: Claim,
+        threads: &Threads,
+        report: impl Fn(Report) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::channel();
+        let state = State {
+            port,
+            claim,
+            inbox,
+            own_inbox: commands.clone(),
+            connection: 0,
+            lost: None,
+            keep: Keep::Off,
+            told: None,
+            report: Box::new(report),
+        };
+        let own = threads.clone();
+        threads.spawn(name, move || state.run(&own))?;
+        Ok(Self {
+            commands,
+            threads: threads.clone(),
+        })
+    }
+
+    /// Where the worker's thread is from.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
+    /// Connects the brick to the image.
+    pub fn connect(&self) -> Answer<Result<(), PortError>> {
+        let (answer, receiver) = mpsc::channel();
+        self.send(Command::Connect(answer));
+        self.answer(receiver)
+    }
+
+    /// Runs `job` on the worker's thread with the brick's port, after everything
+    /// asked before.
+    pub fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut dyn BrickPort) -> T + Send + 'static,
+    ) -> Answer<T> {
+        let (answer, receiver) = mpsc::channel();
+        self.send(Command::Do(Box::new(move |port| {
+            // The asker may have given up waiting: then nobody wants the answer.
+            let _ = answer.send(job(port));
+        })));
+        self.answer(receiver)
+    }
+
+    /// From now on the worker keeps the brick joined and reports. `joined` says
+    /// whether the session's locks are held on it now.
+    pub fn watch(&self, joined: bool) {
+        self.send(Command::Watch { joined });
+    }
+
+    /// [`Report::Lost`] was heard: from now on the worker may join the brick again.
+    pub fn loss_heard(&self) {
+        self.send(Command::LossHeard);
+    }
+
+    /// Gives the connection up; a watched brick is joined again later.
+    pub fn drop_connection(&self, why: String) {
+        self.send(Command::Drop(why));
+    }
+
+    /// Gives the connection up for good; the answer says that this is done.
+    pub fn retire(&self) -> Answer<()> {
+        let (answer, receiver) = mpsc::channel();
+        self.send(Command::Retire(answer));
+        self.answer(receiver)
+    }
+
+    fn answer<T>(&self, receiver: Receiver<T>) -> Answer<T> {
+        let threads = self.threads.clone();
+        Answer { receiver, threads }
+    }
+
+    fn send(&self, command: Command) {
+        // The inbox closes only when the thread is gone, and then the answer's
+        // channel is closed too, which the asker sees.
+        let _ = self.commands.send(command);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Not joined: a worker may be in the middle of connecting to a brick that
+        // does not answer. It disconnects and ends as soon as that is over.
+        self.send(Command::Exit);
+    }
+}
+
+/// Whether the worker joins the brick by itself.
+enum Keep {
+    /// Not before the session is open.
+    Off,
+    /// The locks are held.
+    Joined,
+    /// Not held any more, which the session has not heard yet.
+    Lost,
+    /// Not held; the next attempt is due after this pause.
+    Away { pause: Duration },
+}
+
+struct State {
+    port: Box<dyn BrickPort>,
+    claim: Claim,
+    inbox: Receiver<Command>,
+    own_inbox: Sender<Command>,
+    /// Number of the latest connection, so that late news of an older one is ignored.
+    connection: u64,
+    /// Why the latest connection is gone, if it is.
+    lost: Option<String>,
+    keep: Keep,
+    /// The reason last reported by [`Report::Waiting`].
+    told: Option<String>,
+    report: Box<dyn Fn(Report) + Send>,
+}
+
+impl Drop for State {
+    /// A brick whose thread panics is lost, with our locks there, and is not joined again.
+    fn drop(&mut self) {
+        if std::thread::panicking() && matches!(self.keep, Keep::Joined) {
+            let why = "a fault of bypass-blk: the thread of this brick panicked".to_owned();
+            (self.report)(Report::Lost(why));
+        }
+    }
+}
+
+impl State {
+    fn run(mut self, threads: &Threads) {
+        loop {
+            let limit = match self.keep {
+                Keep::Off | Keep::Joined | Keep::Lost => None,
+                Keep::Away { pause } => Some(pause),
+            };
+            match threads.receive(&self.inbox, limit) {
+                Ok(Command::Do(job)) => job(&mut *self.port),
+                Ok(Command::Connect(answer)) => {
+                    let _ = answer.send(self.connect());
+                }
+                Ok(Command::Lost(connection, why)) if connection == self.connection => {
+                    self.lose(why)
+                }
+                Ok(Command::Lost(..)) => {}
+                Ok(Command::Watch { joined }) => self.start_watching(joined),
+                Ok(Command::LossHeard) => {
+                    if matches!(self.keep, Keep::Lost) {
+                        self.keep = Keep::Away { pause: FIRST_PAUSE };
+                    }
+                }
+                Ok(Command::Drop(why)) => self.lose(why),
+                Ok(Command::Retire(answer)) => {
+                    self.keep = Keep::Off;
+                    self.port.disconnect();
+                    let _ = answer.send(());
+                }
+                Err(RecvTimeoutError::Timeout) => self.rejoin(),
+                Ok(Command::Exit) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.port.disconnect();
+    }
+
+    fn connect(&mut self) -> Result<(), PortError> {
+        self.connection += 1;
+        self.lost = None;
+        let (connection, own_inbox) = (self.connection, self.own_inbox.clone());
+        self.port.connect(Box::new(move |why| {
+            let _ = own_inbox.send(Command::Lost(connection, why));
+        }))
+    }
+
+    fn lose(&mut self, why: String) {
+        self.port.disconnect();
+        if matches!(self.keep, Keep::Joined) {
+            self.keep = Keep::Lost;
+            (self.report)(Report::Lost(why.clone()));
+        }
+        self.lost = Some(why);
+    }
+
+    fn start_watching(&mut self, joined: bool) {
+        self.keep = if joined {
+            Keep::Joined
+        } else {
+            Keep::Away { pause: FIRST_PAUSE }
+        };
+        if let Some(why) = self.lost.take() {
+            self.lose(why);
+        }
+    }
+
+    fn rejoin(&mut self) {
+        match self.try_rejoin() {
+            Ok(copy) => {
+                self.told = None;
+                self.keep = Keep::Joined;
+                (self.report)(Report::Rejoined(copy));
+            }
+            Err(blocked) => {
+                let healed = matches!(blocked, Blocked::Busy(Lock::Heal));
+                self.tell(blocked);
+                self.port.disconnect();
+                if healed {
+                    (self.report)(Report::HealInTheWay);
+                }
+                let pause = match self.keep {
+                    Keep::Away { pause } if !healed => (pause * 2).min(LONGEST_PAUSE),
+                    _ => FIRST_PAUSE,
+                };
+                self.keep = Keep::Away { pause };
+            }
+        }
+    }
+
+    fn try_rejoin(&mut self) -> Result<CopyState, Blocked> {
+        self.connect()?;
+        lock_session(&mut *self.port, &self.claim)?;
+        lock_background(&mut *self.port, &self.claim)?;
+        Ok(read_copy(&mut *self.port, &self.claim)?)
+    }
+
+    fn tell(&mut self, blocked: Blocked) {
+        let why = match blocked {
+            Blocked::Session(Some(holder)) if holder.session != self.claim.session => {
+                let accuses = self.port.look().map(|copy| copy.accuses()).ok();
+                return (self.report)(Report::TakenByOther { holder, accuses });
+            }
+            // A lock of our own dead connection: the brick lets it go in time.
+            Blocked::Session(Some(_)) => {
+                "the brick still holds our old connection's lock".to_owned()
+            }
+            // Somebody is opening: established only once its record stands.
+            Blocked::Session(None) => {
+                "another session is trying to open the image there".to_owned()
+            }
+            Blocked::Busy(lock) => format!("the {lock} lock is held there"),
+            Blocked::Port(error) => error.to_string(),
+        };
+        if self.told.as_ref() != Some(&why) {
+            self.told = Some(why.clone());
+            (self.report)(Report::Waiting(why));
+        }
+    }
+}

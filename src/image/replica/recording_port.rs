@@ -1,0 +1,131 @@
+//! A brick for unit tests that writes down what it is asked to change. It has every lock
+//! and never loses its connection; one that fails does so at each change, one without a
+//! copy does not answer when it is asked for it, and one that is robbed says so.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::brick_port::{
+    BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication,
+};
+use super::holder::Holder;
+
+/// What happened, in order: on which brick, and what. The same for all bricks of a test.
+pub type Journal = Arc<Mutex<Vec<(usize, Change)>>>;
+
+/// A change of a copy's marks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Added to its counters.
+    Add(Vec<(Counter, i32)>),
+    /// Got this time, since the epoch.
+    Times(Duration),
+    /// What was changed is durable.
+    Durable,
+    /// The fence was lifted.
+    Lifted,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct RecordingPort {
+    /// Child index.
+    pub brick: usize,
+    /// Where changes are written down.
+    pub journal: Journal,
+    /// Changes are refused.
+    pub fails: bool,
+    /// What it says of its copy, whatever was changed; may be changed by the test.
+    pub copy: Arc<Mutex<Option<CopyState>>>,
+    /// Somebody took the locks away: the connection stands.
+    pub robbed: Arc<AtomicBool>,
+    /// Somebody else has the image open there.
+    pub in_use: bool,
+}
+
+impl RecordingPort {
+    fn note(&self, change: Change) {
+        self.journal.lock().unwrap().push((self.brick, change));
+    }
+}
+
+impl BrickPort for RecordingPort {
+    fn connect(&mut self, _lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn try_lock(&mut self, _lock: Lock) -> Result<bool, PortError> {
+        Ok(true)
+    }
+
+    fn unlock(&mut self, _lock: Lock) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn turn_heals_away(&mut self) -> Result<bool, PortError> {
+        Ok(false)
+    }
+
+    fn holder(&mut self) -> Result<Option<Holder>, PortError> {
+        Ok(None)
+    }
+
+    fn publish(&mut self, _fence: Fence, _read_only: bool) -> Result<Publication, PortError> {
+        let (holder, pid) = (None, 7);
+        Ok(match self.in_use {
+            true => Publication::InUse(Conflict { holder, pid }),
+            false => Publication::Done,
+        })
+    }
+
+    fn lift_fence(&mut self) -> Result<(), PortError> {
+        self.note(Change::Lifted);
+        Ok(())
+    }
+
+    fn look(&mut self) -> Result<CopyState, PortError> {
+        Err(PortError::NoImage)
+    }
+
+    fn probe(&mut self) -> Result<CopyState, PortError> {
+        if self.robbed.load(Ordering::SeqCst) {
+            return Err(PortError::LockGone(Lock::Heal.to_string()));
+        }
+        let silent = || PortError::Away("it does not answer".to_owned());
+        self.copy.lock().unwrap().clone().ok_or_else(silent)
+    }
+
+    fn is_copied_to_for_others(&mut self, _ours: Uuid) -> Result<bool, PortError> {
+        Ok(false)
+    }
+
+    fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
+        if self.fails {
+            return Err(PortError::Away("it fails".to_owned()));
+        }
+        self.note(Change::Add(changes.to_vec()));
+        Ok(())
+    }
+
+    fn fsync(&mut self) -> Result<(), PortError> {
+        self.note(Change::Durable);
+        Ok(())
+    }
+
+    fn set_times(&mut self, time: Duration) -> Result<(), PortError> {
+        if self.fails {
+            return Err(PortError::Away("it fails".to_owned()));
+        }
+        self.note(Change::Times(time));
+        Ok(())
+    }
+
+    fn truncate(&mut self, _size: u64) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {}
+}

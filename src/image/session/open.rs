@@ -1,0 +1,357 @@
+//! Opening an image over its bricks: connect, lock, read the marks, decide,
+//! publish.
+//!
+//! Runs once per session, on the caller's thread, through the workers. Every
+//! lock is given back when opening fails: the workers are dropped, and their
+//! connections with them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::image::local::error::LocalError;
+use crate::image::replica::brick_port::{BrickPort, CopyState, Fence, Lock, PortError};
+use crate::image::replica::brick_set::{BrickSet, Shape};
+use crate::image::replica::brick_worker::Worker;
+use crate::image::replica::data_lock::{self, wait};
+use crate::image::replica::freshness::{self, Opening, Seen};
+use crate::image::replica::names::Names;
+use crate::image::replica::promotion;
+use crate::image::replica::session_lock::{
+    Blocked, Claim, lock_background, lock_session, read_copy,
+};
+use crate::image::scheduler::Threads;
+
+use super::error::OpenError;
+use super::fencing;
+use super::terms::Terms;
+
+/// How long to wait on one brick for other clients to finish their writes.
+const DATA_LOCK_LIMIT: Duration = Duration::from_secs(2);
+/// The pause between two attempts to get a lock that somebody holds. Two
+/// sessions that got in each other's way try again at different moments.
+const RETRY_PAUSE: std::ops::Range<u64> = 80..240;
+/// The same while a guest stands still.
+const URGENT_PAUSE: std::ops::Range<u64> = 5..15;
+
+/// How often a waiting session says so.
+const TELL: Duration = Duration::from_secs(5);
+
+/// The wait for locks.
+#[derive(Clone, Copy)]
+pub struct Waiting<'a> {
+    /// Ends it early.
+    pub cancelled: &'a AtomicBool,
+    /// Where it waits.
+    pub threads: &'a Threads,
+}
+
+/// An image opened over its bricks.
+#[derive(Debug)]
+pub struct Opened {
+    /// Bricks on which all our locks are held.
+    pub held: BrickSet,
+    /// What those bricks told about their copies.
+    pub copies: Vec<Option<CopyState>>,
+    /// The state of the copies.
+    pub opening: Opening,
+    /// The fence that stands.
+    pub fence: Fence,
+    /// Why each of the other bricks is away.
+    pub away: Vec<(usize, String)>,
+}
+
+/// Opens the image. `workers[i]` is child `i`'s; `open_local` opens the local copy once
+/// it is known to be fresh, and makes everything else ready that may fail: it is given
+/// the state of the local copy and of all.
+///
+/// # Errors
+/// Whatever forbids it; see [`OpenError`].
+pub fn open<L>(
+    shape: &Shape,
+    names: &Names,
+    workers: &[Worker],
+    claim: Claim,
+    terms: &Terms,
+    waiting: Waiting<'_>,
+    open_local: impl FnOnce(&CopyState, &[Option<CopyState>]) -> Result<L, LocalError>,
+) -> Result<(Opened, L), OpenError> {
+    let mut attempt = Attempt {
+        shape,
+        names,
+        workers,
+        claim,
+        away: Vec::new(),
+    };
+    let connected = attempt.connect();
+    attempt.refuse_without_quorum(connected)?;
+    let patience = Patience {
+        end: waiting.threads.now() + terms.lock_timeout,
+        pauses: match terms.urgent {
+            true => URGENT_PAUSE,
+            false => RETRY_PAUSE,
+        },
+        waiting,
+    };
+    let locked = attempt.lock(connected, &patience)?;
+    let mut copies = attempt.probe(locked);
+    if !terms.read_only {
+        attempt.end_writes_under_way(&mut copies);
+    }
+    let held = (0..copies.len()).filter(|&i| copies[i].is_some()).collect();
+    let opening = attempt.decide(&copies)?;
+    let local = copies.get(shape.local).cloned().flatten();
+    let local = local.ok_or_else(|| attempt.failed(shape.local, "no answer"))?;
+    // Before anything is published: what fails until here leaves no trace.
+    let local_file = open_local(&local, &copies)?;
+    let fence = fencing::publish(names, workers, held, &copies, terms)?;
+    let opened = Opened {
+        held,
+        copies,
+        opening,
+        fence,
+        away: attempt.away,
+    };
+    Ok((opened, local_file))
+}
+
+struct Attempt<'a> {
+    shape: &'a Shape,
+    names: &'a Names,
+    workers: &'a [Worker],
+    claim: Claim,
+    away: Vec<(usize, String)>,
+}
+
+/// How long others' locks are waited for.
+struct Patience<'a> {
+    end: Duration,
+    /// In milliseconds.
+    pauses: std::ops::Range<u64>,
+    waiting: Waiting<'a>,
+}
+
+impl Patience<'_> {
+    /// How long it lasts yet.
+    fn left(&self) -> Duration {
+        self.end.saturating_sub(self.waiting.threads.now())
+    }
+
+    /// Waits a little; `false` when it is time to give up.
+    fn pause(&self) -> bool {
+        if self.waiting.cancelled.load(Ordering::Relaxed) || self.waiting.threads.now() >= self.end
+        {
+            return false;
+        }
+        // The low bits of a fresh UUID are random: no random generator needed.
+        let random = uuid::Uuid::new_v4().as_u128() as u64;
+        let spread = self.pauses.start + random % (self.pauses.end - self.pauses.start);
+        self.waiting.threads.sleep(Duration::from_millis(spread));
+        true
+    }
+}
+
+impl Attempt<'_> {
+    fn connect(&mut self) -> BrickSet {
+        let asked: Vec<_> = self.workers.iter().map(Worker::connect).collect();
+        let mut connected = BrickSet::EMPTY;
+        for (brick, answer) in asked.into_iter().enumerate() {
+            match wait(answer) {
+                Ok(()) => connected.insert(brick),
+                Err(error) => self.away.push((brick, error.to_string())),
+            }
+        }
+        connected
+    }
+
+    /// Locks are not even asked for when the answer cannot matter.
+    fn refuse_without_quorum(&self, connected: BrickSet) -> Result<(), OpenError> {
+        if !self.shape.is_quorum(connected) {
+            return Err(self.refusal(freshness::Refusal::NoQuorum { reached: connected }));
+        }
+        if !connected.contains(self.shape.local) {
+            return Err(self.refusal(freshness::Refusal::LocalAway));
+        }
+        Ok(())
+    }
+
+    /// Takes the locks on all of `bricks`, waiting for those of others. Returns
+    /// the bricks that stayed.
+    fn lock(
+        &mut self,
+        mut bricks: BrickSet,
+        patience: &Patience<'_>,
+    ) -> Result<BrickSet, OpenError> {
+        let (mut told, mut told_at) = (String::new(), Duration::MAX);
+        loop {
+            let error = match self.try_lock(bricks) {
+                Ok(()) => return Ok(bricks),
+                Err((brick, Blocked::Port(error))) => {
+                    bricks.remove(brick);
+                    self.away.push((brick, error.to_string()));
+                    self.refuse_without_quorum(bricks)?;
+                    continue;
+                }
+                Err((brick, Blocked::Session(holder))) => OpenError::Locked {
+                    brick: self.names.one(brick),
+                    holder,
+                },
+                Err((brick, Blocked::Busy(lock))) => OpenError::Busy {
+                    volume: self.names.volume.clone(),
+                    lock,
+                    brick: self.names.one(brick),
+                },
+            };
+            if !patience.pause() {
+                return Err(error);
+            }
+            let (why, left) = (error.to_string(), patience.left());
+            if told != why || told_at.saturating_sub(left) >= TELL {
+                log::info!("waiting for a lock, {} s more: {why}", left.as_secs());
+                (told, told_at) = (why, left);
+            }
+        }
+    }
+
+    /// The session lock on every brick in child order, then the others. On the
+    /// first refusal everything is given back: of two sessions that race, the
+    /// one that gets the first brick gets them all, and none waits on the other
+    /// while holding what that one needs.
+    fn try_lock(&self, bricks: BrickSet) -> Result<(), (usize, Blocked)> {
+        let result = self
+            .lock_each(bricks, lock_session)
+            .and_then(|()| self.lock_each(bricks, lock_background));
+        if result.is_err() {
+            self.unlock_all(bricks);
+        }
+        result
+    }
+
+    fn lock_each(
+        &self,
+        bricks: BrickSet,
+        lock: fn(&mut dyn BrickPort, &Claim) -> Result<(), Blocked>,
+    ) -> Result<(), (usize, Blocked)> {
+        let claim = self.claim;
+        for brick in bricks.iter() {
+            let Some(worker) = self.workers.get(brick) else {
+                continue;
+            };
+            let answer = worker.ask(move |port| lock(port, &claim)).wait();
+            let gone = || {
+                Err(Blocked::Port(PortError::Away(
+                    "the brick's worker ended".to_owned(),
+                )))
+            };
+            answer
+                .unwrap_or_else(gone)
+                .map_err(|blocked| (brick, blocked))?;
+        }
+        Ok(())
+    }
+
+    fn unlock_all(&self, bricks: BrickSet) {
+        let shared = self.claim.read_only;
+        let asked: Vec<_> = bricks
+            .iter()
+            .filter_map(|brick| self.workers.get(brick))
+            .map(|worker| {
+                worker.ask(move |port| {
+                    // A lock that was never granted is refused here: nothing to do.
+                    for lock in [Lock::Rebalance, Lock::Heal, Lock::Session { shared }] {
+                        let _ = port.unlock(lock);
+                    }
+                })
+            })
+            .collect();
+        for answer in asked {
+            // Only the waiting matters: what cannot be unlocked is gone with its connection.
+            let _ = answer.wait();
+        }
+    }
+
+    fn probe(&mut self, bricks: BrickSet) -> Vec<Option<CopyState>> {
+        let claim = self.claim;
+        let ask = |brick: usize| {
+            let worker = self.workers.get(brick)?;
+            Some((brick, worker.ask(move |port| read_copy(port, &claim))))
+        };
+        let asked: Vec<_> = bricks.iter().filter_map(ask).collect();
+        let mut copies = vec![None; self.shape.bricks];
+        for (brick, answer) in asked {
+            match wait(answer) {
+                Ok(copy) => copies[brick] = Some(copy),
+                Err(error) => self.away.push((brick, error.to_string())),
+            }
+        }
+        copies
+    }
+
+    /// A client that wrote a moment ago keeps AFR's counter of writes under way up until
+    /// its lock is wanted. What is left then is of a write that was cut short.
+    fn end_writes_under_way(&mut self, copies: &mut [Option<CopyState>]) {
+        if copies.iter().flatten().all(|copy| copy.dirty == 0) {
+            return;
+        }
+        let answered = (0..copies.len()).filter(|&i| copies[i].is_some()).collect();
+        let mut round = data_lock::Round::begin(self.workers, answered, DATA_LOCK_LIMIT);
+        round.end(self.workers);
+        for (brick, copy) in round.copies {
+            copies[brick] = Some(copy);
+        }
+    }
+
+    fn decide(&self, copies: &[Option<CopyState>]) -> Result<Opening, OpenError> {
+        self.refuse_beside_a_promoted_copy(copies)?;
+        let seen: Vec<_> = copies.iter().map(seen).collect();
+        freshness::decide(self.shape, &seen).map_err(|refusal| self.refusal(refusal))
+    }
+
+    /// When the lost copy comes back, stock Gluster heals everything from the promoted
+    /// one: what was written to another since would be gone.
+    fn refuse_beside_a_promoted_copy(&self, copies: &[Option<CopyState>]) -> Result<(), OpenError> {
+        let is_promoted = |brick: usize| {
+            let copy = copies.get(brick).and_then(Option::as_ref);
+            copy.is_some_and(|copy| promotion::is_promoted(copy.dirty))
+        };
+        let other =
+            (0..copies.len()).find(|&brick| brick != self.shape.local && is_promoted(brick));
+        match other.filter(|_| !is_promoted(self.shape.local)) {
+            Some(brick) => Err(OpenError::PromotedElsewhere {
+                brick: self.names.one(brick),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn refusal(&self, refusal: freshness::Refusal) -> OpenError {
+        let why_away = |brick: usize| {
+            let known = self.away.iter().find(|(away, _)| *away == brick);
+            known.map_or_else(|| "no answer".to_owned(), |(_, why)| why.clone())
+        };
+        OpenError::from_refusal(
+            refusal,
+            self.names,
+            self.shape.local,
+            self.shape.all(),
+            why_away,
+        )
+    }
+
+    fn failed(&self, brick: usize, why: &str) -> OpenError {
+        OpenError::BrickFailed {
+            brick: self.names.one(brick),
+            why: why.to_owned(),
+        }
+    }
+}
+
+fn seen(copy: &Option<CopyState>) -> Seen {
+    match copy {
+        None => Seen::Away,
+        Some(copy) => Seen::Copy {
+            gfid: copy.gfid,
+            size: copy.size,
+            accuses: copy.accuses(),
+        },
+    }
+}

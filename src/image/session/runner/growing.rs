@@ -1,0 +1,242 @@
+//! The session thread's part in growing the image.
+//!
+//! A growth is a change like a write: marks stand on a quorum before any size differs, so
+//! that stock Gluster and the next session know whose size counts. It is done under AFR's
+//! data lock, in this order: the local copy, the peers' copies, the dirty map. Whoever
+//! dies in between leaves a marked image whose local size counts and whose map, being of
+//! another size, is not trusted. Nobody writes to the new area before the last step, as the
+//! map and the disk end before it; during that one, the guest's writes wait. Healers are kept out by the caller
+//! ([`crate::image::session::life`]), for they work on the map that is replaced and make the
+//! peers' copies as large as it says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::image::chain::chain;
+use crate::image::dirty_map::{DirtyMap, Draft, Peer, Peers};
+use crate::image::local::error::LocalError;
+use crate::image::replica::brick_port::{CopyState, PortError};
+use crate::image::replica::brick_set::BrickSet;
+use crate::image::replica::data_lock::{Round, wait};
+use crate::image::session::error::stop_message;
+use crate::image::session::resize::{Insist, ResizeError, Resized, check_room, extent_size};
+use crate::image::session::state_machine::{Event, GateState, Phase};
+
+use super::{Runner, gate_over, syncing};
+
+/// How long it waits on one brick for other clients' data locks. The guest goes on.
+const DATA_LOCK_LIMIT: Duration = Duration::from_secs(10);
+/// How long the guest's writes may take to land; new ones wait.
+const LANDING_LIMIT: Duration = Duration::from_secs(1);
+/// How often it is looked whether they did.
+const LANDING_PAUSE: Duration = Duration::from_millis(1);
+
+/// From one size to another, in bytes.
+#[derive(Clone, Copy)]
+struct Step {
+    from: u64,
+    to: u64,
+}
+
+impl Runner {
+    /// Makes all copies `to` bytes long.
+    pub(super) fn grow(&mut self, to: u64, insist: Insist) -> Result<Resized, ResizeError> {
+        if let Phase::Stopped(reason) = self.machine.phase() {
+            return Err(ResizeError::Over(stop_message(*reason, &self.names)));
+        }
+        let from = self.map()?.geometry().size();
+        let step = Step { from, to };
+        let extent_size = extent_size(to, self.extent_size)?;
+        if !insist.overcommit {
+            check_room(from, to, self.local.free()?)?;
+        }
+        self.refuse_while_away(insist.away)?;
+        if self.machine.phase() == &Phase::Unmarked {
+            self.take(Event::WriteWanted);
+        }
+        // Storing the marks may have shown that a brick is gone.
+        self.refuse_while_away(insist.away)?;
+        let draft = self.map()?.draft(to, extent_size)?;
+        let mut round = Round::begin(&self.workers, self.machine.held(), DATA_LOCK_LIMIT);
+        let stand = self.note_marks(&round).and_then(|foreign| {
+            match !foreign && self.marks_stand(&round.copies) {
+                true => Ok(()),
+                false => Err("the marks are not stored on every copy that is reached".to_owned()),
+            }
+        });
+        let stands = stand.is_ok();
+        let grown = match stand {
+            Ok(()) => self.grow_copies(step, draft, &mut round),
+            Err(why) => Err(ResizeError::NotNow(why)),
+        };
+        round.end(&self.workers);
+        for (brick, error) in &round.failed {
+            self.give_up(*brick, "resizing", error);
+        }
+        self.note_copies(round.copies, round.unsure);
+        if !stands {
+            self.take(Event::MarkAgain);
+        }
+        let lacking = grown?;
+        log::info!("the image has grown from {from} to {to} bytes");
+        Ok(Resized {
+            from,
+            to,
+            behind: lacking.iter().map(|peer| self.names.one(peer)).collect(),
+        })
+    }
+
+    fn resize_local(&mut self, from: u64, to: u64) -> Result<(), LocalError> {
+        let resized = self.local.resize(from, to);
+        syncing::noted(&self.durability, resized)
+    }
+
+    fn map(&self) -> Result<&Arc<DirtyMap>, ResizeError> {
+        let debt = self.debt.as_ref().ok_or(ResizeError::ReadOnly)?;
+        Ok(debt.map())
+    }
+
+    fn refuse_while_away(&self, force: bool) -> Result<(), ResizeError> {
+        let held = self.machine.held();
+        let away = self.shape.peers().without(held);
+        if !self.shape.is_quorum(held) {
+            let away = self.names.list(away);
+            let why = format!("fewer bricks than a quorum are reached: not {away}");
+            return Err(ResizeError::NotNow(why));
+        }
+        match force || away.is_empty() {
+            true => Ok(()),
+            false => Err(ResizeError::Away {
+                peers: self.names.list(away),
+            }),
+        }
+    }
+
+    /// As they were just read under the data lock, on a quorum.
+    fn marks_stand(&self, copies: &[(usize, CopyState)]) -> bool {
+        let Some(debt) = &self.debt else { return false };
+        let marked = copies.iter().filter(|(_, copy)| debt.stands_on(copy));
+        let marked: BrickSet = marked.map(|(brick, _)| *brick).collect();
+        self.machine.phase() == &Phase::Dirty
+            && marked.len() == copies.len()
+            && self.shape.is_quorum(marked)
+    }
+
+    fn wait_landed(&self) -> Result<(), ResizeError> {
+        let map = self.map()?;
+        let end = self.threads.now() + LANDING_LIMIT;
+        while map.extents_in_flight() > 0 {
+            if self.threads.now() >= end {
+                let why = "the guest's writes take too long to land";
+                return Err(ResizeError::NotNow(why.to_owned()));
+            }
+            self.threads.sleep(LANDING_PAUSE);
+        }
+        Ok(())
+    }
+
+    /// The peers that are not grown.
+    fn grow_copies(
+        &mut self,
+        step: Step,
+        draft: Draft,
+        round: &mut Round,
+    ) -> Result<BrickSet, ResizeError> {
+        // What has another size is behind anyway: its healer sees to that.
+        let fits = |(brick, copy): &&(usize, CopyState)| {
+            self.shape.peers().contains(*brick) && copy.size == step.from
+        };
+        let wanted: BrickSet = round.copies.iter().filter(fits).map(|(i, _)| *i).collect();
+        self.resize_local(step.from, step.to)?;
+        let (grown, refused) = self.resize_peers(wanted, step.to, round);
+        let lacking = self.shape.peers().without(grown);
+        let replaced = match refused {
+            Some((peer, why)) => Err(ResizeError::Peer {
+                peer: self.names.one(peer),
+                why,
+            }),
+            None => self.replace_map(draft, lacking),
+        };
+        match replaced {
+            Ok(()) => Ok(lacking),
+            Err(error) => {
+                self.undo(step, wanted, round);
+                Err(error)
+            }
+        }
+    }
+
+    /// Which have that size now, durably, and the first that refused. One that does not
+    /// answer is noted as failed, and has the one size or the other.
+    fn resize_peers(
+        &self,
+        peers: BrickSet,
+        size: u64,
+        round: &mut Round,
+    ) -> (BrickSet, Option<(usize, String)>) {
+        let ask = |brick: usize| {
+            let worker = self.workers.get(brick)?;
+            let resized = worker.ask(move |port| port.truncate(size).and_then(|()| port.fsync()));
+            Some((brick, resized))
+        };
+        let asked: Vec<_> = peers.iter().filter_map(ask).collect();
+        let (mut resized, mut refused) = (BrickSet::EMPTY, None);
+        for (brick, answer) in asked {
+            match wait(answer) {
+                Ok(()) => resized.insert(brick),
+                Err(PortError::Refused(why)) => {
+                    refused.get_or_insert((brick, why));
+                }
+                Err(error) => round.fail(brick, error),
+            }
+        }
+        (resized, refused)
+    }
+
+    /// Nothing was written to the new area. A peer that cannot be made as it was is given
+    /// up: when it is joined again, its size tells.
+    fn undo(&mut self, step: Step, peers: BrickSet, round: &mut Round) {
+        if let Err(error) = self.resize_local(step.to, step.from) {
+            log::error!(
+                "{}: the image has {} bytes, and is served as before. Start the daemon again",
+                chain(&error),
+                step.to
+            );
+        }
+        let (_, refused) = self.resize_peers(peers, step.from, round);
+        if let Some((brick, why)) = refused {
+            round.fail(brick, PortError::Refused(why));
+        }
+    }
+
+    /// From now on the new map and a gate that asks it, with no write under way in
+    /// between. The old gate stays shut for good.
+    fn replace_map(&mut self, draft: Draft, lacking: BrickSet) -> Result<(), ResizeError> {
+        let begin = self.threads.now();
+        self.gate.load().set(GateState::Hold);
+        let replaced = self
+            .wait_landed()
+            .and_then(|()| self.replace_still_map(draft, lacking));
+        self.gate.load().set(GateState::Open);
+        let waited = self.threads.now().saturating_sub(begin);
+        log::info!("the guest's writes waited {} ms", waited.as_millis());
+        replaced
+    }
+
+    fn replace_still_map(&mut self, draft: Draft, lacking: BrickSet) -> Result<(), ResizeError> {
+        let peers = self.shape.peers().iter().enumerate();
+        let lacking = peers.filter(|(_, child)| lacking.contains(*child));
+        let lacking: Peers = lacking.filter_map(|(index, _)| Peer::new(index)).collect();
+        let Some(debt) = &mut self.debt else {
+            return Err(ResizeError::ReadOnly);
+        };
+        let map = Arc::new(draft.finish(debt.map(), lacking)?);
+        debt.replace_map(map.clone());
+        self.gate.store(Arc::new(gate_over(
+            Some(map),
+            self.durability.clone(),
+            &self.inbox,
+        )));
+        Ok(())
+    }
+}
