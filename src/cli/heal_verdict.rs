@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use crate::control::copy_status::CopyStatus;
 use crate::control::heal::PeerHeal;
-use crate::control::status::{CopyStatus, State, Status};
+use crate::control::status::{State, Status};
 use crate::image::heal::Figures;
 
 /// How long something must have been so before it is believed to stay so.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::heal::{Figures, HealReport, HealState, PeerReport};
 use crate::image::session::snapshot::{Behind, Healing};
 
-use super::status::CopyStatus;
+use super::copy_status::CopyStatus;
 
 /// The healing of one image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,17 +42,6 @@ pub struct HealerStatus {
     pub pid: u32,
     /// Its limit in bytes per second, for all peers together; absent: none.
     pub bandwidth: Option<u64>,
-}
-
-/// What one peer misses, for [`CopyStatus::behind`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BehindStatus {
-    /// Bytes of the image in extents that it misses.
-    pub bytes: u64,
-    /// Those extents.
-    pub extents: u64,
-    /// They may be equal: nobody knows, so they are compared first.
-    pub suspect: bool,
 }
 
 /// The healing of one peer.
@@ -143,16 +132,6 @@ impl HealStatus {
             rate: healer.map(all_rates),
             eta_seconds: etas.try_fold(0, |all: u64, one| Some(all.max(one?))),
             peers,
-        }
-    }
-}
-
-impl From<&Behind> for BehindStatus {
-    fn from(behind: &Behind) -> Self {
-        Self {
-            bytes: behind.bytes,
-            extents: behind.extents,
-            suspect: behind.suspect,
         }
     }
 }

@@ -7,7 +7,7 @@
 //! [`survey`] puts the images of a host
 //! together, [`severity`] says which is worst. Nothing here decides anything about an image.
 
-mod answering;
+pub mod copy_status;
 pub mod heal;
 pub mod line;
 pub mod metrics;

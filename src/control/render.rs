@@ -8,9 +8,10 @@ mod tests;
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::copy_status::CopyStatus;
 use super::one_line::OneLine;
 use super::severity::away;
-use super::status::{CopyStatus, Fate, QueueStatus, Serving, State, Status, SyncFailed, Verified};
+use super::status::{Fate, QueueStatus, Serving, State, Status, SyncFailed, Verified};
 
 pub use table::table;
 

@@ -3,8 +3,9 @@
 //! A pure function over the status document. A new kind of trouble that the document can
 //! tell is a new rule in [`judge`].
 
+use super::copy_status::CopyStatus;
 use super::heal::{PeerHeal, PeerState, WaitsFor};
-use super::status::{CopyStatus, Fate, OwnershipStatus, State, Status};
+use super::status::{Fate, OwnershipStatus, State, Status};
 
 /// How bad, the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,6 +4,8 @@
 //! open to root only. Requests are bounded in length and time, so that a stuck
 //! client holds up nobody for long.
 
+mod answering;
+
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,10 +19,10 @@ use uuid::Uuid;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
 use crate::image::session::resize::{NewSize, Resized};
 
-use super::answering::{self, LINE_TIMEOUT};
 use super::line;
 use super::status::{OwnershipStatus, Status};
 use super::unix_socket::{self, Found};
+use answering::LINE_TIMEOUT;
 
 /// Where daemons put their control sockets.
 pub const RUN_DIR: &str = "/run/bypass-blk";

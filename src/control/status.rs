@@ -19,7 +19,8 @@ use crate::image::session::snapshot::Snapshot;
 use crate::image::session::state_machine::Phase;
 use crate::image::verify::VerifyRecord;
 
-use super::heal::{BehindStatus, HealStatus};
+use super::copy_status::CopyStatus;
+use super::heal::HealStatus;
 
 /// The version of the document.
 pub const VERSION: u32 = 2;
@@ -182,34 +183,6 @@ impl From<&Holder> for HolderStatus {
             since: holder.since_secs(),
         }
     }
-}
-
-/// One brick's copy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyStatus {
-    /// `host:/path` of the brick.
-    pub brick: String,
-    /// The daemon serves this copy.
-    pub local: bool,
-    /// The brick is an arbiter: it keeps marks, not data.
-    pub arbiter: bool,
-    /// The brick answered (in a session: our locks are held there).
-    pub reachable: bool,
-    /// Why it did not.
-    pub reason: Option<String>,
-    /// What this brick's counters say of each copy, in order: non-zero, that
-    /// copy misses data. Absent when never read.
-    pub marks: Option<Vec<i32>>,
-    /// How long ago they were read, in whole seconds; absent when that is not known.
-    #[serde(default)]
-    pub marks_age_seconds: Option<u64>,
-    /// Some brick says that this copy misses data.
-    pub stale: bool,
-    /// What it misses; absent for the local copy, an arbiter, and when nobody knows.
-    pub behind: Option<BehindStatus>,
-    /// The copy carries the attribute of a mandatory fence. With nobody holding
-    /// the image it was left by a killed daemon.
-    pub fenced: bool,
 }
 
 /// The last comparison of all copies.

@@ -1,6 +1,7 @@
 //! An image as its bricks tell it, for commands that open no session.
 
-use crate::control::status::{CopyStatus, Identity};
+use crate::control::copy_status::CopyStatus;
+use crate::control::status::Identity;
 use crate::gluster::{LkOwner, Timeouts};
 use crate::image::brick_client::session_port::{GlusterPort, identity};
 use crate::image::locate::{Catalog, Located};

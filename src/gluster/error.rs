@@ -1,8 +1,7 @@
 //! What can go wrong with a glusterd and with a brick.
 
-use std::fmt;
-use std::io;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use thiserror::Error;
 

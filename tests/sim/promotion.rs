@@ -91,11 +91,11 @@ fn promote(
     let answered = copies.iter().enumerate();
     let answered = answered.filter_map(|(brick, copy)| Some((brick, copy.as_ref()?)));
     let all: Vec<_> = answered
-        .map(|(brick, copy)| (brick, promote::changes(&shape, &plan, stamp, brick, copy)))
+        .map(|(brick, copy)| (brick, promotion::changes(&shape, &plan, stamp, brick, copy)))
         .collect();
-    promote::carry_out(Step::Accuse, &all, ports).ok()?;
+    promotion::carry_out(Step::Accuse, &all, ports).ok()?;
     record(sim, host, &plan);
-    promote::carry_out(Step::Acquit, &all, ports).ok()
+    promotion::carry_out(Step::Acquit, &all, ports).ok()
 }
 
 /// From now on what only the lost copy has is given up.

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::Thread;
 use std::time::Duration;
 
-use bypass_blk::image::heal::Clock;
 use bypass_blk::image::scheduler::Scheduler;
+use bypass_blk::image::scheduler::clock::Clock;
 
 use super::rng::Rng;
 

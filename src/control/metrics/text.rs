@@ -13,8 +13,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::control::copy_status::CopyStatus;
 use crate::control::heal::PeerHeal;
-use crate::control::status::{CopyStatus, QueueStatus, Serving, State, Status};
+use crate::control::status::{QueueStatus, Serving, State, Status};
 use crate::image::heal::Figures;
 
 /// The images in OpenMetrics' text format 1.0, with its `# EOF`.

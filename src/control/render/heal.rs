@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{bytes, seconds};
-use crate::control::heal::{BehindStatus, HealStatus, HealerStatus, PeerHeal, PeerState, WaitsFor};
-use crate::control::status::CopyStatus;
+use crate::control::copy_status::{BehindStatus, CopyStatus};
+use crate::control::heal::{HealStatus, HealerStatus, PeerHeal, PeerState, WaitsFor};
 use crate::image::heal::Figures;
+
+use super::{bytes, seconds};
 
 /// Characters of a progress bar.
 const BAR: u64 = 30;

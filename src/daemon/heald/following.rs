@@ -13,8 +13,7 @@ use crate::control::remote::RemoteSession;
 use crate::control::socket;
 use crate::image::brick_client::heal_copies;
 use crate::image::chain::chain;
-use crate::image::dirty_map::MapError;
-use crate::image::dirty_map::mapping::Role;
+use crate::image::dirty_map::{MapError, Role};
 use crate::image::heal::{
     FollowError, FollowOptions, Follower, HealReport, LinkError, SessionLink, Stopper,
 };

@@ -23,21 +23,23 @@ mod batches;
 mod holding;
 mod waiting;
 
+use crate::device::request::outcome::Step;
 use std::sync::Arc;
+
+use crate::device::gate::Gate;
+use crate::device::guest::memory::View;
+use crate::device::io::bounce::BouncePool;
+use crate::device::io::engine::{Completion, Engine, Event, Reaped};
+use crate::device::request::decode::Status;
+use crate::device::request::slot::{Access, Loaded, Slot};
+use crate::device::shared_memory::log_switch::LogView;
+use crate::device::stats::Stopwatch;
 
 use super::control::{CLOSED, Control};
 use super::intake::Intake;
 use super::ring::{Ring, RingError};
 use super::shared::{Connection, Shared};
 use super::vring::Vring;
-use crate::device::gate::Gate;
-use crate::device::guest::memory::View;
-use crate::device::io::bounce::BouncePool;
-use crate::device::io::engine::{Completion, Engine, Event, Reaped};
-use crate::device::request::decode::Status;
-use crate::device::request::slot::{self, Access, Loaded, Slot};
-use crate::device::shared_memory::log_switch::LogView;
-use crate::device::stats::Stopwatch;
 use batches::Batches;
 use holding::Holding;
 use waiting::Waiting;
@@ -313,23 +315,23 @@ impl<G: Gate> Queue<G> {
         &mut self,
         ring: &mut Ring<'_>,
         token: usize,
-        next: slot::Next,
+        next: Step,
         admitted: bool,
     ) -> Result<(), RingError> {
         let status = match next {
-            slot::Next::Submit(operation) => match self.engine.push(token, operation) {
+            Step::Submit(operation) => match self.engine.push(token, operation) {
                 Ok(()) => return Ok(()),
                 Err(_) => {
                     log::error!("queue {}: the I/O engine has no room", self.index);
                     Status::IoError
                 }
             },
-            slot::Next::Done(status) => status,
-            slot::Next::Full(errno) => {
+            Step::Done(status) => status,
+            Step::Full(errno) => {
                 self.hold(token, errno);
                 return Ok(());
             }
-            slot::Next::Unsynced(errno) => {
+            Step::Unsynced(errno) => {
                 self.shared.gate.sync_failed(errno);
                 Status::IoError
             }

@@ -2,6 +2,7 @@
 //! ([`slot`], a state machine driven by the queue). It touches neither ring nor file.
 
 pub mod decode;
+pub mod outcome;
 pub mod ranges;
 pub mod slot;
 pub mod transfer;

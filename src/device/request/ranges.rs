@@ -1,9 +1,10 @@
 //! A discard or write-zeroes: one operation per range after the other, with
 //! fallbacks for file systems that lack one.
 
-use super::decode::{Extent, RangeKind, Status};
-use super::slot::{Next, Outcome, io_error};
 use crate::device::io::engine::{Buffer, MAX_ZEROES, Operation, Vectors};
+
+use super::decode::{Extent, RangeKind, Status};
+use super::outcome::{Outcome, Step, io_error};
 
 /// How a range becomes zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +52,15 @@ impl Ranges {
     }
 
     /// The next operation on the ranges, which are `extents`.
-    pub fn next(&mut self, extents: &[Extent], vectors: &mut Vectors) -> Next {
+    pub fn next(&mut self, extents: &[Extent], vectors: &mut Vectors) -> Step {
         let Some(&Extent { offset, len }) = extents.get(self.complete) else {
             if self.sync == Sync::No {
-                return Next::Done(Status::Ok);
+                return Step::Done(Status::Ok);
             }
             self.sync = Sync::Running;
-            return Next::Submit(Operation::Sync);
+            return Step::Submit(Operation::Sync);
         };
-        Next::Submit(match self.method {
+        Step::Submit(match self.method {
             Method::Punch => Operation::PunchHole { offset, len },
             Method::ZeroRange => Operation::ZeroRange { offset, len },
             Method::Write => Operation::Write {
@@ -150,9 +151,9 @@ mod tests {
         let mut vectors = Vectors::default();
         loop {
             let operation = match ranges.next(&EXTENTS, &mut vectors) {
-                Next::Done(status) => return (asked, status),
-                Next::Submit(operation) => operation,
-                Next::Full(_) | Next::Unsynced(_) => unreachable!("no range decides that"),
+                Step::Done(status) => return (asked, status),
+                Step::Submit(operation) => operation,
+                Step::Full(_) | Step::Unsynced(_) => unreachable!("no range decides that"),
             };
             let (name, offset, method, bytes) = match operation {
                 Operation::PunchHole { offset, .. } => ("punch", offset, Some(Method::Punch), 0),

@@ -7,18 +7,11 @@
 //! submits nothing and asks no gate; that is the queue's part. Slots are reused,
 //! and so is what they have allocated.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
 use vm_memory::{Address, GuestAddress};
 
-use super::decode::{
-    Extent, Geometry, HEADER_LEN, MAX_RANGES, RANGE_LEN, Request, Status, parse, parse_discard,
-    parse_write_zeroes,
-};
-use super::ranges::Ranges;
-use super::transfer::{Guest, Transfer};
 use crate::device::guest::access;
 use crate::device::guest::chain::{Chain, ChainError, copy_from_guest, copy_to_guest, total_len};
 use crate::device::guest::memory::Memory;
@@ -27,31 +20,16 @@ use crate::device::io::disk::Disk;
 use crate::device::io::engine::{Buffer, Operation, Vectors};
 use crate::device::shared_memory::dirty_log::DirtyLog;
 
+use super::decode::{
+    Extent, Geometry, HEADER_LEN, MAX_RANGES, RANGE_LEN, Request, Status, parse, parse_discard,
+    parse_write_zeroes,
+};
+use super::outcome::{Outcome, Step, io_error};
+use super::ranges::Ranges;
+use super::transfer::{Guest, Transfer};
+
 /// How often an operation is tried again that the kernel did not begin.
 const MAX_ATTEMPTS: u8 = 16;
-
-/// What to do about a request.
-pub enum Next {
-    /// This operation; its result goes to [`Slot::completed`].
-    Submit(Operation),
-    /// Answer it.
-    Done(Status),
-    /// There is no room on the disk for the next operation, for this error number; it is
-    /// [`Slot::next`] again.
-    Full(i32),
-    /// Answer it with an error: what was to be durable may not be, for this error number.
-    Unsynced(i32),
-}
-
-/// How an operation ended.
-pub enum Outcome {
-    /// It transferred so many bytes.
-    Bytes(usize),
-    /// It was not begun, and is to be tried again.
-    Retry,
-    /// With this error number.
-    Failed(i32),
-}
 
 /// What [`Slot::load`] made of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,10 +258,10 @@ impl Slot {
     }
 
     /// The next operation of a loaded request.
-    pub fn next(&mut self, disk: &Disk, pool: &mut BouncePool) -> Next {
+    pub fn next(&mut self, disk: &Disk, pool: &mut BouncePool) -> Step {
         match (&mut self.work, &self.memory) {
-            (Work::Idle, _) | (Work::Transfer(_), None) => Next::Done(Status::IoError),
-            (Work::Flush, _) => Next::Submit(Operation::Sync),
+            (Work::Idle, _) | (Work::Transfer(_), None) => Step::Done(Status::IoError),
+            (Work::Flush, _) => Step::Submit(Operation::Sync),
             (Work::Ranges(ranges), _) => ranges.next(&self.changes, &mut self.vectors),
             (Work::Transfer(transfer), Some(memory)) => {
                 let mut guest = Guest {
@@ -304,7 +282,7 @@ impl Slot {
         buffer: Option<Buffer>,
         disk: &Disk,
         pool: &mut BouncePool,
-    ) -> Next {
+    ) -> Step {
         let full = self.wants_room(&result);
         let outcome = match full {
             Some(_) => Outcome::Retry,
@@ -338,11 +316,11 @@ impl Slot {
             (Work::Idle | Work::Transfer(_), ..) => Some(Status::IoError),
         };
         if let Some(errno) = full {
-            return Next::Full(errno);
+            return Step::Full(errno);
         }
         match (answer, unsynced) {
-            (Some(_), Some(errno)) => Next::Unsynced(errno),
-            (Some(status), None) => Next::Done(status),
+            (Some(_), Some(errno)) => Step::Unsynced(errno),
+            (Some(status), None) => Step::Done(status),
             (None, _) => self.next(disk, pool),
         }
     }
@@ -416,11 +394,4 @@ impl Slot {
             Err(_) => 0,
         }
     }
-}
-
-/// Logs why an operation failed, for the operator: the guest only learns that it did.
-pub fn io_error(what: &str, errno: i32) -> Status {
-    let error = io::Error::from_raw_os_error(errno);
-    log::warn!("{what} failed on the disk's file: {error}");
-    Status::IoError
 }

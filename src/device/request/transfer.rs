@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 
-use super::decode::{Extent, Status};
-use super::slot::{Next, Outcome, io_error};
 use crate::device::guest::chain::{Chain, Segment, copy_from_guest, copy_to_guest};
 use crate::device::guest::memory::Memory;
 use crate::device::io::bounce::{BOUNCE_LEN, BouncePool};
 use crate::device::io::disk::Alignment;
 use crate::device::io::engine::{Buffer, Operation, Unsuitable, Vectors};
+
+use super::decode::{Extent, Status};
+use super::outcome::{Outcome, Step, io_error};
 
 /// What a transfer needs of the request it belongs to, and of its queue.
 pub struct Guest<'a> {
@@ -61,9 +62,9 @@ impl Transfer {
     }
 
     /// The next operation; a write is `durable` when it completes, if asked.
-    pub fn next(&mut self, guest: &mut Guest<'_>, alignment: Alignment, durable: bool) -> Next {
+    pub fn next(&mut self, guest: &mut Guest<'_>, alignment: Alignment, durable: bool) -> Step {
         if self.done >= self.extent.len {
-            return Next::Done(Status::Ok);
+            return Step::Done(Status::Ok);
         }
         if matches!(self.route, Route::Unknown) {
             match self.direct(guest, alignment) {
@@ -71,7 +72,7 @@ impl Transfer {
                 Err(Unsuitable::Misaligned) => self.route = Route::Bounced,
                 Err(unsuitable) => {
                     log::debug!("refused request: its data is {unsuitable:?}");
-                    return Next::Done(Status::IoError);
+                    return Step::Done(Status::IoError);
                 }
             }
         }
@@ -80,10 +81,10 @@ impl Transfer {
             _ => self.bounce(guest),
         };
         let Some(buffer) = buffer else {
-            return Next::Done(Status::IoError);
+            return Step::Done(Status::IoError);
         };
         let offset = self.extent.offset + self.done;
-        Next::Submit(if self.write {
+        Step::Submit(if self.write {
             Operation::Write {
                 offset,
                 buffer,

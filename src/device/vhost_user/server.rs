@@ -14,13 +14,6 @@ use vhost_user_backend::VhostUserDaemon;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::backend::Backend;
-use super::config_space;
-use super::intercept::{Intercept, Offer};
-use super::message_deadline::Patience;
-use super::pause::{self, FrontEnd};
-use super::relay::{RelayEnd, Wishes, forget, handler_channel, relay};
-use super::transcript::Said;
 use crate::device::cache_mode::CacheMode;
 use crate::device::config::{Config, Idle};
 use crate::device::error::DeviceError;
@@ -35,6 +28,14 @@ use crate::device::shared_memory::log_switch::Logging;
 use crate::device::size_change::Announcer;
 use crate::device::space::Space;
 use crate::device::stats::Stats;
+
+use super::backend::Backend;
+use super::config_space;
+use super::intercept::{Intercept, Offer};
+use super::message_deadline::Patience;
+use super::pause::{self, FrontEnd};
+use super::relay::{RelayEnd, Wishes, forget, handler_channel, relay};
+use super::transcript::Said;
 
 /// Why [`Server::serve`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +200,7 @@ impl<G: Gate> Server<G> {
             .map(|wake| Arc::new(Control::new(Arc::clone(wake))))
             .collect();
         let connection = Connection {
-            inflight: Arc::new(Inflight::new(&self.shared.config)),
+            inflight: Arc::new(Inflight::new(self.shared.config.num_queues)),
             logging: Arc::new(Logging::new(controls.clone())),
             idle: self.idle,
         };

@@ -12,8 +12,9 @@ use rustix::net::SendFlags;
 
 use super::pulse::{Beat, Pulse, Watch};
 use super::socket::write_all;
-use super::{Answer, CallError, Deadline, Disconnect, HoldError, Undo, Weight};
-use super::{MAX_CALLS, MAX_COUNTED_CALLS};
+use super::{
+    Answer, CallError, Deadline, Disconnect, HoldError, MAX_CALLS, MAX_COUNTED_CALLS, Undo, Weight,
+};
 use crate::gluster::rpc::{self, Call, Credentials};
 
 mod reader;

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::extent::MAX_PEERS;
-use super::geometry::ExtentSize;
-use super::header::Distrust;
-use super::mapping::Role;
+use super::terms::{Distrust, MAX_EXTENT_SIZE, MIN_EXTENT_SIZE, Role};
 
 /// Why an operation on a map's file was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +23,8 @@ pub enum MapError {
     /// Not a power of two in range.
     #[error(
         "an extent size of {bytes} bytes: give a power of two from {} to {}",
-        ExtentSize::MIN,
-        ExtentSize::MAX
+        MIN_EXTENT_SIZE,
+        MAX_EXTENT_SIZE
     )]
     ExtentSize {
         /// What was given.

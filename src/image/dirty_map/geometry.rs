@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::error::MapError;
 use super::extent::{LANES, MAX_PEERS, Peers};
+use super::terms::{MAX_EXTENT_SIZE, MIN_EXTENT_SIZE};
 
 /// The most bytes of a map whose extents nobody chose the size of.
 const DEFAULT_MAP: u64 = 128 << 20;
@@ -18,9 +19,9 @@ pub struct ExtentSize(u32);
 
 impl ExtentSize {
     /// The smallest, in bytes.
-    pub const MIN: u32 = 4 << 10;
+    pub const MIN: u32 = MIN_EXTENT_SIZE;
     /// The largest, in bytes.
-    pub const MAX: u32 = 1 << 20;
+    pub const MAX: u32 = MAX_EXTENT_SIZE;
 
     /// # Errors
     ///

@@ -17,8 +17,9 @@ use super::error::MapError;
 use super::extent::{LANES, Peers, spread};
 use super::geometry::{ExtentSize, Geometry};
 use super::map::DirtyMap;
-use super::mapping::{Role, RoleLock};
+use super::mapping::RoleLock;
 use super::open::{DRAFT, allocate, options, wait_for, write_header};
+use super::terms::Role;
 
 /// Bits of an extent in a word.
 const LANE_BITS: u64 = u64::BITS as u64 / LANES as u64;

@@ -4,6 +4,7 @@
 //! bytes are untrusted: reading them ends in a [`Header`] or in the reason why
 //! they are not one. No I/O here.
 
+use super::terms::{Distrust, VERSION};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 use zerocopy::little_endian::{I32, U32, U64};
@@ -14,8 +15,6 @@ use super::geometry::{ExtentSize, Geometry};
 
 /// What the file begins with.
 const MAGIC: [u8; 8] = *b"bypassDM";
-/// The layout of header and words. A map of another version is not trusted.
-const VERSION: u32 = 2;
 
 /// Length of the header in bytes.
 pub const LEN: usize = size_of::<Raw>();
@@ -34,59 +33,6 @@ pub struct Identity {
     /// The other bricks that hold data, in the order of the volfile: the position
     /// is the index of a [`super::Peer`].
     pub peers: Vec<String>,
-}
-
-/// Why a map is not believed, so that everything counts as dirty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Distrust {
-    /// Not as long as a map of its kind.
-    #[error("its file is cut short")]
-    Truncated,
-    /// Something else.
-    #[error("its file is not a dirty map")]
-    Magic,
-    /// Of another version of the program.
-    #[error("it has version {found}, this program reads {VERSION}")]
-    Version {
-        /// The file's.
-        found: u32,
-    },
-    /// Damaged.
-    #[error("the checksum of its header is wrong")]
-    Checksum,
-    /// Well-formed, but no image can be like that.
-    #[error("its header makes no sense")]
-    Impossible,
-    /// Of another file.
-    #[error("it belongs to the gfid {found}")]
-    Gfid {
-        /// The map's.
-        found: Uuid,
-    },
-    /// The image was resized.
-    #[error("it was made for an image of {found} bytes")]
-    Size {
-        /// The map's, in bytes.
-        found: u64,
-    },
-    /// Another extent size was configured.
-    #[error("it has extents of {found} bytes")]
-    ExtentSize {
-        /// The map's, in bytes.
-        found: u64,
-    },
-    /// Of another copy.
-    #[error("it was made on another brick")]
-    Local,
-    /// The replica set changed.
-    #[error("it was made for other peers")]
-    Peers,
-    /// The host went down while the map was in use.
-    #[error("the host was restarted and the map had not been closed")]
-    HostRestarted,
-    /// What the peers have may be newer than what the local copy lost.
-    #[error("a sync of the local copy or of the map failed while it was in use")]
-    SyncFailed,
 }
 
 /// What the map's session knows about the marks on the bricks, kept so that the next

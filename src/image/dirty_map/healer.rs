@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::error::MapError;
 use super::extent::{Copied, Peer, Peers};
 use super::map::DirtyMap;
-use super::mapping::{Role, RoleLock};
+use super::mapping::RoleLock;
 use super::open::is_at;
+use super::terms::Role;
 
 /// The right to copy, until it is dropped or the process is gone.
 pub struct Healer {

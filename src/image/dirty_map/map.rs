@@ -11,10 +11,11 @@ use std::sync::Mutex;
 use super::error::MapError;
 use super::extent::{Extent, LANES, Peer, Peers, State, mark_word_dirty};
 use super::geometry::Geometry;
-use super::header::{Distrust, Header, Identity, Record};
+use super::header::{Header, Identity, Record};
 use super::mapping::{Mapping, RoleLock};
 use super::scan::Scan;
 use super::sync::{AtomicBool, AtomicU64, Ordering};
+use super::terms::Distrust;
 
 /// A map, opened by the session or attached to. See the module [`super`].
 pub struct DirtyMap {

@@ -4,9 +4,10 @@
 //! The header is read and written through the file, never through the mapping, so
 //! the mapping holds nothing but atomics.
 
+use super::terms::Role;
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
-use std::{fmt, io};
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -56,24 +57,6 @@ impl Mapping {
     /// The system's.
     pub fn flush(&self) -> io::Result<()> {
         self.raw.flush()
-    }
-}
-
-/// What a process does with a map that nobody else may do at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Writes to the image.
-    Session,
-    /// Copies to the peers.
-    Healer,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Session => "a session",
-            Self::Healer => "a healer",
-        })
     }
 }
 

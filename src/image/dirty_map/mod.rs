@@ -29,6 +29,7 @@ pub mod map;
 pub mod mapping;
 pub mod open;
 pub mod scan;
+mod terms;
 
 /// The atomics that [`extent`] is made of. The loom model compiles the same
 /// source with loom's in their place.
@@ -43,7 +44,8 @@ pub use error::MapError;
 pub use extent::{Copied, Peer, Peers};
 pub use geometry::{ExtentSize, Geometry};
 pub use grow::Draft;
-pub use header::{Distrust, Identity, Record};
+pub use header::{Identity, Record};
 pub use healer::Healer;
 pub use map::{Begun, DirtyMap, Ended};
 pub use open::Trust;
+pub use terms::{Distrust, Role};

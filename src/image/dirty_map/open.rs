@@ -22,9 +22,10 @@ use crate::image::durable::{self, Put};
 use super::error::MapError;
 use super::extent::spread;
 use super::geometry::{Geometry, WORDS_AT};
-use super::header::{self, Distrust, Header, Identity, Record};
+use super::header::{self, Header, Identity, Record};
 use super::map::DirtyMap;
-use super::mapping::{Role, RoleLock};
+use super::mapping::RoleLock;
+use super::terms::{Distrust, Role};
 
 /// How long an open waits for a role: longer than a healer holds the session's
 /// while it settles what a dead one left ([`DirtyMap::settle_abandoned`]).

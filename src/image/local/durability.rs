@@ -13,11 +13,10 @@
 //! Not closed: a flush that succeeds in the kernel just after another queue's one has
 //! failed there, and whose thread is the faster one, is still answered as done.
 
-use std::fmt;
-use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
+use std::{fmt, io};
 
 /// The first sync that failed.
 #[derive(Clone, Debug)]

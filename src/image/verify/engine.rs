@@ -5,6 +5,8 @@
 //! had we queue, with no other lock in hand. What was busy is looked at again in later
 //! rounds.
 
+mod compare;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -16,12 +18,12 @@ use crate::image::heal::PeerError;
 use crate::image::replica::brick_set::BrickSet;
 
 use super::brick::VerifyBrick;
-use super::compare::{Asked, Piece};
 use super::error::VerifyError;
 use super::options::{Options, Repair};
 use super::report::{CopyState, Report};
 use super::situation::{Debt, Situation};
 use super::tally::{Outcome, Tally};
+use compare::{Asked, Piece};
 
 /// The most pieces that are kept for another round; what is busy or behind beyond them is
 /// not looked at again.

@@ -31,7 +31,6 @@
 
 mod begin;
 pub mod brick;
-mod compare;
 pub mod engine;
 pub mod error;
 mod holes;

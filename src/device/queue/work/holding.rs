@@ -14,12 +14,14 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::Queue;
-use super::admission::ask;
 use crate::device::gate::{Admission, Gate};
 use crate::device::queue::ring::{Ring, RingError};
 use crate::device::request::decode::{Extent, Status};
-use crate::device::request::slot::{Access, io_error};
+use crate::device::request::outcome::io_error;
+use crate::device::request::slot::Access;
+
+use super::Queue;
+use super::admission::ask;
 
 /// The first pause before a request is tried again.
 const SHORTEST: Duration = Duration::from_millis(100);

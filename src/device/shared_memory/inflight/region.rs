@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::{AtomicAccess, Bytes, VolatileMemory};
 
-use super::{Cells, part_len};
-use crate::device::config::Config;
 use crate::device::limits::MAX_QUEUE_SIZE;
 use crate::device::shared_memory::mapping::{MapError, Mapping, check_sealed, map};
+
+use super::{Cells, part_len};
 
 /// Each queue's part begins at a multiple of this many bytes; so do libvhost-user's.
 const ALIGNMENT: usize = 64;
@@ -87,10 +87,10 @@ struct Region {
 }
 
 impl Inflight {
-    /// None yet, for a device of this shape.
-    pub fn new(config: &Config) -> Self {
+    /// None yet, for a device of so many queues at most.
+    pub fn new(max_queues: u16) -> Self {
         Self {
-            max_queues: config.num_queues,
+            max_queues,
             region: Mutex::new(None),
         }
     }
@@ -233,10 +233,7 @@ mod tests {
     use super::*;
 
     fn inflight() -> Inflight {
-        Inflight::new(&Config {
-            num_queues: 4,
-            queue_size: 128,
-        })
+        Inflight::new(4)
     }
 
     fn of(queues: u16, entries: u16) -> Description {

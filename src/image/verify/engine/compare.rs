@@ -11,10 +11,10 @@ use crate::gluster::StrongChecksum;
 use crate::image::chain::chain;
 use crate::image::heal::{Answer, PeerError};
 use crate::image::replica::brick_set::BrickSet;
+use crate::image::verify::situation::{Debt, Situation};
+use crate::image::verify::tally::Outcome;
 
-use super::engine::Engine;
-use super::situation::{Debt, Situation};
-use super::tally::Outcome;
+use super::Engine;
 
 /// How often an extent is read again before it is called a difference.
 const REREADS: u32 = 3;
@@ -152,7 +152,12 @@ impl Engine<'_> {
     }
 
     /// Settles an extent of a copy, unless it is put off.
-    pub(super) fn settle_if_clean(&mut self, child: usize, extent: u64, outcome: Outcome) {
+    pub(in crate::image::verify) fn settle_if_clean(
+        &mut self,
+        child: usize,
+        extent: u64,
+        outcome: Outcome,
+    ) {
         if self.is_clean(child, extent) {
             self.settle(child, extent, outcome);
         }

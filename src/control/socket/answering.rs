@@ -6,9 +6,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::line;
-use super::socket::{Answer, Request};
-use super::unix_socket::{ACCEPT_PAUSE, Acceptor};
+use crate::control::line;
+use crate::control::unix_socket::{ACCEPT_PAUSE, Acceptor};
+
+use super::{Answer, Request};
 
 /// The longest time that a client may take to send its request, and again to read the
 /// answer.
