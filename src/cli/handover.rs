@@ -21,7 +21,7 @@ use crate::image::brick_client::heal_copies;
 use crate::image::chain::chain;
 use crate::image::heal::{FollowOptions, Follower};
 
-use super::handover_verdict::{FIXED, Verdict, Watch};
+use super::handover_verdict::{FIXED, HandoverProgress, HandoverVerdict};
 use super::{LogArgs, RunDirArgs};
 
 /// How often it looks how far it is.
@@ -115,7 +115,7 @@ impl HandoverArgs {
 pub(super) fn run(args: HandoverArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
     if args.cancel {
-        let image = Image::find(&args)?;
+        let image = HandoverImage::find(&args)?;
         image.keep()?;
         println!("{}: stays here", image.name);
         return Ok(());
@@ -133,7 +133,7 @@ pub(super) fn run(args: HandoverArgs) -> Result<(), Failure> {
 /// An image that is ready to be given away, or has been. Where no healer of this host
 /// does it, what the copies miss is sent as long as this is there.
 pub(super) struct Prepared {
-    image: Image,
+    image: HandoverImage,
     follower: Option<Follower>,
     /// It goes when the rings stop; else it is given away already.
     armed: bool,
@@ -146,7 +146,7 @@ impl Prepared {
     /// # Errors
     /// Why not; the image stays here.
     pub fn new(args: &HandoverArgs, stop: &Stop) -> Result<Self, Failure> {
-        let image = Image::find(args)?;
+        let image = HandoverImage::find(args)?;
         let follower = image.follower(args)?;
         let armed = image.hand_over(args, stop);
         let mut prepared = Self {
@@ -183,12 +183,12 @@ impl Prepared {
 }
 
 /// The image, and the daemon that serves it.
-struct Image {
+struct HandoverImage {
     name: String,
     socket: PathBuf,
 }
 
-impl Image {
+impl HandoverImage {
     fn find(args: &HandoverArgs) -> Result<Self, Failure> {
         let Target { volume, image } = &args.target;
         let name = format!("{volume}{}", image.0);
@@ -259,7 +259,7 @@ impl Image {
             Some(to) => Some(self.copy(&first, to)?),
             None => None,
         };
-        let mut watch = Watch::new(args.max_downtime.into(), to);
+        let mut watch = HandoverProgress::new(args.max_downtime.into(), to);
         let mut told = Instant::now();
         let mut forced = None;
         loop {
@@ -274,7 +274,7 @@ impl Image {
                 _ => {}
             }
             match watch.look(&status, begin.elapsed()) {
-                Verdict::Ready(downtime) => {
+                HandoverVerdict::Ready(downtime) => {
                     if args.no_guest && answered(&status) != answered(&first) {
                         return Err(self.failed(
                             "a guest of this host uses the image, and --no-guest says that there is none",
@@ -293,7 +293,7 @@ impl Image {
                     self.tell_ready(downtime, &status);
                     return Ok(true);
                 }
-                Verdict::TooLong(downtime) => {
+                HandoverVerdict::TooLong(downtime) => {
                     return Err(self.failed(&format!(
                         "the guest writes as fast as is copied: it would stand still for {} ms, and {} are allowed. \
                          Give a longer --max-downtime, or more bandwidth",
@@ -301,8 +301,8 @@ impl Image {
                         args.max_downtime
                     )));
                 }
-                Verdict::Hopeless(why) => return Err(self.failed(&why)),
-                Verdict::GoOn => {}
+                HandoverVerdict::Hopeless(why) => return Err(self.failed(&why)),
+                HandoverVerdict::GoOn => {}
             }
             if stop.is_requested() {
                 return Err(self.failed("interrupted"));

@@ -16,7 +16,7 @@ const BETTER: u32 = 20;
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum HandoverVerdict {
     /// Look again soon.
     GoOn,
     /// It would take about so long.
@@ -28,7 +28,7 @@ pub enum Verdict {
 }
 
 /// Watches one image.
-pub struct Watch {
+pub struct HandoverProgress {
     allowed: Duration,
     /// The child that must be there.
     to: Option<usize>,
@@ -36,7 +36,7 @@ pub struct Watch {
     best: Option<(Duration, Duration)>,
 }
 
-impl Watch {
+impl HandoverProgress {
     /// With this downtime allowed, and the copy of child `to` needed.
     pub fn new(allowed: Duration, to: Option<usize>) -> Self {
         Self {
@@ -47,28 +47,28 @@ impl Watch {
     }
 
     /// Takes the status in, `now` being the time since the beginning.
-    pub fn look(&mut self, status: &Status, now: Duration) -> Verdict {
+    pub fn look(&mut self, status: &Status, now: Duration) -> HandoverVerdict {
         let away = self.away(status);
         let Some(estimate) = estimate(status).filter(|_| away.is_none()) else {
             let begin = self.best.get_or_insert((Duration::MAX, now)).1;
             return match now.saturating_sub(begin) > STEADY {
-                true => Verdict::Hopeless(away.unwrap_or_else(|| why_not(status))),
-                false => Verdict::GoOn,
+                true => HandoverVerdict::Hopeless(away.unwrap_or_else(|| why_not(status))),
+                false => HandoverVerdict::GoOn,
             };
         };
         if estimate <= self.allowed {
-            return Verdict::Ready(estimate);
+            return HandoverVerdict::Ready(estimate);
         }
         match self.best {
             Some((best, at)) if estimate >= best - best / BETTER => {
                 match now.saturating_sub(at) > STEADY {
-                    true => Verdict::TooLong(best),
-                    false => Verdict::GoOn,
+                    true => HandoverVerdict::TooLong(best),
+                    false => HandoverVerdict::GoOn,
                 }
             }
             _ => {
                 self.best = Some((estimate, now));
-                Verdict::GoOn
+                HandoverVerdict::GoOn
             }
         }
     }
@@ -149,14 +149,18 @@ mod tests {
 
     #[test]
     fn it_is_ready_when_the_rest_fits_and_given_up_when_it_gets_no_better() {
-        let mut watch = Watch::new(SECOND, None);
+        let mut watch = HandoverProgress::new(SECOND, None);
         let mut look =
             |bytes, seconds| watch.look(&status(bytes, Some(100)), Duration::from_secs(seconds));
-        assert_eq!(look(900, 0), Verdict::GoOn);
-        assert_eq!(look(500, 15), Verdict::GoOn, "it gets better, if slowly");
-        assert_eq!(look(510, 24), Verdict::GoOn);
-        assert_eq!(look(510, 26), Verdict::TooLong(FIXED + 5 * SECOND));
-        assert_eq!(look(50, 27), Verdict::Ready(FIXED + SECOND / 2));
+        assert_eq!(look(900, 0), HandoverVerdict::GoOn);
+        assert_eq!(
+            look(500, 15),
+            HandoverVerdict::GoOn,
+            "it gets better, if slowly"
+        );
+        assert_eq!(look(510, 24), HandoverVerdict::GoOn);
+        assert_eq!(look(510, 26), HandoverVerdict::TooLong(FIXED + 5 * SECOND));
+        assert_eq!(look(50, 27), HandoverVerdict::Ready(FIXED + SECOND / 2));
     }
 
     #[test]
@@ -164,35 +168,38 @@ mod tests {
         let mut away = status(0, None);
         let copy = away.heal.as_ref().unwrap().peers[0].copy;
         away.copies[copy].reachable = false;
-        let mut indifferent = Watch::new(SECOND, None);
-        assert_eq!(indifferent.look(&away, SECOND), Verdict::Ready(FIXED));
-        let mut watch = Watch::new(SECOND, Some(copy));
-        assert_eq!(watch.look(&away, SECOND), Verdict::GoOn);
+        let mut indifferent = HandoverProgress::new(SECOND, None);
+        assert_eq!(
+            indifferent.look(&away, SECOND),
+            HandoverVerdict::Ready(FIXED)
+        );
+        let mut watch = HandoverProgress::new(SECOND, Some(copy));
+        assert_eq!(watch.look(&away, SECOND), HandoverVerdict::GoOn);
         assert_eq!(
             watch.look(&status(0, None), 2 * SECOND),
-            Verdict::Ready(FIXED)
+            HandoverVerdict::Ready(FIXED)
         );
         let late = watch.look(&away, 13 * SECOND);
-        assert!(matches!(late, Verdict::Hopeless(why) if why.contains("is away")));
+        assert!(matches!(late, HandoverVerdict::Hopeless(why) if why.contains("is away")));
     }
 
     #[test]
     fn an_estimate_that_only_wavers_gets_no_better() {
-        let mut watch = Watch::new(SECOND, None);
+        let mut watch = HandoverProgress::new(SECOND, None);
         let mut look =
             |bytes, seconds| watch.look(&status(bytes, Some(100)), Duration::from_secs(seconds));
-        assert_eq!(look(1000, 0), Verdict::GoOn);
-        assert_eq!(look(999, 5), Verdict::GoOn);
+        assert_eq!(look(1000, 0), HandoverVerdict::GoOn);
+        assert_eq!(look(999, 5), HandoverVerdict::GoOn);
         let late = look(998, 11);
-        assert!(matches!(late, Verdict::TooLong(_)), "{late:?}");
+        assert!(matches!(late, HandoverVerdict::TooLong(_)), "{late:?}");
     }
 
     #[test]
     fn a_peer_that_gets_nothing_is_told_after_a_while() {
-        let mut watch = Watch::new(SECOND, None);
+        let mut watch = HandoverProgress::new(SECOND, None);
         let stuck = status(900, None);
-        assert_eq!(watch.look(&stuck, SECOND), Verdict::GoOn);
+        assert_eq!(watch.look(&stuck, SECOND), HandoverVerdict::GoOn);
         let late = watch.look(&stuck, 12 * SECOND);
-        assert!(matches!(late, Verdict::Hopeless(_)), "{late:?}");
+        assert!(matches!(late, HandoverVerdict::Hopeless(_)), "{late:?}");
     }
 }

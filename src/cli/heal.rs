@@ -24,7 +24,7 @@ use crate::image::chain::chain;
 use crate::image::heal::{Figures, FollowOptions, Follower, SessionLink};
 use crate::image::state_dir::StateDir;
 
-use super::heal_verdict::{Verdict, Watch, moved};
+use super::heal_verdict::{HealProgress, HealVerdict, moved};
 use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 
 /// How often it looks how far it is.
@@ -89,7 +89,7 @@ pub(super) fn run(args: HealArgs) -> Result<(), Failure> {
 }
 
 /// The image's session.
-enum Image {
+enum HealedImage {
     /// Somebody's on this host, by its control socket.
     Served(PathBuf),
     /// Our own.
@@ -101,9 +101,9 @@ enum Image {
     },
 }
 
-fn open(args: &HealArgs, stop: &Stop) -> Result<Image, Failure> {
+fn open(args: &HealArgs, stop: &Stop) -> Result<HealedImage, Failure> {
     if let Some(socket) = served(args)? {
-        return Ok(Image::Served(socket));
+        return Ok(HealedImage::Served(socket));
     }
     let state = StateDir::new(&args.state_dir.state_dir);
     let wanted = Wanted {
@@ -117,7 +117,7 @@ fn open(args: &HealArgs, stop: &Stop) -> Result<Image, Failure> {
     let session = MaintenanceSession::open(&wanted, stop.flag())?;
     let give_way = Arc::new(AtomicBool::new(false));
     let control = session.listen(&args.run_dir.run_dir, give_way.clone())?;
-    Ok(Image::Own {
+    Ok(HealedImage::Own {
         session: Box::new(session),
         control,
         give_way,
@@ -133,7 +133,7 @@ fn served(args: &HealArgs) -> Result<Option<PathBuf>, Failure> {
     })?)
 }
 
-impl Image {
+impl HealedImage {
     fn status(&self) -> Result<Status, Failure> {
         match self {
             Self::Served(socket) => Ok(socket::status(socket)?),
@@ -201,7 +201,7 @@ fn has_healer(status: &Status) -> bool {
 /// Shows how far it is until it is over.
 fn watch(
     args: &HealArgs,
-    image: &Image,
+    image: &HealedImage,
     follower: &mut Option<Follower>,
     stop: &Stop,
 ) -> Result<(), Failure> {
@@ -210,7 +210,7 @@ fn watch(
     let first = image.status()?;
     let before = moved(&first);
     let display = Display::new();
-    let mut watch = Watch::new(args.wait);
+    let mut watch = HealProgress::new(args.wait);
     let mut told = Instant::now();
     loop {
         let status = image.status()?;
@@ -224,8 +224,8 @@ fn watch(
             *follower = image.healer(args)?;
         }
         match watch.look(&status, begin.elapsed()) {
-            Verdict::GoOn => {}
-            Verdict::Clean => {
+            HealVerdict::GoOn => {}
+            HealVerdict::Clean => {
                 display.end();
                 println!(
                     "{name}: {}",
@@ -233,7 +233,7 @@ fn watch(
                 );
                 return Ok(());
             }
-            Verdict::NotClean(why) => {
+            HealVerdict::NotClean(why) => {
                 display.end();
                 return Err(Failure::NotClean { image: name, why });
             }

@@ -15,7 +15,7 @@ const STUCK: Duration = Duration::from_secs(30);
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum HealVerdict {
     /// Look again soon.
     GoOn,
     /// All copies are equal, no mark is left.
@@ -25,7 +25,7 @@ pub enum Verdict {
 }
 
 /// Watches one heal.
-pub struct Watch {
+pub struct HealProgress {
     /// Whatever the obstacle, it may go.
     patient: bool,
     /// Why it would end, and since when it would.
@@ -43,7 +43,7 @@ enum Doubt {
     GuestWrites,
 }
 
-impl Watch {
+impl HealProgress {
     /// One that begins now; a patient one ends only when the image is clean.
     pub fn new(patient: bool) -> Self {
         Self {
@@ -54,14 +54,16 @@ impl Watch {
     }
 
     /// Takes the status in, `now` being the time since the beginning.
-    pub fn look(&mut self, status: &Status, now: Duration) -> Verdict {
+    pub fn look(&mut self, status: &Status, now: Duration) -> HealVerdict {
         match status.state {
-            State::Clean if !status.copies.iter().any(is_behind) => return Verdict::Clean,
+            State::Clean if !status.copies.iter().any(is_behind) => return HealVerdict::Clean,
             State::Stopped | State::SplitBrain | State::Failed => {
                 let why = status.detail.clone();
-                return Verdict::NotClean(why.unwrap_or_else(|| "the session has stopped".into()));
+                return HealVerdict::NotClean(
+                    why.unwrap_or_else(|| "the session has stopped".into()),
+                );
             }
-            _ if self.patient => return Verdict::GoOn,
+            _ if self.patient => return HealVerdict::GoOn,
             _ => {}
         }
         let doubt = doubt(status, now);
@@ -71,15 +73,15 @@ impl Watch {
         if let Some((doubt, since)) = self.doubt
             && now.saturating_sub(since) >= STEADY
         {
-            return Verdict::NotClean(reason(doubt, status));
+            return HealVerdict::NotClean(reason(doubt, status));
         }
         let healed = moved(status).extents_cleared;
         if self.progress.0 != healed {
             self.progress = (healed, now);
         }
         match now.saturating_sub(self.progress.1) >= STUCK {
-            true => Verdict::NotClean(obstacle(status)),
-            false => Verdict::GoOn,
+            true => HealVerdict::NotClean(obstacle(status)),
+            false => HealVerdict::GoOn,
         }
     }
 }
@@ -175,33 +177,33 @@ mod tests {
 
     #[test]
     fn what_is_sent_again_and_again_and_refused_is_no_progress() {
-        let mut watch = Watch::new(false);
+        let mut watch = HealProgress::new(false);
         let second = |n| Duration::from_secs(n);
         for now in 0..STUCK.as_secs() {
             assert_eq!(
                 watch.look(&status(now * MIB, 7), second(now)),
-                Verdict::GoOn
+                HealVerdict::GoOn
             );
         }
         let end = watch.look(&status(99 * MIB, 7), STUCK + second(1));
-        let Verdict::NotClean(why) = end else {
+        let HealVerdict::NotClean(why) = end else {
             panic!("{end:?}");
         };
         assert!(why.contains("no space left"), "{why}");
         // One more extent that the peer has is.
-        let mut watch = Watch::new(false);
+        let mut watch = HealProgress::new(false);
         for (now, cleared) in [(0, 7), (29, 7), (30, 8), (59, 8)] {
             let verdict = watch.look(&status(now * MIB, cleared), second(now));
-            assert_eq!(verdict, Verdict::GoOn);
+            assert_eq!(verdict, HealVerdict::GoOn);
         }
     }
 
     #[test]
     fn who_waits_goes_on_whatever_the_obstacle() {
-        let mut watch = Watch::new(true);
+        let mut watch = HealProgress::new(true);
         for now in [0, 1000] {
             let verdict = watch.look(&status(0, 0), Duration::from_secs(now));
-            assert_eq!(verdict, Verdict::GoOn);
+            assert_eq!(verdict, HealVerdict::GoOn);
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::image::locate::Allowed;
 use crate::image::replica::brick_port::{BrickPort, CopyState, Lock, PortError};
 use crate::image::replica::brick_set::{BrickSet, Shape};
 use crate::image::replica::names::Names;
-use crate::image::replica::promotion::{self, Plan, Promotion, Refusal, Step};
+use crate::image::replica::promotion::{self, Plan, Promotion, PromotionRefusal, Step};
 use crate::image::replica::session_lock::{Blocked, Claim, lock_background, lock_session};
 use crate::image::session::error::OpenError;
 use crate::image::state_dir::{Entry, StateDir};
@@ -290,7 +290,7 @@ fn new_stamp() -> i32 {
         .max(1)
 }
 
-fn refused(place: &Place, names: &Names, why: Refusal) -> Failure {
+fn refused(place: &Place, names: &Names, why: PromotionRefusal) -> Failure {
     Failure::NotPromoted {
         image: format!("{}{}", names.volume, place.located.image),
         why: why.told(names),

@@ -98,21 +98,21 @@ enum Form {
 }
 
 /// What was seen.
-struct Seen<'a> {
+struct SeenImages<'a> {
     args: &'a StatusArgs,
     images: Vec<Status>,
     /// What could not be looked at.
     unseen: Vec<String>,
 }
 
-fn look(args: &StatusArgs) -> Result<Seen<'_>, Failure> {
+fn look(args: &StatusArgs) -> Result<SeenImages<'_>, Failure> {
     let places = Places {
         run_dir: args.run_dir.run_dir.clone(),
         state: StateDir::new(&args.state_dir.state_dir),
         healer: heald::socket_path(&args.run_dir.run_dir),
     };
     let found = survey(&places);
-    let seen = |images, unseen| Seen {
+    let seen = |images, unseen| SeenImages {
         args,
         images,
         unseen,
@@ -153,7 +153,7 @@ fn from_bricks(args: &StatusArgs, target: &Target, here: &[Status]) -> Result<St
     Ok(status)
 }
 
-impl Seen<'_> {
+impl SeenImages<'_> {
     fn text(&self, form: Form) -> Result<String, Failure> {
         let document = match form {
             Form::Screen => return Ok(self.screen()),

@@ -26,7 +26,7 @@ use crate::image::locate::{Catalog, Located};
 use crate::image::replica::holder::Holder;
 use crate::image::state_dir::{Entry, StateDir};
 use crate::image::verify::{
-    self, Options, Progress, Repair, Report, Served, Situation, Subject, VerifyError,
+    self, Repair, Report, Served, Situation, Subject, VerifyError, VerifyOptions, VerifyProgress,
 };
 
 use super::verify_report::{Subtitle, print};
@@ -73,9 +73,9 @@ pub struct VerifyArgs {
 
 pub(super) fn run(args: VerifyArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
-    let options = Options {
+    let options = VerifyOptions {
         stop: stop_flag()?,
-        ..Options::default()
+        ..VerifyOptions::default()
     };
     let session = session_here(&args)?;
     let repair = match (&session, args.repair) {
@@ -238,7 +238,7 @@ fn connect(
 }
 
 /// Draws how far `work` is while it runs; only on a terminal.
-fn with_bar<T>(progress: &Progress, work: impl FnOnce() -> T) -> T {
+fn with_bar<T>(progress: &VerifyProgress, work: impl FnOnce() -> T) -> T {
     const STYLE: &str = "{bar:30} {binary_bytes} of {binary_total_bytes}, \
                          {binary_bytes_per_sec}, {eta} left";
     let bar = ProgressBar::new(0);

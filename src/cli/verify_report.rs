@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::control::one_line::OneLine;
 use crate::control::render::bytes;
-use crate::image::verify::{CopyReport, CopyState, Report};
+use crate::image::verify::{CopyReport, CopyVerdict, Report};
 
 /// The most ranges of a copy that go on the screen; the document has more.
 const RANGES: usize = 8;
@@ -101,11 +101,11 @@ fn screen(subtitle: &Subtitle, report: &Report) -> String {
 
 fn line(copy: &CopyReport) -> String {
     let state = match copy.state {
-        CopyState::Reference => "the reference",
-        CopyState::Compared if !copy.differing.is_empty() => "DIFFERS",
-        CopyState::Compared => "compared",
-        CopyState::Stale => "marked as behind: not compared",
-        CopyState::Away => "AWAY",
+        CopyVerdict::Reference => "the reference",
+        CopyVerdict::Compared if !copy.differing.is_empty() => "DIFFERS",
+        CopyVerdict::Compared => "compared",
+        CopyVerdict::Stale => "marked as behind: not compared",
+        CopyVerdict::Away => "AWAY",
     };
     let figures = [
         (copy.differing.bytes, "differing"),
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
     use crate::image::verify::Differences;
 
-    fn copy(child: usize, state: CopyState, verified: u64, behind: u64) -> CopyReport {
+    fn copy(child: usize, state: CopyVerdict, verified: u64, behind: u64) -> CopyReport {
         CopyReport {
             child,
             brick: format!("node{child}:/b"),
@@ -169,7 +169,7 @@ mod tests {
             when: 0,
             seconds: 0.0,
             ended_early: None,
-            copies: vec![copy(0, CopyState::Reference, 0, 0), peer],
+            copies: vec![copy(0, CopyVerdict::Reference, 0, 0), peer],
             repaired: false,
         };
         let subtitle = Subtitle {
@@ -188,12 +188,12 @@ mod tests {
 
     #[test]
     fn copies_are_called_equal_only_where_every_byte_was_compared() {
-        let equal = headline(copy(1, CopyState::Compared, 8192, 0));
+        let equal = headline(copy(1, CopyVerdict::Compared, 8192, 0));
         assert_eq!(equal, ("equal", "the copies are equal".to_owned()));
-        let (verdict, behind) = headline(copy(1, CopyState::Compared, 4096, 4096));
+        let (verdict, behind) = headline(copy(1, CopyVerdict::Compared, 4096, 4096));
         assert_eq!(verdict, "incomplete");
         assert!(behind.contains("4.00 KiB is BEHIND"), "{behind}");
-        let (verdict, nothing) = headline(copy(1, CopyState::Away, 0, 0));
+        let (verdict, nothing) = headline(copy(1, CopyVerdict::Away, 0, 0));
         assert_eq!(verdict, "incomplete");
         assert_eq!(nothing, "NOTHING could be compared");
     }

@@ -13,7 +13,7 @@ use crate::image::chain::chain;
 use crate::image::heal::{HealReport, Job, LinkError};
 use crate::image::replica::brick_set::SetChange;
 use crate::image::session::handle::SessionHandle;
-use crate::image::session::ownership::{Event, Ownership};
+use crate::image::session::ownership::{Ownership, OwnershipEvent};
 use crate::image::session::resize::{Insist, NewSize};
 use crate::image::session::state_machine::Phase;
 use crate::image::state_dir::StateDir;
@@ -192,9 +192,9 @@ impl ControlService {
             return Answer::Refused { why };
         }
         let wish = match (armed, no_guest) {
-            (true, false) => Event::Arm,
-            (true, true) => Event::GiveAway,
-            (false, _) => Event::Disarm,
+            (true, false) => OwnershipEvent::Arm,
+            (true, true) => OwnershipEvent::GiveAway,
+            (false, _) => OwnershipEvent::Disarm,
         };
         match served.hand_over(wish, to) {
             Some(Ownership::Ended) | None => Answer::Ended {

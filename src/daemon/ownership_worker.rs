@@ -15,7 +15,9 @@ use crate::image::local::error::LocalError;
 use crate::image::local::{Fingerprint, LocalFile};
 use crate::image::replica::brick_port::{CopyState, Fence, KeptBrick};
 use crate::image::session::life::Session;
-use crate::image::session::ownership::{Action, Event, Machine, Ownership};
+use crate::image::session::ownership::{
+    Ownership, OwnershipAction, OwnershipEvent, OwnershipMachine,
+};
 use crate::image::session::resize::{Insist, NewSize, ResizeError, Resized};
 use crate::image::session::state_machine::StopReason;
 use crate::image::session::terms::FenceWish;
@@ -83,7 +85,7 @@ impl OwnershipWorker {
         let mut worker = Worker {
             terms,
             local: local.try_clone().map_err(open_failed)?,
-            machine: Machine::new(!incoming),
+            machine: OwnershipMachine::new(!incoming),
             served: served.clone(),
             gate: gate.clone(),
             session: None,
@@ -152,7 +154,7 @@ struct Worker {
     terms: Terms,
     /// The file that the device has open.
     local: LocalFile,
-    machine: Machine,
+    machine: OwnershipMachine,
     served: Arc<ServedImage>,
     gate: Arc<SwitchableGate>,
     session: Option<(Session, Place)>,
@@ -199,8 +201,8 @@ impl Worker {
                 _ => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match input {
-                Ok(Input::Event(event)) => {
-                    self.guest_here |= event == Event::RingsStarted;
+                Ok(Input::OwnershipEvent(event)) => {
+                    self.guest_here |= event == OwnershipEvent::RingsStarted;
                     self.take(event);
                 }
                 Ok(Input::HandOver(HandOver { wish, to, answer })) => {
@@ -217,7 +219,7 @@ impl Worker {
                         self.failure = Some(Failure::Panicked("the session's thread"));
                         self.terms.stop.request();
                     }
-                    self.take(Event::SessionStopped);
+                    self.take(OwnershipEvent::SessionStopped);
                 }
                 Ok(Input::Resize(wish)) => {
                     let resized = self.resize(wish.size, wish.insist);
@@ -252,7 +254,7 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, event: Event) {
+    fn take(&mut self, event: OwnershipEvent) {
         let before = self.machine.ownership();
         let actions = self.machine.step(event);
         let now = self.machine.ownership();
@@ -265,10 +267,10 @@ impl Worker {
         self.publish();
         for action in actions {
             match action {
-                Action::Open => self.open(),
-                Action::Gate { open } => self.gate.set(open),
-                Action::Leave => self.try_to_leave(),
-                Action::End => self.terms.stop.request(),
+                OwnershipAction::Open => self.open(),
+                OwnershipAction::Gate { open } => self.gate.set(open),
+                OwnershipAction::Leave => self.try_to_leave(),
+                OwnershipAction::End => self.terms.stop.request(),
             }
         }
     }
@@ -277,7 +279,7 @@ impl Worker {
         match self.open_session(None) {
             Ok(()) => {
                 self.given_away = None;
-                self.take(Event::Opened);
+                self.take(OwnershipEvent::Opened);
             }
             Err(why) => {
                 log::error!("{}", chain(&why));
@@ -291,7 +293,7 @@ impl Worker {
                     None => why,
                 };
                 self.failure = Some(why);
-                self.take(Event::OpenFailed);
+                self.take(OwnershipEvent::OpenFailed);
             }
         }
     }
@@ -346,7 +348,7 @@ impl Worker {
     fn try_to_leave(&mut self) {
         let left = match &mut self.session {
             Some((session, _)) => session.hand_over(self.to),
-            None => return self.take(Event::Left),
+            None => return self.take(OwnershipEvent::Left),
         };
         match left {
             Ok(left) => {
@@ -355,7 +357,7 @@ impl Worker {
                 self.session = None;
                 // A front-end that has gone meanwhile does not come back with its guest.
                 self.given_away = left.filter(|_| self.guest_here);
-                self.take(Event::Left);
+                self.take(OwnershipEvent::Left);
             }
             Err(why) => {
                 if self.told.elapsed() >= TELL {

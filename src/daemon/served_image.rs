@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use crate::image::heal::Job;
 use crate::image::session::ending::KeptSession;
 use crate::image::session::handle::SessionHandle;
-use crate::image::session::ownership::{Event, Ownership};
+use crate::image::session::ownership::{Ownership, OwnershipEvent};
 use crate::image::session::resize::{Insist, NewSize, ResizeError, Resized};
 use crate::image::session::state_machine::StopReason;
 
@@ -46,7 +46,7 @@ pub struct Resting {
 /// What the ownership worker is asked and told.
 pub(super) enum Input {
     /// By the rings and by operators.
-    Event(Event),
+    OwnershipEvent(OwnershipEvent),
     /// Give it away, or not.
     HandOver(HandOver),
     /// By the session: it has ended by itself.
@@ -63,8 +63,8 @@ pub(super) enum Input {
 
 /// The wish to give the image away, or to keep it.
 pub(super) struct HandOver {
-    /// [`Event::Arm`], [`Event::GiveAway`] or [`Event::Disarm`].
-    pub wish: Event,
+    /// [`OwnershipEvent::Arm`], [`OwnershipEvent::GiveAway`] or [`OwnershipEvent::Disarm`].
+    pub wish: OwnershipEvent,
     /// To the host of this child, if one is named.
     pub to: Option<usize>,
     /// Whose the image is then.
@@ -112,7 +112,7 @@ impl ServedImage {
     /// Gives the image away, as the event `wish` says, and not before the copy of child
     /// `to` is there and equal; or not after all. Whose is it then? Waits for whatever the
     /// ownership worker is at; `None`: the daemon ends.
-    pub fn hand_over(&self, wish: Event, to: Option<usize>) -> Option<Ownership> {
+    pub fn hand_over(&self, wish: OwnershipEvent, to: Option<usize>) -> Option<Ownership> {
         let (answer, answered) = mpsc::channel();
         self.send(Input::HandOver(HandOver { wish, to, answer }));
         answered.recv().ok()
@@ -164,9 +164,9 @@ impl ServedImage {
 
     /// The rings have started or stopped.
     pub(super) fn rings(&self, rings: Rings) {
-        self.send(Input::Event(match rings {
-            Rings::Started => Event::RingsStarted,
-            Rings::Stopped => Event::RingsStopped,
+        self.send(Input::OwnershipEvent(match rings {
+            Rings::Started => OwnershipEvent::RingsStarted,
+            Rings::Stopped => OwnershipEvent::RingsStopped,
         }));
     }
 

@@ -22,13 +22,13 @@ type Keeper = Box<dyn Fn(bool) -> io::Result<()> + Send + Sync>;
 
 /// The cache mode of a device; write-through until a driver negotiates otherwise.
 pub struct CacheMode {
-    state: Mutex<State>,
+    state: Mutex<CacheState>,
     write_through: AtomicBool,
     keeper: OnceLock<Keeper>,
 }
 
-struct State {
-    front_end: FrontEnd,
+struct CacheState {
+    front_end: FrontEndAge,
     acked: u64,
     writeback: bool,
     /// What the next connection begins with.
@@ -37,7 +37,7 @@ struct State {
 
 /// What is known of the front-end that is connected.
 #[derive(PartialEq)]
-enum FrontEnd {
+enum FrontEndAge {
     /// Nothing: it may go on where another connection ended.
     Unknown,
     /// It was told the default, and nothing happened since.
@@ -51,8 +51,8 @@ impl CacheMode {
     /// has promised to flush it.
     pub(super) fn new() -> Self {
         Self {
-            state: Mutex::new(State {
-                front_end: FrontEnd::Unknown,
+            state: Mutex::new(CacheState {
+                front_end: FrontEndAge::Unknown,
                 acked: 0,
                 writeback: true,
                 kept: true,
@@ -85,7 +85,7 @@ impl CacheMode {
     /// A new connection.
     pub(super) fn connected(&self) {
         let mut state = self.state();
-        state.front_end = FrontEnd::Unknown;
+        state.front_end = FrontEndAge::Unknown;
         state.acked = 0;
         state.writeback = state.kept;
         self.update(&state);
@@ -96,7 +96,7 @@ impl CacheMode {
     pub(super) fn negotiated(&self, acked: u64) {
         let mut state = self.state();
         state.acked = acked;
-        if std::mem::replace(&mut state.front_end, FrontEnd::Settled) == FrontEnd::New {
+        if std::mem::replace(&mut state.front_end, FrontEndAge::Settled) == FrontEndAge::New {
             state.writeback = true;
         }
         if starts_write_through(acked) {
@@ -124,7 +124,7 @@ impl CacheMode {
             self.keep(false)?;
             state.kept = false;
         }
-        state.front_end = FrontEnd::Settled;
+        state.front_end = FrontEndAge::Settled;
         state.writeback = writeback;
         self.update(&state);
         Ok(())
@@ -133,19 +133,19 @@ impl CacheMode {
     /// The `writeback` byte, as told to a front-end.
     pub(super) fn tell_writeback(&self) -> bool {
         let mut state = self.state();
-        if state.front_end == FrontEnd::Unknown {
-            state.front_end = FrontEnd::New;
+        if state.front_end == FrontEndAge::Unknown {
+            state.front_end = FrontEndAge::New;
         }
-        state.front_end == FrontEnd::New || state.writeback
+        state.front_end == FrontEndAge::New || state.writeback
     }
 
     /// The `writeback` byte as the front-end knows it, which has heard all answers.
     pub(super) fn known(&self) -> Option<bool> {
         let state = self.state();
         match state.front_end {
-            FrontEnd::Unknown => None,
-            FrontEnd::New => Some(true),
-            FrontEnd::Settled => Some(state.writeback),
+            FrontEndAge::Unknown => None,
+            FrontEndAge::New => Some(true),
+            FrontEndAge::Settled => Some(state.writeback),
         }
     }
 
@@ -153,7 +153,7 @@ impl CacheMode {
     /// [`known`](Self::known).
     pub(super) fn goes_on(&self, writeback: bool) {
         let mut state = self.state();
-        state.front_end = FrontEnd::Settled;
+        state.front_end = FrontEndAge::Settled;
         state.writeback = writeback;
         self.update(&state);
     }
@@ -167,12 +167,12 @@ impl CacheMode {
         self.keeper.get().map_or(Ok(()), |keep| keep(writeback))
     }
 
-    fn update(&self, state: &State) {
+    fn update(&self, state: &CacheState) {
         let through = write_through(state.acked, state.writeback);
         self.write_through.store(through, Ordering::Relaxed);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CacheState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

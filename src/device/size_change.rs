@@ -19,11 +19,11 @@ const VERSION: u32 = 1;
 
 /// Shared by all queues, over all connections.
 #[derive(Clone, Debug, Default)]
-pub struct Announcer(Arc<Mutex<State>>);
+pub struct Announcer(Arc<Mutex<SizeState>>);
 
 /// Of the present connection.
 #[derive(Debug, Default)]
-struct State {
+struct SizeState {
     channel: Option<UnixStream>,
     /// The size that the front-end last read, in bytes.
     told: Option<u64>,
@@ -34,7 +34,7 @@ struct State {
 impl Announcer {
     /// A front-end has connected, of which nothing is known.
     pub fn connected(&self) {
-        *self.state() = State::default();
+        *self.state() = SizeState::default();
     }
 
     /// It is reached over `channel`.
@@ -61,12 +61,12 @@ impl Announcer {
         self.state().send()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SizeState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl SizeState {
     /// Never waits: a front-end that does not read its channel goes without.
     fn send(&self) -> bool {
         let Some(channel) = &self.channel else {

@@ -24,7 +24,7 @@ use super::local::error::LocalError;
 
 pub use by_gfid::{Name, file_of, name_of};
 pub use durability::{Durability, SyncFailure};
-pub use watch::{Fingerprint, LocalWatch, Watch};
+pub use watch::{CopyWatch, Fingerprint, LocalWatch};
 
 /// Gluster's identity of a file, on the brick.
 const GFID_XATTR: &str = "trusted.gfid";
@@ -144,7 +144,7 @@ pub trait Local {
     ///
     /// # Errors
     /// [`LocalError::Io`].
-    fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError>;
+    fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn CopyWatch>, LocalError>;
 }
 
 impl Local for LocalFile {
@@ -156,7 +156,7 @@ impl Local for LocalFile {
         self.durability.clone()
     }
 
-    fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError> {
+    fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn CopyWatch>, LocalError> {
         Ok(Box::new(LocalWatch::begin(self, pending_names)?))
     }
 }

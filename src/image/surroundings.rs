@@ -25,11 +25,11 @@ pub struct Surroundings {
     local: usize,
     /// Host and port of the glusterd to ask.
     server: (String, u16),
-    seen: Mutex<Seen>,
+    seen: Mutex<Noticed>,
 }
 
 /// What was seen last.
-struct Seen {
+struct Noticed {
     image: String,
     removed: bool,
     layout: Option<String>,
@@ -47,7 +47,7 @@ impl Surroundings {
             located: located.clone(),
             local,
             server: (host.to_owned(), port),
-            seen: Mutex::new(Seen {
+            seen: Mutex::new(Noticed {
                 image: located.image.clone(),
                 removed: false,
                 layout: None,
@@ -100,7 +100,7 @@ impl Surroundings {
         removed.into_iter().chain(seen.layout.clone()).collect()
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, Noticed> {
         // Nothing in it is half done.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }

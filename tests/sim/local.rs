@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bypass_blk::image::local::error::LocalError;
-use bypass_blk::image::local::{Durability, Local, Watch};
+use bypass_blk::image::local::{CopyWatch, Durability, Local};
 use bypass_blk::image::replica::brick_set::BrickSet;
 
 use super::brick::SIZE;
@@ -35,7 +35,7 @@ impl Local for SimLocal {
         self.durability.clone()
     }
 
-    fn watch(&self, _pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError> {
+    fn watch(&self, _pending_names: Vec<String>) -> Result<Box<dyn CopyWatch>, LocalError> {
         Ok(Box::new(SimWatch {
             sim: self.sim.clone(),
             host: self.host,
@@ -76,7 +76,7 @@ fn sync_error(source: std::io::Error) -> LocalError {
     LocalError::Sync { path, source }
 }
 
-impl Watch for SimWatch {
+impl CopyWatch for SimWatch {
     fn mark(&self, children: BrickSet, stamp: i32) -> Result<(), LocalError> {
         self.sim.sched.step();
         let mut world = self.sim.world();

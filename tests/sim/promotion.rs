@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bypass_blk::image::replica::brick_port::{BrickPort, CopyState, Lock};
-use bypass_blk::image::replica::promotion::{self, Promotion, Refusal, Step};
+use bypass_blk::image::replica::promotion::{self, Promotion, PromotionRefusal, Step};
 use bypass_blk::image::replica::session_lock::{Claim, lock_background, lock_session};
 
 use super::daemon;
@@ -81,7 +81,7 @@ fn promote(
     let shape = sim.world().shape(host);
     let plan = match promotion::plan(&shape, &copies) {
         Ok(plan) => plan,
-        Err(Refusal::NoQuorum(_) | Refusal::LocalAway(_)) => return None,
+        Err(PromotionRefusal::NoQuorum(_) | PromotionRefusal::LocalAway(_)) => return None,
         Err(why) => {
             sim.world().tell(|| format!("not promoted: {why:?}"));
             return Some(());

@@ -34,10 +34,10 @@ fn run<A>(listener: &UnixListener, answer: Arc<A>)
 where
     A: Fn(Request) -> Answer + Send + Sync + 'static,
 {
-    let places = Arc::new(Places::default());
+    let places = Arc::new(ClientPlaces::default());
     let mut acceptor = Acceptor::default();
     loop {
-        let place = Places::take(&places);
+        let place = ClientPlaces::take(&places);
         let accepted = listener.accept();
         let taken = accepted.and_then(|(stream, _)| serve_beside(stream, place, &answer));
         if acceptor.note(taken, "control socket").is_none() {
@@ -73,15 +73,15 @@ fn serve(stream: &UnixStream, answer: &impl Fn(Request) -> Answer) -> io::Result
 
 /// How many clients are being answered.
 #[derive(Default)]
-struct Places {
+struct ClientPlaces {
     taken: Mutex<usize>,
     given_back: Condvar,
 }
 
 /// One of them, until it is dropped.
-struct Place(Arc<Places>);
+struct Place(Arc<ClientPlaces>);
 
-impl Places {
+impl ClientPlaces {
     /// Waits for one.
     fn take(places: &Arc<Self>) -> Place {
         let taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);

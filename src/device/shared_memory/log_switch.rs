@@ -20,13 +20,13 @@ use crate::device::queue::control::Control;
 
 /// As the front-end has it, for one connection.
 pub struct Logging {
-    state: Mutex<State>,
+    state: Mutex<SwitchState>,
     epoch: Epoch,
     controls: Vec<Arc<Control>>,
 }
 
 #[derive(Default)]
-struct State {
+struct SwitchState {
     /// The last log given; kept when logging ends, as it may begin again.
     log: Option<Arc<DirtyLog>>,
     /// `VHOST_F_LOG_ALL`: writes of data are logged.
@@ -41,9 +41,9 @@ struct State {
 impl Logging {
     /// Nothing is logged yet, by the queues behind `controls`.
     pub fn new(controls: Vec<Arc<Control>>) -> Self {
-        let state = State {
+        let state = SwitchState {
             used: vec![None; controls.len()],
-            ..State::default()
+            ..SwitchState::default()
         };
         Self {
             state: Mutex::new(state),
@@ -104,7 +104,7 @@ impl Logging {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut SwitchState)) {
         let epoch = {
             let mut state = self.lock();
             change(&mut state);
@@ -116,7 +116,7 @@ impl Logging {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SwitchState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

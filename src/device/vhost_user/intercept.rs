@@ -36,7 +36,7 @@ const HEADER_FLAGS: u32 = 0b111;
 const VERSION: u32 = 1;
 
 /// A whole message from the front-end.
-pub struct Request<'a> {
+pub struct FrontEndRequest<'a> {
     /// Which one.
     pub code: u32,
     /// As in its header.
@@ -168,7 +168,7 @@ impl Intercept {
     /// It is malformed, was not negotiated, or asks for what cannot be done.
     pub fn request(
         &mut self,
-        request: &Request<'_>,
+        request: &FrontEndRequest<'_>,
         fds: &mut Vec<OwnedFd>,
     ) -> Result<Verdict, DeviceError> {
         let Ok(code) = FrontendReq::try_from(request.code) else {
@@ -259,7 +259,7 @@ impl Intercept {
             .set_used(body.index as usize, logged.then_some(body.log));
     }
 
-    fn get_inflight(&self, request: &Request<'_>) -> Result<Verdict, DeviceError> {
+    fn get_inflight(&self, request: &FrontEndRequest<'_>) -> Result<Verdict, DeviceError> {
         self.negotiated(request, Protocol::INFLIGHT_SHMFD)?;
         let asked = inflight_body(request)?;
         let (made, fd) = self.inflight.make(asked).map_err(DeviceError::Inflight)?;
@@ -277,7 +277,7 @@ impl Intercept {
 
     fn set_inflight(
         &self,
-        request: &Request<'_>,
+        request: &FrontEndRequest<'_>,
         fds: &mut Vec<OwnedFd>,
     ) -> Result<Verdict, DeviceError> {
         self.negotiated(request, Protocol::INFLIGHT_SHMFD)?;
@@ -291,7 +291,7 @@ impl Intercept {
     /// Answered in any case, with what was asked (the front-end waits for it).
     fn set_log_base(
         &self,
-        request: &Request<'_>,
+        request: &FrontEndRequest<'_>,
         fds: &mut Vec<OwnedFd>,
     ) -> Result<Verdict, DeviceError> {
         self.negotiated(request, Protocol::LOG_SHMFD)?;
@@ -309,7 +309,7 @@ impl Intercept {
 
     fn set_log_fd(
         &self,
-        request: &Request<'_>,
+        request: &FrontEndRequest<'_>,
         fds: &mut Vec<OwnedFd>,
     ) -> Result<Verdict, DeviceError> {
         let event = only_file(request, fds)?;
@@ -320,7 +320,7 @@ impl Intercept {
 
     fn set_backend_channel(
         &self,
-        request: &Request<'_>,
+        request: &FrontEndRequest<'_>,
         fds: &mut Vec<OwnedFd>,
     ) -> Result<Verdict, DeviceError> {
         self.negotiated(request, Protocol::BACKEND_REQ)?;
@@ -329,7 +329,11 @@ impl Intercept {
         Ok(self.acknowledge(request))
     }
 
-    fn negotiated(&self, request: &Request<'_>, feature: Protocol) -> Result<(), DeviceError> {
+    fn negotiated(
+        &self,
+        request: &FrontEndRequest<'_>,
+        feature: Protocol,
+    ) -> Result<(), DeviceError> {
         if self.acked & feature.bits() != 0 {
             return Ok(());
         }
@@ -340,7 +344,7 @@ impl Intercept {
     }
 
     /// `VHOST_USER_PROTOCOL_F_REPLY_ACK`.
-    fn acknowledge(&self, request: &Request<'_>) -> Verdict {
+    fn acknowledge(&self, request: &FrontEndRequest<'_>) -> Verdict {
         let wanted = request.flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
         if wanted && self.acked & Protocol::REPLY_ACK.bits() != 0 {
             let done = 0u64;
@@ -355,7 +359,7 @@ impl Intercept {
 
 /// Refuses memory that its file does not have, at which a first look would end
 /// the process. Whatever else is wrong is for the handler to refuse.
-fn check_memory(request: &Request<'_>, fds: &[OwnedFd]) -> Result<(), DeviceError> {
+fn check_memory(request: &FrontEndRequest<'_>, fds: &[OwnedFd]) -> Result<(), DeviceError> {
     let regions = request.body.get(BEFORE_REGIONS..).unwrap_or_default();
     for (region, fd) in regions.chunks_exact(size_of::<RegionBody>()).zip(fds) {
         let Ok(region) = RegionBody::read_from_bytes(region) else {
@@ -366,7 +370,7 @@ fn check_memory(request: &Request<'_>, fds: &[OwnedFd]) -> Result<(), DeviceErro
     Ok(())
 }
 
-fn inflight_body(request: &Request<'_>) -> Result<Description, DeviceError> {
+fn inflight_body(request: &FrontEndRequest<'_>) -> Result<Description, DeviceError> {
     let padded = size_of::<InflightBody>().next_multiple_of(align_of::<u64>());
     if request.body.len() > padded {
         return Err(malformed(request));
@@ -381,13 +385,13 @@ fn inflight_body(request: &Request<'_>) -> Result<Description, DeviceError> {
 }
 
 /// The one file that must come with the message.
-fn only_file(request: &Request<'_>, fds: &mut Vec<OwnedFd>) -> Result<File, DeviceError> {
+fn only_file(request: &FrontEndRequest<'_>, fds: &mut Vec<OwnedFd>) -> Result<File, DeviceError> {
     match (fds.pop(), fds.is_empty()) {
         (Some(fd), true) => Ok(fd.into()),
         _ => Err(malformed(request)),
     }
 }
 
-fn malformed(request: &Request<'_>) -> DeviceError {
+fn malformed(request: &FrontEndRequest<'_>) -> DeviceError {
     DeviceError::Malformed { code: request.code }
 }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vhost::vhost_user::message::FrontendReq;
 
-use super::intercept::{Intercept, Request, Verdict};
+use super::intercept::{FrontEndRequest, Intercept, Verdict};
 use super::relay::HEADER_LEN;
 use super::transcript::{Message, Said, Told};
 use crate::device::error::DeviceError;
@@ -73,7 +73,7 @@ pub fn tell(
     intercept: &mut Intercept,
 ) -> Result<(), DeviceError> {
     for Told { code, body, fds } in said.messages() {
-        let request = Request {
+        let request = FrontEndRequest {
             code,
             flags: FLAGS,
             body: &body,

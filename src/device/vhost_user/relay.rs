@@ -27,7 +27,7 @@ use uuid::Uuid;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
 
-use super::intercept::{Intercept, Request, Verdict};
+use super::intercept::{FrontEndRequest, Intercept, Verdict};
 use super::message_deadline::{Owed, Patience};
 use super::transcript::Said;
 use crate::device::error::DeviceError;
@@ -96,8 +96,8 @@ pub fn relay(
     intercept: &mut Intercept,
     said: &mut Said,
 ) -> Result<RelayEnd, DeviceError> {
-    let mut requests = Message::default();
-    let mut replies = Message::default();
+    let mut requests = RawMessage::default();
+    let mut replies = RawMessage::default();
     let mut unanswered = 0usize;
     let mut pausing: Option<Instant> = None;
     let mut owed = Owed::new(wishes.patience, !said.is_empty(), Instant::now());
@@ -196,8 +196,8 @@ fn is_answered(code: u32, flags: u32, said: &Said) -> bool {
 /// Lets a complete request pass to the handler, or replaces it by its reply. Returns
 /// whether a reply is to come.
 fn look_at(
-    message: &mut Message,
-    reply: &mut Message,
+    message: &mut RawMessage,
+    reply: &mut RawMessage,
     intercept: &mut Intercept,
     said: &mut Said,
 ) -> Result<bool, DeviceError> {
@@ -207,7 +207,7 @@ fn look_at(
     };
     let (code, flags) = (word(0).unwrap_or(0), word(4).unwrap_or(0));
     let body = message.bytes.get(HEADER_LEN..).unwrap_or_default();
-    let request = Request { code, flags, body };
+    let request = FrontEndRequest { code, flags, body };
     said.note(code, body, &message.fds)
         .map_err(DeviceError::Connection)?;
     match intercept.request(&request, &mut message.fds)? {
@@ -216,11 +216,11 @@ fn look_at(
             return Ok(is_answered(code, flags, said));
         }
         Verdict::Done => {
-            *message = Message::default();
+            *message = RawMessage::default();
             return Ok(false);
         }
         Verdict::Reply { body, fd } => {
-            *message = Message::default();
+            *message = RawMessage::default();
             if code == FrontendReq::GET_INFLIGHT_FD as u32 {
                 // Used from now on, even if it is never given back.
                 let given = FrontendReq::SET_INFLIGHT_FD as u32;
@@ -238,7 +238,7 @@ fn look_at(
 }
 
 /// What to wait for on a socket that `inbound` comes from and `outbound` goes to.
-fn interest(inbound: &Message, outbound: &Message) -> Result<PollFlags, DeviceError> {
+fn interest(inbound: &RawMessage, outbound: &RawMessage) -> Result<PollFlags, DeviceError> {
     let mut flags = PollFlags::empty();
     if !inbound.complete()? {
         flags |= PollFlags::IN;
@@ -253,8 +253,8 @@ fn interest(inbound: &Message, outbound: &Message) -> Result<PollFlags, DeviceEr
 fn pump(
     socket: &UnixStream,
     ready: PollFlags,
-    inbound: &mut Message,
-    outbound: &mut Message,
+    inbound: &mut RawMessage,
+    outbound: &mut RawMessage,
 ) -> Result<Pumped, DeviceError> {
     let gone = ready.intersects(PollFlags::HUP | PollFlags::ERR);
     if outbound.ready()? && ready.contains(PollFlags::OUT) && !gone {
@@ -285,7 +285,7 @@ enum Pumped {
 
 /// A message as far as it has arrived, or as far as it has not been sent.
 #[derive(Default)]
-struct Message {
+struct RawMessage {
     bytes: Vec<u8>,
     sent: usize,
     fds: Vec<OwnedFd>,
@@ -293,7 +293,7 @@ struct Message {
     pass: bool,
 }
 
-impl Message {
+impl RawMessage {
     fn partial(&self) -> Result<bool, DeviceError> {
         Ok(!self.bytes.is_empty() && !self.complete()?)
     }

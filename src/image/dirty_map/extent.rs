@@ -114,7 +114,7 @@ impl Peers {
             .filter(move |&peer| self.contains(peer))
     }
 
-    /// These peers' *dirty* bits in a [`State`].
+    /// These peers' *dirty* bits in a [`ExtentState`].
     pub(super) fn dirty_bits(self) -> u16 {
         u16::from(self.0) << DIRTY_SHIFT
     }
@@ -124,7 +124,7 @@ impl Peers {
         Self::from_bits((bits >> DIRTY_SHIFT) as u8)
     }
 
-    /// These peers' *copying* bits in a [`State`].
+    /// These peers' *copying* bits in a [`ExtentState`].
     pub(super) fn copying_bits(self) -> u16 {
         u16::from(self.0) << COPYING_SHIFT
     }
@@ -155,9 +155,9 @@ pub enum Copied {
 /// One extent's state at a moment, with the transitions as pure functions. `None`
 /// from a transition means that it is not allowed and nothing changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct State(pub u16);
+pub struct ExtentState(pub u16);
 
-impl State {
+impl ExtentState {
     /// Writes in flight.
     pub fn in_flight(self) -> u8 {
         (self.0 & IN_FLIGHT) as u8
@@ -255,7 +255,7 @@ impl<'a> Extent<'a> {
     }
 
     /// The state now.
-    pub fn state(self) -> State {
+    pub fn state(self) -> ExtentState {
         self.lane(self.word.load(Ordering::Acquire))
     }
 
@@ -275,8 +275,8 @@ impl<'a> Extent<'a> {
 
     /// A write counted in by [`Extent::begin_write`] has completed. The state
     /// before; an error when no write was in flight, which is then unchanged.
-    pub fn end_write(self) -> Result<State, State> {
-        self.change(State::end_write)
+    pub fn end_write(self) -> Result<ExtentState, ExtentState> {
+        self.change(ExtentState::end_write)
     }
 
     /// May a copy to `peer` begin now? Then the extent is to be read after this
@@ -315,18 +315,21 @@ impl<'a> Extent<'a> {
 
     /// One read-modify-write; the state before it, as an error when `next`
     /// refused and nothing changed.
-    fn change(self, next: impl Fn(State) -> Option<State>) -> Result<State, State> {
+    fn change(
+        self,
+        next: impl Fn(ExtentState) -> Option<ExtentState>,
+    ) -> Result<ExtentState, ExtentState> {
         let others = !(u64::from(u16::MAX) << self.shift);
         self.word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                let State(bits) = next(self.lane(word))?;
+                let ExtentState(bits) = next(self.lane(word))?;
                 Some(word & others | u64::from(bits) << self.shift)
             })
             .map(|before| self.lane(before))
             .map_err(|before| self.lane(before))
     }
 
-    fn lane(self, word: u64) -> State {
-        State((word >> self.shift) as u16)
+    fn lane(self, word: u64) -> ExtentState {
+        ExtentState((word >> self.shift) as u16)
     }
 }

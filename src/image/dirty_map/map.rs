@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::error::MapError;
-use super::extent::{Extent, LANES, Peer, Peers, State, mark_word_dirty};
+use super::extent::{Extent, ExtentState, LANES, Peer, Peers, mark_word_dirty};
 use super::geometry::Geometry;
 use super::header::{Header, Identity, Record};
 use super::mapping::{Mapping, RoleLock};
@@ -249,7 +249,7 @@ impl DirtyMap {
     }
 
     /// The state of one extent; `None` behind the end of the image.
-    pub fn state(&self, extent: u64) -> Option<State> {
+    pub fn state(&self, extent: u64) -> Option<ExtentState> {
         self.extent(extent).map(Extent::state)
     }
 

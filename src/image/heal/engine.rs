@@ -54,7 +54,7 @@ use crate::image::dirty_map::{Copied, Healer, Peer, Peers};
 use super::copy::Copier;
 use super::error::HealError;
 use super::local::LocalCopy;
-use super::pass::{Options, Pass, PassEnd};
+use super::pass::{Pass, PassEnd, PassOptions};
 use super::peer::HealPeer;
 use super::plan::{self, Limits};
 use super::progress::Figures;
@@ -88,7 +88,7 @@ pub struct Engine {
     pub(super) id: Peer,
     pub(super) peer: Box<dyn HealPeer>,
     pub(super) local: LocalCopy,
-    pub(super) options: Options,
+    pub(super) options: PassOptions,
     /// The extents whose copy was begun and not ended yet.
     pub(super) begun: Vec<u64>,
     /// How many of them the peer has, as far as it answered.
@@ -102,9 +102,9 @@ pub struct Engine {
     /// Changes may have been made without an FSYNC after them: true at first, for
     /// an earlier engine may have changed the file's size.
     pub(super) unsynced: bool,
-    /// The peer was left alone for [`Options::quiet`], its file has the right size.
+    /// The peer was left alone for [`PassOptions::quiet`], its file has the right size.
     ready: bool,
-    /// The last pass compared: see [`Options::compare_first`].
+    /// The last pass compared: see [`PassOptions::compare_first`].
     compares: bool,
     /// The connection is not to be used any more.
     broken: bool,
@@ -118,7 +118,7 @@ impl Engine {
         id: Peer,
         file: Arc<File>,
         peer: Box<dyn HealPeer>,
-        options: Options,
+        options: PassOptions,
     ) -> Self {
         Self {
             healer,
@@ -276,7 +276,7 @@ impl Engine {
         self.missed.extend(busy.iter().take(room));
     }
 
-    /// Before the first pass: see [`Options::quiet`], and the files must be of one
+    /// Before the first pass: see [`PassOptions::quiet`], and the files must be of one
     /// size. What the peer's lacks counts as dirty.
     fn prepare(&mut self) -> Result<PassEnd, HealError> {
         let until = self.options.clock.now() + self.options.quiet;

@@ -30,7 +30,7 @@ use crate::image::scheduler::{Started, Threads};
 
 use super::copies::Copies;
 use super::link::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
-use super::pass::Options;
+use super::pass::PassOptions;
 use super::progress::Progress;
 use super::throttle::Throttle;
 use board::{Board, Switches};
@@ -47,7 +47,7 @@ pub struct FollowOptions {
     pub host: Arc<Throttle>,
     /// The most bytes on their way to one peer at one time.
     pub window: u64,
-    /// See [`Options::quiet`].
+    /// See [`PassOptions::quiet`].
     pub quiet: Duration,
     /// Where it works, and the time.
     pub threads: Threads,
@@ -55,7 +55,7 @@ pub struct FollowOptions {
 
 impl Default for FollowOptions {
     fn default() -> Self {
-        let engine = Options::default();
+        let engine = PassOptions::default();
         Self {
             bandwidth: Arc::default(),
             host: Arc::default(),
@@ -68,7 +68,7 @@ impl Default for FollowOptions {
 
 /// What a follower last told its session, and heard from it.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct FollowSnapshot {
     /// The last report.
     pub report: HealReport,
     /// The last hint.
@@ -125,7 +125,7 @@ pub enum FollowError {
 pub struct Follower {
     board: Arc<Board>,
     map: Arc<DirtyMap>,
-    snapshot: Arc<Mutex<Snapshot>>,
+    snapshot: Arc<Mutex<FollowSnapshot>>,
     /// Until it is joined.
     thread: Option<Started<Result<FollowEnd, FollowError>>>,
 }
@@ -154,7 +154,7 @@ impl Follower {
         let file = Arc::new(copies.local()?);
         let board = Arc::new(Board::new(peers.len(), options.threads.clone()));
         let throttle = Arc::new(Throttle::default());
-        let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+        let snapshot = Arc::new(Mutex::new(FollowSnapshot::default()));
         let progress: Vec<_> = peers.iter().map(|_| Arc::<Progress>::default()).collect();
         // Ends the threads begun when a later one cannot be.
         let guard = StopAtEnd(Arc::clone(&board));
@@ -196,7 +196,7 @@ impl Follower {
     }
 
     /// What was last said.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> FollowSnapshot {
         let snapshot = self.snapshot.lock();
         snapshot.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -287,8 +287,8 @@ fn engine_options(
     switches: Switches,
     throttle: &Arc<Throttle>,
     progress: &Arc<Progress>,
-) -> Options {
-    Options {
+) -> PassOptions {
+    PassOptions {
         window: options.window,
         compare_first: switches.compare_first,
         throttle: Arc::clone(throttle),

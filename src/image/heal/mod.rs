@@ -41,11 +41,11 @@ mod tests;
 pub use copies::Copies;
 pub use engine::Engine;
 pub use error::HealError;
-pub use follow::{FollowEnd, FollowError, FollowOptions, Follower, Snapshot, Stopper};
+pub use follow::{FollowEnd, FollowError, FollowOptions, FollowSnapshot, Follower, Stopper};
 pub use link::{
     HealReport, HealState, Hint, Job, LinkError, Obstacle, PeerReport, SessionLink, Unmarked,
 };
-pub use pass::{Options, Pass, PassEnd};
+pub use pass::{Pass, PassEnd, PassOptions};
 pub use peer::{Answer, HealPeer, PeerError};
 pub use progress::{Figures, Progress};
 pub use throttle::Throttle;

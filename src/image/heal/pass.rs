@@ -14,7 +14,7 @@ const NAP: Duration = Duration::from_millis(50);
 
 /// How an engine works.
 #[derive(Clone)]
-pub struct Options {
+pub struct PassOptions {
     /// The most bytes on their way to the peer at one time.
     pub window: u64,
     /// Compare checksums first and send only what differs: for extents that are
@@ -37,7 +37,7 @@ pub struct Options {
     pub progress: Arc<Progress>,
 }
 
-impl Default for Options {
+impl Default for PassOptions {
     fn default() -> Self {
         Self {
             window: 8 << 20,
@@ -52,7 +52,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl PassOptions {
     /// Is the pass to end early?
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
@@ -97,7 +97,7 @@ pub enum PassEnd {
     /// It went once over the whole map.
     #[default]
     Complete,
-    /// [`Options::stop`] was set.
+    /// [`PassOptions::stop`] was set.
     Stopped,
     /// Another client did not give AFR's data lock back in time.
     Locked,

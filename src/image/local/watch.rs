@@ -36,7 +36,7 @@ impl Fingerprint {
 }
 
 /// What a session does with the local copy; the guest's requests go past it.
-pub trait Watch: Send {
+pub trait CopyWatch: Send {
     /// Stores marks of this value against these children on the copy itself, durably,
     /// where there are none. Only for when its brick's process is away.
     ///
@@ -147,7 +147,7 @@ fn open_again(file: &File) -> io::Result<File> {
     OpenOptions::new().read(true).write(writable).open(again)
 }
 
-impl Watch for LocalWatch {
+impl CopyWatch for LocalWatch {
     fn mark(&self, children: BrickSet, stamp: i32) -> Result<(), LocalError> {
         self.store_marks(children, stamp)
             .map_err(|source| LocalError::Io {

@@ -24,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 /// What a worker reports on its own.
 #[derive(Debug)]
-pub enum Report {
+pub enum BrickReport {
     /// The connection, and our locks with it, is gone. To be answered by
     /// [`Worker::loss_heard`].
     Lost(String),
@@ -43,10 +43,10 @@ pub enum Report {
     HealInTheWay,
 }
 
-type Job = Box<dyn FnOnce(&mut dyn BrickPort) + Send>;
+type WorkerJob = Box<dyn FnOnce(&mut dyn BrickPort) + Send>;
 
 enum Command {
-    Do(Job),
+    Do(WorkerJob),
     Connect(Sender<Result<(), PortError>>),
     /// The connection with this number is gone.
     Lost(u64, String),
@@ -71,12 +71,12 @@ pub struct Worker {
 
 /// What a worker will have to say to something that it was asked.
 #[must_use]
-pub struct Answer<T> {
+pub struct WorkerAnswer<T> {
     receiver: Receiver<T>,
     threads: Threads,
 }
 
-impl<T> Answer<T> {
+impl<T> WorkerAnswer<T> {
     /// Waits for it; `None` from a worker that is gone. Every call of a port has its
     /// own time limit, so this ends.
     pub fn wait(self) -> Option<T> {
@@ -94,10 +94,10 @@ impl Worker {
         port: Box<dyn BrickPort>,
         claim: Claim,
         threads: &Threads,
-        report: impl Fn(Report) + Send + 'static,
+        report: impl Fn(BrickReport) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
-        let state = State {
+        let state = WorkerState {
             port,
             claim,
             inbox,
@@ -122,7 +122,7 @@ impl Worker {
     }
 
     /// Connects the brick to the image.
-    pub fn connect(&self) -> Answer<Result<(), PortError>> {
+    pub fn connect(&self) -> WorkerAnswer<Result<(), PortError>> {
         let (answer, receiver) = mpsc::channel();
         self.send(Command::Connect(answer));
         self.answer(receiver)
@@ -133,7 +133,7 @@ impl Worker {
     pub fn ask<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut dyn BrickPort) -> T + Send + 'static,
-    ) -> Answer<T> {
+    ) -> WorkerAnswer<T> {
         let (answer, receiver) = mpsc::channel();
         self.send(Command::Do(Box::new(move |port| {
             // The asker may have given up waiting: then nobody wants the answer.
@@ -148,7 +148,7 @@ impl Worker {
         self.send(Command::Watch { joined });
     }
 
-    /// [`Report::Lost`] was heard: from now on the worker may join the brick again.
+    /// [`BrickReport::Lost`] was heard: from now on the worker may join the brick again.
     pub fn loss_heard(&self) {
         self.send(Command::LossHeard);
     }
@@ -159,15 +159,15 @@ impl Worker {
     }
 
     /// Gives the connection up for good; the answer says that this is done.
-    pub fn retire(&self) -> Answer<()> {
+    pub fn retire(&self) -> WorkerAnswer<()> {
         let (answer, receiver) = mpsc::channel();
         self.send(Command::Retire(answer));
         self.answer(receiver)
     }
 
-    fn answer<T>(&self, receiver: Receiver<T>) -> Answer<T> {
+    fn answer<T>(&self, receiver: Receiver<T>) -> WorkerAnswer<T> {
         let threads = self.threads.clone();
-        Answer { receiver, threads }
+        WorkerAnswer { receiver, threads }
     }
 
     fn send(&self, command: Command) {
@@ -197,7 +197,7 @@ enum Keep {
     Away { pause: Duration },
 }
 
-struct State {
+struct WorkerState {
     port: Box<dyn BrickPort>,
     claim: Claim,
     inbox: Receiver<Command>,
@@ -207,22 +207,22 @@ struct State {
     /// Why the latest connection is gone, if it is.
     lost: Option<String>,
     keep: Keep,
-    /// The reason last reported by [`Report::Waiting`].
+    /// The reason last reported by [`BrickReport::Waiting`].
     told: Option<String>,
-    report: Box<dyn Fn(Report) + Send>,
+    report: Box<dyn Fn(BrickReport) + Send>,
 }
 
-impl Drop for State {
+impl Drop for WorkerState {
     /// A brick whose thread panics is lost, with our locks there, and is not joined again.
     fn drop(&mut self) {
         if std::thread::panicking() && matches!(self.keep, Keep::Joined) {
             let why = "a fault of bypass-blk: the thread of this brick panicked".to_owned();
-            (self.report)(Report::Lost(why));
+            (self.report)(BrickReport::Lost(why));
         }
     }
 }
 
-impl State {
+impl WorkerState {
     fn run(mut self, threads: &Threads) {
         loop {
             let limit = match self.keep {
@@ -270,7 +270,7 @@ impl State {
         self.port.disconnect();
         if matches!(self.keep, Keep::Joined) {
             self.keep = Keep::Lost;
-            (self.report)(Report::Lost(why.clone()));
+            (self.report)(BrickReport::Lost(why.clone()));
         }
         self.lost = Some(why);
     }
@@ -291,14 +291,14 @@ impl State {
             Ok(copy) => {
                 self.told = None;
                 self.keep = Keep::Joined;
-                (self.report)(Report::Rejoined(copy));
+                (self.report)(BrickReport::Rejoined(copy));
             }
             Err(blocked) => {
                 let healed = matches!(blocked, Blocked::Busy(Lock::Heal));
                 self.tell(blocked);
                 self.port.disconnect();
                 if healed {
-                    (self.report)(Report::HealInTheWay);
+                    (self.report)(BrickReport::HealInTheWay);
                 }
                 let pause = match self.keep {
                     Keep::Away { pause } if !healed => (pause * 2).min(LONGEST_PAUSE),
@@ -320,7 +320,7 @@ impl State {
         let why = match blocked {
             Blocked::Session(Some(holder)) if holder.session != self.claim.session => {
                 let accuses = self.port.look().map(|copy| copy.accuses()).ok();
-                return (self.report)(Report::TakenByOther { holder, accuses });
+                return (self.report)(BrickReport::TakenByOther { holder, accuses });
             }
             // A lock of our own dead connection: the brick lets it go in time.
             Blocked::Session(Some(_)) => {
@@ -335,7 +335,7 @@ impl State {
         };
         if self.told.as_ref() != Some(&why) {
             self.told = Some(why.clone());
-            (self.report)(Report::Waiting(why));
+            (self.report)(BrickReport::Waiting(why));
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::image::scheduler::Threads;
 
 use super::brick_port::{BrickPort, CopyState, Lock, PortError};
 use super::brick_set::BrickSet;
-use super::brick_worker::{Answer, Worker};
+use super::brick_worker::{Worker, WorkerAnswer};
 
 /// The pause between two attempts to get the lock. Each attempt makes the
 /// brick tell the holders to give way (`inodelk_contention_notify`), so there is
@@ -105,7 +105,7 @@ fn take(port: &mut dyn BrickPort, limit: Duration, threads: &Threads) -> Result<
     Ok(())
 }
 
-fn ask_each<T, J>(workers: &[Worker], bricks: BrickSet, job: J) -> Vec<(usize, Answer<T>)>
+fn ask_each<T, J>(workers: &[Worker], bricks: BrickSet, job: J) -> Vec<(usize, WorkerAnswer<T>)>
 where
     T: Send + 'static,
     J: FnOnce(&mut dyn BrickPort) -> T + Clone + Send + 'static,
@@ -119,7 +119,7 @@ where
 }
 
 /// Waits for a worker's answer.
-pub fn wait<T>(answer: Answer<Result<T, PortError>>) -> Result<T, PortError> {
+pub fn wait<T>(answer: WorkerAnswer<Result<T, PortError>>) -> Result<T, PortError> {
     let gone = || Err(PortError::Away("the brick's worker ended".to_owned()));
     answer.wait().unwrap_or_else(gone)
 }

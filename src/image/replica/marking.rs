@@ -26,7 +26,7 @@ pub struct Standing {
 
 /// What a round achieved.
 #[derive(Debug, Default)]
-pub struct Round {
+pub struct MarkingRound {
     /// Bricks that now durably accuse every peer.
     pub marked: BrickSet,
     /// Bricks that failed, and how. Their connections must be dropped: what locks or
@@ -56,9 +56,9 @@ pub fn mark(
     bricks: BrickSet,
     standing: Standing,
     ready: impl FnOnce(&[(usize, CopyState)]) -> Option<i32>,
-) -> Round {
+) -> MarkingRound {
     let mut held = data_lock::Round::begin(workers, bricks, DATA_LOCK_LIMIT);
-    let mut round = Round::default();
+    let mut round = MarkingRound::default();
     // Only a quorum that answers now, under its locks, can overrule: we may have lost
     // locks that we believe to hold.
     let answered: BrickSet = held.copies.iter().map(|(brick, _)| *brick).collect();

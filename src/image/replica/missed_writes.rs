@@ -22,7 +22,7 @@ use super::unmarking::{self, Absent};
 const MAX_STAMP: u32 = 1 << 30;
 
 /// See the module.
-pub struct Debt {
+pub struct MissedWrites {
     shape: Shape,
     map: Arc<DirtyMap>,
     session: Uuid,
@@ -34,7 +34,7 @@ pub struct Debt {
     durability: Arc<Durability>,
 }
 
-impl Debt {
+impl MissedWrites {
     /// Takes a map over that `session` just opened, in the light of what the bricks
     /// said.
     ///
@@ -294,16 +294,16 @@ mod tests {
     }
 
     /// Neither brick has a mark.
-    fn adopt(path: &std::path::Path) -> Debt {
+    fn adopt(path: &std::path::Path) -> MissedWrites {
         adopt_marked(path, 0)
     }
 
     /// Both bricks have this mark against the peer.
-    fn adopt_marked(path: &std::path::Path, mark: i32) -> Debt {
+    fn adopt_marked(path: &std::path::Path, mark: i32) -> MissedWrites {
         adopt_over(path, mark, Arc::default())
     }
 
-    fn adopt_over(path: &std::path::Path, mark: i32, durability: Arc<Durability>) -> Debt {
+    fn adopt_over(path: &std::path::Path, mark: i32, durability: Arc<Durability>) -> MissedWrites {
         let (map, trust) = DirtyMap::open(path, &identity()).unwrap();
         let copy = CopyState {
             gfid: Uuid::from_u128(1),
@@ -314,7 +314,7 @@ mod tests {
         };
         let copies = [Some(copy.clone()), Some(copy)];
         let map = Arc::new(map);
-        Debt::adopt(SHAPE, map, trust, &copies, Uuid::new_v4(), durability).unwrap()
+        MissedWrites::adopt(SHAPE, map, trust, &copies, Uuid::new_v4(), durability).unwrap()
     }
 
     /// Its session ends as it should.

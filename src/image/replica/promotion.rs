@@ -57,9 +57,9 @@ pub struct Plan {
     pub stamps: Vec<i32>,
 }
 
-/// Why a copy is not promoted; [`Refusal::told`] is for people.
+/// Why a copy is not promoted; [`PromotionRefusal::told`] is for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum PromotionRefusal {
     /// Fewer bricks than a quorum were reached: these were not.
     NoQuorum(BrickSet),
     /// The local brick was not reached.
@@ -74,7 +74,7 @@ pub enum Refusal {
     NobodyLost,
 }
 
-impl Refusal {
+impl PromotionRefusal {
     /// What is wrong, where, and what to do.
     pub fn told(self, names: &Names) -> String {
         match self {
@@ -109,20 +109,20 @@ impl Refusal {
 /// Decides over what the bricks said, `copies[i]` being child `i`'s answer.
 ///
 /// # Errors
-/// The [`Refusal`] that forbids it.
-pub fn plan(shape: &Shape, copies: &[Option<CopyState>]) -> Result<Plan, Refusal> {
+/// The [`PromotionRefusal`] that forbids it.
+pub fn plan(shape: &Shape, copies: &[Option<CopyState>]) -> Result<Plan, PromotionRefusal> {
     let reached: BrickSet = (0..copies.len()).filter(|&i| copies[i].is_some()).collect();
     if !shape.is_quorum(reached) {
         let all: BrickSet = (0..copies.len()).collect();
-        return Err(Refusal::NoQuorum(all.without(reached)));
+        return Err(PromotionRefusal::NoQuorum(all.without(reached)));
     }
     let local = copies.get(shape.local).and_then(Option::as_ref);
-    let local = local.ok_or(Refusal::LocalAway(shape.local))?;
+    let local = local.ok_or(PromotionRefusal::LocalAway(shape.local))?;
     let is_other = |copy: &CopyState| copy.gfid != local.gfid;
     let others = (0..copies.len()).filter(|&i| copies[i].as_ref().is_some_and(is_other));
     let others: BrickSet = others.collect();
     if !others.is_empty() {
-        return Err(Refusal::IdentitiesDiffer(others));
+        return Err(PromotionRefusal::IdentitiesDiffer(others));
     }
     let accused: BrickSet = copies
         .iter()
@@ -130,15 +130,15 @@ pub fn plan(shape: &Shape, copies: &[Option<CopyState>]) -> Result<Plan, Refusal
         .flat_map(|copy| copy.accuses().iter().collect::<Vec<_>>())
         .collect();
     if !accused.contains(shape.local) {
-        return Err(Refusal::NotStale(shape.local));
+        return Err(PromotionRefusal::NotStale(shape.local));
     }
     let fresh = both(shape.copies(), reached).without(accused);
     if !fresh.is_empty() {
-        return Err(Refusal::FreshReached(fresh));
+        return Err(PromotionRefusal::FreshReached(fresh));
     }
     let lost = shape.copies().without(reached);
     if lost.is_empty() {
-        return Err(Refusal::NobodyLost);
+        return Err(PromotionRefusal::NobodyLost);
     }
     let accusing = |copy: &CopyState| copy.pending.get(shape.local).copied().unwrap_or_default();
     let mut stamps: Vec<_> = copies.iter().flatten().map(accusing).collect();
@@ -281,31 +281,37 @@ mod tests {
         let refused = |copies: [Option<CopyState>; 3]| plan(&SHAPE, &copies).unwrap_err();
         let accusing = || copy([0, OLD, OLD]);
         let away = [0, 2].into_iter().collect();
-        assert_eq!(refused([None, accusing(), None]), Refusal::NoQuorum(away));
+        assert_eq!(
+            refused([None, accusing(), None]),
+            PromotionRefusal::NoQuorum(away)
+        );
         assert_eq!(
             refused([accusing(), None, accusing()]),
-            Refusal::LocalAway(1)
+            PromotionRefusal::LocalAway(1)
         );
         assert_eq!(
             refused([None, copy([0; 3]), copy([0; 3])]),
-            Refusal::NotStale(1)
+            PromotionRefusal::NotStale(1)
         );
         let mut other = accusing();
         other.as_mut().unwrap().gfid = uuid::Uuid::from_u128(1);
         assert_eq!(
             refused([None, accusing(), other]),
-            Refusal::IdentitiesDiffer(BrickSet::only(2))
+            PromotionRefusal::IdentitiesDiffer(BrickSet::only(2))
         );
         assert_eq!(
             refused([accusing(), accusing(), accusing()]),
-            Refusal::FreshReached(BrickSet::only(0))
+            PromotionRefusal::FreshReached(BrickSet::only(0))
         );
         assert_eq!(
             refused([None, copy([0, OLD, 0]), copy([0; 3])]),
-            Refusal::FreshReached(BrickSet::only(2))
+            PromotionRefusal::FreshReached(BrickSet::only(2))
         );
         let split = || copy([OLD, OLD, OLD]);
-        assert_eq!(refused([split(), split(), split()]), Refusal::NobodyLost);
+        assert_eq!(
+            refused([split(), split(), split()]),
+            PromotionRefusal::NobodyLost
+        );
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct SessionHandle {
     /// Healers are to end, for the image is being resized.
     resizing: Arc<AtomicBool>,
     healer: Arc<Mutex<Option<(Instant, HealReport)>>>,
-    watch: Arc<Mutex<Watch>>,
+    watch: Arc<Mutex<SessionSignal>>,
 }
 
 /// As long as it lives, no healer works for the session.
@@ -62,7 +62,7 @@ impl Drop for SentAway {
 }
 
 /// What was seen of the peers' debts.
-struct Watch {
+struct SessionSignal {
     /// One per peer of the map.
     lags: Vec<Lag>,
     /// A healer's report is no reason to look before.
@@ -88,7 +88,7 @@ impl SessionHandle {
             threads,
             resizing: Arc::default(),
             healer: Arc::default(),
-            watch: Arc::new(Mutex::new(Watch {
+            watch: Arc::new(Mutex::new(SessionSignal {
                 lags: shape.peers().iter().map(|_| Lag::new(now)).collect(),
                 next_look: now,
                 next_remark: Duration::ZERO,

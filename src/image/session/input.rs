@@ -7,7 +7,7 @@ use crate::image::dirty_map::Peer;
 use crate::image::heal::Unmarked;
 use crate::image::local::Fingerprint;
 use crate::image::replica::brick_set::{BrickSet, SetChange};
-use crate::image::replica::brick_worker::Report;
+use crate::image::replica::brick_worker::BrickReport;
 
 use super::ending::KeptSession;
 use super::resize::{Insist, ResizeError, Resized};
@@ -15,7 +15,7 @@ use super::resize::{Insist, ResizeError, Resized};
 /// What the thread is told.
 pub enum Input {
     /// By a brick's worker.
-    Brick(usize, Report),
+    Brick(usize, BrickReport),
     /// By a queue: a write waits at the gate.
     WriteWanted,
     /// By a queue: the guest's flush failed.

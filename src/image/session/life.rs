@@ -15,12 +15,12 @@ use arc_swap::ArcSwap;
 use crate::image::chain::chain;
 use crate::image::dirty_map::{self, DirtyMap, ExtentSize, MapError, Record, Trust};
 use crate::image::local::error::LocalError;
-use crate::image::local::{Durability, Fingerprint, Local, Watch};
+use crate::image::local::{CopyWatch, Durability, Fingerprint, Local};
 use crate::image::replica::brick_port::{BrickPort, CopyState};
 use crate::image::replica::brick_set::Shape;
 use crate::image::replica::brick_worker::Worker;
 use crate::image::replica::holder::Holder;
-use crate::image::replica::missed_writes::Debt;
+use crate::image::replica::missed_writes::MissedWrites;
 use crate::image::replica::names::Names;
 use crate::image::replica::session_lock::Claim;
 use crate::image::scheduler::Threads;
@@ -135,7 +135,7 @@ impl Session {
                     let (map, trust) = open_map(&map_place, &shape, &names, gfid, size)?;
                     sync_first(&*watch, &durability, &map)?;
                     let durability = durability.clone();
-                    Some(Debt::adopt(
+                    Some(MissedWrites::adopt(
                         shape, map, trust, copies, me.session, durability,
                     )?)
                 }
@@ -322,10 +322,10 @@ impl Drop for Session {
 
 /// The debt of a session to be. If none comes of it, nothing was written: the map is closed
 /// as it should be.
-struct Unbegun(Option<Debt>);
+struct Unbegun(Option<MissedWrites>);
 
 impl Unbegun {
-    fn begin(mut self) -> Option<Debt> {
+    fn begin(mut self) -> Option<MissedWrites> {
         self.0.take()
     }
 }
@@ -414,7 +414,7 @@ fn open_map(
 /// have been copied to the peers meanwhile: it must survive a power cut before anybody
 /// calls them equal. Later it could not be told any more what was lost.
 fn sync_first(
-    local: &dyn Watch,
+    local: &dyn CopyWatch,
     durability: &Durability,
     map: &DirtyMap,
 ) -> Result<(), LocalError> {

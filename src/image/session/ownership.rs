@@ -41,7 +41,7 @@ pub enum Ownership {
 
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Event {
+pub enum OwnershipEvent {
     /// The first ring of a front-end started.
     RingsStarted,
     /// The last one has stopped, and what it took is done.
@@ -65,15 +65,15 @@ pub enum Event {
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Open a session; [`Event::Opened`] or [`Event::OpenFailed`] follows.
+pub enum OwnershipAction {
+    /// Open a session; [`OwnershipEvent::Opened`] or [`OwnershipEvent::OpenFailed`] follows.
     Open,
     /// Let the queues take requests, or not.
     Gate {
         /// They may.
         open: bool,
     },
-    /// Bring the copies together and close the session; [`Event::Left`] follows,
+    /// Bring the copies together and close the session; [`OwnershipEvent::Left`] follows,
     /// unless the ownership is no longer [`Ownership::Leaving`] by then.
     Leave,
     /// End the daemon.
@@ -82,12 +82,12 @@ pub enum Action {
 
 /// The ownership of one image. See the module's diagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Machine {
+pub struct OwnershipMachine {
     ownership: Ownership,
     rings: bool,
 }
 
-impl Machine {
+impl OwnershipMachine {
     /// Of a daemon that has the image, or waits for a migration.
     pub fn new(held: bool) -> Self {
         Self {
@@ -106,10 +106,10 @@ impl Machine {
     }
 
     /// Takes an event in; what to do comes out.
-    pub fn step(&mut self, event: Event) -> Vec<Action> {
+    pub fn step(&mut self, event: OwnershipEvent) -> Vec<OwnershipAction> {
         match event {
-            Event::RingsStarted => self.rings = true,
-            Event::RingsStopped => self.rings = false,
+            OwnershipEvent::RingsStarted => self.rings = true,
+            OwnershipEvent::RingsStopped => self.rings = false,
             _ => {}
         }
         let (next, actions) = self.after(event);
@@ -117,26 +117,31 @@ impl Machine {
         actions
     }
 
-    fn after(&self, event: Event) -> (Ownership, Vec<Action>) {
+    fn after(&self, event: OwnershipEvent) -> (Ownership, Vec<OwnershipAction>) {
         use Ownership::{Armed, Ended, Held, Leaving, Opening, Vacant};
-        let open = || vec![Action::Gate { open: true }];
-        let leave = || vec![Action::Gate { open: false }, Action::Leave];
+        let open = || vec![OwnershipAction::Gate { open: true }];
+        let leave = || {
+            vec![
+                OwnershipAction::Gate { open: false },
+                OwnershipAction::Leave,
+            ]
+        };
         match (self.ownership, event) {
             (Ended, _) => (Ended, Vec::new()),
             // Its gate refuses everything: the guest is to see errors, not silence.
-            (_, Event::SessionStopped) => (Ended, open()),
-            (Vacant, Event::RingsStarted) => (Opening, vec![Action::Open]),
-            (Opening, Event::Opened) => (Held, open()),
-            (Opening, Event::OpenFailed) => (Ended, vec![Action::End]),
-            (Held, Event::Arm) if self.rings => (Armed, Vec::new()),
+            (_, OwnershipEvent::SessionStopped) => (Ended, open()),
+            (Vacant, OwnershipEvent::RingsStarted) => (Opening, vec![OwnershipAction::Open]),
+            (Opening, OwnershipEvent::Opened) => (Held, open()),
+            (Opening, OwnershipEvent::OpenFailed) => (Ended, vec![OwnershipAction::End]),
+            (Held, OwnershipEvent::Arm) if self.rings => (Armed, Vec::new()),
             // Nobody writes: at once.
-            (Held, Event::Arm) => (Leaving, leave()),
-            (Held | Armed, Event::GiveAway) => (Leaving, leave()),
-            (Armed, Event::Disarm) => (Held, Vec::new()),
-            (Armed, Event::RingsStopped) => (Leaving, leave()),
+            (Held, OwnershipEvent::Arm) => (Leaving, leave()),
+            (Held | Armed, OwnershipEvent::GiveAway) => (Leaving, leave()),
+            (Armed, OwnershipEvent::Disarm) => (Held, Vec::new()),
+            (Armed, OwnershipEvent::RingsStopped) => (Leaving, leave()),
             // The front-end goes on here: the migration has failed.
-            (Leaving, Event::RingsStarted | Event::Disarm) => (Held, open()),
-            (Leaving, Event::Left) => (Vacant, Vec::new()),
+            (Leaving, OwnershipEvent::RingsStarted | OwnershipEvent::Disarm) => (Held, open()),
+            (Leaving, OwnershipEvent::Left) => (Vacant, Vec::new()),
             (same, _) => (same, Vec::new()),
         }
     }
@@ -146,70 +151,96 @@ impl Machine {
 mod tests {
     use super::*;
 
-    fn machine(held: bool, events: &[Event]) -> Machine {
-        let mut machine = Machine::new(held);
+    fn machine(held: bool, events: &[OwnershipEvent]) -> OwnershipMachine {
+        let mut machine = OwnershipMachine::new(held);
         for event in events {
             machine.step(*event);
         }
         machine
     }
 
-    const ARMED: [Event; 2] = [Event::RingsStarted, Event::Arm];
+    const ARMED: [OwnershipEvent; 2] = [OwnershipEvent::RingsStarted, OwnershipEvent::Arm];
 
     #[test]
     fn a_target_opens_when_its_rings_start_and_takes_no_request_before() {
         let mut target = machine(false, &[]);
-        assert_eq!(target.step(Event::RingsStarted), [Action::Open]);
+        assert_eq!(
+            target.step(OwnershipEvent::RingsStarted),
+            [OwnershipAction::Open]
+        );
         assert_eq!(target.ownership(), Ownership::Opening);
-        assert_eq!(target.step(Event::Opened), [Action::Gate { open: true }]);
+        assert_eq!(
+            target.step(OwnershipEvent::Opened),
+            [OwnershipAction::Gate { open: true }]
+        );
         assert_eq!(target.ownership(), Ownership::Held);
     }
 
     #[test]
     fn a_source_gives_the_image_away_only_when_it_was_armed_and_the_rings_have_stopped() {
-        let mut unarmed = machine(true, &[Event::RingsStarted]);
-        assert!(unarmed.step(Event::RingsStopped).is_empty());
+        let mut unarmed = machine(true, &[OwnershipEvent::RingsStarted]);
+        assert!(unarmed.step(OwnershipEvent::RingsStopped).is_empty());
         assert_eq!(unarmed.ownership(), Ownership::Held);
         let mut armed = machine(true, &ARMED);
         assert_eq!(armed.ownership(), Ownership::Armed);
         assert_eq!(
-            armed.step(Event::RingsStopped),
-            [Action::Gate { open: false }, Action::Leave]
+            armed.step(OwnershipEvent::RingsStopped),
+            [
+                OwnershipAction::Gate { open: false },
+                OwnershipAction::Leave
+            ]
         );
-        armed.step(Event::Left);
+        armed.step(OwnershipEvent::Left);
         assert_eq!(armed.ownership(), Ownership::Vacant);
     }
 
     #[test]
     fn a_migration_that_fails_leaves_the_image_here() {
-        let mut leaving = machine(true, &[ARMED[0], ARMED[1], Event::RingsStopped]);
-        let actions = leaving.step(Event::RingsStarted);
-        assert_eq!(actions, [Action::Gate { open: true }]);
+        let mut leaving = machine(true, &[ARMED[0], ARMED[1], OwnershipEvent::RingsStopped]);
+        let actions = leaving.step(OwnershipEvent::RingsStarted);
+        assert_eq!(actions, [OwnershipAction::Gate { open: true }]);
         assert_eq!(leaving.ownership(), Ownership::Held);
         // A late word of the session that was to be closed changes nothing.
-        assert!(leaving.step(Event::Left).is_empty());
+        assert!(leaving.step(OwnershipEvent::Left).is_empty());
         assert_eq!(leaving.ownership(), Ownership::Held);
         assert!(
-            leaving.step(Event::RingsStopped).is_empty(),
+            leaving.step(OwnershipEvent::RingsStopped).is_empty(),
             "not armed any more"
         );
     }
 
     #[test]
     fn a_source_whose_rings_start_after_it_gave_the_image_away_asks_for_it_again() {
-        let left = [ARMED[0], ARMED[1], Event::RingsStopped, Event::Left];
+        let left = [
+            ARMED[0],
+            ARMED[1],
+            OwnershipEvent::RingsStopped,
+            OwnershipEvent::Left,
+        ];
         let mut left = machine(true, &left);
-        assert_eq!(left.step(Event::RingsStarted), [Action::Open]);
-        assert_eq!(left.step(Event::OpenFailed), [Action::End]);
-        assert!(left.step(Event::RingsStarted).is_empty());
+        assert_eq!(
+            left.step(OwnershipEvent::RingsStarted),
+            [OwnershipAction::Open]
+        );
+        assert_eq!(
+            left.step(OwnershipEvent::OpenFailed),
+            [OwnershipAction::End]
+        );
+        assert!(left.step(OwnershipEvent::RingsStarted).is_empty());
     }
 
     #[test]
     fn an_image_without_a_running_front_end_is_given_away_at_once() {
-        let mut idle = machine(true, &[Event::RingsStarted, Event::RingsStopped]);
+        let mut idle = machine(
+            true,
+            &[OwnershipEvent::RingsStarted, OwnershipEvent::RingsStopped],
+        );
         assert_eq!(
-            idle.step(Event::Arm),
-            [Action::Gate { open: false }, Action::Leave]
+            idle.step(OwnershipEvent::Arm),
+            [
+                OwnershipAction::Gate { open: false },
+                OwnershipAction::Leave
+            ]
         );
     }
 
@@ -217,12 +248,18 @@ mod tests {
     fn an_image_that_no_guest_here_uses_is_given_away_though_rings_run() {
         for before in [&ARMED[..1], &ARMED] {
             let mut recovered = machine(true, before);
-            let actions = recovered.step(Event::GiveAway);
-            assert_eq!(actions, [Action::Gate { open: false }, Action::Leave]);
-            recovered.step(Event::Left);
+            let actions = recovered.step(OwnershipEvent::GiveAway);
+            assert_eq!(
+                actions,
+                [
+                    OwnershipAction::Gate { open: false },
+                    OwnershipAction::Leave
+                ]
+            );
+            recovered.step(OwnershipEvent::Left);
             assert_eq!(recovered.ownership(), Ownership::Vacant);
             // They stop when the QEMU that was left behind ends.
-            assert!(recovered.step(Event::RingsStopped).is_empty());
+            assert!(recovered.step(OwnershipEvent::RingsStopped).is_empty());
             assert_eq!(recovered.ownership(), Ownership::Vacant);
         }
     }
@@ -231,18 +268,21 @@ mod tests {
     #[test]
     fn in_every_state_that_can_be_reached_the_door_is_open_only_while_the_image_is_held() {
         let events = [
-            Event::RingsStarted,
-            Event::RingsStopped,
-            Event::Opened,
-            Event::OpenFailed,
-            Event::Arm,
-            Event::GiveAway,
-            Event::Disarm,
-            Event::Left,
-            Event::SessionStopped,
+            OwnershipEvent::RingsStarted,
+            OwnershipEvent::RingsStopped,
+            OwnershipEvent::Opened,
+            OwnershipEvent::OpenFailed,
+            OwnershipEvent::Arm,
+            OwnershipEvent::GiveAway,
+            OwnershipEvent::Disarm,
+            OwnershipEvent::Left,
+            OwnershipEvent::SessionStopped,
         ];
         let mut seen = std::collections::HashSet::new();
-        let mut left = vec![(Machine::new(true), true), (Machine::new(false), false)];
+        let mut left = vec![
+            (OwnershipMachine::new(true), true),
+            (OwnershipMachine::new(false), false),
+        ];
         while let Some((machine, open)) = left.pop() {
             if !seen.insert((machine, open)) {
                 continue;
@@ -253,7 +293,7 @@ mod tests {
                 let mut next = machine;
                 let mut open = open;
                 for action in next.step(event) {
-                    if let Action::Gate { open: now } = action {
+                    if let OwnershipAction::Gate { open: now } = action {
                         open = now;
                     }
                 }

@@ -11,13 +11,13 @@ use arc_swap::ArcSwap;
 
 use crate::image::chain::chain;
 use crate::image::dirty_map::{DirtyMap, ExtentSize};
-use crate::image::local::{Durability, Watch};
+use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_port::{CopyState, Fence, PortError, Publication};
 use crate::image::replica::brick_set::{BrickSet, Shape};
-use crate::image::replica::brick_worker::{Report, Worker};
+use crate::image::replica::brick_worker::{BrickReport, Worker};
 use crate::image::replica::data_lock::wait;
 use crate::image::replica::marking;
-use crate::image::replica::missed_writes::Debt;
+use crate::image::replica::missed_writes::MissedWrites;
 use crate::image::replica::names::Names;
 use crate::image::scheduler::Threads;
 
@@ -59,9 +59,9 @@ pub struct Runner {
     /// The session never writes.
     pub read_only: bool,
     /// The local file.
-    pub local: Box<dyn Watch>,
+    pub local: Box<dyn CopyWatch>,
     /// What the peers miss. Absent in a read-only session.
-    pub debt: Option<Debt>,
+    pub debt: Option<MissedWrites>,
     /// What is known of the local copy's syncs, the guest's among them.
     pub durability: Arc<Durability>,
     /// The next session will know of the one that failed.
@@ -186,10 +186,10 @@ impl Runner {
         self.let_go("the session is closed");
     }
 
-    fn heard(&mut self, brick: usize, report: Report) {
+    fn heard(&mut self, brick: usize, report: BrickReport) {
         let name = self.names.one(brick);
         match report {
-            Report::Lost(why) => {
+            BrickReport::Lost(why) => {
                 log::warn!("brick {name} lost: {why}");
                 self.note(brick, |copy| {
                     copy.locked = false;
@@ -200,12 +200,12 @@ impl Runner {
                     worker.loss_heard();
                 }
             }
-            Report::Waiting(why) => {
+            BrickReport::Waiting(why) => {
                 log::info!("brick {name} not joined yet: {why}");
                 self.note(brick, |copy| copy.why_away = Some(why));
             }
-            Report::HealInTheWay => self.turn_heals_away(),
-            Report::TakenByOther { holder, accuses } => {
+            BrickReport::HealInTheWay => self.turn_heals_away(),
+            BrickReport::TakenByOther { holder, accuses } => {
                 log::warn!("brick {name} is back, but locked by another session: {holder}");
                 self.note(brick, |copy| {
                     copy.why_away = Some(format!("locked by {holder}"))
@@ -213,7 +213,7 @@ impl Runner {
                 let accused = accuses.is_some_and(|accuses| accuses.contains(self.shape.local));
                 self.take(Event::TakenByOther { brick, accused });
             }
-            Report::Rejoined(copy) => self.rejoined(brick, copy),
+            BrickReport::Rejoined(copy) => self.rejoined(brick, copy),
         }
     }
 
@@ -335,7 +335,7 @@ impl Runner {
         self.conclude(round);
     }
 
-    fn conclude(&mut self, round: marking::Round) {
+    fn conclude(&mut self, round: marking::MarkingRound) {
         for (brick, error) in &round.failed {
             self.give_up(*brick, "marking", error);
         }
@@ -383,7 +383,7 @@ impl Runner {
     /// its file now. The peers' indices name the file for heal; the local brick's
     /// does once it is back and marked like the others.
     fn mark_local_file(&mut self) {
-        let stamp = self.debt.as_ref().map_or(0, Debt::current_stamp);
+        let stamp = self.debt.as_ref().map_or(0, MissedWrites::current_stamp);
         if stamp == 0 {
             return;
         }

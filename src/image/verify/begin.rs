@@ -7,16 +7,16 @@ use crate::image::replica::brick_port;
 use crate::image::replica::brick_set::BrickSet;
 
 use super::brick::WHOLE;
-use super::engine::Engine;
+use super::engine::Comparison;
 use super::error::VerifyError;
-use super::report::CopyState;
+use super::report::CopyVerdict;
 use super::situation::Situation;
 use super::tally::Outcome;
 
 /// What the bricks said, by child index.
 type States = BTreeMap<usize, brick_port::CopyState>;
 
-impl Engine<'_> {
+impl Comparison<'_> {
     /// Chooses the reference and the copies to compare with it.
     pub(super) fn begin(&mut self) -> Result<(), VerifyError> {
         let mut states = self.look();
@@ -43,13 +43,13 @@ impl Engine<'_> {
         };
         self.options.progress.begin(self.size);
         self.check_reference(&states)?;
-        self.tally.change(self.reference, CopyState::Reference);
-        for child in self.tally.in_state(CopyState::Away) {
+        self.tally.change(self.reference, CopyVerdict::Reference);
+        for child in self.tally.in_state(CopyVerdict::Away) {
             self.tally.settle(child, 0..self.size, Outcome::NotVerified);
         }
-        for child in self.tally.in_state(CopyState::Compared) {
+        for child in self.tally.in_state(CopyVerdict::Compared) {
             if stale.contains(child) {
-                self.tally.change(child, CopyState::Stale);
+                self.tally.change(child, CopyVerdict::Stale);
                 self.tally.settle(child, 0..self.size, Outcome::Behind);
             } else {
                 self.peers.insert(child);
@@ -63,9 +63,9 @@ impl Engine<'_> {
 
     /// The first copy that was reached and is not accused.
     fn fresh(&self, stale: &BrickSet, states: &States) -> Result<usize, VerifyError> {
-        let reached = self.tally.in_state(CopyState::Compared);
+        let reached = self.tally.in_state(CopyVerdict::Compared);
         if reached.is_empty() {
-            let away = self.tally.in_state(CopyState::Away);
+            let away = self.tally.in_state(CopyVerdict::Away);
             let away = away.iter().map(|&child| self.tally.why_not(child));
             return Err(VerifyError::NoCopy {
                 why: away.collect::<Vec<_>>().join("; "),
@@ -89,7 +89,7 @@ impl Engine<'_> {
     /// Do copies that nobody accuses differ in size?
     fn sizes_differ(&self, states: &States) -> bool {
         let stale = accused(states);
-        let reached = self.tally.in_state(CopyState::Compared);
+        let reached = self.tally.in_state(CopyVerdict::Compared);
         let fresh = reached.iter().filter(|child| !stale.contains(**child));
         let mut sizes = fresh.filter_map(|child| Some(states.get(child)?.size));
         let first = sizes.next();

@@ -19,11 +19,11 @@ use crate::image::replica::brick_set::BrickSet;
 
 use super::brick::VerifyBrick;
 use super::error::VerifyError;
-use super::options::{Options, Repair};
-use super::report::{CopyState, Report};
+use super::options::{Repair, VerifyOptions};
+use super::report::{CopyVerdict, Report};
 use super::situation::{Debt, Situation};
 use super::tally::{Outcome, Tally};
-use compare::{Asked, Piece};
+use compare::{Asked, ComparedPiece};
 
 /// The most pieces that are kept for another round; what is busy or behind beyond them is
 /// not looked at again.
@@ -54,11 +54,11 @@ pub struct Subject {
 pub fn verify(
     subjects: Vec<Subject>,
     situation: Situation,
-    options: &Options,
+    options: &VerifyOptions,
     repair: Option<&dyn Repair>,
 ) -> Result<Report, VerifyError> {
     let (began, start) = (SystemTime::now(), options.clock.now());
-    let mut engine = Engine::new(subjects, situation, options, repair)?;
+    let mut engine = Comparison::new(subjects, situation, options, repair)?;
     engine.rounds();
     Ok(Report {
         reference: engine.reference,
@@ -76,7 +76,7 @@ pub fn verify(
 }
 
 /// Verifies one image.
-pub(super) struct Engine<'a> {
+pub(super) struct Comparison<'a> {
     pub(super) bricks: BTreeMap<usize, Box<dyn VerifyBrick>>,
     /// Child index of the reference.
     pub(super) reference: usize,
@@ -93,14 +93,14 @@ pub(super) struct Engine<'a> {
     pub(super) short: BTreeMap<usize, u64>,
     pub(super) situation: Situation,
     pub(super) tally: Tally,
-    pub(super) options: &'a Options,
+    pub(super) options: &'a VerifyOptions,
     repair: Option<&'a dyn Repair>,
     /// Differences not handed over yet, by copy.
     to_repair: Vec<(usize, Range<u64>)>,
     /// A difference was not taken for repair.
     pub(super) unrepaired: bool,
     flying: VecDeque<Flight>,
-    again: Vec<Piece>,
+    again: Vec<ComparedPiece>,
     /// What is left of a round's time to wait for locks.
     pub(super) patience: Duration,
     /// Why nothing more is compared.
@@ -114,11 +114,11 @@ struct Flight {
     asked: Vec<Asked>,
 }
 
-impl<'a> Engine<'a> {
+impl<'a> Comparison<'a> {
     fn new(
         subjects: Vec<Subject>,
         situation: Situation,
-        options: &'a Options,
+        options: &'a VerifyOptions,
         repair: Option<&'a dyn Repair>,
     ) -> Result<Self, VerifyError> {
         let mut engine = Self {
@@ -144,8 +144,8 @@ impl<'a> Engine<'a> {
         for subject in subjects {
             let Subject { child, name, .. } = subject;
             let state = match &subject.brick {
-                Ok(_) => CopyState::Compared,
-                Err(_) => CopyState::Away,
+                Ok(_) => CopyVerdict::Compared,
+                Err(_) => CopyVerdict::Away,
             };
             if subject.has_data {
                 engine.tally.open(child, name, state);
@@ -168,7 +168,7 @@ impl<'a> Engine<'a> {
             let extents = from..extents.min(from + each);
             from = extents.end;
             let peers = engine.compared;
-            (!extents.is_empty()).then_some(Piece { extents, peers })
+            (!extents.is_empty()).then_some(ComparedPiece { extents, peers })
         });
         for _ in 0..self.options.rounds {
             if self.again.is_empty() || self.why_over().is_some() {
@@ -184,7 +184,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Once over `work`.
-    fn round(&mut self, is_first: bool, mut work: impl FnMut(&mut Self) -> Option<Piece>) {
+    fn round(&mut self, is_first: bool, mut work: impl FnMut(&mut Self) -> Option<ComparedPiece>) {
         self.patience = self.options.lock_wait.all;
         while let Some(piece) = work(self) {
             let span = self.bytes_of(&piece.extents);
@@ -199,7 +199,7 @@ impl<'a> Engine<'a> {
 
     /// Locks a piece, asks for its sums and leaves them on their way. Room for it is
     /// made by landing earlier ones.
-    fn fly(&mut self, piece: Piece, span: Range<u64>) {
+    fn fly(&mut self, piece: ComparedPiece, span: Range<u64>) {
         if self.options.stop.load(Ordering::Relaxed) {
             self.end_early("it was stopped".to_owned());
         }
@@ -249,7 +249,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Looks at a piece again in the next round.
-    pub(super) fn put_off(&mut self, piece: &Piece) {
+    pub(super) fn put_off(&mut self, piece: &ComparedPiece) {
         let most = self.extents_of_a_piece();
         let last = self.again.last_mut();
         if last.is_some_and(|last| last.join(piece, most)) {
@@ -267,7 +267,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Settles what was never found clean and quiet, by what holds of it now.
-    fn give_up(&mut self, piece: &Piece) {
+    fn give_up(&mut self, piece: &ComparedPiece) {
         for child in piece.peers.iter() {
             for extent in piece.extents.clone() {
                 let outcome = match self.situation.debt(child, extent) {
@@ -326,7 +326,7 @@ impl<'a> Engine<'a> {
         let why = chain(error);
         self.tally.explain(child, &why);
         self.peers.remove(child);
-        if self.tally.change(child, CopyState::Away) == Some(CopyState::Reference) {
+        if self.tally.change(child, CopyVerdict::Away) == Some(CopyVerdict::Reference) {
             self.end_early(format!("the reference was lost: {why}"));
         }
     }
@@ -353,7 +353,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Is there anything to ask for?
-    fn has_clean(&self, piece: &Piece) -> bool {
+    fn has_clean(&self, piece: &ComparedPiece) -> bool {
         let clean = |extent, child| self.situation.debt(child, extent) == Debt::None;
         let mut extents = piece.extents.clone();
         extents.any(|extent| piece.peers.iter().any(|child| clean(extent, child)))

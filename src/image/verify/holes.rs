@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use crate::image::replica::brick_set::BrickSet;
 
-use super::engine::Engine;
+use super::engine::Comparison;
 use super::situation::Debt;
 use super::tally::Outcome;
 
@@ -18,7 +18,7 @@ const HOLE_SPAN: u64 = 1 << 30;
 /// A hole below this is compared like data.
 const SMALLEST_HOLE: u64 = 1 << 20;
 
-impl Engine<'_> {
+impl Comparison<'_> {
     /// Where data begins, from this extent on; what is before it is settled.
     pub(super) fn skip_holes(&mut self, mut from: u64, extents: u64) -> u64 {
         while from < extents {

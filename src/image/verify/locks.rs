@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::image::replica::brick_set::BrickSet;
 
-use super::engine::Engine;
+use super::engine::Comparison;
 
-impl Engine<'_> {
+impl Comparison<'_> {
     /// Takes AFR's data lock on those of `children` that are reached, on all of them
     /// or on none. `None`: not within `limit`, or what is left for the round.
     pub(super) fn lock(

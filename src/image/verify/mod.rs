@@ -46,6 +46,6 @@ mod tests;
 pub use brick::VerifyBrick;
 pub use engine::{Subject, verify};
 pub use error::VerifyError;
-pub use options::{Options, Progress, Repair};
-pub use report::{CopyReport, CopyState, Differences, Report, VerifyRecord};
+pub use options::{Repair, VerifyOptions, VerifyProgress};
+pub use report::{CopyReport, CopyVerdict, Differences, Report, VerifyRecord};
 pub use situation::{Served, Situation};

@@ -10,7 +10,7 @@ use crate::image::scheduler::clock::{Clock, SystemClock};
 
 /// How an image is verified.
 #[derive(Clone)]
-pub struct Options {
+pub struct VerifyOptions {
     /// The most bytes of the image that are locked and being summed at one time.
     pub window: u64,
     /// How long other clients' locks are waited for.
@@ -24,10 +24,10 @@ pub struct Options {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Where to tell how far it is.
-    pub progress: Arc<Progress>,
+    pub progress: Arc<VerifyProgress>,
 }
 
-/// See [`Options::lock_wait`].
+/// See [`VerifyOptions::lock_wait`].
 #[derive(Clone, Copy, Debug)]
 pub struct LockWait {
     /// For one range.
@@ -37,7 +37,7 @@ pub struct LockWait {
     pub all: Duration,
 }
 
-impl Default for Options {
+impl Default for VerifyOptions {
     fn default() -> Self {
         Self {
             window: 8 << 20,
@@ -57,12 +57,12 @@ impl Default for Options {
 /// How far the first round over the image is, for a bar. What was busy or behind is looked
 /// at again after that.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct VerifyProgress {
     done: AtomicU64,
     total: AtomicU64,
 }
 
-impl Progress {
+impl VerifyProgress {
     /// Bytes of the image that were looked at once.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)

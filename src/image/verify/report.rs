@@ -37,7 +37,7 @@ pub struct CopyReport {
     /// `host:path` of its brick.
     pub brick: String,
     /// What it was in this comparison.
-    pub state: CopyState,
+    pub state: CopyVerdict,
     /// Bytes found equal to the reference's.
     pub verified: u64,
     /// What differs.
@@ -55,7 +55,7 @@ pub struct CopyReport {
 /// What a copy was in a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum CopyState {
+pub enum CopyVerdict {
     /// The others were compared with it.
     Reference,
     /// It was compared.
@@ -119,7 +119,7 @@ impl Report {
     /// A copy that is stale as a whole was not.
     pub fn is_complete(&self) -> bool {
         let complete = |copy: &CopyReport| {
-            let compared = matches!(copy.state, CopyState::Reference | CopyState::Compared);
+            let compared = matches!(copy.state, CopyVerdict::Reference | CopyVerdict::Compared);
             compared && copy.busy == 0 && copy.not_verified == 0
         };
         self.ended_early.is_none() && self.copies.iter().all(complete)
@@ -145,7 +145,7 @@ impl Report {
 
     /// What is kept of it.
     pub fn record(&self) -> VerifyRecord {
-        let compared = |copy: &&CopyReport| copy.state != CopyState::Reference;
+        let compared = |copy: &&CopyReport| copy.state != CopyVerdict::Reference;
         let peers = || self.copies.iter().filter(compared);
         VerifyRecord {
             when: self.when,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::report::{CopyReport, CopyState, Differences};
+use super::report::{CopyReport, CopyVerdict, Differences};
 
 /// What became of some bytes of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Tally {
 
 impl Tally {
     /// A new copy.
-    pub fn open(&mut self, child: usize, brick: String, state: CopyState) {
+    pub fn open(&mut self, child: usize, brick: String, state: CopyVerdict) {
         let entry = CopyReport {
             child,
             brick,
@@ -44,7 +44,7 @@ impl Tally {
     }
 
     /// The copies opened in this state.
-    pub fn in_state(&self, state: CopyState) -> Vec<usize> {
+    pub fn in_state(&self, state: CopyVerdict) -> Vec<usize> {
         let copies = self.copies.values();
         copies
             .filter(|copy| copy.state == state)
@@ -53,7 +53,7 @@ impl Tally {
     }
 
     /// The copy is something else than it was; what it was, if it is a copy.
-    pub fn change(&mut self, child: usize, state: CopyState) -> Option<CopyState> {
+    pub fn change(&mut self, child: usize, state: CopyVerdict) -> Option<CopyVerdict> {
         let copy = self.copies.get_mut(&child)?;
         Some(std::mem::replace(&mut copy.state, state))
     }

@@ -24,13 +24,13 @@ pub struct Lookout<F> {
     serial: u64,
     /// Kept open for as long as the kernel may look at it.
     file: Option<Arc<F>>,
-    state: State,
+    state: PollState,
     /// The token of the poll of the event fd before, if the kernel may still have it.
     before: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum PollState {
     /// The kernel does not look.
     Off,
     /// It does.
@@ -46,26 +46,26 @@ impl<F: AsRawFd> Lookout<F> {
             kind: LOOKOUT | u64::from(kind) << 32,
             serial: 0,
             file: None,
-            state: State::Off,
+            state: PollState::Off,
             before: None,
         }
     }
 
     /// From now on looks out for `file` alone.
     pub fn watch(&mut self, file: Option<Arc<F>>) {
-        if self.state == State::On {
+        if self.state == PollState::On {
             // The kernel has at most one: an entry is handed over before the next change.
             self.before = Some(self.token());
         }
         self.serial = self.serial.wrapping_add(1) & u64::from(u32::MAX >> 1);
         self.file = file;
-        self.state = State::Off;
+        self.state = PollState::Off;
     }
 
     /// Whether there is an event fd and every write to it will be reported, once
     /// [`set_up`](Self::set_up) has had room.
     pub fn is_reliable(&self) -> bool {
-        self.file.is_some() && self.state != State::Refused
+        self.file.is_some() && self.state != PollState::Refused
     }
 
     /// Gives the entries that the kernel needs to see to `push`, which says whether there is room.
@@ -78,12 +78,12 @@ impl<F: AsRawFd> Lookout<F> {
             }
             self.before = None;
         }
-        if self.state == State::Off
+        if self.state == PollState::Off
             && let Some(file) = &self.file
         {
             let add = opcode::PollAdd::new(Fd(file.as_raw_fd()), libc::POLLIN as u32);
             if push(&add.multi(true).build().user_data(self.token())) {
-                self.state = State::On;
+                self.state = PollState::On;
             }
         }
     }
@@ -95,7 +95,7 @@ impl<F: AsRawFd> Lookout<F> {
         }
         // Of what is always ready a new poll would end at once too.
         if !cqueue::more(completion.flags()) {
-            self.state = State::Refused;
+            self.state = PollState::Refused;
         }
         completion.result() >= 0
     }

@@ -15,7 +15,7 @@ use super::idle::IdleTime;
 
 /// Shared by the threads of one follower.
 pub struct Board {
-    state: Mutex<State>,
+    state: Mutex<BoardState>,
     changed: Condvar,
     threads: Threads,
     /// Per peer.
@@ -32,21 +32,21 @@ pub struct Switches {
 }
 
 #[derive(Default)]
-struct State {
+struct BoardState {
     stop: bool,
     hint: Hint,
     idle: IdleTime,
     /// A report is due: something is dirty that the session is not known to have
     /// marked.
     urgent: bool,
-    peers: Vec<Healing>,
+    peers: Vec<PeerHealing>,
     /// Counts what the peers' healers are to know.
     orders: u64,
     /// Counts what the supervisor is to know.
     news: u64,
 }
 
-impl State {
+impl BoardState {
     /// Do marks against this peer stand, as the session last said?
     fn is_marked(&self, peer: Peer) -> bool {
         self.hint.marked || self.hint.stands.get(peer.index()) == Some(&true)
@@ -55,7 +55,7 @@ impl State {
 
 /// What is known of one peer.
 #[derive(Clone, Debug, Default)]
-pub struct Healing {
+pub struct PeerHealing {
     /// What its healer does.
     pub state: HealState,
     /// Since when nothing has been dirty, each time that its healer looked.
@@ -89,9 +89,9 @@ pub struct Orders {
 impl Board {
     /// For this many peers; nothing is known of the session yet, so nothing is held.
     pub fn new(peers: usize, threads: Threads) -> Self {
-        let state = State {
-            peers: vec![Healing::default(); peers],
-            ..State::default()
+        let state = BoardState {
+            peers: vec![PeerHealing::default(); peers],
+            ..BoardState::default()
         };
         Self {
             state: Mutex::new(state),
@@ -128,7 +128,7 @@ impl Board {
         let mut state = self.state();
         let state = &mut *state;
         let now = self.threads.now();
-        let waits = |peer: &Healing| peer.clean_since.is_some() && !peer.settled;
+        let waits = |peer: &PeerHealing| peer.clean_since.is_some() && !peer.settled;
         let overlooked = hint.removable && !state.peers.iter().any(waits);
         let mut marked_again = false;
         let of = |list: &[bool], peer: usize| list.get(peer).copied().unwrap_or(false);
@@ -157,7 +157,7 @@ impl Board {
     }
 
     /// The peers' state.
-    pub fn healing(&self) -> Vec<Healing> {
+    pub fn healing(&self) -> Vec<PeerHealing> {
         self.state().peers.clone()
     }
 
@@ -297,20 +297,24 @@ impl Board {
         self.change(peer, |peer| peer.covered = Some(since));
     }
 
-    fn change(&self, peer: Peer, change: impl FnOnce(&mut Healing)) {
+    fn change(&self, peer: Peer, change: impl FnOnce(&mut PeerHealing)) {
         if let Some(peer) = self.state().peers.get_mut(peer.index()) {
             change(peer);
         }
     }
 
-    fn wait(&self, until: Duration, over: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+    fn wait(
+        &self,
+        until: Duration,
+        over: impl Fn(&BoardState) -> bool,
+    ) -> MutexGuard<'_, BoardState> {
         let left = until.saturating_sub(self.threads.now());
-        let over = |state: &State| state.stop || over(state);
+        let over = |state: &BoardState| state.stop || over(state);
         self.threads.wait(&self.state, &self.changed, left, over)
     }
 
     /// Every change is a few assignments: a thread that panicked left none half done.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BoardState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

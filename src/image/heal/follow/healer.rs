@@ -12,7 +12,7 @@ use crate::image::dirty_map::{Healer, Peer};
 use crate::image::heal::copies::Copies;
 use crate::image::heal::engine::Engine;
 use crate::image::heal::link::{HealState, Obstacle};
-use crate::image::heal::pass::{Options, PassEnd};
+use crate::image::heal::pass::{PassEnd, PassOptions};
 
 use super::board::{Board, Orders};
 use super::retry::{self, Retry};
@@ -60,7 +60,7 @@ pub struct PeerHealer {
     /// The local copy.
     pub file: Arc<File>,
     /// For its engines, the board's switches among them.
-    pub options: Options,
+    pub options: PassOptions,
     pub state: Connection,
 }
 

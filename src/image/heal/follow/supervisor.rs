@@ -13,10 +13,10 @@ use crate::image::heal::throttle::Throttle;
 use crate::image::scheduler::Started;
 use crate::image::scheduler::clock::Clock;
 
-use super::board::{Board, Healing};
+use super::board::{Board, PeerHealing};
 use super::meter::Meter;
 use super::retry::{LONGEST, Retry};
-use super::{FollowEnd, FollowError, Snapshot};
+use super::{FollowEnd, FollowError, FollowSnapshot};
 
 /// How often the session hears of the healing.
 const REPORT_PERIOD: Duration = Duration::from_millis(500);
@@ -49,7 +49,7 @@ pub struct Supervisor {
     /// After an answer that nothing was unmarked.
     retry: Retry,
     not_before: Duration,
-    snapshot: Arc<Mutex<Snapshot>>,
+    snapshot: Arc<Mutex<FollowSnapshot>>,
 }
 
 /// What the supervisor keeps of a peer.
@@ -67,7 +67,7 @@ pub struct Shared {
     pub map: Arc<DirtyMap>,
     pub bandwidth: Arc<AtomicU64>,
     pub throttle: Arc<Throttle>,
-    pub snapshot: Arc<Mutex<Snapshot>>,
+    pub snapshot: Arc<Mutex<FollowSnapshot>>,
 }
 
 impl Supervisor {
@@ -235,7 +235,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn publish(&self, change: impl FnOnce(&mut Snapshot)) {
+    fn publish(&self, change: impl FnOnce(&mut FollowSnapshot)) {
         let snapshot = self.snapshot.lock();
         change(&mut snapshot.unwrap_or_else(PoisonError::into_inner));
     }
@@ -246,7 +246,12 @@ fn moved(figures: &Figures) -> u64 {
 }
 
 /// The age of the oldest write that may not have been sent.
-fn sent_before(map: &DirtyMap, peer: Peer, healing: &Healing, now: Duration) -> Option<Duration> {
+fn sent_before(
+    map: &DirtyMap,
+    peer: Peer,
+    healing: &PeerHealing,
+    now: Duration,
+) -> Option<Duration> {
     // A look of our own, for what was written since its healer looked.
     if healing.clean_since.is_some() && map.next_dirty(peer, 0).is_none() {
         return Some(Duration::ZERO);

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::image::dirty_map::{Begun, DirtyMap, ExtentSize, Healer, Identity, Peer, Peers, Record};
 
-use super::super::{Engine, Options};
+use super::super::{Engine, PassOptions};
 use super::brick::Brick;
 use super::{CLIENT, Rng};
 
@@ -84,7 +84,7 @@ pub struct World {
     pub map: Arc<DirtyMap>,
     pub brick: Brick,
     pub clock: Arc<SimClock>,
-    pub options: Options,
+    pub options: PassOptions,
 }
 
 impl World {
@@ -102,11 +102,11 @@ impl World {
             path,
             map: Arc::new(map),
             brick,
-            options: Options {
+            options: PassOptions {
                 window: 8 * EXTENT,
                 quiet: Duration::ZERO,
                 clock: clock.clone(),
-                ..Options::default()
+                ..PassOptions::default()
             },
             clock,
         }

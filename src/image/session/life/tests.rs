@@ -3,7 +3,7 @@
 use crate::image::replica::brick_port::Fence;
 use uuid::Uuid;
 
-use crate::image::local::{Durability, Watch};
+use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_set::{BrickSet, SetChange};
 use crate::image::replica::recording_port::{Change, Journal, RecordingPort};
 use crate::image::session::terms::FenceWish;
@@ -20,7 +20,7 @@ impl Local for Quiet {
         SIZE
     }
 
-    fn watch(&self, _pending_names: Vec<String>) -> Result<Box<dyn Watch>, LocalError> {
+    fn watch(&self, _pending_names: Vec<String>) -> Result<Box<dyn CopyWatch>, LocalError> {
         Ok(Box::new(Quiet))
     }
 
@@ -29,7 +29,7 @@ impl Local for Quiet {
     }
 }
 
-impl Watch for Quiet {
+impl CopyWatch for Quiet {
     fn mark(&self, _children: BrickSet, _stamp: i32) -> Result<(), LocalError> {
         Ok(())
     }

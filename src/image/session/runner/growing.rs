@@ -33,7 +33,7 @@ const LANDING_PAUSE: Duration = Duration::from_millis(1);
 
 /// From one size to another, in bytes.
 #[derive(Clone, Copy)]
-struct Step {
+struct GrowStep {
     from: u64,
     to: u64,
 }
@@ -45,7 +45,7 @@ impl Runner {
             return Err(ResizeError::Over(stop_message(*reason, &self.names)));
         }
         let from = self.map()?.geometry().size();
-        let step = Step { from, to };
+        let step = GrowStep { from, to };
         let extent_size = extent_size(to, self.extent_size)?;
         if !insist.overcommit {
             check_room(from, to, self.local.free()?)?;
@@ -138,7 +138,7 @@ impl Runner {
     /// The peers that are not grown.
     fn grow_copies(
         &mut self,
-        step: Step,
+        step: GrowStep,
         draft: Draft,
         round: &mut Round,
     ) -> Result<BrickSet, ResizeError> {
@@ -195,7 +195,7 @@ impl Runner {
 
     /// Nothing was written to the new area. A peer that cannot be made as it was is given
     /// up: when it is joined again, its size tells.
-    fn undo(&mut self, step: Step, peers: BrickSet, round: &mut Round) {
+    fn undo(&mut self, step: GrowStep, peers: BrickSet, round: &mut Round) {
         if let Err(error) = self.resize_local(step.to, step.from) {
             log::error!(
                 "{}: the image has {} bytes, and is served as before. Start the daemon again",

@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 use crate::image::chain::chain;
 use crate::image::dirty_map::{MapError, Peer, Peers};
 use crate::image::heal::Unmarked;
-use crate::image::local::{Durability, Watch};
+use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_port::{CopyState, accused};
 use crate::image::replica::brick_set::BrickSet;
-use crate::image::replica::missed_writes::Debt;
+use crate::image::replica::missed_writes::MissedWrites;
 use crate::image::replica::unmarking::Absent;
 use crate::image::replica::{data_lock, unmarking};
 use crate::image::session::ending::Ending;
@@ -222,7 +222,10 @@ impl Runner {
 
     /// A new time for every copy that misses nothing.
     fn set_times(&self, round: &mut data_lock::Round) {
-        let behind = self.debt.as_ref().map_or(self.shape.peers(), Debt::behind);
+        let behind = self
+            .debt
+            .as_ref()
+            .map_or(self.shape.peers(), MissedWrites::behind);
         let fresh = self.shape.all().without(behind);
         unmarking::set_times(&self.workers, fresh, since_epoch(), round);
     }
@@ -353,7 +356,7 @@ impl Runner {
         let snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
         let absent = self.shape.all().without(self.machine.held());
         let debt = self.debt.as_ref();
-        let not_reached = debt.map_or(Absent::Unknown, Debt::not_reached);
+        let not_reached = debt.map_or(Absent::Unknown, MissedWrites::not_reached);
         let marks = |brick: usize| snapshot.copies.get(brick)?.pending.as_deref();
         let row = |brick| match marks(brick) {
             Some(marks) => Absent::Read(accused(marks)),
@@ -386,7 +389,7 @@ impl Runner {
     pub(super) fn watch_local(&mut self) {
         self.note_unguarded(true);
         let end = self.threads.now() + LANDING_LIMIT;
-        let in_flight = |debt: &Debt| debt.map().extents_in_flight() > 0;
+        let in_flight = |debt: &MissedWrites| debt.map().extents_in_flight() > 0;
         while self.debt.as_ref().is_some_and(in_flight) && self.threads.now() < end {
             self.threads.sleep(LANDING_PAUSE);
         }
@@ -452,8 +455,8 @@ fn since_epoch() -> Duration {
 /// The stamp to mark with, after what the bricks say was taken in. What was read of the
 /// local copy must also be what a power cut leaves of it: others are marked because of it.
 pub(super) fn stamp_for(
-    debt: &mut Debt,
-    local: &dyn Watch,
+    debt: &mut MissedWrites,
+    local: &dyn CopyWatch,
     durability: &Durability,
     copies: &[(usize, CopyState)],
 ) -> Option<i32> {

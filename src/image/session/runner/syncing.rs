@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::image::chain::chain;
 use crate::image::local::error::LocalError;
-use crate::image::local::{Durability, Watch};
+use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_port::PortError;
-use crate::image::replica::missed_writes::Debt;
+use crate::image::replica::missed_writes::MissedWrites;
 
 use super::Runner;
 
@@ -56,14 +56,14 @@ impl Runner {
             return;
         }
         self.sync_failure_noted = true;
-        if let Some(Err(error)) = self.debt.as_ref().map(Debt::note_sync_failed) {
+        if let Some(Err(error)) = self.debt.as_ref().map(MissedWrites::note_sync_failed) {
             log::error!("{}", chain(&error));
         }
     }
 }
 
 /// As [`Runner::sync_local`].
-pub(super) fn sync(durability: &Durability, local: &dyn Watch) -> Result<(), LocalError> {
+pub(super) fn sync(durability: &Durability, local: &dyn CopyWatch) -> Result<(), LocalError> {
     noted(durability, local.sync())?;
     match durability.failure() {
         None => Ok(()),

@@ -32,7 +32,7 @@ struct Seen {
     untouched: fn() -> bool,
 }
 
-impl Watch for Seen {
+impl CopyWatch for Seen {
     fn mark(&self, _children: BrickSet, _stamp: i32) -> Result<(), LocalError> {
         Ok(())
     }
@@ -115,7 +115,8 @@ impl Session {
         let copies = vec![Some(unmarked()); SHAPE.bricks];
         let durability = Arc::<Durability>::default();
         let known = durability.clone();
-        let debt = Debt::adopt(SHAPE, map.clone(), trust, &copies, me.session, known).unwrap();
+        let debt =
+            MissedWrites::adopt(SHAPE, map.clone(), trust, &copies, me.session, known).unwrap();
         let threads = Threads::default();
         let journal = Journal::default();
         let answer = |brick| answering.contains(&brick).then(unmarked);
@@ -184,8 +185,9 @@ impl Session {
     }
 
     fn brick_was_away(&mut self, brick: usize) {
-        self.runner.heard(brick, Report::Lost("cut off".into()));
-        self.runner.heard(brick, Report::Rejoined(unmarked()));
+        self.runner
+            .heard(brick, BrickReport::Lost("cut off".into()));
+        self.runner.heard(brick, BrickReport::Rejoined(unmarked()));
     }
 
     fn write_wanted(&mut self) {
@@ -208,7 +210,7 @@ impl Session {
         session
     }
 
-    fn debt(&self) -> &Debt {
+    fn debt(&self) -> &MissedWrites {
         self.runner.debt.as_ref().unwrap()
     }
 
@@ -303,9 +305,9 @@ fn a_round_that_loses_every_brick_shuts_the_gate() {
 fn a_data_lock_that_a_client_keeps_costs_a_marked_brick_none_of_its_locks() {
     let mut session = Session::dirty();
     let busy = |brick| (brick, PortError::Refused("another client".into()));
-    session.runner.conclude(marking::Round {
+    session.runner.conclude(marking::MarkingRound {
         busy: vec![busy(0), busy(1), busy(2)],
-        ..marking::Round::default()
+        ..marking::MarkingRound::default()
     });
     assert_eq!(session.runner.machine.held(), SHAPE.all());
     assert_eq!(session.phase(), &Phase::Dirty);
@@ -415,7 +417,7 @@ fn a_thread_that_panics_keeps_the_locks_until_it_is_closed_and_then_gives_the_im
     let thread = std::thread::spawn(move || runner.run(&events));
 
     inbox
-        .send(Input::Brick(1, Report::Rejoined(unmarked())))
+        .send(Input::Brick(1, BrickReport::Rejoined(unmarked())))
         .unwrap();
     assert_eq!(why.recv(), Ok(StopReason::Panicked));
     assert_eq!(gate.state(), GateState::Hold, "no write without a guard");

@@ -14,21 +14,21 @@ use crate::image::replica::brick_set::BrickSet;
 use crate::image::verify::situation::{Debt, Situation};
 use crate::image::verify::tally::Outcome;
 
-use super::Engine;
+use super::Comparison;
 
 /// How often an extent is read again before it is called a difference.
 const REREADS: u32 = 3;
 
 /// Extents to compare with the reference's, and the copies whose extents.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct ComparedPiece {
     /// The extents, of one [`crate::gluster::MAX_IO`].
     pub extents: Range<u64>,
     /// The copies, by child index.
     pub peers: BrickSet,
 }
 
-impl Piece {
+impl ComparedPiece {
     /// Makes one of two pieces that are of the same extents, or of neighbouring ones of the
     /// same copies, `most` at the most; `false`: they are neither.
     pub fn join(&mut self, other: &Self, most: u64) -> bool {
@@ -48,14 +48,14 @@ impl Piece {
 
 /// A piece whose extents were all clean for its peers when it was asked for.
 pub struct Asked {
-    piece: Piece,
+    piece: ComparedPiece,
     /// How often it was read before.
     reads: u32,
-    reference: Sent,
-    peers: Vec<(usize, Sent)>,
+    reference: SentSums,
+    peers: Vec<(usize, SentSums)>,
 }
 
-type Sent = Result<Answer<StrongChecksum>, PeerError>;
+type SentSums = Result<Answer<StrongChecksum>, PeerError>;
 
 /// An answer.
 enum Sum {
@@ -75,9 +75,9 @@ pub struct Findings {
     differing: Vec<(usize, u64)>,
 }
 
-impl Engine<'_> {
+impl Comparison<'_> {
     /// Asks for the sums of what is clean in a locked piece; settles the rest.
-    pub fn ask(&mut self, piece: &Piece, reads: u32) -> Vec<Asked> {
+    pub fn ask(&mut self, piece: &ComparedPiece, reads: u32) -> Vec<Asked> {
         let parts = self.clean_parts(piece);
         parts
             .into_iter()
@@ -108,7 +108,7 @@ impl Engine<'_> {
             differing.append(&mut findings.differing);
             for (extent, (peers, reads)) in findings.again {
                 let extents = extent..extent + 1;
-                asked.append(&mut self.ask(&Piece { extents, peers }, reads));
+                asked.append(&mut self.ask(&ComparedPiece { extents, peers }, reads));
             }
         }
         self.confirm(differing);
@@ -116,8 +116,8 @@ impl Engine<'_> {
 
     /// The parts of a piece that are clean, each for all its peers; settles the rest, or
     /// puts it off.
-    pub fn clean_parts(&mut self, piece: &Piece) -> Vec<Piece> {
-        let mut parts: Vec<Piece> = Vec::new();
+    pub fn clean_parts(&mut self, piece: &ComparedPiece) -> Vec<ComparedPiece> {
+        let mut parts: Vec<ComparedPiece> = Vec::new();
         for extent in piece.extents.clone() {
             let (mut clean, mut later) = (BrickSet::EMPTY, BrickSet::EMPTY);
             for child in piece.peers.iter() {
@@ -132,7 +132,7 @@ impl Engine<'_> {
                 }
             }
             if !later.is_empty() {
-                self.put_off(&Piece {
+                self.put_off(&ComparedPiece {
                     extents: extent..extent + 1,
                     peers: later,
                 });
@@ -142,7 +142,7 @@ impl Engine<'_> {
                 Some(last) if last.peers == clean && last.extents.end == extent => {
                     last.extents.end = extent + 1;
                 }
-                _ => parts.push(Piece {
+                _ => parts.push(ComparedPiece {
                     extents: extent..extent + 1,
                     peers: clean,
                 }),
@@ -167,7 +167,7 @@ impl Engine<'_> {
     fn is_clean(&mut self, child: usize, extent: u64) -> bool {
         let is_clean = self.situation.debt(child, extent) == Debt::None;
         if !is_clean {
-            self.put_off(&Piece {
+            self.put_off(&ComparedPiece {
                 extents: extent..extent + 1,
                 peers: BrickSet::only(child),
             });
@@ -175,7 +175,7 @@ impl Engine<'_> {
         is_clean
     }
 
-    fn start_sum(&self, child: usize, bytes: Range<u64>) -> Sent {
+    fn start_sum(&self, child: usize, bytes: Range<u64>) -> SentSums {
         match self.brick(child) {
             Some(brick) => brick.start_checksum(bytes),
             None => Ok(Answer::new(move || {
@@ -234,7 +234,7 @@ impl Engine<'_> {
         }
     }
 
-    fn wait_sum(&mut self, child: usize, sent: Sent) -> Sum {
+    fn wait_sum(&mut self, child: usize, sent: SentSums) -> Sum {
         match sent.and_then(Answer::wait) {
             Ok(sum) => Sum::Is(sum),
             Err(error @ PeerError::Refused { .. }) => Sum::Unreadable(chain(&error)),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::{CopyState, VerifyError};
+use super::super::{CopyVerdict, VerifyError};
 use super::world::{CLIENT, SIZE, World};
 
 /// Bytes of an extent where there is no map.
@@ -76,7 +76,7 @@ fn a_stale_copy_is_behind_and_not_compared_nor_the_reference() {
     world.inner().copies[1].pending[0] = 1;
     let report = world.verify();
     assert_eq!(report.reference, 1);
-    assert_eq!(report.copies[0].state, CopyState::Stale);
+    assert_eq!(report.copies[0].state, CopyVerdict::Stale);
     assert_eq!(
         (report.copies[0].behind, world.inner().copies[0].summed),
         (SIZE, 0)
@@ -96,7 +96,7 @@ fn an_arbiter_s_marks_count_and_its_empty_file_does_not() {
     }
     let report = world.verify();
     assert_eq!((report.reference, report.copies.len()), (1, 2));
-    assert_eq!(report.copies[0].state, CopyState::Stale);
+    assert_eq!(report.copies[0].state, CopyVerdict::Stale);
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn a_client_s_write_that_fails_on_one_copy_makes_it_behind_and_no_difference() {
         let report = world.verify();
         assert!(!report.differs(), "seed {seed}");
         let copy = &report.copies[2];
-        late += u64::from(copy.state == CopyState::Compared && copy.behind > 0);
+        late += u64::from(copy.state == CopyVerdict::Compared && copy.behind > 0);
     }
     assert!(late > 0, "never was a mark made after the beginning");
 }

@@ -20,7 +20,7 @@ use crate::image::replica::brick_port::CopyState;
 use super::super::brick::VerifyBrick;
 use super::super::options::LockWait;
 use super::super::{
-    CopyReport, Options, Repair, Report, Served, Situation, Subject, VerifyError, verify,
+    CopyReport, Repair, Report, Served, Situation, Subject, VerifyError, VerifyOptions, verify,
 };
 use super::Rng;
 
@@ -125,7 +125,7 @@ pub struct Inner {
 pub struct World {
     _directory: tempfile::TempDir,
     pub inner: Arc<Mutex<Inner>>,
-    pub options: Options,
+    pub options: VerifyOptions,
     job: Job,
     /// The brick of this child has no data.
     pub arbiter: Option<usize>,
@@ -177,14 +177,14 @@ impl World {
             writes: 0,
             heals_done: 0,
         }));
-        let options = Options {
+        let options = VerifyOptions {
             window: 2 << 20,
             lock_wait: LockWait {
                 each: Duration::from_millis(500),
                 all: Duration::from_secs(2),
             },
             clock: Arc::new(SimClock(inner.clone())),
-            ..Options::default()
+            ..VerifyOptions::default()
         };
         Self {
             _directory: directory,
