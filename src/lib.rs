@@ -8,7 +8,11 @@
 //! * [`device`] is the vhost-user-blk device over one local file. It knows
 //!   nothing of Gluster.
 //! * [`control`] is the control socket, the status report and the metrics.
-//! * [`cli`] puts them together, one file per command.
+//! * [`daemon`] puts them together: the processes that run for long.
+//! * [`cli`] is the command line, one file per command.
+//!
+//! Imports point down this list or to the side named in docs/ARCHITECTURE.md, never up;
+//! `tests/house.rs` holds that.
 
 pub mod cli;
 pub mod control;

@@ -1,10 +1,10 @@
 //! The protocol of sessions, healers and promotions as a model, checked exhaustively.
 //!
-//! The real state machine (`image::machine`), the real decision (`image::decide`), the
-//! real judgement of an older dirty map (`image::belief`), the real choice of marks to
-//! remove (`image::unmarking`) and the real plan of a promotion (`image::promote`) are
+//! The real state machine (`image::session::state_machine`), the real decision (`image::replica::freshness`), the
+//! real judgement of an older dirty map (`image::replica::map_trust`), the real choice of marks to
+//! remove (`image::replica::unmarking`) and the real plan of a promotion (`image::replica::promotion`) are
 //! driven over simulated bricks, by a rim that follows `open.rs`, `runner.rs`,
-//! `marking.rs`, `unmarking.rs`, `worker.rs`, `debt.rs` and the healer. Every order of
+//! `marking.rs`, `unmarking.rs`, `brick_worker.rs`, `missed_writes.rs` and the healer. Every order of
 //! events within the bounds is visited, breadth first, so a trace is a shortest one.
 //!
 //! Modelled: two would-be sessions on different hosts over 2 or 3 bricks; connections

@@ -1,4 +1,20 @@
-//! ROOM
+//! The processes that run for long: what `serve` and `heald` are made of, and what the
+//! commands share with them.
+//!
+//! * One image served: [`serve`] puts it together from [`options`] and [`startup`];
+//!   [`frontend_loop`] serves one front-end after the other, [`ownership_worker`] has a session
+//!   as long as the image is ours, behind the [`switchable_gate`]; [`served_image`] is what the
+//!   other threads see of it.
+//! * [`control_service`] answers on the control socket.
+//! * [`upgrade`] replaces the process; [`upgrade_state`] is what it leaves to the next one.
+//! * A host's images healed: [`heald`].
+//! * Sessions: [`session_setup`] finds an image and opens it, [`maintenance_session`] is one
+//!   without a guest, [`brick_view`] looks at the bricks without a session.
+//! * [`failure`] has every exit code; [`target`] what people name; [`listener`], [`shutdown`],
+//!   [`logging`], [`bus_error`] are the process's edges.
+//!
+//! Nothing here decides about copies and marks: that is [`crate::image`]'s. The words of the
+//! command line are [`crate::cli`]'s, which calls this room and is not called by it.
 
 pub mod brick_view;
 pub mod bus_error;

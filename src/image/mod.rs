@@ -1,5 +1,14 @@
-//! One image and its session: where its copies are, which one is fresh, who may
-//! write, what must be marked. Knows nothing of virtio.
+//! One image: where its copies are, which one is fresh, who may write, what must be marked
+//! and healed. Knows nothing of virtio.
+//!
+//! * [`locate`] finds it in a volume; [`surroundings`] looks whether the volume changes.
+//! * [`replica`]: the copies and AFR's rules. [`session`]: the image open.
+//! * [`dirty_map`]: which extents the other copies miss. [`heal`] copies them,
+//!   [`verify`] compares.
+//! * [`local`]: the copy on this host. [`state_dir`]: what this host remembers, written by
+//!   [`durable`].
+//! * [`brick_client`]: all of it over Gluster's protocol.
+//! * [`scheduler`]: threads and clocks, real or a simulator's.
 
 pub mod brick_client;
 pub mod chain;

@@ -1,5 +1,5 @@
-//! A session's dirty map and what it knows of the marks, as `debt.rs` and `gate.rs`
-//! keep them. The judgement of an older map is the real one (`belief.rs`).
+//! A session's dirty map and what it knows of the marks, as `missed_writes.rs` and `gate.rs`
+//! keep them. The judgement of an older map is the real one (`map_trust.rs`).
 
 use bypass_blk::image::dirty_map::{Peer, Peers, Record};
 use bypass_blk::image::replica::brick_port::CopyState;

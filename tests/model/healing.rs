@@ -1,4 +1,4 @@
-//! Our own healers: what `heal/engine.rs` and `heal/gluster_peer.rs` do to one extent
+//! Our own healers: what `heal/engine.rs` and `brick_client/heal_peer.rs` do to one extent
 //! at a time.
 //!
 //! A healer is a process of its own: it outlives its session, does not know at once

@@ -1,4 +1,4 @@
-//! A session's rim, as `open.rs`, `session.rs`, `runner.rs` and `worker.rs` have it,
+//! A session's rim, as `open.rs`, `session.rs`, `runner.rs` and `brick_worker.rs` have it,
 //! around the real machine and the real decision. Rounds of marking and unmarking
 //! are in `round.rs`.
 //!

@@ -185,7 +185,7 @@ pub struct Copy {
     pub intact: bool,
 }
 
-/// A dirty map, as `debt.rs` keeps it.
+/// A dirty map, as `missed_writes.rs` keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Map {
     pub stamp: Counter,

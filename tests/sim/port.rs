@@ -69,7 +69,7 @@ impl SimPort {
 }
 
 /// An accusation of a promoted copy by one that was given up is taken off, as
-/// `gluster_port.rs` does it.
+/// `session_port.rs` does it.
 fn overrule(world: &mut World, host: usize, brick: usize) {
     let accusation = world.bricks[brick].row.pending[host];
     let promotion = world.hosts[host].promotion.as_ref();

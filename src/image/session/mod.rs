@@ -1,4 +1,13 @@
-//! ROOM
+//! One session: the image open, by one daemon.
+//!
+//! * [`life`] opens and closes it; [`open`] is how, over the bricks, by [`terms`]; [`fencing`]
+//!   keeps other clients out; [`error`] says why not.
+//! * [`runner`] is the session's thread. It is told [`input`], steps the [`state_machine`],
+//!   which decides, and carries out what that says.
+//! * [`write_gate`] is all that a guest's request meets of a session.
+//! * [`handle`] is the session for healers and operators, [`snapshot`] what it looks like,
+//!   [`resize`] and [`ending`] what can come of it.
+//! * [`ownership`] is above sessions: whose the image is, in a live migration.
 
 pub mod ending;
 pub mod error;

@@ -4,7 +4,7 @@
 //! live migration does not: the target waits for its first ring start, the source gives
 //! the image away when its rings have stopped, and takes it again if they start after
 //! all. Events in, actions out; no session, socket or clock. Carried out by
-//! [`crate::cli`]'s custodian. Whether the image *may* be opened is not decided here.
+//! [`crate::daemon::ownership_worker`]. Whether the image *may* be opened is not decided here.
 //!
 //! ```text
 //!            rings started                opened
