@@ -6,7 +6,7 @@ use crate::control::socket::{self, Request};
 use crate::daemon::failure::Failure;
 use crate::daemon::heald::{self, rate::Rate};
 
-use super::RunDirArgs;
+use super::arguments::RunDirArgs;
 
 /// Arguments of `bandwidth`.
 #[derive(Args, Debug)]

@@ -9,7 +9,7 @@ use crate::daemon::logging;
 use crate::daemon::target::Target;
 use crate::image::state_dir::{Entry, StateDir};
 
-use super::{LogArgs, RunDirArgs, StateDirArgs};
+use super::arguments::{LogArgs, RunDirArgs, StateDirArgs};
 
 /// Arguments of `forget`.
 #[derive(Args, Debug)]

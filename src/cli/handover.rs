@@ -21,8 +21,8 @@ use crate::image::brick_client::heal_copies;
 use crate::image::chain::chain;
 use crate::image::heal::{FollowOptions, Follower};
 
+use super::arguments::{LogArgs, RunDirArgs};
 use super::handover_verdict::{FIXED, HandoverProgress, HandoverVerdict};
-use super::{LogArgs, RunDirArgs};
 
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(100);

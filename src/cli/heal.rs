@@ -24,8 +24,8 @@ use crate::image::chain::chain;
 use crate::image::heal::{Figures, FollowOptions, Follower, SessionLink};
 use crate::image::state_dir::StateDir;
 
+use super::arguments::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 use super::heal_verdict::{HealProgress, HealVerdict, moved};
-use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 
 /// How often it looks how far it is.
 const ROUND: Duration = Duration::from_millis(200);

@@ -8,7 +8,7 @@ use crate::daemon::heald::host_healer::{self, HealdOptions};
 use crate::daemon::heald::rate::Rate;
 use crate::daemon::logging;
 
-use super::{LogArgs, RunDirArgs, StateDirArgs};
+use super::arguments::{LogArgs, RunDirArgs, StateDirArgs};
 
 /// Arguments of `heald`.
 #[derive(Args, Debug)]

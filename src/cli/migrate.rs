@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::Value;
 
+use super::arguments::{LogArgs, RunDirArgs};
 use super::handover::{HandoverArgs, Prepared};
-use super::{LogArgs, RunDirArgs};
 use crate::daemon::failure::Failure;
 use crate::daemon::logging;
 use crate::daemon::shutdown::Stop;

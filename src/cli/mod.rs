@@ -4,6 +4,7 @@
 //! Each command puts the other modules together; none decides anything about an
 //! image by itself.
 
+mod arguments;
 mod bandwidth;
 mod forget;
 mod handover;
@@ -23,13 +24,10 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
-use crate::control::socket::RUN_DIR;
 use crate::daemon::failure;
 use crate::daemon::failure::Failure;
-use crate::daemon::target::GlusterdAddress;
-use crate::image::state_dir::STATE_DIR;
 
 /// Serves virtual machines' disks straight from the local brick of a GlusterFS
 /// replica volume, over vhost-user-blk.
@@ -79,41 +77,6 @@ enum Command {
     /// Forget what this host remembers of an image that is gone for good, so that heald
     /// does not try to finish it any more. Changes nothing in the volume
     Forget(forget::ForgetArgs),
-}
-
-/// How much to log, to standard error.
-#[derive(Args, Clone, Copy, Debug)]
-struct LogArgs {
-    /// How much to log: error = it does not work; warn = something is wrong and
-    /// handled; info = state changes; debug = every step
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    log_level: log::LevelFilter,
-}
-
-/// Which glusterd to ask.
-#[derive(Args, Clone, Debug)]
-struct ServerArgs {
-    /// The glusterd to ask for the volume's layout. Only a glusterd of this host
-    /// gives what is needed to log in to the bricks
-    #[arg(long, value_name = "HOST[:PORT]", default_value = "localhost")]
-    server: GlusterdAddress,
-}
-
-/// Where this host keeps what it knows of its images.
-#[derive(Args, Clone, Debug)]
-struct StateDirArgs {
-    /// The folder of the dirty maps: which parts of an image the other copies miss.
-    /// Best on a disk of its own speed; 2 bytes per extent
-    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
-    state_dir: std::path::PathBuf,
-}
-
-/// Where daemons of this host put their control sockets.
-#[derive(Args, Clone, Debug)]
-struct RunDirArgs {
-    /// The folder of the control sockets, by which `status` finds the daemons
-    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
-    run_dir: std::path::PathBuf,
 }
 
 /// Runs the program: parses the command line, runs the command, prints its

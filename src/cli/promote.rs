@@ -22,7 +22,7 @@ use crate::image::replica::session_lock::{Blocked, Claim, lock_background, lock_
 use crate::image::session::error::OpenError;
 use crate::image::state_dir::{Entry, StateDir};
 
-use super::{LogArgs, ServerArgs, StateDirArgs};
+use super::arguments::{LogArgs, ServerArgs, StateDirArgs};
 
 /// How long other clients' writes are waited for.
 const DATA_LOCK_LIMIT: Duration = Duration::from_secs(10);

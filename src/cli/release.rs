@@ -14,7 +14,7 @@ use crate::image::replica::brick_port::BrickPort;
 use crate::image::replica::session_lock::{Blocked, Claim, lock_session};
 use crate::image::session::error::OpenError;
 
-use super::{LogArgs, ServerArgs};
+use super::arguments::{LogArgs, ServerArgs};
 
 /// Arguments of `release`.
 #[derive(Args, Debug)]

@@ -20,7 +20,7 @@ use crate::image::locate::Allowed;
 use crate::image::session::resize::{Insist, NewSize};
 use crate::image::state_dir::StateDir;
 
-use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
+use super::arguments::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 
 /// Arguments of `resize`.
 #[derive(Args, Debug)]

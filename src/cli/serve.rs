@@ -20,7 +20,7 @@ use crate::image::locate::Bypassable;
 use crate::image::replica::brick_port::Fence;
 use crate::image::session::terms::{FenceWish, Terms};
 
-use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
+use super::arguments::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 
 /// Arguments of `serve`.
 #[derive(Args, Debug)]

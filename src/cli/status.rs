@@ -15,7 +15,8 @@ use crate::daemon::{heald, logging};
 use crate::gluster::Timeouts;
 use crate::image::state_dir::StateDir;
 
-use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs, watch};
+use super::arguments::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
+use super::watch;
 
 /// So many things that could not be seen are named at the end.
 const NAMED: usize = 3;

@@ -29,8 +29,8 @@ use crate::image::verify::{
     self, Repair, Report, Served, Situation, Subject, VerifyError, VerifyOptions, VerifyProgress,
 };
 
+use super::arguments::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 use super::verify_report::{Subtitle, print};
-use super::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 
 /// How often the bar is drawn.
 const DRAW: Duration = Duration::from_millis(100);

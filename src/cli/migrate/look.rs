@@ -13,9 +13,9 @@ use crate::control::status::OwnershipStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::target::Target;
 
-use super::super::RunDirArgs;
 use super::story::Seen;
 use super::{MigrateArgs, qmp};
+use crate::cli::arguments::RunDirArgs;
 
 /// How long another host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);

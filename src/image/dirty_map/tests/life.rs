@@ -300,7 +300,7 @@ fn kill_9_loses_no_mark_and_a_healer_works_across_it() {
     let (_directory, map) = clean_map();
     let path = map.path().to_owned();
     drop(map);
-    let name = "image::dirty::tests::life::child_that_writes_until_it_is_killed";
+    let name = "image::dirty_map::tests::life::child_that_writes_until_it_is_killed";
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(CHILD, &path)
