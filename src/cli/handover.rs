@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::control::remote::RemoteSession;
+use crate::control::serving_status::{OwnershipStatus, QueueStatus};
 use crate::control::socket::{self, Answer, ControlError, FORCED, Request};
-use crate::control::status::{OwnershipStatus, QueueStatus, Status};
+use crate::control::status::Status;
 use crate::daemon::failure::Failure;
 use crate::daemon::heald::{self, rate::Rate};
 use crate::daemon::logging;

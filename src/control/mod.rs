@@ -16,6 +16,7 @@ pub mod remote;
 pub mod render;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod serving_status;
 pub mod severity;
 pub mod socket;
 pub mod status;

@@ -10,8 +10,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::copy_status::CopyStatus;
 use super::one_line::OneLine;
+use super::serving_status::{QueueStatus, Serving};
 use super::severity::away;
-use super::status::{Fate, QueueStatus, Serving, State, Status, SyncFailed, Verified};
+use super::status::{Fate, State, Status, SyncFailed, Verified};
 
 pub use table::table;
 

@@ -9,7 +9,8 @@ use crate::image::replica::holder::Holder;
 use crate::image::session::snapshot::{Behind, CopySnapshot, Healing, Lagging, Snapshot};
 use crate::image::session::state_machine::Phase;
 
-use super::status::{Identity, OwnershipStatus, QueueStatus, Serving, Status};
+use super::serving_status::{OwnershipStatus, QueueStatus, Serving};
+use super::status::{Identity, Status};
 
 pub const MIB: u64 = 1 << 20;
 

@@ -5,7 +5,8 @@
 
 use super::copy_status::CopyStatus;
 use super::heal::{PeerHeal, PeerState, WaitsFor};
-use super::status::{Fate, OwnershipStatus, State, Status};
+use super::serving_status::OwnershipStatus;
+use super::status::{Fate, State, Status};
 
 /// How bad, the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

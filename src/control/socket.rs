@@ -20,7 +20,8 @@ use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
 use crate::image::session::resize::{NewSize, Resized};
 
 use super::line;
-use super::status::{OwnershipStatus, Status};
+use super::serving_status::OwnershipStatus;
+use super::status::Status;
 use super::unix_socket::{self, Found};
 use answering::LINE_TIMEOUT;
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::control::serving_status::{QueueStatus, Serving};
 use crate::control::socket::{Answer, FORCED, Request};
-use crate::control::status::{Identity, QueueStatus, Serving, Status, Verified};
+use crate::control::status::{Identity, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Space, Stats};
 use crate::image::chain::chain;
 use crate::image::heal::{HealReport, Job, LinkError};

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::json;
 
+use crate::control::serving_status::OwnershipStatus;
 use crate::control::socket;
-use crate::control::status::OwnershipStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::target::Target;
 

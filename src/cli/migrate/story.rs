@@ -19,7 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::control::status::OwnershipStatus;
+use crate::control::serving_status::OwnershipStatus;
 use crate::daemon::failure::Failure;
 
 /// How often it is looked how far it is.

@@ -15,7 +15,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::copy_status::CopyStatus;
 use crate::control::heal::PeerHeal;
-use crate::control::status::{QueueStatus, Serving, State, Status};
+use crate::control::serving_status::{QueueStatus, Serving};
+use crate::control::status::{State, Status};
 use crate::image::heal::Figures;
 
 /// The images in OpenMetrics' text format 1.0, with its `# EOF`.

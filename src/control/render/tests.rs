@@ -6,7 +6,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use insta::assert_snapshot;
 
 use crate::control::samples::{self, MIB, copying, healer, healing, waiting};
-use crate::control::status::{Fate, FullStatus, Status, Unserved, Verified};
+use crate::control::serving_status::FullStatus;
+use crate::control::status::{Fate, Status, Unserved, Verified};
 use crate::image::local::SyncFailure;
 use crate::image::session::snapshot::Snapshot;
 use crate::image::session::state_machine::{Phase, StopReason};

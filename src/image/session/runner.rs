@@ -34,6 +34,7 @@ mod growing;
 mod healing;
 mod keeping;
 mod looking;
+mod settling;
 mod syncing;
 
 use healing::stamp_for;

@@ -4,7 +4,7 @@
 //! Copying is the healer's ([`crate::image::heal`]).
 
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::image::chain::chain;
 use crate::image::dirty_map::{MapError, Peer, Peers};
@@ -15,7 +15,6 @@ use crate::image::replica::brick_set::BrickSet;
 use crate::image::replica::missed_writes::MissedWrites;
 use crate::image::replica::unmarking::Absent;
 use crate::image::replica::{data_lock, unmarking};
-use crate::image::session::ending::Ending;
 use crate::image::session::state_machine::{Event, Phase};
 
 use super::{Runner, syncing};
@@ -178,120 +177,8 @@ impl Runner {
         Ok(self.unmarked(equal))
     }
 
-    /// The end of the session: marks that can go do.
-    pub(super) fn settle(&mut self) -> Ending {
-        let Some(debt) = &self.debt else {
-            return Ending::Behind;
-        };
-        let all_held = self.machine.held() == self.shape.all();
-        let behind = debt.behind();
-        if self.marked().without(behind).is_empty() {
-            // Nothing to remove. A brick that is away may have marks.
-            let settled = all_held && behind.is_empty();
-            let durable = self.made_durable();
-            self.end_caches();
-            return if settled { durable } else { Ending::Behind };
-        }
-        // Nobody writes any more, so no mark has to come back: whoever is behind keeps his,
-        // and whoever is not can be opened.
-        match self.unmark(self.shape.all()) {
-            Unmarked::All if all_held => Ending::AllEqual,
-            Unmarked::All | Unmarked::Some { .. } => Ending::Behind,
-            Unmarked::NotYet { why } => {
-                log::info!("the marks stay: {why}");
-                self.end_caches();
-                Ending::Behind
-            }
-        }
-    }
-
-    /// The marks stay, and with them the times; but what the guest has written is to be
-    /// seen through mounts.
-    fn end_caches(&mut self) {
-        if self.machine.phase() != &Phase::Dirty {
-            return;
-        }
-        let mut round = unmarking::begin(&self.workers, self.machine.held());
-        self.set_times(&mut round);
-        round.end(&self.workers);
-        for (brick, error) in round.busy.iter().chain(&round.failed) {
-            let name = self.names.one(*brick);
-            log::warn!("mounts may go on reading old pages of the image: brick {name}: {error}");
-        }
-    }
-
-    /// A new time for every copy that misses nothing.
-    fn set_times(&self, round: &mut data_lock::Round) {
-        let behind = self
-            .debt
-            .as_ref()
-            .map_or(self.shape.peers(), MissedWrites::behind);
-        let fresh = self.shape.all().without(behind);
-        unmarking::set_times(&self.workers, fresh, since_epoch(), round);
-    }
-
-    /// Is every copy that is held as good as ours, with no mark against it, so that
-    /// whoever opens one of them next is not refused? The marks are removed if they can
-    /// be. What is away keeps its marks, but `to` must not be away.
-    pub(super) fn settle_held(&mut self, to: Option<usize>) -> Result<Ending, String> {
-        let Some(debt) = &self.debt else {
-            return Ok(Ending::Behind);
-        };
-        self.vouch()?;
-        let held = self.machine.held();
-        if !self.shape.is_quorum(held) {
-            return Err("fewer bricks than a quorum are reached".to_owned());
-        }
-        if let Some(to) = to.filter(|&to| !held.contains(to)) {
-            let to = self.names.one(to);
-            return Err(format!("{to}, where it is to go, is away"));
-        }
-        let peers = self.shape.peers();
-        let held_peers: BrickSet = peers.iter().filter(|&peer| held.contains(peer)).collect();
-        let behind = debt.behind();
-        if let Some(peer) = behind.iter().find(|&peer| held.contains(peer)) {
-            return Err(format!("{} is being healed", self.names.one(peer)));
-        }
-        if self.marked().iter().any(|peer| held_peers.contains(peer)) {
-            let unmarked = match self.unmark(BrickSet::EMPTY) {
-                Unmarked::All => peers,
-                Unmarked::Some { peers: gone } => {
-                    let gone = peers.iter().zip(gone).filter(|(_, gone)| *gone);
-                    gone.map(|(peer, _)| peer).collect()
-                }
-                Unmarked::NotYet { why } => return Err(why),
-            };
-            if let Some(peer) = held_peers.without(unmarked).iter().next() {
-                return Err(format!("the marks against {} stay", self.names.one(peer)));
-            }
-        }
-        match self.made_durable() {
-            Ending::AllEqual if held == self.shape.all() => Ok(Ending::AllEqual),
-            _ => Ok(Ending::Behind),
-        }
-    }
-
-    /// Marks that somebody removed without an fsync would be back after a power cut.
-    fn made_durable(&self) -> Ending {
-        let workers = self.workers.iter();
-        let asked: Vec<_> = workers
-            .map(|worker| worker.ask(|port| port.fsync()))
-            .collect();
-        let mut all = true;
-        for (brick, answer) in asked.into_iter().enumerate() {
-            if let Err(error) = data_lock::wait(answer) {
-                self.note_brick_sync(brick, &error);
-                all = false;
-            }
-        }
-        match all && self.vouch().is_ok() {
-            true => Ending::AllEqual,
-            false => Ending::Behind,
-        }
-    }
-
     /// The children that a brick which is held accuses, or may accuse.
-    fn marked(&self) -> BrickSet {
+    pub(super) fn marked(&self) -> BrickSet {
         let unknown = |rows: &Vec<Option<BrickSet>>| rows.iter().any(Option::is_none);
         let rows = self.rows_held();
         if self.machine.phase() != &Phase::Unmarked || unknown(&rows) {
@@ -444,12 +331,6 @@ impl Runner {
         }
         Ok(())
     }
-}
-
-/// The time of this host's clock.
-fn since_epoch() -> Duration {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.unwrap_or_default()
 }
 
 /// The stamp to mark with, after what the bricks say was taken in. What was read of the
