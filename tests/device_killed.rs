@@ -6,23 +6,11 @@
 
 mod device_support;
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::process::{Child, Command};
-use std::sync::Arc;
-
-use bypass_blk::device::gate::AlwaysOpen;
-use bypass_blk::device::{Config, Disk, Server};
+use device_support::daemon::{Daemon, QUEUES, serve_if_daemon};
 use device_support::front_end::{DATA, FrontEnd, Inflight, ORDINARY};
 use device_support::{Image, wait_for};
-use rustix::fs::{FlockOperation, flock};
 use virtio_bindings::virtio_blk::*;
 
-/// Tells the process that it is the daemon: its socket and its image.
-const DAEMON: &str = "BYPASS_BLK_TEST_DAEMON";
-const QUEUES: usize = 2;
 const DEPTH: u16 = 20;
 /// Bytes of the disk and of the guest's memory that each request has to itself.
 const ROOM: u32 = 16 << 10;
@@ -31,56 +19,7 @@ const KILLS: usize = 60;
 /// Not a test: the process that the test below kills.
 #[test]
 fn the_daemon() {
-    let Ok(places) = std::env::var(DAEMON) else {
-        return;
-    };
-    let (socket, image) = places.split_once(':').unwrap();
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(image)
-        .unwrap();
-    // Like the session: nothing that a killed process left with the kernel is under way.
-    flock(&file, FlockOperation::LockExclusive).unwrap();
-    let config = Config {
-        num_queues: QUEUES as u16,
-        queue_size: 128,
-    };
-    let disk = Disk::new(file, "killed").unwrap();
-    let server = Server::new(disk, Arc::new(AlwaysOpen), config).unwrap();
-    let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).unwrap();
-    loop {
-        server.serve(listener.accept().unwrap().0).unwrap();
-    }
-}
-
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(socket: &Path, image: &Path) -> (Self, UnixStream) {
-        let places = format!("{}:{}", socket.display(), image.display());
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_daemon", "--nocapture"])
-            .env(DAEMON, places)
-            .spawn()
-            .unwrap();
-        let mut stream = None;
-        wait_for("the daemon's socket", || {
-            stream = UnixStream::connect(socket).ok();
-            stream.is_some()
-        });
-        (Self(child), stream.unwrap())
-    }
-}
-
-impl Drop for Daemon {
-    /// SIGKILL.
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
+    serve_if_daemon();
 }
 
 /// What one of the guest's places on the disk is at.

@@ -8,7 +8,8 @@ mod device_support;
 use std::os::unix::fs::FileExt;
 
 use bypass_blk::device::DeviceError;
-use device_support::front_end::{DATA, FrontEnd, Log, MEMORY_SIZE, ORDINARY};
+use device_support::front_end::log::Log;
+use device_support::front_end::{DATA, FrontEnd, MEMORY_SIZE, ORDINARY};
 use device_support::{Device, wait_for};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;

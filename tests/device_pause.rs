@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use bypass_blk::device::gate::Admission;
 use bypass_blk::device::{Config, EndReason, FrontEnd as Paused, Patience, Served, Server};
-use device_support::front_end::{DATA, FrontEnd, Log, MEMORY_SIZE};
+use device_support::front_end::log::Log;
+use device_support::front_end::{DATA, FrontEnd, MEMORY_SIZE};
 use device_support::{Image, TestGate, pattern, wait_for};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::VhostBackend;

@@ -10,24 +10,17 @@
 mod device_support;
 mod support;
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command};
-use std::sync::Arc;
 
-use bypass_blk::device::gate::AlwaysOpen;
-use bypass_blk::device::{Config, Server};
+use device_support::daemon::{Daemon, QUEUES, serve_if_daemon};
 use device_support::front_end::{DATA, FrontEnd, Inflight, ORDINARY, WRITE};
 use device_support::{DISK_SIZE, wait_for};
-use rustix::fs::{FlockOperation, flock};
 use support::power::{Disk, FileSystem};
 use virtio_bindings::virtio_blk::*;
 
-/// Tells the process that it is the daemon: its socket and its image.
-const DAEMON: &str = "BYPASS_BLK_TEST_DAEMON";
-const QUEUES: usize = 2;
 /// Places of the disk of each queue, and requests in flight.
 const DEPTH: u16 = 16;
 /// Bytes of a place; of a block, of which each is there or not.
@@ -39,52 +32,7 @@ const FLUSH: u16 = DEPTH * 3;
 /// Not a test: the process that the tests below kill.
 #[test]
 fn the_daemon() {
-    let Ok(places) = std::env::var(DAEMON) else {
-        return;
-    };
-    let (socket, image) = places.split_once(':').unwrap();
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_DIRECT);
-    let file = options.open(image).unwrap();
-    flock(&file, FlockOperation::LockExclusive).unwrap();
-    let config = Config {
-        num_queues: QUEUES as u16,
-        queue_size: 128,
-    };
-    let disk = bypass_blk::device::Disk::new(file, "power").unwrap();
-    let server = Server::new(disk, Arc::new(AlwaysOpen), config).unwrap();
-    let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).unwrap();
-    loop {
-        server.serve(listener.accept().unwrap().0).unwrap();
-    }
-}
-
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(socket: &Path, image: &Path) -> (Self, UnixStream) {
-        let places = format!("{}:{}", socket.display(), image.display());
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_daemon", "--nocapture"])
-            .env(DAEMON, places)
-            .spawn()
-            .unwrap();
-        let mut stream = None;
-        wait_for("the daemon's socket", || {
-            stream = UnixStream::connect(socket).ok();
-            stream.is_some()
-        });
-        (Self(child), stream.unwrap())
-    }
-}
-
-impl Drop for Daemon {
-    /// SIGKILL.
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
+    serve_if_daemon();
 }
 
 /// What a block may hold: zeros, or the bytes of a write.

@@ -3,6 +3,7 @@
 //! descriptors by hand.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod daemon;
 pub mod faulty_disk;
 pub mod front_end;
 

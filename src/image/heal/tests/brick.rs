@@ -2,18 +2,20 @@
 //! out late and in any order, locks, and faults at a chosen call. It notes what no
 //! healer may do: write without the copy lock, or give that up too soon.
 
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+mod peer;
 
-use sha2::{Digest, Sha256};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
 use uuid::Uuid;
 
-use super::super::peer::{Answer, HealPeer, PeerError};
+use super::super::peer::PeerError;
 use super::Rng;
 use super::world::STAMP;
-use crate::gluster::StrongChecksum;
+pub use peer::SimPeer;
+
+/// The owner of a healer's locks.
+const HEALER: u64 = 1;
 
 /// What happens at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,10 +166,7 @@ impl Brick {
         state.calls += 1;
         state.connection += 1;
         state.copy_lock = Some(state.connection);
-        Box::new(SimPeer(Link {
-            brick: self.clone(),
-            connection: state.connection,
-        }))
+        SimPeer::new(self.clone(), state.connection)
     }
 
     /// As a healer of `session` connects.
@@ -233,229 +232,9 @@ impl Brick {
     }
 }
 
-/// Calls of others that a healer waits for a lock.
-const PATIENCE: usize = 100;
-
-/// The owner of a healer's locks.
-const HEALER: u64 = 1;
-
-pub struct SimPeer(Link);
-
-/// What a connection and the answers it waits for have in common.
-#[derive(Clone)]
-struct Link {
-    brick: Brick,
-    connection: u64,
-}
-
-impl Drop for SimPeer {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
 fn away() -> PeerError {
     PeerError::Away {
         peer: "b:/brick".into(),
         source: "gone".into(),
-    }
-}
-
-fn refused() -> PeerError {
-    PeerError::Refused {
-        peer: "b:/brick".into(),
-        source: "no space".into(),
-    }
-}
-
-impl Link {
-    /// Lets others act, then begins a call, unless a fault comes in between.
-    fn call(&self, kind: Call) -> Result<MutexGuard<'_, State>, PeerError> {
-        let hook = self.brick.hook.lock().unwrap().take();
-        if let Some(mut hook) = hook {
-            hook();
-            *self.brick.hook.lock().unwrap() = Some(hook);
-        }
-        let mut state = self.brick.state();
-        state.calls += 1;
-        state.carry_out_some();
-        if let Some((wanted, left, fault)) = state.fault
-            && (wanted == Call::Any || wanted == kind)
-        {
-            state.fault = (left > 0).then(|| (wanted, left - 1, fault));
-            if left == 0 {
-                match fault {
-                    Fault::PowerCut => state.power_cut(),
-                    Fault::LostLink => state.break_off(),
-                    Fault::Refuse => return Err(refused()),
-                    Fault::HealerDies => {
-                        state.break_off();
-                        drop(state);
-                        panic!("{}", super::KILLED);
-                    }
-                }
-            }
-        }
-        match state.connection == self.connection {
-            true if state.full && kind == Call::Write => {
-                state.refusals += 1;
-                Err(refused())
-            }
-            true => Ok(state),
-            false => Err(away()),
-        }
-    }
-}
-
-impl Link {
-    fn start_write(&self, offset: u64, data: &[u8]) -> Result<Answer<()>, PeerError> {
-        let mut state = self.call(Call::Write)?;
-        state.check_copy_lock("write");
-        let number = state.next_write;
-        let length = data.len() as u64;
-        state.next_write += 1;
-        state.unanswered += length;
-        state.most_unanswered = state.most_unanswered.max(state.unanswered);
-        state.late.push((number, offset, data.to_vec()));
-        state.written.push(offset..offset + length);
-        let link = self.clone();
-        Ok(Answer::new(move || {
-            let mut state = link.answer(length)?;
-            if let Some(index) = state.late.iter().position(|late| late.0 == number) {
-                state.carry_out(index);
-            }
-            Ok(())
-        }))
-    }
-
-    /// An answer about that many bytes; also one that says no answers them.
-    fn answer(&self, length: u64) -> Result<MutexGuard<'_, State>, PeerError> {
-        let refused = match self.call(Call::Any) {
-            Ok(mut state) => {
-                state.unanswered -= length;
-                return Ok(state);
-            }
-            Err(error) => error,
-        };
-        let mut state = self.brick.state();
-        if state.connection == self.connection {
-            state.unanswered -= length;
-        }
-        Err(refused)
-    }
-}
-
-/// All of them are answered, whatever the outcome.
-fn wait_all(sent: Vec<Answer<()>>) -> Result<(), PeerError> {
-    let mut outcome = Ok(());
-    for answer in sent {
-        outcome = outcome.and(answer.wait());
-    }
-    outcome
-}
-
-impl HealPeer for SimPeer {
-    fn name(&self) -> &str {
-        "b:/brick"
-    }
-
-    fn is_connected(&self) -> bool {
-        self.0.brick.state().connection == self.0.connection
-    }
-
-    fn close(&self) {
-        let mut state = self.0.brick.state();
-        if state.connection == self.0.connection {
-            if state.unanswered > 0 {
-                let left = format!("closed with {} bytes unanswered", state.unanswered);
-                state.violations.push(left);
-            }
-            state.break_off();
-        }
-    }
-
-    fn size(&self) -> Result<u64, PeerError> {
-        Ok(self.0.call(Call::Any)?.cache.len() as u64)
-    }
-
-    fn own_mark(&self) -> Result<i32, PeerError> {
-        Ok(self.0.call(Call::Any)?.own_mark)
-    }
-
-    fn truncate(&self, size: u64) -> Result<(), PeerError> {
-        let mut state = self.0.call(Call::Any)?;
-        state.check_copy_lock("truncate");
-        state.cache.resize(size as usize, 0);
-        Ok(())
-    }
-
-    fn start_writes(&self, writes: &[(u64, &[u8])]) -> Result<Answer<()>, PeerError> {
-        self.0.brick.state().batches += 1;
-        let mut sent = Vec::new();
-        for (offset, data) in writes {
-            match self.0.start_write(*offset, data) {
-                Ok(answer) => sent.push(answer),
-                Err(error) => {
-                    wait_all(sent)?;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(Answer::new(|| wait_all(sent)))
-    }
-    fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
-        let mut state = self.0.call(Call::Write)?;
-        state.check_copy_lock("zero");
-        state.cache[range.start as usize..range.end as usize].fill(0);
-        state.zeroed.push(range);
-        Ok(Answer::new(|| Ok(())))
-    }
-
-    fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
-        let state = self.0.call(Call::Any)?;
-        Ok(data_from(&state.cache, offset))
-    }
-
-    fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
-        let mut state = self.0.call(Call::Any)?;
-        state.compared += range.end - range.start;
-        let bytes = &state.cache[range.start as usize..range.end as usize];
-        let sum = StrongChecksum::Sha256(Sha256::digest(bytes).into());
-        Ok(Answer::new(|| Ok(sum)))
-    }
-
-    fn fsync(&self) -> Result<(), PeerError> {
-        let mut state = self.0.call(Call::Fsync)?;
-        state.fsyncs += 1;
-        state.disk = state.cache.clone();
-        Ok(())
-    }
-
-    fn lock(
-        &self,
-        range: Range<u64>,
-        _limit: Duration,
-        stop: &AtomicBool,
-    ) -> Result<bool, PeerError> {
-        for _ in 0..PATIENCE {
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
-            let mut state = self.0.call(Call::Any)?;
-            state.queued = None;
-            drop(state);
-            if self.0.brick.lock(HEALER, &range) {
-                return Ok(true);
-            }
-            self.0.brick.state().queued = Some(range.clone());
-        }
-        self.0.brick.state().queued = None;
-        Ok(false)
-    }
-
-    fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
-        drop(self.0.call(Call::Any)?);
-        self.0.brick.unlock(HEALER, &range);
-        Ok(())
     }
 }
