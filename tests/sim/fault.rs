@@ -141,8 +141,11 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
         }
         Fault::ClearLocks => {
             let mut world = sim.world();
-            world.bricks.iter_mut().for_each(|b| b.locks.clear());
-            world.robbed = true;
+            // A healer that hangs between its lock and its write would never notice.
+            if world.stuck_host().is_none() {
+                world.bricks.iter_mut().for_each(|b| b.locks.clear());
+                world.robbed = true;
+            }
         }
         Fault::Hang(brick) => {
             let mut world = sim.world();
@@ -204,7 +207,8 @@ pub fn crash(sim: &Sim, host: usize) {
 }
 
 /// The next boot finds the map's header as it was last synced, which every change of it
-/// is, and of its words what happened to be written back.
+/// is, and of its words what happened to be written back. In a file of its own: what the
+/// killed threads do to theirs while they unwind, no process does that lost power.
 fn lose_map(path: &std::path::Path, rng: &mut Rng) {
     let Ok(mut bytes) = std::fs::read(path) else {
         return;
@@ -222,5 +226,7 @@ fn lose_map(path: &std::path::Path, rng: &mut Rng) {
             }
         }
     }
-    std::fs::write(path, bytes).unwrap();
+    let found = path.with_extension("found");
+    std::fs::write(&found, bytes).unwrap();
+    std::fs::rename(found, path).unwrap();
 }

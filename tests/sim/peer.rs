@@ -136,7 +136,8 @@ impl Wire {
             true => world.stuck_odds,
             false => RARELY,
         };
-        if !world.rng.chance(odds) {
+        // It has no chance to notice that the lock it holds was cleared.
+        if world.robbed || !world.rng.chance(odds) {
             drop(world);
             return self.sim.sched.step();
         }
