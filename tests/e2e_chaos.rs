@@ -3,7 +3,7 @@
 //!
 //! A round: the image is served from one of the nodes and written to with several
 //! requests in flight, while daemon, healers, brick processes and stock self-heal
-//! daemons are killed or frozen and links are cut, at random. Then everything comes back.
+//! daemons are killed or frozen, links are cut and disks filled, at random. Then everything comes back.
 //! It must hold then, and after every kill of the daemon:
 //!
 //! 1. nothing acknowledged is missing on the copy that is served;
@@ -33,6 +33,7 @@ use chaos::load::Tally;
 use chaos::rng::Rng;
 use chaos::schedule::Plan;
 use chaos::world::World;
+use support::small_disk::SmallDisk;
 use support::{IMAGE, IMAGE_BYTES};
 
 /// The faults of a run that asks for no others, so that the gate does not depend on luck.
@@ -61,6 +62,10 @@ fn some_rounds_of_random_faults_lose_nothing_acknowledged_and_leave_nothing_unma
 
     let begin = Instant::now();
     let cluster = Cluster::start(3).unwrap();
+    let disks = cluster.nodes().iter();
+    let disks = disks
+        .map(|node| SmallDisk::mount(&node.bricks_dir()))
+        .collect();
     let volume = cluster
         .create_volume("gv0", VolumeKind::Replica(3), &IMPATIENT)
         .unwrap();
@@ -68,7 +73,7 @@ fn some_rounds_of_random_faults_lose_nothing_acknowledged_and_leave_nothing_unma
     volume
         .create_image(IMAGE, IMAGE_BYTES, Fill::Sparse)
         .unwrap();
-    let mut world = World::new(&cluster, &volume, begin);
+    let mut world = World::new(&cluster, &volume, disks, begin);
     for number in first..first + rounds {
         let mut rng = Rng::new(seed, number);
         let plan = Plan::draw(&mut rng, number);

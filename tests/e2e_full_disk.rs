@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,46 +14,13 @@ use bypass_harness::{
 use support::daemon::Daemon;
 use support::front_end::FrontEnd;
 use support::healer::Healer;
+use support::small_disk::SmallDisk;
 use support::{IMAGE, PATIENCE, pattern};
 
 const MIB: u64 = 1 << 20;
-/// The file system of a brick.
-const BRICK_BYTES: u64 = 256 * MIB;
 const IMAGE_BYTES: u64 = 128 * MIB;
 /// What is left there before the guest writes.
 const ROOM: u64 = 24 * MIB;
-
-/// An ext4 file system in a file, mounted; unmounted when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path) -> Self {
-        let file = at.with_extension("ext4");
-        let disk = std::fs::File::create(&file).unwrap();
-        disk.set_len(BRICK_BYTES).unwrap();
-        run("mke2fs", &["-q", "-t", "ext4", file.to_str().unwrap()]);
-        std::fs::create_dir_all(at).unwrap();
-        let at_text = at.to_str().unwrap();
-        run("mount", &["-o", "loop", file.to_str().unwrap(), at_text]);
-        Self(at.to_owned())
-    }
-
-    fn fill_but(&self, room: u64) -> PathBuf {
-        let left = rustix::fs::statvfs(&self.0).unwrap();
-        let left = left.f_bavail * left.f_frsize;
-        let filler = self.0.join("filler");
-        let file = std::fs::File::create(&filler).unwrap();
-        let flags = rustix::fs::FallocateFlags::empty();
-        rustix::fs::fallocate(&file, flags, 0, left - room).unwrap();
-        filler
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
 
 fn run(program: &str, args: &[&str]) {
     run_command(Command::new(program).args(args), PATIENCE).unwrap();
@@ -77,7 +43,7 @@ fn a_peer_whose_disk_is_full_alone_stays_marked_and_is_healed_when_it_has_room()
     let cluster = Cluster::start(3).unwrap();
     let small = SmallDisk::mount(&cluster.node(2).bricks_dir());
     let volume = volume_with(&cluster);
-    let filler = small.fill_but(ROOM);
+    small.fill_but(ROOM);
     let daemon = Daemon::serve(&volume, 0, &[]);
     let healer = Healer::start(volume.brick_node(0), &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
@@ -104,7 +70,7 @@ fn a_peer_whose_disk_is_full_alone_stays_marked_and_is_healed_when_it_has_room()
     assert!(status.to_string().contains("No space left"), "{status}");
     // It is asked less and less often, and the log says it once.
     assert_eq!(healer.log().matches("No space left").count(), 1);
-    std::fs::remove_file(filler).unwrap();
+    small.make_room();
     daemon.wait_state("clean");
     assert!(volume.marks(IMAGE).unwrap().is_clean());
     assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
@@ -117,7 +83,7 @@ fn a_guest_waits_while_the_local_disk_is_full_and_its_file_system_is_whole_after
     let cluster = Cluster::start(3).unwrap();
     let small = SmallDisk::mount(&cluster.node(0).bricks_dir());
     let volume = volume_with(&cluster);
-    let filler = small.fill_but(ROOM);
+    small.fill_but(ROOM);
 
     let daemon = Daemon::serve(&volume, 0, &["--num-queues", "2"]);
     let disk = Disk::VhostUser {
@@ -141,7 +107,7 @@ fn a_guest_waits_while_the_local_disk_is_full_and_its_file_system_is_whole_after
     })
     .unwrap();
     daemon.wait_logged("the local disk is full: no room for", 1);
-    std::fs::remove_file(filler).unwrap();
+    small.make_room();
     let written = job.wait(Duration::from_secs(120)).unwrap();
     assert_eq!(written.status, 0, "{written:?}");
     let status = daemon.status();

@@ -44,6 +44,10 @@ pub enum Fault {
     FreezeBrick(usize),
     /// `volume clear-locks` for the image, all of them.
     ClearLocks,
+    /// A node's disk, that of its brick, has no room left.
+    Fill(usize),
+    /// And has room again.
+    MakeRoom(usize),
     /// SIGCONT for all that were stopped.
     Thaw,
 }
@@ -141,6 +145,7 @@ struct Broken {
     cut: [bool; NODES],
     /// The pair without this node.
     parted: [bool; NODES],
+    full: [bool; NODES],
     frozen: bool,
 }
 
@@ -156,6 +161,8 @@ impl Broken {
             Fault::Mend(node) => (&mut self.cut[node], false),
             Fault::Part(one, other) => (&mut self.parted[third(one, other)], true),
             Fault::Rejoin(one, other) => (&mut self.parted[third(one, other)], false),
+            Fault::Fill(node) => (&mut self.full[node], true),
+            Fault::MakeRoom(node) => (&mut self.full[node], false),
             Fault::Thaw => (&mut self.frozen, false),
             Fault::FreezeDaemon | Fault::FreezeHealer(_) | Fault::FreezeBrick(_) => {
                 self.frozen = true;
@@ -177,7 +184,7 @@ fn draw_fault(rng: &mut Rng, broken: &mut Broken) -> Fault {
     loop {
         let node = rng.below(NODES as u64) as usize;
         let next = (node + 1) % NODES;
-        let fault = match rng.below(32) {
+        let fault = match rng.below(38) {
             0..=4 => Fault::KillDaemon,
             5 => Fault::KillDaemonAndMove(node),
             6 => Fault::Rival(node),
@@ -194,6 +201,8 @@ fn draw_fault(rng: &mut Rng, broken: &mut Broken) -> Fault {
             25 => Fault::FreezeBrick(node),
             26 | 27 => Fault::Upgrade,
             28 | 29 => Fault::ClearLocks,
+            30..=33 => Fault::Fill(node),
+            34 | 35 => Fault::MakeRoom(node),
             _ => Fault::Thaw,
         };
         if broken.take(fault) {

@@ -13,6 +13,7 @@ use super::oracle::Oracle;
 use super::rng::Rng;
 use super::schedule::{Ending, Fault, Finisher, NODES};
 use crate::support::daemon::{Daemon, Refused};
+use crate::support::small_disk::SmallDisk;
 use crate::support::{IMAGE, IMAGE_BYTES};
 
 /// How long a new daemon may be refused once every fault is mended: bricks keep
@@ -40,6 +41,8 @@ struct Serving {
 pub struct World {
     cluster: Cluster,
     volume: Volume,
+    /// Those of the bricks.
+    disks: Vec<SmallDisk>,
     healers: Healers,
     serving: Option<Serving>,
     /// While no load has it.
@@ -59,11 +62,12 @@ pub struct World {
 }
 
 impl World {
-    /// A cluster with a volume whose image is all zeroes.
-    pub fn new(cluster: &Cluster, volume: &Volume, begin: Instant) -> Self {
+    /// A cluster with a volume whose image is all zeroes, each brick on one of `disks`.
+    pub fn new(cluster: &Cluster, volume: &Volume, disks: Vec<SmallDisk>, begin: Instant) -> Self {
         Self {
             cluster: cluster.clone(),
             volume: volume.clone(),
+            disks,
             healers: Healers::start(cluster),
             serving: None,
             oracle: Some(Oracle::new(IMAGE_BYTES, begin)),
@@ -126,6 +130,8 @@ impl World {
             Fault::FreezeHealer(node) => self.freeze(Some(self.healers.pid(node))),
             Fault::FreezeBrick(brick) => self.freeze(text(self.volume.brick_pid(brick))?),
             Fault::ClearLocks => self.clear_locks(),
+            Fault::Fill(node) => self.disks[node].fill_but(0),
+            Fault::MakeRoom(node) => self.disks[node].make_room(),
             Fault::Thaw => self.thaw(),
         }
         Ok(())
@@ -285,6 +291,7 @@ impl World {
     /// Everything comes back, the daemon too.
     pub fn recover(&mut self) -> Result<(), String> {
         self.thaw();
+        self.disks.iter().for_each(SmallDisk::make_room);
         for node in 0..NODES {
             text(self.cluster.restore(node))?;
             text(self.cluster.rejoin(node, (node + 1) % NODES))?;

@@ -11,6 +11,7 @@ pub mod locker;
 pub mod migration;
 pub mod netns;
 pub mod power;
+pub mod small_disk;
 pub mod tmpfs;
 
 use std::time::Duration;
