@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked};
+use crate::image::heal::{HealReport, Hint, Job, LinkError, Unmarked, Wait};
 use crate::image::session::resize::{NewSize, Resized};
 
 use super::line;
@@ -49,6 +49,9 @@ pub enum Request {
         session: Uuid,
         /// How.
         report: HealReport,
+        /// How long the answer may be kept back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait: Option<Wait>,
     },
     /// Remove the marks against peers that miss nothing.
     Unmark {
@@ -111,6 +114,9 @@ impl Request {
             | Self::Repair { .. }
             | Self::Resize { .. }
             | Self::HandOver { .. } => CHANGE_TIMEOUT,
+            Self::Report {
+                wait: Some(wait), ..
+            } => ANSWER_TIMEOUT.saturating_add(wait.time),
             Self::Status
             | Self::Job
             | Self::Report { .. }
@@ -381,8 +387,21 @@ pub fn is_dead(path: &Path) -> bool {
 /// [`ControlError::Ask`] when nobody answers, [`ControlError::Refused`],
 /// [`ControlError::Ended`].
 pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
+    ask_over(path, request, |_| Ok(()))
+}
+
+/// As [`ask`]; `connected` is given the connection first, and may forbid to go on.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_over(
+    path: &Path,
+    request: &Request,
+    connected: impl FnOnce(&UnixStream) -> io::Result<()>,
+) -> Result<Answer, ControlError> {
     let ask = || -> io::Result<Answer> {
         let stream = UnixStream::connect(path)?;
+        connected(&stream)?;
         line::write(&stream, &serde_json::to_string(request)?, LINE_TIMEOUT)?;
         let answer = line::read(&stream, request.patience())?;
         Ok(serde_json::from_str(&answer)?)

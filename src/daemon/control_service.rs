@@ -11,7 +11,7 @@ use crate::control::socket::{Answer, FORCED, Request};
 use crate::control::status::{Identity, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Space, Stats};
 use crate::image::chain::chain;
-use crate::image::heal::{HealReport, Job, LinkError};
+use crate::image::heal::{HealReport, Hint, Job, LinkError, Wait};
 use crate::image::replica::brick_set::SetChange;
 use crate::image::session::handle::SessionHandle;
 use crate::image::session::ownership::{Ownership, OwnershipEvent};
@@ -113,9 +113,13 @@ impl ControlService {
         match request {
             Request::Status => Answer::Status(Box::new(self.status())),
             Request::Job => self.job(),
-            Request::Report { session, report } => Answer::or_failed(
+            Request::Report {
+                session,
+                report,
+                wait,
+            } => Answer::or_failed(
                 self.session(session)
-                    .and_then(|(session, _)| self.hint(&session, &report)),
+                    .and_then(|(session, _)| self.hint(&session, &report, wait.as_ref())),
             ),
             Request::Unmark { session } => Answer::or_failed(
                 self.session(session)
@@ -197,7 +201,11 @@ impl ControlService {
             (true, true) => OwnershipEvent::GiveAway,
             (false, _) => OwnershipEvent::Disarm,
         };
-        match served.hand_over(wish, to) {
+        let answer = served.hand_over(wish, to);
+        if let Some((session, _)) = self.any_session() {
+            session.ring();
+        }
+        match answer {
             Some(Ownership::Ended) | None => Answer::Ended {
                 why: "it has stopped".to_owned(),
             },
@@ -287,13 +295,26 @@ impl ControlService {
         }
     }
 
-    fn hint(&self, session: &SessionHandle, report: &HealReport) -> Result<Answer, LinkError> {
-        session.report(report).map(|mut hint| {
-            hint.latency = self.latency();
-            hint.urgent = matches!(self.ownership(), Ownership::Armed | Ownership::Leaving);
-            hint.forced = hint.urgent || self.is_forced();
-            Answer::Hint(hint)
-        })
+    fn hint(
+        &self,
+        session: &SessionHandle,
+        report: &HealReport,
+        wait: Option<&Wait>,
+    ) -> Result<Answer, LinkError> {
+        let told = |hint: Hint| {
+            let urgent = matches!(self.ownership(), Ownership::Armed | Ownership::Leaving);
+            Hint {
+                urgent,
+                forced: urgent || self.is_forced(),
+                at_rest: hint.at_rest && !urgent,
+                ..hint
+            }
+        };
+        let hint = session.report(report, wait, told)?;
+        Ok(Answer::Hint(Hint {
+            latency: self.latency(),
+            ..hint
+        }))
     }
 
     fn is_forced(&self) -> bool {

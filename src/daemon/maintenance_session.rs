@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::control::socket::{Answer, ControlSocket, Request};
 use crate::control::status::{Identity, Status};
-use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
+use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked, Wait};
 use crate::image::locate::Allowed;
 use crate::image::replica::brick_port::Fence;
 use crate::image::session::handle::SessionHandle;
@@ -196,8 +196,9 @@ impl SessionLink for InProcess {
         Ok(self.job.clone())
     }
 
-    fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
-        self.session.report(report)
+    /// Does not wait: the image is given back when there is nothing to do.
+    fn report(&self, report: &HealReport, _: Option<&Wait>) -> Result<Hint, LinkError> {
+        self.session.report(report, None, |hint| hint)
     }
 
     fn unmark(&self) -> Result<Unmarked, LinkError> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bypass_blk::image::dirty_map::{DirtyMap, Peer};
 use bypass_blk::image::heal::{
     Copies, FollowOptions, Follower, HealPeer, HealReport, Hint, Job, LinkError, PeerError,
-    SessionLink, Unmarked,
+    SessionLink, Unmarked, Wait,
 };
 use bypass_blk::image::local::error::LocalError;
 use bypass_blk::image::replica::copy_lock;
@@ -121,8 +121,8 @@ impl SessionLink for Healing {
         })
     }
 
-    fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
-        self.ask(|session| session.report(report))?
+    fn report(&self, report: &HealReport, wait: Option<&Wait>) -> Result<Hint, LinkError> {
+        self.ask(|session| session.report(report, wait, |hint| hint))?
     }
 
     fn unmark(&self) -> Result<Unmarked, LinkError> {

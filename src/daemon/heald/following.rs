@@ -182,7 +182,7 @@ fn tell(link: &RemoteSession, why: &str) {
         trouble: Some(why.to_owned()),
         ..HealReport::default()
     };
-    if let Err(error) = link.report(&report) {
+    if let Err(error) = link.report(&report, None) {
         log::debug!("{error}");
     }
 }

@@ -123,7 +123,7 @@ pub enum FollowError {
 
 /// Heals one image in the background.
 pub struct Follower {
-    board: Arc<Board>,
+    stopper: Stopper,
     map: Arc<DirtyMap>,
     snapshot: Arc<Mutex<FollowSnapshot>>,
     /// Until it is joined.
@@ -176,7 +176,7 @@ impl Follower {
         }
         let shared = Shared {
             board: Arc::clone(&board),
-            link,
+            link: Arc::clone(&link),
             clock: options.threads.clock(),
             map: Arc::clone(&map),
             bandwidth: Arc::clone(&options.bandwidth),
@@ -188,7 +188,7 @@ impl Follower {
         let thread = threads.start("heal", move || follow(supervisor, healers, guard));
         let thread = thread.map_err(FollowError::Thread)?;
         Ok(Self {
-            board,
+            stopper: Stopper { board, link },
             map,
             snapshot,
             thread: Some(thread),
@@ -213,12 +213,12 @@ impl Follower {
 
     /// Tells it to end soon: once what it sent was answered.
     pub fn request_stop(&self) {
-        self.board.stop();
+        self.stopper.request_stop();
     }
 
     /// For another thread than the one that waits for its end.
     pub fn stopper(&self) -> Stopper {
-        Stopper(Arc::clone(&self.board))
+        self.stopper.clone()
     }
 
     /// Waits for its end. Its connections and its claim are gone then.
@@ -241,12 +241,17 @@ impl Follower {
 }
 
 /// Tells a follower to end, whether it lives or not.
-pub struct Stopper(Arc<Board>);
+#[derive(Clone)]
+pub struct Stopper {
+    board: Arc<Board>,
+    link: Arc<dyn SessionLink>,
+}
 
 impl Stopper {
     /// As [`Follower::request_stop`].
     pub fn request_stop(&self) {
-        self.0.stop();
+        self.board.stop();
+        self.link.hurry();
     }
 }
 

@@ -3,7 +3,8 @@
 //! The session may live in the same process or behind the control socket; the
 //! healer does not know. It asks for the [`Job`] once, reports about twice a second
 //! and asks for the marks to be removed when there is nothing left to copy. It never
-//! removes a mark itself.
+//! removes a mark itself. While there is nothing to do, its reports wait for the session
+//! to say otherwise ([`Wait`]).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,11 +22,15 @@ pub trait SessionLink: Send + Sync {
     /// See [`LinkError`], here and below.
     fn job(&self) -> Result<Job, LinkError>;
 
-    /// Tells how the healing goes; the answer says what the session knows.
+    /// Tells how the healing goes; the answer says what the session knows. With `wait` it
+    /// may be kept back, as that says; a session need not, nor one of an older version.
     ///
     /// # Errors
     /// See [`LinkError`].
-    fn report(&self, report: &HealReport) -> Result<Hint, LinkError>;
+    fn report(&self, report: &HealReport, wait: Option<&Wait>) -> Result<Hint, LinkError>;
+
+    /// From now on no report waits, and one that does comes back.
+    fn hurry(&self) {}
 
     /// Asks to remove the marks against every peer that misses nothing.
     ///
@@ -59,6 +64,16 @@ pub struct Job {
     pub map: PathBuf,
     /// Child index of each peer of the dirty map, in the map's order.
     pub peers: Vec<usize>,
+}
+
+/// How long the answer to a report may be kept back: until the session has something else
+/// to say, or the time is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// At most so long.
+    pub time: Duration,
+    /// What the session said last.
+    pub unlike: Hint,
 }
 
 /// How the healing goes.
@@ -154,6 +169,22 @@ pub struct Hint {
     pub forced: bool,
     /// Mean time of the guest's requests since the last report, if there were any.
     pub latency: Option<Duration>,
+    /// There is nothing to do: no peer that is held misses anything, no mark could go, and
+    /// before the guest writes the session has other things to say. So the healer need not
+    /// look for dirty extents, and its next report may wait.
+    #[serde(default)]
+    pub at_rest: bool,
+}
+
+impl Hint {
+    /// Does it say what the other one said? The guest's latency is another one each time.
+    pub fn says_what(&self, other: &Self) -> bool {
+        let but_latency = |hint: &Self| Self {
+            latency: None,
+            ..hint.clone()
+        };
+        but_latency(self) == but_latency(other)
+    }
 }
 
 /// The answer to [`SessionLink::unmark`].

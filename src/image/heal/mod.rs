@@ -43,7 +43,7 @@ pub use engine::Engine;
 pub use error::HealError;
 pub use follow::{FollowEnd, FollowError, FollowOptions, FollowSnapshot, Follower, Stopper};
 pub use link::{
-    HealReport, HealState, Hint, Job, LinkError, Obstacle, PeerReport, SessionLink, Unmarked,
+    HealReport, HealState, Hint, Job, LinkError, Obstacle, PeerReport, SessionLink, Unmarked, Wait,
 };
 pub use pass::{Pass, PassEnd, PassOptions};
 pub use peer::{Answer, HealPeer, PeerError};

@@ -3,6 +3,10 @@
 //!
 //! Cheap to clone; outlives the session harmlessly. The answers are the session
 //! thread's ([`super::runner`]); nothing is decided here.
+//!
+//! * [`reports`]: what a healer tells, and is told.
+
+mod reports;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,25 +17,20 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::image::dirty_map::{DirtyMap, Peer};
-use crate::image::heal::{HealReport, HealState, Hint, LinkError, Obstacle, PeerReport, Unmarked};
-use crate::image::replica::brick_set::{BrickSet, SetChange, Shape};
+use crate::image::heal::{LinkError, Unmarked};
+use crate::image::replica::brick_set::{SetChange, Shape};
 use crate::image::scheduler::Threads;
 
+use super::bell::Bell;
 use super::input::Input;
 use super::snapshot::{Behind, Healing, Lag, Snapshot};
 use super::state_machine::Phase;
 use super::write_gate::WriteGate;
+use reports::Heard;
 
 /// How long an answer of the session's thread is waited for: longer than it waits for
 /// other clients' locks.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// A peer to which every copy has failed for so long is not waited for when the marks
-/// against another one could go.
-const STUCK: Duration = Duration::from_secs(5);
-/// A healer that has not reported for so long is gone.
-const HEALER_GONE: Duration = Duration::from_secs(5);
-/// The least time between two rounds of marking for a healer that misses a mark.
-const REMARK_PAUSE: Duration = Duration::from_secs(2);
 /// How long the debt is not looked at again when a healer reports...
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// ...and how many times as long as the look took, for it reads the whole map.
@@ -47,7 +46,9 @@ pub struct SessionHandle {
     threads: Threads,
     /// Healers are to end, for the image is being resized.
     resizing: Arc<AtomicBool>,
-    healer: Arc<Mutex<Option<(Instant, HealReport)>>>,
+    healer: Arc<Mutex<Heard>>,
+    /// Rung when a healer might be told something new.
+    bell: Arc<Bell>,
     watch: Arc<Mutex<SessionSignal>>,
 }
 
@@ -78,6 +79,7 @@ impl SessionHandle {
         gate: Arc<ArcSwap<WriteGate>>,
         snapshot: Arc<Mutex<Snapshot>>,
         threads: Threads,
+        bell: Arc<Bell>,
     ) -> Self {
         let now = Instant::now();
         let handle = Self {
@@ -88,6 +90,7 @@ impl SessionHandle {
             threads,
             resizing: Arc::default(),
             healer: Arc::default(),
+            bell,
             watch: Arc::new(Mutex::new(SessionSignal {
                 lags: shape.peers().iter().map(|_| Lag::new(now)).collect(),
                 next_look: now,
@@ -109,6 +112,7 @@ impl SessionHandle {
     /// Healers are told that the session is over, for as long as the answer lives.
     pub(super) fn send_healers_away(&self) -> SentAway {
         self.resizing.store(true, Ordering::SeqCst);
+        self.bell.ring();
         SentAway(self.resizing.clone())
     }
 
@@ -131,12 +135,11 @@ impl SessionHandle {
     }
 
     fn healing(&self, map: &DirtyMap) -> Healing {
-        let reported = locked(&self.healer).clone();
-        let alive = reported.filter(|(at, _)| at.elapsed() < HEALER_GONE);
+        let healer = locked(&self.healer).alive();
         Healing {
             behind: self.look(map),
             extent_size: map.geometry().extent_size().bytes(),
-            healer: alive.map(|(at, report)| aged(report, at.elapsed())),
+            healer,
         }
     }
 
@@ -170,95 +173,10 @@ impl SessionHandle {
         behind
     }
 
-    /// Takes a healer's report; the answer is what it should know. The guest's latency
-    /// is the caller's to fill in.
-    ///
-    /// # Errors
-    /// [`LinkError::Ended`].
-    pub fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
-        let Some(map) = self.map() else {
-            return Err(LinkError::Ended("it is read-only".to_owned()));
-        };
-        if self.is_resizing() {
-            return Err(LinkError::Ended("the image is being resized".to_owned()));
-        }
-        *locked(&self.healer) = Some((Instant::now(), report.clone()));
-        let next_look = locked(&self.watch).next_look;
-        if Instant::now() >= next_look {
-            self.look(&map);
-        }
-        let snapshot = locked(&self.snapshot).clone();
-        if matches!(snapshot.phase, Phase::Stopped(_)) {
-            return Err(LinkError::Ended("it has stopped".to_owned()));
-        }
-        let unmarked = |peer: &PeerReport| {
-            let on = Obstacle::Mark;
-            matches!(&peer.state, HealState::Waiting { on: it, .. } if *it == on)
-        };
-        if report.peers.iter().any(unmarked) {
-            self.ask_for_marks();
-        }
-        let all_marked = snapshot.phase == Phase::Dirty;
-        let locked = || snapshot.copies.iter().filter(|copy| copy.locked);
-        let held = |child: usize| snapshot.copies.get(child).is_some_and(|copy| copy.locked);
-        let count = |marks: &Vec<i32>, child: usize| marks.get(child).copied().unwrap_or(0);
-        let marked = |child: usize| {
-            let mut marks = locked().filter_map(|copy| copy.pending.as_ref());
-            all_marked || marks.any(|marks| count(marks, child) != 0)
-        };
-        let stamp = map.record().stamp;
-        let stands = |child: usize| {
-            let stamped = |marks: &Vec<i32>| stamp != 0 && count(marks, child) == stamp;
-            locked().all(|copy| copy.pending.as_ref().is_some_and(stamped))
-        };
-        let suspect = map.record().suspect;
-        let behind = map.behind();
-        let clean = |peer: Peer| !behind.contains(peer);
-        let stuck = self.stuck(report);
-        Ok(Hint {
-            marked: all_marked,
-            stands: self.peers().map(|(_, child)| stands(child)).collect(),
-            removable: self
-                .peers()
-                .all(|(peer, child)| clean(peer) || !held(child) || stuck.contains(child))
-                && self
-                    .peers()
-                    .any(|(peer, child)| marked(child) && clean(peer)),
-            suspect: self
-                .peers()
-                .map(|(peer, _)| suspect.contains(peer))
-                .collect(),
-            held: self.peers().map(|(_, child)| held(child)).collect(),
-            urgent: false,
-            forced: false,
-            latency: None,
-        })
-    }
-
     /// The replica set has changed since the session was opened on it, in this way.
     pub fn set_changed(&self, change: SetChange) {
         // To a session that is over it makes no difference.
         let _ = self.inbox.send(Input::SetChanged(change));
-    }
-
-    /// The children to which the healer cannot copy, not for a moment only.
-    fn stuck(&self, report: &HealReport) -> BrickSet {
-        let failing = |peer: &PeerReport| peer.failing_for.is_some_and(|time| time >= STUCK);
-        let reports = self.peers().zip(&report.peers);
-        let stuck = reports.filter(|(_, report)| failing(report));
-        stuck.map(|((_, child), _)| child).collect()
-    }
-
-    /// A mark is not what it should be: the session looks at all of them and stores its
-    /// own again. Not more often than [`REMARK_PAUSE`], for it takes AFR's data lock.
-    fn ask_for_marks(&self) {
-        let mut watch = locked(&self.watch);
-        let now = self.threads.now();
-        if now >= watch.next_remark {
-            watch.next_remark = now + REMARK_PAUSE;
-            // To a session that is over it makes no difference.
-            let _ = self.inbox.send(Input::MarkAgain);
-        }
     }
 
     /// Removes the marks against every peer that misses nothing, unless the healer is
@@ -267,8 +185,8 @@ impl SessionHandle {
     /// # Errors
     /// [`LinkError::Ended`], [`LinkError::Failed`].
     pub fn unmark(&self) -> Result<Unmarked, LinkError> {
-        let report = locked(&self.healer).clone();
-        let stuck = report.map(|(_, report)| self.stuck(&report));
+        let report = locked(&self.healer).last();
+        let stuck = report.map(|report| self.stuck(&report));
         let despite = stuck.unwrap_or_default();
         self.ask(|answer| Input::Unmark { despite, answer })
     }
@@ -312,14 +230,6 @@ impl SessionHandle {
     }
 }
 
-/// A report whose ages are as of so long after it was made.
-fn aged(mut report: HealReport, later: Duration) -> HealReport {
-    for peer in &mut report.peers {
-        peer.sent_before = peer.sent_before.map(|age| age.saturating_add(later));
-    }
-    report
-}
-
 fn locked<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(|e| e.into_inner())
 }
@@ -328,12 +238,11 @@ fn locked<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::image::dirty_map::{ExtentSize, Identity, Peers};
-    use crate::image::heal::Figures;
     use crate::image::replica::brick_port::Fence;
     use crate::image::replica::holder::Holder;
 
     /// A session of two copies over a clean map of two extents; nobody answers.
-    fn session(dirty: u64) -> (tempfile::TempDir, Arc<DirtyMap>, SessionHandle) {
+    pub(super) fn session(dirty: u64) -> (tempfile::TempDir, Arc<DirtyMap>, SessionHandle) {
         let directory = tempfile::tempdir().unwrap();
         let identity = Identity {
             gfid: uuid::Uuid::from_u128(1),
@@ -372,6 +281,7 @@ mod tests {
             ))),
             Arc::new(Mutex::new(snapshot)),
             Threads::default(),
+            Arc::new(Bell::new(Threads::default())),
         );
         (directory, map, handle)
     }
@@ -401,28 +311,5 @@ mod tests {
         handle.snapshot();
         map.mark_dirty(Peers::first(1), 0, 1);
         assert!(!behind(&handle).lag.inherited, "it was clean in between");
-    }
-
-    #[test]
-    fn a_healer_s_figures_get_older_after_its_report() {
-        let (_directory, _map, handle) = session(1);
-        let told = Duration::from_secs(2);
-        let report = HealReport {
-            pid: 7,
-            bandwidth: 0,
-            trouble: None,
-            peers: vec![PeerReport {
-                state: HealState::Copying,
-                rate: 1,
-                sent_before: Some(told),
-                failing_for: None,
-                figures: Figures::default(),
-            }],
-        };
-        handle.report(&report).unwrap();
-        let healer = handle.snapshot().healing.unwrap().healer.unwrap();
-        assert!(healer.peers[0].sent_before.unwrap() > told);
-        let later = aged(report, Duration::MAX);
-        assert_eq!(later.peers[0].sent_before, Some(Duration::MAX));
     }
 }

@@ -25,6 +25,7 @@ use crate::image::replica::names::Names;
 use crate::image::replica::session_lock::Claim;
 use crate::image::scheduler::Threads;
 
+use super::bell::Bell;
 use super::ending::{Ending, KeptSession, Parting};
 use super::error::OpenError;
 use super::handle::SessionHandle;
@@ -170,6 +171,7 @@ impl Session {
             &me,
             terms.read_only,
         )));
+        let bell = Arc::new(Bell::new(threads.clone()));
         let runner = Runner {
             machine: Machine::new(shape, opened.held),
             shape,
@@ -191,6 +193,7 @@ impl Session {
             robbed: false,
             threads: threads.clone(),
             snapshot: snapshot.clone(),
+            bell: bell.clone(),
             on_stop: Box::new(on_stop),
             on_end,
             given_back: false,
@@ -214,6 +217,7 @@ impl Session {
                     gate.clone(),
                     snapshot,
                     threads.clone(),
+                    bell,
                 ),
                 inbox,
                 gate,

@@ -9,6 +9,7 @@
 //!   [`resize`] and [`ending`] what can come of it.
 //! * [`ownership`] is above sessions: whose the image is, in a live migration.
 
+pub mod bell;
 pub mod ending;
 pub mod error;
 pub mod fencing;

@@ -21,6 +21,7 @@ use crate::image::replica::missed_writes::MissedWrites;
 use crate::image::replica::names::Names;
 use crate::image::scheduler::Threads;
 
+use super::bell::Bell;
 use super::ending::{Ending, Parting};
 use super::error::stop_message;
 use super::fencing;
@@ -81,6 +82,8 @@ pub struct Runner {
     pub threads: Threads,
     /// For the status.
     pub snapshot: Arc<Mutex<Snapshot>>,
+    /// Rung whenever that, or the dirty map but for the guest's writes, may have changed.
+    pub bell: Arc<Bell>,
     /// Told when the session ends by itself.
     pub on_stop: Box<dyn Fn(StopReason) + Send>,
     /// Told how it ends, before its locks go.
@@ -433,6 +436,8 @@ impl Runner {
     fn update_snapshot(&self) {
         let mut snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
         snapshot.phase = self.machine.phase().clone();
+        drop(snapshot);
+        self.bell.ring();
     }
 
     /// Gives everything back and joins no brick again: the fence first, so that

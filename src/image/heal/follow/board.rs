@@ -83,6 +83,8 @@ pub struct Orders {
     pub held: bool,
     /// How often it came back to it.
     pub returns: u64,
+    /// The session says when there is something to do again.
+    pub at_rest: bool,
     number: u64,
 }
 
@@ -148,7 +150,10 @@ impl Board {
         if marked_again {
             state.idle.marked_again(now);
         }
-        let told = |hint: &Hint| (hint.marked, hint.stands.clone(), hint.held.clone());
+        let told = |hint: &Hint| {
+            let per_peer = (hint.stands.clone(), hint.held.clone());
+            (hint.marked, hint.at_rest, per_peer)
+        };
         if told(&hint) != told(&state.hint) {
             state.orders += 1;
             self.changed.notify_all();
@@ -169,6 +174,19 @@ impl Board {
             peer.copied = peer.state == HealState::Copying;
         }
         copied
+    }
+
+    /// Is there nothing to do for any peer, as far as the session and the healers know?
+    pub fn is_at_rest(&self) -> bool {
+        let state = self.state();
+        let held = |index: usize| state.hint.held.get(index) == Some(&true);
+        let mut peers = state.peers.iter().enumerate();
+        let rests = |(index, peer): (usize, &PeerHealing)| match peer.state {
+            HealState::Idle => peer.clean_since.is_some(),
+            HealState::Copying => false,
+            HealState::Waiting { .. } => !held(index),
+        };
+        state.hint.at_rest && peers.all(rests)
     }
 
     /// Can a mark go, as far as the session knows?
@@ -232,6 +250,7 @@ impl Board {
             marked: state.is_marked(peer),
             held: held.copied().unwrap_or(false),
             returns: state.peers.get(peer.index()).map_or(0, |p| p.returns),
+            at_rest: state.hint.at_rest,
             number: state.orders,
         }
     }

@@ -22,6 +22,8 @@ use super::retry::{self, Retry};
 const PERIOD_MARKED: Duration = Duration::from_millis(50);
 /// How often one without marks is.
 const PERIOD_UNMARKED: Duration = Duration::from_millis(500);
+/// How often one is looked at while there is nothing to do before the session says so.
+const PERIOD_AT_REST: Duration = Duration::from_secs(60);
 /// Looking takes this part of the time at most: a large map takes a while.
 const LOOK_SHARE: u32 = 20;
 
@@ -109,9 +111,10 @@ impl PeerHealer {
         if self.healer.map().next_dirty(self.id, 0).is_none() {
             self.board.tell_clean(self.id, begin);
             let took = self.now().saturating_sub(begin);
-            let period = match orders.marked {
-                true => PERIOD_MARKED,
-                false => PERIOD_UNMARKED,
+            let period = match (orders.at_rest, orders.marked) {
+                (true, _) => PERIOD_AT_REST,
+                (false, true) => PERIOD_MARKED,
+                (false, false) => PERIOD_UNMARKED,
             };
             return begin + period.max(took * LOOK_SHARE);
         }
@@ -119,7 +122,10 @@ impl PeerHealer {
         if let Some(why) = hindrance(orders) {
             let on = Obstacle::Session;
             self.board.tell(self.id, HealState::Waiting { on, why });
-            return begin + PERIOD_UNMARKED;
+            return match orders.at_rest {
+                true => begin + PERIOD_AT_REST,
+                false => begin + PERIOD_UNMARKED,
+            };
         }
         if begin < self.state.not_before {
             return self.state.not_before;

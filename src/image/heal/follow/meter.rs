@@ -32,6 +32,14 @@ impl Meter {
         while self.readings.get(1).is_some_and(is_old) || self.readings.len() > MAX_READINGS {
             self.readings.pop_front();
         }
+        // What it was at two moments it was at all between.
+        let still = |one: &(Duration, u64), next: &(Duration, u64)| one.1 == next.1;
+        let next = self.readings.get(1).copied();
+        if let (Some(first), Some(next)) = (self.readings.front_mut(), next)
+            && still(first, &next)
+        {
+            first.0 = first.0.max(next.0.min(now.saturating_sub(self.window)));
+        }
         let (since, before) = self.readings.front().copied().unwrap_or((now, total));
         let time = now.saturating_sub(since).as_secs_f64();
         match time > 0.0 {
@@ -67,6 +75,16 @@ mod tests {
         meter.read(at(0), 0);
         meter.read(at(1), 1000);
         assert_eq!(meter.read(at(201), 2000), 10);
+    }
+
+    #[test]
+    fn after_a_rest_the_rate_is_that_of_the_window() {
+        let mut meter = Meter::new(at(4));
+        meter.read(at(0), 0);
+        // Nothing was read for long, and nothing was counted.
+        assert_eq!(meter.read(at(200), 0), 0);
+        assert_eq!(meter.read(at(202), 1000), 500);
+        assert_eq!(meter.read(at(204), 2000), 1000);
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::image::dirty_map::{DirtyMap, Peer};
 use crate::image::heal::backoff::{Backoff, Interval};
-use crate::image::heal::link::{HealReport, Hint, LinkError, PeerReport, SessionLink, Unmarked};
+use crate::image::heal::link::{
+    HealReport, Hint, LinkError, PeerReport, SessionLink, Unmarked, Wait,
+};
 use crate::image::heal::progress::{Figures, Progress};
 use crate::image::heal::throttle::Throttle;
 use crate::image::scheduler::Started;
@@ -20,6 +22,8 @@ use super::{FollowEnd, FollowError, FollowSnapshot};
 
 /// How often the session hears of the healing.
 const REPORT_PERIOD: Duration = Duration::from_millis(500);
+/// How long the session may keep its answer back while there is nothing to do.
+const REST_PERIOD: Duration = Duration::from_secs(30);
 /// The same while a guest stands still until the session is over.
 const URGENT_PERIOD: Duration = Duration::from_millis(25);
 /// How often it is asked whether marks can go, while some copies are equal.
@@ -109,8 +113,10 @@ impl Supervisor {
             }
             let spoken = match self.clock.now() >= next_report {
                 true => {
-                    let spoken = self.report();
-                    next_report = self.clock.now() + self.report_period();
+                    let (begin, wait) = (self.clock.now(), self.rest());
+                    let spoken = self.report(wait.as_ref());
+                    let since = wait.map_or_else(|| self.clock.now(), |_| begin);
+                    next_report = since + self.report_period();
                     spoken
                 }
                 false => self.unmark_if_due(),
@@ -136,13 +142,24 @@ impl Supervisor {
         }
     }
 
+    /// How long the next answer may take: there is nothing to do, and the session has heard
+    /// so.
+    fn rest(&self) -> Option<Wait> {
+        let snapshot = self.snapshot.lock();
+        let snapshot = snapshot.unwrap_or_else(PoisonError::into_inner);
+        let nothing_moves = snapshot.report.peers.iter().all(|peer| peer.rate == 0);
+        (nothing_moves && self.board.is_at_rest()).then(|| Wait {
+            time: REST_PERIOD,
+            unlike: snapshot.hint.clone(),
+        })
+    }
+
     /// An error says why the session ended.
-    fn report(&mut self) -> Result<(), String> {
-        let now = self.clock.now();
-        let report = self.make_report(now);
-        match self.link.report(&report) {
+    fn report(&mut self, wait: Option<&Wait>) -> Result<(), String> {
+        let report = self.make_report(self.clock.now());
+        match self.link.report(&report, wait) {
             Ok(hint) => {
-                self.set_limit(now, &hint);
+                self.set_limit(self.clock.now(), &hint);
                 self.board.take_hint(hint.clone());
                 self.publish(|snapshot| snapshot.hint = hint);
             }
@@ -175,10 +192,11 @@ impl Supervisor {
 
     fn set_limit(&mut self, now: Duration, hint: &Hint) {
         self.latency = hint.latency.or(self.latency);
+        let time = now.saturating_sub(self.observed);
         // After a report out of turn, the time is too short to judge by.
-        if now.saturating_sub(self.observed) >= REPORT_PERIOD / 2 {
+        if time >= REPORT_PERIOD / 2 {
             self.observed = now;
-            self.observe(now);
+            self.observe(now, time);
         }
         let limit = self.bandwidth.load(Ordering::Relaxed);
         let rate = match hint.forced {
@@ -189,14 +207,17 @@ impl Supervisor {
         self.publish(|snapshot| snapshot.limit = rate);
     }
 
-    fn observe(&mut self, now: Duration) {
+    fn observe(&mut self, now: Duration, time: Duration) {
         let figures = self.peers.iter().map(|peer| peer.progress.figures());
         let rate = self.all.read(now, figures.map(|f| moved(&f)).sum());
-        self.backoff.observe(&Interval {
+        let interval = Interval {
             latency: self.latency.take(),
             copied: self.board.take_copied(),
             rate,
-        });
+        };
+        // A rest is so many intervals in which nothing was copied.
+        let intervals = time.min(REST_PERIOD).as_millis() / REPORT_PERIOD.as_millis();
+        (0..intervals.max(1)).for_each(|_| self.backoff.observe(&interval));
     }
 
     fn unmark_due(&self) -> Option<Duration> {
@@ -210,13 +231,13 @@ impl Supervisor {
             return Ok(());
         }
         // The session knows whose marks stand; what it said last may be old.
-        self.report()?;
+        self.report(None)?;
         if !self.board.is_removable() {
             self.not_before = self.clock.now() + UNMARK_PERIOD;
             return Ok(());
         }
         // Whoever sees that the image is clean sees what was done for it.
-        self.report()?;
+        self.report(None)?;
         let answer = match self.link.unmark() {
             Ok(answer) => answer,
             Err(LinkError::Ended(why)) => return Err(why),

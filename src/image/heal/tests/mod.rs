@@ -3,6 +3,7 @@
 mod brick;
 mod follow;
 mod race;
+mod rest;
 mod session;
 mod single;
 mod world;

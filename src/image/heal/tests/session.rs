@@ -15,7 +15,7 @@ use crate::image::local::error::LocalError;
 
 use super::super::{
     Copies, FollowOptions, Follower, HealPeer, HealReport, HealState, Hint, Job, LinkError,
-    PeerError, PeerReport, SessionLink, Unmarked,
+    PeerError, PeerReport, SessionLink, Unmarked, Wait,
 };
 use super::Rng;
 use super::brick::Brick;
@@ -38,6 +38,12 @@ pub struct Known {
     /// How often it was asked to remove marks.
     pub asked: u64,
     pub violations: Vec<String>,
+    /// A report waits for its answer.
+    pub waiting: bool,
+    /// No report does any more.
+    pub hurried: bool,
+    /// None ever does, as with an older daemon.
+    pub answers_at_once: bool,
 }
 
 pub struct Session {
@@ -237,28 +243,25 @@ impl SessionLink for Session {
         })
     }
 
-    fn report(&self, report: &HealReport) -> Result<Hint, LinkError> {
-        let mut known = self.alive()?;
-        known.reports.push(report.clone());
-        let peers = 0..self.bricks.len();
-        let marked = self.marked.read().unwrap().clone();
-        let unmarked = |peer: usize| known.held[peer] && self.debt(peer) > 0 && !marked[peer];
-        if known.marks_debt && peers.clone().any(unmarked) {
-            self.set_marked(true);
+    fn report(&self, report: &HealReport, wait: Option<&Wait>) -> Result<Hint, LinkError> {
+        self.alive()?.reports.push(report.clone());
+        let begin = Instant::now();
+        loop {
+            let hint = self.hint()?;
+            let waits = |wait: &Wait| hint.says_what(&wait.unlike) && begin.elapsed() < wait.time;
+            let mut known = self.known();
+            let hurries = known.hurried || known.answers_at_once;
+            known.waiting = wait.is_some_and(waits) && !hurries;
+            if !known.waiting {
+                return Ok(hint);
+            }
+            drop(known);
+            std::thread::sleep(Duration::from_millis(2));
         }
-        let marked = self.marked.read().unwrap().clone();
-        let behind = self.is_waited_for(&known);
-        let removable = |peer: usize| marked[peer] && self.debt(peer) == 0;
-        Ok(Hint {
-            marked: !marked.contains(&false),
-            stands: marked.clone(),
-            removable: !behind && peers.clone().any(removable),
-            suspect: known.suspect.clone(),
-            held: known.held.clone(),
-            urgent: false,
-            forced: known.forced,
-            latency: known.latency,
-        })
+    }
+
+    fn hurry(&self) {
+        self.known().hurried = true;
     }
 
     fn unmark(&self) -> Result<Unmarked, LinkError> {
@@ -281,6 +284,34 @@ impl SessionLink for Session {
             true => Unmarked::Some {
                 peers: marked.iter().map(|marked| !marked).collect(),
             },
+        })
+    }
+}
+
+impl Session {
+    /// What it says now, having marked what it has to.
+    fn hint(&self) -> Result<Hint, LinkError> {
+        let known = self.alive()?;
+        let peers = 0..self.bricks.len();
+        let marked = self.marked.read().unwrap().clone();
+        let unmarked = |peer: usize| known.held[peer] && self.debt(peer) > 0 && !marked[peer];
+        if known.marks_debt && peers.clone().any(unmarked) {
+            self.set_marked(true);
+        }
+        let marked = self.marked.read().unwrap().clone();
+        let behind = self.is_waited_for(&known);
+        let removable = |peer: usize| marked[peer] && self.debt(peer) == 0;
+        let clean = |peer: usize| !known.held[peer] || self.debt(peer) == 0;
+        Ok(Hint {
+            marked: !marked.contains(&false),
+            stands: marked.clone(),
+            removable: !behind && peers.clone().any(removable),
+            suspect: known.suspect.clone(),
+            held: known.held.clone(),
+            urgent: false,
+            forced: known.forced,
+            latency: known.latency,
+            at_rest: !marked.contains(&true) && peers.clone().all(clean),
         })
     }
 }

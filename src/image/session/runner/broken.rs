@@ -50,12 +50,16 @@ impl Runner {
     fn note_broken(&self) {
         let mut snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
         snapshot.phase = Phase::Stopped(StopReason::Panicked);
+        drop(snapshot);
+        self.bell.ring();
     }
 }
 
 impl Drop for Runner {
-    /// The session never began to run, or its thread panicked.
+    /// If the image is not given back yet, the session never began to run, or its thread
+    /// panicked.
     fn drop(&mut self) {
+        self.bell.end();
         if self.given_back {
             return;
         }

@@ -171,6 +171,7 @@ impl Session {
                 healing: None,
                 sync_failed: None,
             })),
+            bell: Arc::new(Bell::new(Threads::default())),
             on_stop: Box::new(|_| {}),
             on_end: Box::new(|_, _| {}),
             given_back: false,
@@ -497,4 +498,26 @@ fn a_copy_that_misses_something_keeps_its_old_time_at_the_end() {
         .map(|(brick, _)| *brick)
         .collect();
     assert_eq!(timed, [0, 1].into_iter().collect());
+}
+
+#[test]
+fn who_waits_for_news_of_a_session_hears_that_marks_stand_and_that_it_is_over() {
+    let Session {
+        runner, _folder, ..
+    } = Session::open(&[0, 1, 2], Seen { untouched: || true });
+    let (bell, snapshot) = (runner.bell.clone(), runner.snapshot.clone());
+    let (inbox, events) = channel();
+    let thread = std::thread::spawn(move || runner.run(&events));
+    let hears = |news: &dyn Fn() -> bool| {
+        let long = Duration::from_secs(20);
+        let begin = Instant::now();
+        assert!(bell.wait(long, || news().then_some(())).is_some());
+        assert!(begin.elapsed() < long / 2);
+    };
+    let phase = || snapshot.lock().unwrap().phase.clone();
+    inbox.send(Input::WriteWanted).unwrap();
+    hears(&|| phase() == Phase::Dirty);
+    inbox.send(Input::Close).unwrap();
+    hears(&|| bell.is_over());
+    thread.join().unwrap();
 }

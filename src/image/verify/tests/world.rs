@@ -296,7 +296,7 @@ impl SessionLink for Link {
         }
     }
 
-    fn report(&self, _: &HealReport) -> Result<Hint, LinkError> {
+    fn report(&self, _: &HealReport, _: Option<&Wait>) -> Result<Hint, LinkError> {
         unreachable!("verifying is no healing")
     }
 
