@@ -5,6 +5,7 @@
 //! the log and the session why nothing is healed.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,6 +19,8 @@ use crate::image::heal::{
     FollowError, FollowOptions, Follower, HealReport, LinkError, SessionLink, Stopper,
 };
 
+use super::lookout::Nudge;
+
 /// The first pause before a session is tried again, doubled each time...
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 /// ...up to this, shorter than a report is believed.
@@ -30,6 +33,17 @@ const NOTHING_PAUSE: Duration = Duration::from_secs(5);
 pub struct Following {
     thread: JoinHandle<()>,
     wish: Arc<Wish>,
+    over: Arc<AtomicBool>,
+}
+
+/// Says at the thread's end, whatever it comes from, that it is over.
+struct AtEnd(Arc<AtomicBool>, Arc<Nudge>);
+
+impl Drop for AtEnd {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+        self.1.nudge();
+    }
 }
 
 /// What the thread is to do.
@@ -68,16 +82,20 @@ impl Wish {
 }
 
 impl Following {
-    /// Follows the session behind the control socket at `path`.
+    /// Follows the session behind the control socket at `path`. At the end it nudges.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn start(path: &Path, options: FollowOptions) -> std::io::Result<Self> {
-        let wish = Arc::<Wish>::default();
+    pub fn start(path: &Path, options: FollowOptions, nudge: Arc<Nudge>) -> std::io::Result<Self> {
+        let (wish, over) = (Arc::<Wish>::default(), Arc::<AtomicBool>::default());
         let (path, own) = (path.to_owned(), wish.clone());
+        let at_end = AtEnd(over.clone(), nudge);
         let thread = std::thread::Builder::new().name("follow".to_owned());
-        let thread = thread.spawn(move || follow(&path, &options, &own))?;
-        Ok(Self { thread, wish })
+        let thread = thread.spawn(move || {
+            let _at_end = at_end;
+            follow(&path, &options, &own);
+        })?;
+        Ok(Self { thread, wish, over })
     }
 
     /// Tells it to end soon.
@@ -87,7 +105,7 @@ impl Following {
 
     /// Its daemon is gone, or it has ended as it was told.
     pub fn is_over(&self) -> bool {
-        self.thread.is_finished()
+        self.over.load(Ordering::SeqCst)
     }
 
     /// Waits for its end.

@@ -24,12 +24,13 @@ use crate::image::state_dir::{Entry, StateDir};
 
 use super::finish_image::{self, Finishing};
 use super::following::Following;
+use super::lookout::{Lookout, Nudge};
 use super::queue::Queue;
 use super::rate::Rate;
 use super::socket_path;
 
-/// How often sessions that came and went are looked for.
-const ROUND: Duration = Duration::from_secs(1);
+/// How soon it is tried again what could not be done.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the healer of a host is told.
 #[derive(Debug)]
@@ -63,6 +64,8 @@ pub fn run(options: HealdOptions) -> Result<(), Failure> {
     let shown = Arc::<Mutex<HealQueue>>::default();
     let _control = listen(&options.run_dir, limits.clone(), shown.clone())?;
     let _metrics = start_metrics(&options)?;
+    let folders = [options.run_dir.clone(), options.state_dir.clone()];
+    let mut lookout = Lookout::new(folders)?;
     let mut heald = Heald {
         run_dir: options.run_dir,
         state: StateDir::new(&options.state_dir),
@@ -71,6 +74,7 @@ pub fn run(options: HealdOptions) -> Result<(), Failure> {
         followed: HashMap::new(),
         leaving: Vec::new(),
         queue: Queue::new(options.jobs, shown),
+        nudge: lookout.nudge(),
     };
     log::info!(
         "healing the images of this host; sessions are found in {}",
@@ -78,12 +82,15 @@ pub fn run(options: HealdOptions) -> Result<(), Failure> {
     );
     let mut told = None;
     while !stop.is_requested() {
-        let trouble = heald.round().err().map(|error| chain(&error));
+        let (next, trouble) = match heald.round() {
+            Ok(next) => (next, None),
+            Err(error) => (Some(Instant::now() + AGAIN), Some(chain(&error))),
+        };
         if trouble != told {
             trouble.iter().for_each(|why| log::warn!("{why}"));
             told = trouble;
         }
-        stop.wait(ROUND);
+        lookout.wait(&stop, next);
     }
     heald.end();
     Ok(())
@@ -174,12 +181,15 @@ struct Heald {
     /// Of sessions that are over.
     leaving: Vec<Following>,
     queue: Queue,
+    /// For followers that have ended.
+    nudge: Arc<Nudge>,
 }
 
 impl Heald {
-    fn round(&mut self) -> Result<(), Failure> {
+    /// When the next one is due, whether anything changes or not.
+    fn round(&mut self) -> Result<Option<Instant>, Failure> {
         let sockets = socket::list(&self.run_dir)?;
-        self.follow(&sockets);
+        let all_followed = self.follow(&sockets);
         let mut unfinished = self.state.entries()?;
         unfinished.retain(|entry| {
             let is_live = |(path, one): (&PathBuf, &Following)| {
@@ -189,12 +199,14 @@ impl Heald {
             !entry.settled && !entry.handed_over && !served
         });
         let finisher = self.finisher();
-        self.queue.look(Instant::now(), unfinished, finisher);
-        Ok(())
+        let now = Instant::now();
+        self.queue.look(now, unfinished, finisher);
+        let again = (!all_followed).then_some(now + AGAIN);
+        Ok(self.queue.next_look(now).into_iter().chain(again).min())
     }
 
-    /// Nobody is asked or waited for here.
-    fn follow(&mut self, sockets: &[PathBuf]) {
+    /// Is each followed now? Nobody is asked or waited for here.
+    fn follow(&mut self, sockets: &[PathBuf]) -> bool {
         self.leaving.retain(|one| !one.is_over());
         let gone = |path: &PathBuf| !sockets.contains(path);
         let gone: Vec<_> = self
@@ -209,16 +221,21 @@ impl Heald {
         }
         // In this process.
         let own = format!("-{}.control", std::process::id());
+        let mut all = true;
         for path in sockets {
             let is_own = path.to_string_lossy().ends_with(&own);
             if is_own || self.followed.contains_key(path) {
                 continue;
             }
-            match Following::start(path, self.options()) {
+            match Following::start(path, self.options(), self.nudge.clone()) {
                 Ok(one) => drop(self.followed.insert(path.clone(), one)),
-                Err(error) => log::warn!("cannot start a thread: {error}"),
+                Err(error) => {
+                    log::warn!("cannot start a thread: {error}");
+                    all = false;
+                }
             }
         }
+        all
     }
 
     fn options(&self) -> FollowOptions {

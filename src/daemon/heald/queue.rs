@@ -19,6 +19,8 @@ use crate::image::state_dir::Entry;
 /// How long an image without a session is left alone: whoever served it may be
 /// starting again.
 const GRACE: Duration = Duration::from_secs(5);
+/// How often it is looked whether an image is finished.
+const WHILE_RUNNING: Duration = Duration::from_secs(1);
 /// The longest pause between two attempts to finish an image.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -86,6 +88,14 @@ impl Queue {
             self.run(now, entry, &start);
         }
         self.show(queued.iter().map(|(_, entry)| entry.name()).collect());
+    }
+
+    /// When it is worth another look, if nothing else changes.
+    pub fn next_look(&self, now: Instant) -> Option<Instant> {
+        match self.running.is_empty() {
+            true => self.waiting.values().map(|waiting| waiting.next).min(),
+            false => Some(now + WHILE_RUNNING),
+        }
     }
 
     fn run(
@@ -177,6 +187,7 @@ mod tests {
         queue.look(now, all(), start);
         assert_eq!(*shown.lock().unwrap(), HealQueue::default(), "left alone");
         let later = now + GRACE;
+        assert_eq!(queue.next_look(now), Some(later));
         queue.look(later, all(), start);
         let told = shown.lock().unwrap().clone();
         assert_eq!((told.healing.len(), told.queued.len()), (2, 2));
@@ -194,6 +205,7 @@ mod tests {
         // Whoever is served meanwhile waits for nothing.
         queue.look(later + LONGEST_PAUSE, Vec::new(), start);
         assert!(shown.lock().unwrap().queued.is_empty());
+        assert_eq!(queue.next_look(later), Some(later + WHILE_RUNNING));
         drop(done);
         queue.join();
     }
