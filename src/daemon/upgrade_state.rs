@@ -190,12 +190,20 @@ pub fn take(number: RawFd) -> Result<UpgradeState, KeptError> {
     let first = fds.next().ok_or(KeptError::Missing("a document"))?;
     let mut fds: Vec<Option<OwnedFd>> = fds.map(Some).collect();
     let text = read_document(first.into()).map_err(KeptError::Read)?;
-    let Versioned { version } = serde_json::from_slice(&text).map_err(KeptError::Document)?;
+    read(&text, &mut fds)
+}
+
+/// What a document says, with the file descriptors that it names by number.
+///
+/// # Errors
+/// [`KeptError`].
+pub fn read(text: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<UpgradeState, KeptError> {
+    let Versioned { version } = serde_json::from_slice(text).map_err(KeptError::Document)?;
     if version != VERSION {
         return Err(KeptError::Version { found: version });
     }
-    let document = serde_json::from_slice(&text).map_err(KeptError::Document)?;
-    kept(document, &mut fds)
+    let document = serde_json::from_slice(text).map_err(KeptError::Document)?;
+    kept(document, fds)
 }
 
 fn document<'a>(leaving: &Leaving<'a>, fds: &mut Vec<BorrowedFd<'a>>) -> Document {

@@ -19,7 +19,7 @@ mod cache_mode;
 mod config;
 mod error;
 pub mod gate;
-mod guest;
+pub mod guest;
 mod io;
 mod limits;
 mod queue;

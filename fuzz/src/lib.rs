@@ -1,0 +1,1 @@
+//! Nothing: the targets are in `tests/targets.rs`, their corpora beside them.
