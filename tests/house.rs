@@ -1,10 +1,13 @@
 //! The house is in order: who imports whom, no circle of imports, one meaning for a type's
-//! name within a room, no file too long to read. docs/ARCHITECTURE.md says why.
+//! name within a room, no file too long to read (docs/ARCHITECTURE.md), and nothing is depended
+//! on that may not be (deny.toml).
 
 #![allow(clippy::unwrap_used)]
 
 #[path = "house/circles.rs"]
 mod circles;
+#[path = "house/dependencies.rs"]
+mod dependencies;
 #[path = "house/sources.rs"]
 mod sources;
 
@@ -12,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use circles::circles;
+use dependencies::Rules;
 use sources::{Module, Sources};
 
 /// The most lines of a file.
@@ -112,4 +116,14 @@ fn what_the_architecture_names_is_there() {
     };
     let missing: Vec<_> = files.iter().filter(|name| !there(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn what_is_depended_on_is_allowed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let rules = Rules::parse(&std::fs::read_to_string(root.join("deny.toml")).unwrap());
+    let packages = rules.packages(root);
+    assert!(packages.len() > 100, "too few packages were found");
+    let broken = rules.broken_by(&packages);
+    assert!(broken.is_empty(), "{broken:#?}");
 }
