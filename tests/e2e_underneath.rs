@@ -26,7 +26,8 @@ use bypass_blk::image::replica::brick_port::{
     BrickPort, CopyState, Counter, Fence, Lock, PortError, Publication,
 };
 use bypass_blk::image::replica::holder::Holder;
-use bypass_blk::image::session::life::{MapPlace, Session, Setup};
+use bypass_blk::image::session::life::{Session, Setup};
+use bypass_blk::image::session::map_place::MapPlace;
 use bypass_blk::image::session::terms::{FenceWish, Terms};
 use bypass_blk::image::session::write_gate::WriteGate;
 use bypass_harness::{Cluster, Volume, wait_until};

@@ -18,7 +18,8 @@ use crate::image::locate::{Allowed, Catalog, Located, local_brick};
 use crate::image::replica::brick_port::{CopyState, KeptBrick};
 use crate::image::replica::holder::Holder;
 use crate::image::session::ending::{Ending, Parting};
-use crate::image::session::life::{self, MapPlace, Session, Setup};
+use crate::image::session::life::{Session, Setup};
+use crate::image::session::map_place::{self, MapPlace};
 use crate::image::session::state_machine::StopReason;
 use crate::image::session::terms::Terms;
 use crate::image::state_dir::{Entry, StateDir};
@@ -176,7 +177,7 @@ pub fn prepare(
     let Place { located, local, .. } = place;
     let map = place.map_place(state, opening.extent_size);
     let shape = located.shape(*local);
-    life::prepare_map(&map, &shape, &located.names(), located.gfid, size)
+    map_place::prepare_map(&map, &shape, &located.names(), located.gfid, size)
         .map_err(|error| Failure::Open(LocalError::Map(error).into()))
 }
 

@@ -10,7 +10,8 @@ use bypass_blk::image::replica::holder::Holder;
 use bypass_blk::image::replica::names::Names;
 use bypass_blk::image::scheduler::Threads;
 use bypass_blk::image::session::ending::Ending;
-use bypass_blk::image::session::life::{MapPlace, Session, Setup};
+use bypass_blk::image::session::life::{Session, Setup};
+use bypass_blk::image::session::map_place::MapPlace;
 use bypass_blk::image::session::terms::{FenceWish, Terms};
 
 use super::brick::EXTENT;

@@ -1,6 +1,6 @@
 //! One session: the image open, by one daemon.
 //!
-//! * [`life`] opens and closes it; [`open`] is how, over the bricks, by [`terms`]; [`fencing`]
+//! * [`life`] opens and closes it, with its map ([`map_place`]); [`open`] is how, over the bricks, by [`terms`]; [`fencing`]
 //!   keeps other clients out; [`error`] says why not.
 //! * [`runner`] is the session's thread. It is told [`input`], steps the [`state_machine`],
 //!   which decides, and carries out what that says.
@@ -16,6 +16,7 @@ pub mod fencing;
 pub mod handle;
 pub mod input;
 pub mod life;
+pub mod map_place;
 pub mod open;
 pub mod ownership;
 pub mod resize;

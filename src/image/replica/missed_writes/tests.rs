@@ -4,7 +4,7 @@ use super::*;
 use crate::image::dirty_map::{ExtentSize, Identity};
 use crate::image::replica::brick_set::SetChange;
 use crate::image::replica::names::Names;
-use crate::image::session::life::{MapPlace, prepare_map};
+use crate::image::session::map_place::{MapPlace, prepare_map};
 
 const SHAPE: Shape = Shape {
     bricks: 2,

@@ -1,5 +1,6 @@
 //! A session that does not come to be leaves nothing behind.
 
+use crate::image::dirty_map::{DirtyMap, ExtentSize};
 use crate::image::replica::brick_port::Fence;
 use uuid::Uuid;
 
