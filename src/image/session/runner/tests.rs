@@ -4,10 +4,10 @@
 mod ending;
 mod looking;
 
-use crate::image::replica::marking;
 use crate::image::dirty_map::Peer;
 use crate::image::heal::Unmarked;
 use crate::image::replica::brick_set::SetChange;
+use crate::image::replica::marking;
 use crate::image::session::state_machine::Phase;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;

@@ -17,7 +17,7 @@ use super::super::{
 };
 use super::Rng;
 use crate::image::dirty_map::{DirtyMap, ExtentSize, Healer, Identity, Peers};
-use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
+use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked, Wait};
 use crate::image::scheduler::clock::Clock;
 use actors::Step;
 use brick::SimBrick;
