@@ -1,6 +1,7 @@
 //! A seeded simulator: the real session and heal engine against simulated bricks, with
 //! everything that can go wrong at the worst moment.
 //!
+//! Some schedules are the same each time, some are others each day.
 //! `BYPASS_SIM_SEED=n` replays one schedule of each kind and tells what happens in it;
 //! `BYPASS_SIM_COUNT=n` runs so many of each kind. See `tests/sim/run.rs` for what a
 //! schedule is and `tests/sim/world.rs` for what must hold all the time.
@@ -46,11 +47,18 @@ mod stock;
 #[path = "sim/world.rs"]
 mod world;
 
+use std::ops::Range;
+use std::time::SystemTime;
+
 use act::Plan;
 use world::Layout;
 
-/// Schedules of each kind, unless `BYPASS_SIM_COUNT` says otherwise.
-const COUNT: u64 = 300;
+/// Schedules of each kind that are always run, unless `BYPASS_SIM_COUNT` says otherwise...
+const FIXED: u64 = 100;
+/// ...and so many more, others on each day: in 20 days, all of [`ROTATING`].
+const EACH_DAY: u64 = 50;
+/// Seeds for these.
+const ROTATING: Range<u64> = 1000..2000;
 
 const THREE_COPIES: Layout = Layout {
     bricks: 3,
@@ -86,17 +94,26 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+fn of_this_day() -> Range<u64> {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let day = since.unwrap().as_secs() / (24 * 60 * 60);
+    let turns = (ROTATING.end - ROTATING.start) / EACH_DAY;
+    let begin = ROTATING.start + day % turns * EACH_DAY;
+    begin..begin + EACH_DAY
+}
+
 fn schedules(kind: &str, plan: Plan) -> run::Figures {
-    let seeds = match number("BYPASS_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("BYPASS_SIM_COUNT").unwrap_or(COUNT),
+    let seeds: Vec<u64> = match (number("BYPASS_SIM_SEED"), number("BYPASS_SIM_COUNT")) {
+        (Some(seed), _) => vec![seed],
+        (None, Some(count)) => (0..count).collect(),
+        (None, None) => (0..FIXED).chain(of_this_day()).collect(),
     };
     // A panic inside is reported with its seed.
     std::panic::set_hook(Box::new(|_| {}));
     let told = number("BYPASS_SIM_SEED").is_some();
     let mut failed = Vec::new();
     let mut total = run::Figures::default();
-    for seed in seeds.clone() {
+    for &seed in &seeds {
         match run::run(seed, plan, told) {
             Ok(figures) => {
                 total.steps += figures.steps;
@@ -113,7 +130,11 @@ fn schedules(kind: &str, plan: Plan) -> run::Figures {
         }
     }
     let _ = std::panic::take_hook();
-    println!("{kind}: {seeds:?}: {total:?}");
+    let (first, last) = (seeds.first(), seeds.last());
+    println!(
+        "{kind}: {} seeds, {first:?} to {last:?}: {total:?}",
+        seeds.len()
+    );
     assert!(
         failed.is_empty(),
         "replay with BYPASS_SIM_SEED=… and the name of the test:\n{}",
