@@ -153,6 +153,7 @@ impl Writer {
                     extent_size: None,
                 },
                 on_end: Box::new(|_, _| {}),
+                on_return: Box::new(|| {}),
             };
             let terms = LocalTerms {
                 read_only: false,

@@ -19,7 +19,7 @@ use crate::daemon::logging;
 use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
 use crate::image::brick_client::heal_copies;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::{FollowOptions, Follower};
 
 use super::arguments::{LogArgs, RunDirArgs};

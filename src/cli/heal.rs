@@ -20,7 +20,7 @@ use crate::daemon::maintenance_session::{MaintenanceSession, Wanted};
 use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
 use crate::image::brick_client::heal_copies;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::{Figures, FollowOptions, Follower, SessionLink};
 use crate::image::state_dir::StateDir;
 

@@ -14,7 +14,7 @@ use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
 use crate::daemon::{logging, session_setup};
 use crate::device::Disk;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::local::{self, LocalTerms};
 use crate::image::locate::Allowed;
 use crate::image::session::resize::{Insist, NewSize};

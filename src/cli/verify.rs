@@ -20,7 +20,7 @@ use crate::daemon::target::{GlusterdAddress, Target};
 use crate::gluster::Timeouts;
 use crate::image::brick_client::session_port::identity;
 use crate::image::brick_client::verify_brick::{GlusterBrick, Unheld};
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::LinkError;
 use crate::image::locate::{Catalog, Located};
 use crate::image::replica::holder::Holder;

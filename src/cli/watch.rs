@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::daemon::failure::Failure;
 use crate::daemon::shutdown::Stop;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 
 /// The shortest and the longest period.
 const PERIODS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(86400));

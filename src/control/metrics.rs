@@ -22,8 +22,8 @@ use thiserror::Error;
 
 use super::status::Status;
 use super::unix_socket::{self, ACCEPT_PAUSE, Acceptor};
-use crate::image::chain::chain;
 use crate::image::durable;
+use crate::image::error_chain::chain;
 
 pub use text::{openmetrics, textfile};
 

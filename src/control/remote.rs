@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use uuid::Uuid;
 
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked, Wait};
 
 use super::socket::{Answer, ControlError, Request, ask, ask_over};

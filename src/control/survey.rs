@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::state_dir::{Entry, StateDir};
 
 use super::socket::{self, Answer, ControlError, HealQueue, Request};

@@ -10,7 +10,7 @@ use crate::control::serving_status::{QueueStatus, Serving};
 use crate::control::socket::{Answer, FORCED, Request};
 use crate::control::status::{Identity, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Space, Stats};
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, Wait};
 use crate::image::replica::brick_set::SetChange;
 use crate::image::session::handle::SessionHandle;

@@ -12,7 +12,7 @@ use crate::device::DeviceError;
 use crate::gluster::GlusterdError;
 use crate::gluster::rpc::BadLkOwner;
 use crate::gluster::volume::VolfileError;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::FollowError;
 use crate::image::local::error::LocalError;
 use crate::image::locate::LocateError;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::control::socket::ControlSocket;
 use crate::device::{Config, EndReason, FrontEnd, Served, Server};
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 
 use super::failure::Failure;
 use super::listener::{Listener, Next};

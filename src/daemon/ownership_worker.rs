@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::local::error::LocalError;
 use crate::image::local::{Fingerprint, LocalFile};
 use crate::image::replica::brick_port::{CopyState, Fence, KeptBrick};

@@ -11,7 +11,7 @@ use crate::control::metrics::{Metrics, MetricsError};
 use crate::control::socket::ControlSocket;
 use crate::control::status::Identity;
 use crate::device::{CacheMode, Disk, Server};
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::locate::Located;
 use crate::image::session::error::stop_message;
 use crate::image::state_dir::StateDir;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crate::control::socket::{self, Request};
 use crate::gluster::Timeouts;
 use crate::image::brick_client::session_port::{GlusterPort, Overruled, identity};
-use crate::image::chain::chain;
 use crate::image::dirty_map::ExtentSize;
+use crate::image::error_chain::chain;
 use crate::image::heal::Job;
 use crate::image::local::error::LocalError;
 use crate::image::local::{self, LocalFile, LocalTerms, Name};
@@ -23,7 +23,7 @@ use crate::image::session::map_place::{self, MapPlace};
 use crate::image::session::state_machine::StopReason;
 use crate::image::session::terms::Terms;
 use crate::image::state_dir::{Entry, StateDir};
-use crate::image::surroundings::Surroundings;
+use crate::image::surroundings::{Prompt, Surroundings};
 
 use super::brick_view::{host_name, lock_owner};
 use super::failure::Failure;
@@ -45,6 +45,8 @@ pub struct Place {
     pub me: Holder,
     /// Whom the layout was asked of.
     pub server: GlusterdAddress,
+    /// For the look around it.
+    pub prompt: Prompt,
 }
 
 /// Finds an image that may be opened from a brick of this host.
@@ -71,6 +73,7 @@ pub fn find(
         local,
         me,
         server: server.clone(),
+        prompt: Prompt::default(),
     })
 }
 
@@ -143,6 +146,7 @@ pub fn open_with(
         }
         open_local(copy)
     };
+    let prompt = place.prompt.clone();
     let setup = Setup {
         shape: located.shape(*local),
         names: located.names(),
@@ -159,6 +163,7 @@ pub fn open_with(
         quorum_timeout: opening.quorum_timeout,
         map: place.map_place(state, extent_size),
         on_end: note_end(state.clone(), located),
+        on_return: Box::new(move || prompt.ask()),
     };
     Ok(Session::open(setup, cancelled, open_local, on_stop)?)
 }
@@ -240,7 +245,13 @@ impl Place {
     /// What others do around it.
     pub fn surroundings(&self) -> Arc<Surroundings> {
         let GlusterdAddress { host, port } = &self.server;
-        Arc::new(Surroundings::new(&self.located, self.local, host, *port))
+        Arc::new(Surroundings::new(
+            &self.located,
+            self.local,
+            host,
+            *port,
+            self.prompt.clone(),
+        ))
     }
 
     /// The image's dirty map.

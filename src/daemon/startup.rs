@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::control::socket::ControlSocket;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::local::{self, LocalFile};
 use crate::image::locate::{Allowed, Located};
 use crate::image::state_dir::StateDir;

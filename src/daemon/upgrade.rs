@@ -21,7 +21,7 @@ use thiserror::Error;
 use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 use crate::device::PauseHandle;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::session::ownership::Ownership;
 use crate::image::session::state_machine::Phase;
 

@@ -27,6 +27,7 @@ use crate::gluster::KeptConnection;
 use crate::image::locate::Located;
 use crate::image::replica::brick_port::{Fence, KeptBrick};
 use crate::image::replica::holder::Holder;
+use crate::image::surroundings::Prompt;
 
 use super::listener::take_socket;
 use super::ownership_worker::KeptBricks;
@@ -293,6 +294,7 @@ fn kept(document: Document, fds: &mut [Option<OwnedFd>]) -> Result<UpgradeState,
             local: document.brick,
             me: Holder::decode(&document.holder).ok_or(KeptError::Missing("a session"))?,
             server: GlusterdAddress { host, port },
+            prompt: Prompt::default(),
         },
         bricks: KeptBricks {
             bricks,

@@ -2,8 +2,8 @@
 //!
 //! Owns the conversation with one front-end after the other: the vhost-user
 //! messages, the virtqueues in the guest's memory, the io_uring that moves bytes
-//! between that memory and the file. The command that serves an image makes a
-//! [`Disk`] and a [`Gate`](gate::Gate) and calls [`Server::serve`] with each connection.
+//! between that memory and the file. The daemon that serves an image (`daemon/serve`) makes a
+//! [`Disk`] and a [`Gate`](gate::Gate) and calls [`Server::serve_on`] with each front-end.
 //!
 //! It does not open the file, does not listen on a socket, and does not know why
 //! a write may have to wait: that is the gate's business.

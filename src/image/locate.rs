@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::chain::chain;
+use super::error_chain::chain;
 use super::local::{Name, name_of};
 use super::replica::brick_set::{MAX_BRICKS, SetChange, Shape};
 use super::replica::names::Names;

@@ -8,12 +8,13 @@
 //! * [`local`]: the copy on this host. [`state_dir`]: what this host remembers, written by
 //!   [`durable`].
 //! * [`brick_client`]: all of it over Gluster's protocol.
-//! * [`scheduler`]: threads and clocks, real or a simulator's.
+//! * [`scheduler`]: threads and clocks, real or a simulator's. [`error_chain`]: an error in one
+//!   line.
 
 pub mod brick_client;
-pub mod chain;
 pub mod dirty_map;
 pub mod durable;
+pub mod error_chain;
 pub mod heal;
 pub mod local;
 pub mod locate;

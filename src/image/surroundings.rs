@@ -1,12 +1,11 @@
 //! What others do around an image while it is open: they give it another name, remove
 //! it, add bricks to its volume or replace them.
 //!
-//! Looked at every half minute by a thread of its own, for log and status, and for the
-//! session, which goes on with the bricks with which it was opened but counts the others
+//! Looked at every half minute by a thread of its own, and when a brick has come back, for log
+//! and status, and for the session, which goes on with the bricks with which it was opened but counts the others
 //! for a quorum. It knows its image by the gfid. Nothing is decided here.
 
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::gluster::{ReplicaSet, Timeouts};
@@ -18,6 +17,45 @@ use super::replica::brick_set::SetChange;
 /// How often it is looked: each time wakes a few threads up, of an idle daemon too.
 const PERIOD: Duration = Duration::from_secs(30);
 
+/// The least time between two looks: bricks may come and go all the time.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Asks for a look before its time: a brick that comes back may have come with a volume that
+/// has changed.
+#[derive(Clone, Debug, Default)]
+pub struct Prompt(Arc<(Mutex<Prompted>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Prompted {
+    asked: bool,
+    ended: bool,
+}
+
+impl Prompt {
+    /// Look soon.
+    pub fn ask(&self) {
+        self.change(|state| state.asked = true);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Prompted)) {
+        let (state, changed) = &*self.0;
+        change(&mut state.lock().unwrap_or_else(PoisonError::into_inner));
+        changed.notify_all();
+    }
+
+    /// Until it is asked or ended, or so long; `false`: it has ended.
+    fn wait(&self, time: Duration, woken: impl Fn(&Prompted) -> bool) -> bool {
+        let (state, changed) = &*self.0;
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = changed.wait_timeout_while(state, time, |state| !woken(state));
+        let (mut state, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        if woken(&state) {
+            state.asked = false;
+        }
+        !state.ended
+    }
+}
+
 /// See the module.
 pub struct Surroundings {
     located: Located,
@@ -26,6 +64,7 @@ pub struct Surroundings {
     /// Host and port of the glusterd to ask.
     server: (String, u16),
     seen: Mutex<Noticed>,
+    prompt: Prompt,
 }
 
 /// What was seen last.
@@ -36,14 +75,20 @@ struct Noticed {
 }
 
 /// As long as it lives it is looked.
-pub struct Watching {
-    _end: Sender<()>,
+pub struct Watching(Prompt);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.change(|state| state.ended = true);
+    }
 }
 
 impl Surroundings {
-    /// Of an image that is opened from child `local`; glusterd is at `host` and `port`.
-    pub fn new(located: &Located, local: usize, host: &str, port: u16) -> Self {
+    /// Of an image that is opened from child `local`; glusterd is at `host` and `port`, and
+    /// is asked early when `prompt` is.
+    pub fn new(located: &Located, local: usize, host: &str, port: u16, prompt: Prompt) -> Self {
         Self {
+            prompt,
             located: located.clone(),
             local,
             server: (host.to_owned(), port),
@@ -64,8 +109,8 @@ impl Surroundings {
         self: &Arc<Self>,
         tell: impl Fn(SetChange) + Send + 'static,
     ) -> std::io::Result<Watching> {
-        let (end, ended) = mpsc::channel::<()>();
         let this = self.clone();
+        let prompt = self.prompt.clone();
         let look = move || {
             let mut told = SetChange::NONE;
             loop {
@@ -75,15 +120,16 @@ impl Surroundings {
                     tell(change);
                     told = change;
                 }
-                match ended.recv_timeout(PERIOD) {
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+                let ended = |state: &Prompted| state.ended;
+                let asked = |state: &Prompted| state.asked || state.ended;
+                if !prompt.wait(PAUSE, ended) || !prompt.wait(PERIOD - PAUSE, asked) {
+                    break;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("surroundings".to_owned());
         thread.spawn(look)?;
-        Ok(Watching { _end: end })
+        Ok(Watching(self.prompt.clone()))
     }
 
     /// The image's path in the volume, as it is now.
@@ -285,5 +331,21 @@ mod tests {
         assert!(marks.contains("other marks"), "{marks}");
         let gone = warning(&located, 0, None).unwrap();
         assert!(gone.contains("copy /bricks/1/gv0/vm1.img into"), "{gone}");
+    }
+
+    #[test]
+    fn a_look_that_is_asked_for_comes_before_its_time_and_the_end_at_once() {
+        let prompt = Prompt::default();
+        let asked = |state: &Prompted| state.asked || state.ended;
+        let long = Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| prompt.wait(long, asked));
+            prompt.ask();
+            assert!(waits.join().unwrap());
+        });
+        // It was answered.
+        assert!(prompt.wait(Duration::ZERO, |state| !state.asked));
+        drop(Watching(prompt.clone()));
+        assert!(!prompt.wait(long, asked));
     }
 }

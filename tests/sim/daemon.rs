@@ -168,5 +168,6 @@ fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
             extent_size: Some(ExtentSize::new(EXTENT as u32).unwrap()),
         },
         on_end: Box::new(|_, _| {}),
+        on_return: Box::new(|| {}),
     }
 }

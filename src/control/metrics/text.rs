@@ -105,6 +105,12 @@ impl Images {
             one(|i| i.serving.as_ref().map(|_| flag(i.sync_failed.is_some()))),
         )?;
         out.gauge(
+            "image_warnings",
+            "What somebody should know and do: status says the words",
+            None,
+            one(|i| Some(i.warnings.len() as f64)),
+        )?;
+        out.gauge(
             "healer_up",
             "1 when a healer is at work for the image on this host",
             None,

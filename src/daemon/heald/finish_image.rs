@@ -10,7 +10,7 @@ use crate::daemon::failure::Failure;
 use crate::daemon::maintenance_session::{MaintenanceSession, Wanted};
 use crate::daemon::target::GlusterdAddress;
 use crate::image::brick_client::heal_copies;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::{FollowOptions, Follower};
 use crate::image::local::{Name, name_of};
 use crate::image::locate::LocateError;

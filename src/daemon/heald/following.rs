@@ -1,7 +1,7 @@
 //! Following one session of this host, on a thread of its own: a daemon that does not
 //! answer, or a follower that does not end, holds up nobody else.
 //!
-//! Started by [`super`] for each control socket; it decides when to try again, and tells
+//! Started by [`super::host_healer`] for each control socket; it decides when to try again, and tells
 //! the log and the session why nothing is healed.
 
 use std::path::Path;
@@ -13,13 +13,13 @@ use std::time::Duration;
 use crate::control::remote::RemoteSession;
 use crate::control::socket;
 use crate::image::brick_client::heal_copies;
-use crate::image::chain::chain;
 use crate::image::dirty_map::{MapError, Role};
+use crate::image::error_chain::chain;
 use crate::image::heal::{
     FollowError, FollowOptions, Follower, HealReport, LinkError, SessionLink, Stopper,
 };
 
-use super::lookout::Nudge;
+use super::folder_watch::Nudge;
 
 /// The first pause before a session is tried again, doubled each time...
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);

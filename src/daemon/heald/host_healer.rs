@@ -17,14 +17,14 @@ use crate::control::survey::{Places, survey};
 use crate::daemon::bus_error;
 use crate::daemon::failure::Failure;
 use crate::daemon::shutdown::Stop;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::{FollowOptions, Throttle};
 use crate::image::scheduler::Threads;
 use crate::image::state_dir::{Entry, StateDir};
 
 use super::finish_image::{self, Finishing};
+use super::folder_watch::{FolderWatch, Nudge};
 use super::following::Following;
-use super::lookout::{Lookout, Nudge};
 use super::queue::Queue;
 use super::rate::Rate;
 use super::socket_path;
@@ -65,7 +65,7 @@ pub fn run(options: HealdOptions) -> Result<(), Failure> {
     let _control = listen(&options.run_dir, limits.clone(), shown.clone())?;
     let _metrics = start_metrics(&options)?;
     let folders = [options.run_dir.clone(), options.state_dir.clone()];
-    let mut lookout = Lookout::new(folders)?;
+    let mut watch = FolderWatch::new(folders)?;
     let mut heald = Heald {
         run_dir: options.run_dir,
         state: StateDir::new(&options.state_dir),
@@ -74,7 +74,7 @@ pub fn run(options: HealdOptions) -> Result<(), Failure> {
         followed: HashMap::new(),
         leaving: Vec::new(),
         queue: Queue::new(options.jobs, shown),
-        nudge: lookout.nudge(),
+        nudge: watch.nudge(),
     };
     log::info!(
         "healing the images of this host; sessions are found in {}",
@@ -90,7 +90,7 @@ pub fn run(options: HealdOptions) -> Result<(), Failure> {
             trouble.iter().for_each(|why| log::warn!("{why}"));
             told = trouble;
         }
-        lookout.wait(&stop, next);
+        watch.wait(&stop, next);
     }
     heald.end();
     Ok(())

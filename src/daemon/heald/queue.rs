@@ -2,7 +2,7 @@
 //! wait for their turn. So many at one time, or all images of a host would be compared at
 //! once after it crashed.
 //!
-//! UpgradeState by [`super`], which looks at the state directory; the healing of one is
+//! Kept by [`super::host_healer`], which looks at the state directory; the healing of one is
 //! [`super::finish_image`]'s.
 
 use std::collections::HashMap;

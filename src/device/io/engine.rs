@@ -24,7 +24,7 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::Disk;
-use wakeup::{LOOKOUT, Lookout};
+use wakeup::{WAKE_UP, WakeUp};
 
 pub use buffer::{Buffer, MAX_ZEROES, Unsuitable, Vectors};
 
@@ -32,9 +32,9 @@ pub use buffer::{Buffer, MAX_ZEROES, Unsuitable, Vectors};
 const FILE: Fixed = Fixed(0);
 /// Entries beside those of operations: each look-out ends one poll and begins another, and
 /// there may be an alarm.
-const LOOKOUT_ENTRIES: u32 = 5;
+const WAKE_UP_ENTRIES: u32 = 5;
 /// The token of the alarm: that of a look-out of a kind of its own.
-const ALARM: u64 = LOOKOUT | 2 << 32;
+const ALARM: u64 = WAKE_UP | 2 << 32;
 
 /// An operation on the disk's file; offsets and lengths in bytes.
 pub enum Operation {
@@ -114,8 +114,8 @@ pub struct Engine {
     in_flight: usize,
     /// Made for one thread, which has not introduced itself yet.
     disabled: bool,
-    kick: Lookout<File>,
-    wake: Lookout<EventFd>,
+    kick: WakeUp<File>,
+    wake: WakeUp<EventFd>,
     alarm: Alarm,
 }
 
@@ -141,8 +141,8 @@ impl Engine {
     /// # Errors
     /// What the kernel refused.
     pub fn new(disk: &Disk, slots: u16, event: Arc<EventFd>) -> io::Result<Self> {
-        let (ring, disabled) = ring(u32::from(slots) + LOOKOUT_ENTRIES)?;
-        let mut wake = Lookout::new(1);
+        let (ring, disabled) = ring(u32::from(slots) + WAKE_UP_ENTRIES)?;
+        let mut wake = WakeUp::new(1);
         wake.watch(Some(event));
         ring.submitter()
             .register_files(&[disk.file().as_raw_fd()])?;
@@ -151,7 +151,7 @@ impl Engine {
             pending: (0..slots).map(|_| Pending::None).collect(),
             in_flight: 0,
             disabled,
-            kick: Lookout::new(0),
+            kick: WakeUp::new(0),
             wake,
             alarm: Alarm {
                 pause: Box::default(),
@@ -287,7 +287,7 @@ impl Engine {
     pub fn reap(&mut self) -> Option<Reaped> {
         loop {
             let entry = self.ring.completion().next()?;
-            if entry.user_data() & LOOKOUT != 0 {
+            if entry.user_data() & WAKE_UP != 0 {
                 match self.event(&entry) {
                     Some(event) => return Some(Reaped::Event(event)),
                     None => continue,

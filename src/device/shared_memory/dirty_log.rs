@@ -5,7 +5,7 @@
 //! One bit per page of 4 KiB of guest-physical addresses (vhost-user
 //! specification, "Migration"). Whoever writes marks: first the write, then the
 //! mark, so that a page whose bit was cleared too early gets its bit again. What
-//! is written and when is `logging`'s and the queue's business.
+//! is written and when is `log_switch`'s and the queue's business.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU8, Ordering};

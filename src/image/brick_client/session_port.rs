@@ -13,7 +13,7 @@ use crate::gluster::{
     Brick, BrickError, BrickSpec, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
     LockRange, Locked, Timeouts,
 };
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::locate::Located;
 use crate::image::replica::brick_port::{
     BrickPort, CopyState, Counter, Fence, KeptBrick, Lock, PortError, Publication,

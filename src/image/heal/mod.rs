@@ -9,7 +9,7 @@
 //!
 //! * [`follow`]: healing as long as a session lasts. [`copies`]: where the copies are.
 //! * [`link`]: what a healer and its session tell each other.
-//! * [`peer`]: what is asked of a peer. [`gluster_peer`]: a brick as such a peer.
+//! * [`peer`]: what is asked of a peer. [`crate::image::brick_client::heal_peer`]: a brick as such a peer.
 //! * [`engine`]: passes over the map; [`pass`]: what one is told and tells;
 //!   `under_lock`: what keeps others from the peer's copy meanwhile.
 //! * [`plan`]: which bytes go together; `copy`: one stretch of them; `holes`: what is

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use crate::gluster::{Brick, BrickError, BrickSpec, Gfid, Identity, Timeouts};
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::local::may_see_trusted;
 use crate::image::replica::brick_set::BrickSet;
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::image::chain::chain;
 use crate::image::dirty_map::{DirtyMap, MapError, Peer, Peers, Record, Trust};
+use crate::image::error_chain::chain;
 use crate::image::local::Durability;
 
 use super::brick_port::CopyState;

@@ -4,7 +4,7 @@
 //! * [`brick_port`] is the seam to a brick, [`brick_worker`] its thread, [`brick_set`] a set
 //!   of bricks and the quorum, [`names`] what they are called.
 //! * Pure decisions: [`freshness`] (may the local copy be opened?), [`map_trust`] (what an older
-//!   map is worth), [`promotion`], and what [`unmarking`] may remove.
+//!   map is worth), the plan of a [`promotion`], and what [`unmarking`] may remove.
 //! * Locks: [`session_lock`], [`data_lock`], [`copy_lock`]; [`holder`] is who has them.
 //! * Rounds over several bricks: [`marking`], [`unmarking`].
 //! * [`missed_writes`]: the dirty map together with the marks that stand for it.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::local::error::LocalError;
 use crate::image::local::{Fingerprint, Local};
 use crate::image::replica::brick_port::{BrickPort, CopyState};
@@ -58,6 +58,8 @@ pub struct Setup {
     /// Told how it ends, from the session's thread, while it still has its locks: what is
     /// kept about the image is not kept about a later session's.
     pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
+    /// Told when a brick that was away is back.
+    pub on_return: Box<dyn Fn() + Send>,
 }
 
 /// A running session.
@@ -108,6 +110,7 @@ impl Session {
             quorum_timeout,
             map: map_place,
             on_end,
+            on_return,
         } = setup;
         let claim = Claim {
             session: me.session,
@@ -186,6 +189,7 @@ impl Session {
             bell: bell.clone(),
             on_stop: Box::new(on_stop),
             on_end,
+            on_return,
             given_back: false,
         };
         let (end, ended) = mpsc::channel();

@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::image::chain::chain;
 use crate::image::dirty_map::{self, DirtyMap, ExtentSize, MapError, Record, Trust};
+use crate::image::error_chain::chain;
 use crate::image::local::error::LocalError;
 use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_set::Shape;

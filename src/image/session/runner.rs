@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::image::chain::chain;
 use crate::image::dirty_map::{DirtyMap, ExtentSize};
+use crate::image::error_chain::chain;
 use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_port::{CopyState, Fence, PortError, Publication};
 use crate::image::replica::brick_set::{BrickSet, Shape};
@@ -86,6 +86,8 @@ pub struct Runner {
     pub on_stop: Box<dyn Fn(StopReason) + Send>,
     /// Told how it ends, before its locks go.
     pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
+    /// Told when a brick that was away is back.
+    pub on_return: Box<dyn Fn() + Send>,
     /// Fence and locks are given back.
     pub given_back: bool,
 }
@@ -221,6 +223,7 @@ impl Runner {
 
     fn rejoined(&mut self, brick: usize, copy: CopyState) {
         log::info!("brick {} is back and locked", self.names.one(brick));
+        (self.on_return)();
         let accuses = copy.accuses();
         let marks_stand = self.debt.as_ref().is_none_or(|debt| debt.stands_on(&copy));
         self.reached.insert(brick);

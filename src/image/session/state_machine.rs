@@ -2,7 +2,7 @@
 //! a brick goes and when it comes back.
 //!
 //! Events in, actions out; no socket, file or clock. Owned by the session
-//! thread ([`super::life`]), which carries the actions out. It does not
+//! thread ([`super::runner`]), which carries the actions out. It does not
 //! decide whether an image may be opened: that is [`crate::image::replica::freshness`].
 //!
 //! ```text

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::gluster::MAX_IO;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::PeerError;
 use crate::image::replica::brick_set::BrickSet;
 

@@ -23,7 +23,7 @@
 //! before anything is called a difference: a client's failed write leaves its mark
 //! before it gives its lock back.
 //!
-//! * [`brick`]: what is asked of a brick. [`gluster_brick`]: a real one.
+//! * [`brick`]: what is asked of a brick. [`crate::image::brick_client::verify_brick`]: a real one.
 //! * [`situation`]: what is known of who misses what.
 //! * [`engine`]: which ranges are asked for when; `begin`: the reference; `locks`: AFR's
 //!   lock on a range; `compare`: one locked range; `tally`: the account of every byte.

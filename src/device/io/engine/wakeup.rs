@@ -1,7 +1,7 @@
 //! What a queue's io_uring looks out for besides completions: that somebody writes to an
 //! event fd.
 //!
-//! A [`Lookout`] is one standing poll. Each write to its event fd makes it report once, read or
+//! A [`WakeUp`] is one standing poll. Each write to its event fd makes it report once, read or
 //! not: nobody has to read the event fd, and nothing has to be set up again after a report. It
 //! only makes the entries for the kernel and understands the kernel's; the engine carries them.
 
@@ -12,12 +12,12 @@ use io_uring::types::Fd;
 use io_uring::{cqueue, opcode, squeue};
 
 /// Set in all tokens of look-outs, and in none of an operation.
-pub const LOOKOUT: u64 = 1 << 63;
+pub const WAKE_UP: u64 = 1 << 63;
 /// The token of an entry whose completion says nothing.
 const IGNORED: u64 = u64::MAX;
 
 /// One event fd that is looked out for, or none yet.
-pub struct Lookout<F> {
+pub struct WakeUp<F> {
     /// What its tokens have in common.
     kind: u64,
     /// How many event fds there were before this one.
@@ -39,11 +39,11 @@ enum PollState {
     Refused,
 }
 
-impl<F: AsRawFd> Lookout<F> {
+impl<F: AsRawFd> WakeUp<F> {
     /// Looks out for nothing. Others of the same ring have another `kind`, below 2^16.
     pub fn new(kind: u16) -> Self {
         Self {
-            kind: LOOKOUT | u64::from(kind) << 32,
+            kind: WAKE_UP | u64::from(kind) << 32,
             serial: 0,
             file: None,
             state: PollState::Off,

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::image::chain::chain;
 use crate::image::dirty_map::{Healer, Peer};
+use crate::image::error_chain::chain;
 use crate::image::heal::copies::Copies;
 use crate::image::heal::engine::Engine;
 use crate::image::heal::link::{HealState, Obstacle};

@@ -104,6 +104,7 @@ fn open(map: &std::path::Path, journal: &Journal, in_use: bool) -> Result<Sessio
             extent_size: Some(ExtentSize::new(4096).unwrap()),
         },
         on_end: Box::new(|_, _| {}),
+        on_return: Box::new(|| {}),
     };
     let opened = Session::open(setup, &AtomicBool::new(false), |_| Ok(Quiet), |_| {});
     opened.map(|(session, _)| session)

@@ -12,8 +12,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::image::chain::chain;
 use crate::image::dirty_map::{DirtyMap, Draft, Peer, Peers};
+use crate::image::error_chain::chain;
 use crate::image::local::error::LocalError;
 use crate::image::replica::brick_port::{CopyState, PortError};
 use crate::image::replica::brick_set::BrickSet;

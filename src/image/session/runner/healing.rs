@@ -6,8 +6,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::image::chain::chain;
 use crate::image::dirty_map::{MapError, Peer, Peers};
+use crate::image::error_chain::chain;
 use crate::image::heal::Unmarked;
 use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_port::{CopyState, accused};

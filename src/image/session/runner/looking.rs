@@ -10,7 +10,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::replica::brick_port::{CopyState, PortError};
 use crate::image::replica::data_lock::wait;
 use crate::image::session::input::Input;

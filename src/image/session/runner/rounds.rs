@@ -3,7 +3,7 @@
 
 use super::healing::stamp_for;
 use super::{Runner, syncing};
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::replica::brick_port::{CopyState, PortError};
 use crate::image::replica::brick_set::BrickSet;
 use crate::image::replica::marking;

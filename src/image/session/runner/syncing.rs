@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::local::error::LocalError;
 use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_port::PortError;

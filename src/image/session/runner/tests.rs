@@ -179,6 +179,7 @@ impl Session {
             bell: Arc::new(Bell::new(Threads::default())),
             on_stop: Box::new(|_| {}),
             on_end: Box::new(|_, _| {}),
+            on_return: Box::new(|| {}),
             given_back: false,
         };
         Self {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::gluster::StrongChecksum;
-use crate::image::chain::chain;
+use crate::image::error_chain::chain;
 use crate::image::heal::{Answer, PeerError};
 use crate::image::replica::brick_set::BrickSet;
 use crate::image::verify::situation::{Debt, Situation};

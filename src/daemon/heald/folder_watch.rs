@@ -25,7 +25,7 @@ const SHORT: Duration = Duration::from_secs(1);
 const TOGETHER: Duration = Duration::from_millis(100);
 
 /// See the module.
-pub struct Lookout {
+pub struct FolderWatch {
     folders: [PathBuf; 2],
     /// Absent where the system gives none.
     inotify: Option<OwnedFd>,
@@ -34,7 +34,7 @@ pub struct Lookout {
     hears: bool,
 }
 
-/// Tells the lookout that something has changed.
+/// Tells the watch that something has changed.
 pub struct Nudge(OwnedFd);
 
 impl Nudge {
@@ -45,7 +45,7 @@ impl Nudge {
     }
 }
 
-impl Lookout {
+impl FolderWatch {
     /// Over these folders, which need not be there yet.
     ///
     /// # Errors
@@ -58,14 +58,14 @@ impl Lookout {
         })?;
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
         let unheard = |errno| log::info!("folders are looked at every second: inotify: {errno}");
-        let mut lookout = Self {
+        let mut watch = Self {
             folders,
             inotify: inotify.map_err(unheard).ok(),
             nudge: Arc::new(Nudge(nudge)),
             hears: false,
         };
-        lookout.listen();
-        Ok(lookout)
+        watch.listen();
+        Ok(watch)
     }
 
     /// For who has news.
@@ -135,10 +135,10 @@ mod tests {
         let (run, state) = (folder.path().join("run"), folder.path().join("state"));
         std::fs::create_dir(&run).unwrap();
         let stop = Stop::on_signals().unwrap();
-        let mut lookout = Lookout::new([run.clone(), state.clone()]).unwrap();
+        let mut watch = FolderWatch::new([run.clone(), state.clone()]).unwrap();
         let mut waits = |due: Duration| {
             let begin = Instant::now();
-            lookout.wait(&stop, Some(begin + due));
+            watch.wait(&stop, Some(begin + due));
             begin.elapsed()
         };
         let short = Duration::from_millis(500);
@@ -153,10 +153,10 @@ mod tests {
         assert!(waits(LONG) < LONG / 2);
         std::fs::remove_file(run.join("a.control")).unwrap();
         assert!(waits(LONG) < LONG / 2);
-        let nudge = lookout.nudge();
+        let nudge = watch.nudge();
         nudge.nudge();
         let begin = Instant::now();
-        lookout.wait(&stop, None);
+        watch.wait(&stop, None);
         assert!(begin.elapsed() < LONG / 2);
     }
 }
