@@ -89,7 +89,7 @@ impl Rules {
     /// What is depended on.
     pub fn packages(&self, root: &Path) -> Vec<Package> {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["metadata", "--format-version", "1", "--locked", "--offline"]);
+        cargo.args(["metadata", "--format-version", "1", "--locked"]);
         for target in self.words("graph", "targets") {
             cargo.args(["--filter-platform", &target]);
         }
