@@ -55,10 +55,10 @@ use world::Layout;
 
 /// Schedules of each kind that are always run, unless `BYPASS_SIM_COUNT` says otherwise...
 const FIXED: u64 = 100;
-/// ...and so many more, others on each day: in 20 days, all of [`ROTATING`].
+/// ...and so many more, others on each day: in six days, all of [`ROTATING`].
 const EACH_DAY: u64 = 50;
 /// Seeds for these.
-const ROTATING: Range<u64> = 1000..2000;
+const ROTATING: Range<u64> = FIXED..400;
 
 const THREE_COPIES: Layout = Layout {
     bricks: 3,

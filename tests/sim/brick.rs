@@ -70,6 +70,15 @@ pub struct Row {
     pub dirty: i32,
 }
 
+/// Who of a host's daemon syncs the file, by an open file of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syncs {
+    /// The device, for the guest.
+    Guest,
+    /// The session.
+    Session,
+}
+
 pub struct Brick {
     /// It is no arbiter.
     pub has_data: bool,
@@ -88,8 +97,11 @@ pub struct Brick {
     /// What a sync that failed has lost, though it is read until the daemon is gone: no later
     /// sync writes it.
     lost: Vec<bool>,
-    /// The next sync of this host's own fails, and those after it do not.
+    /// The next sync of this host's own fails.
     pub sync_fails: bool,
+    /// Who has not been told yet that one has failed. Linux tells each that has the file open for
+    /// itself, once (errseq), and after that a sync fails no more.
+    untold: Vec<Syncs>,
     pub row: Row,
     /// What a crash leaves at least, and what it may leave, in order.
     rows: Vec<Row>,
@@ -118,6 +130,7 @@ impl Brick {
             since: vec![Vec::new(); SECTORS],
             lost: vec![false; SECTORS],
             sync_fails: false,
+            untold: Vec::new(),
             row: Row::default(),
             rows: vec![Row::default()],
             changes: 0,
@@ -171,21 +184,30 @@ impl Brick {
         self.rows = vec![self.row];
     }
 
-    /// A sync of who has the file open here: told once when it fails, and what was not on the
-    /// disk may never be.
-    pub fn sync_here(&mut self, rng: &mut Rng) -> std::io::Result<()> {
-        if !std::mem::take(&mut self.sync_fails) {
-            self.fsync();
-            return Ok(());
+    /// A sync of who has the file open here. When one fails, what was not on the disk may never
+    /// be.
+    pub fn sync_here(&mut self, who: Syncs, rng: &mut Rng) -> std::io::Result<()> {
+        if std::mem::take(&mut self.sync_fails) {
+            for sector in 0..SECTORS {
+                self.lost[sector] |= !self.since[sector].is_empty() && rng.chance(2);
+            }
+            self.untold = vec![Syncs::Guest, Syncs::Session];
         }
-        for sector in 0..SECTORS {
-            self.lost[sector] |= !self.since[sector].is_empty() && rng.chance(2);
+        match self.untold.iter().position(|untold| *untold == who) {
+            Some(place) => {
+                self.untold.swap_remove(place);
+                Err(std::io::Error::from_raw_os_error(libc::EIO))
+            }
+            None => {
+                self.fsync();
+                Ok(())
+            }
         }
-        Err(std::io::Error::from_raw_os_error(libc::EIO))
     }
 
     /// Whoever opens the file anew reads what is on the disk. Was anything lost?
     pub fn reveal_lost(&mut self) -> bool {
+        self.untold.clear();
         let lost: Vec<_> = (0..SECTORS).filter(|&sector| self.lost[sector]).collect();
         for &sector in &lost {
             self.lost[sector] = false;
@@ -224,6 +246,7 @@ impl Brick {
         }
         self.lost.fill(false);
         self.sync_fails = false;
+        self.untold.clear();
         self.changes += 1;
         self.row = rng.pick(&self.rows).unwrap();
         self.fsync();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bypass_blk::device::gate::{Admission, Gate};
 use bypass_blk::image::session::write_gate::WriteGate;
 
-use super::brick::{SECTOR, SECTORS, Version};
+use super::brick::{SECTOR, SECTORS, Syncs, Version};
 use super::oracle::is_guests;
 use super::world::World;
 
@@ -83,7 +83,7 @@ impl Guest {
         if self.gate.begin_sync() != Admission::Go {
             return;
         }
-        if let Err(error) = world.sync_disk(host) {
+        if let Err(error) = world.sync_disk(host, Syncs::Guest) {
             self.gate
                 .sync_failed(error.raw_os_error().unwrap_or(libc::EIO));
         }

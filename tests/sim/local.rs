@@ -7,7 +7,7 @@ use bypass_blk::image::local::error::LocalError;
 use bypass_blk::image::local::{CopyWatch, Durability, Local};
 use bypass_blk::image::replica::brick_set::BrickSet;
 
-use super::brick::SIZE;
+use super::brick::{SIZE, Syncs};
 use super::sim::Sim;
 
 /// A part of the time that a slow flush takes.
@@ -90,7 +90,9 @@ impl CopyWatch for SimWatch {
                 row.pending[child] = stamp;
             }
         });
-        world.sync_disk(self.host).map_err(sync_error)
+        world
+            .sync_disk(self.host, Syncs::Session)
+            .map_err(sync_error)
     }
 
     fn accuses(&self, child: usize) -> bool {
@@ -118,7 +120,7 @@ impl CopyWatch for SimWatch {
         self.dawdle();
         let mut world = self.sim.world();
         world.tell(|| format!("host {} flushes its file", self.host));
-        let synced = world.sync_disk(self.host);
+        let synced = world.sync_disk(self.host, Syncs::Session);
         drop(world);
         self.sim.sched.step();
         synced.map_err(sync_error)

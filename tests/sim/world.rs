@@ -10,7 +10,7 @@ use bypass_blk::image::session::handle::SessionHandle;
 use bypass_blk::image::session::state_machine::Phase;
 use uuid::Uuid;
 
-use super::brick::{BRICKS, Brick, Domain, EXTENT, Held, Owner, Row, SECTOR, SECTORS};
+use super::brick::{BRICKS, Brick, Domain, EXTENT, Held, Owner, Row, SECTOR, SECTORS, Syncs};
 use super::client::Client;
 use super::guest::Guest;
 use super::net::Conn;
@@ -172,8 +172,8 @@ impl World {
     }
 
     /// A sync by the daemon of a host, or for its guest.
-    pub fn sync_disk(&mut self, host: usize) -> std::io::Result<()> {
-        let synced = self.bricks[host].sync_here(&mut self.rng);
+    pub fn sync_disk(&mut self, host: usize, who: Syncs) -> std::io::Result<()> {
+        let synced = self.bricks[host].sync_here(who, &mut self.rng);
         if let Err(error) = &synced {
             self.tell(|| format!("host {host}: its sync fails: {error}"));
         }
