@@ -187,12 +187,12 @@ impl Buffer {
     }
 
     /// Whether the kernel may change it.
-    pub(in crate::device) fn is_writable(&self) -> bool {
+    pub(super) fn is_writable(&self) -> bool {
         self.writable
     }
 
     /// What is still to be transferred.
-    pub(in crate::device) fn left(&self) -> &[iovec] {
+    pub(super) fn left(&self) -> &[iovec] {
         self.vectors.0.get(self.done..).unwrap_or_default()
     }
 }

@@ -8,10 +8,17 @@ use crate::device::request::slot::{Access, Slot};
 
 impl<G: Gate> Queue<G> {
     /// Asks the gate, and starts, parks or refuses the request.
-    pub(in crate::device) fn admit(
+    pub(super) fn admit(&mut self, ring: &mut Ring<'_>, token: usize) -> Result<(), RingError> {
+        self.admit_or(ring, token, |queue| queue.parked = Some(token))
+    }
+
+    /// Asks the gate, and starts or refuses the request; one that has to wait goes where
+    /// `waits` puts it.
+    pub(super) fn admit_or(
         &mut self,
         ring: &mut Ring<'_>,
         token: usize,
+        waits: impl FnOnce(&mut Self),
     ) -> Result<(), RingError> {
         let Some(slot) = self.slots.get_mut(token) else {
             return Ok(());
@@ -22,14 +29,14 @@ impl<G: Gate> Queue<G> {
                 self.go_on(ring, token, next, true)
             }
             Admission::Wait => {
-                self.parked = Some(token);
+                waits(self);
                 Ok(())
             }
             Admission::Refuse => self.finish(ring, token, Status::IoError, false),
         }
     }
 
-    pub(in crate::device) fn retry_parked(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+    pub(super) fn retry_parked(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
         match self.parked.take() {
             Some(token) => self.admit(ring, token),
             None => Ok(()),
@@ -38,7 +45,7 @@ impl<G: Gate> Queue<G> {
 
     /// Once the kernel is done with the others, puts back what waits: the parked request,
     /// which was the last taken, and what there is no room for.
-    pub(in crate::device) fn put_back(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+    pub(super) fn put_back(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
         if self.engine.in_flight() > 0 {
             return Ok(());
         }
@@ -56,7 +63,7 @@ impl<G: Gate> Queue<G> {
 
 /// Whoever changes several extents gets them all or none; what must be durable besides is
 /// asked for last, as it never waits.
-pub(in crate::device) fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
+fn ask<G: Gate>(gate: &G, slot: &Slot) -> Admission {
     match slot.access() {
         Access::Read => gate.admit_read(),
         Access::Nothing => Admission::Go,

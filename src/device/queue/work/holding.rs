@@ -14,14 +14,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::device::gate::{Admission, Gate};
+use crate::device::gate::Gate;
 use crate::device::queue::ring::{Ring, RingError};
 use crate::device::request::decode::{Extent, Status};
 use crate::device::request::outcome::io_error;
 use crate::device::request::slot::Access;
 
 use super::Queue;
-use super::admission::ask;
 
 /// The first pause before a request is tried again.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -116,7 +115,7 @@ impl Holding {
 
 impl<G: Gate> Queue<G> {
     /// Keeps an admitted request for which there is no room.
-    pub(in crate::device) fn hold(&mut self, token: usize, errno: i32) {
+    pub(super) fn hold(&mut self, token: usize, errno: i32) {
         let Some(slot) = self.slots.get_mut(token) else {
             return;
         };
@@ -139,7 +138,7 @@ impl<G: Gate> Queue<G> {
     }
 
     /// Tries the oldest one, if it is time, and sees to it that it will be.
-    pub(in crate::device) fn try_held(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+    pub(super) fn try_held(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
         if self.holding.due {
             self.fail_overdue(ring)?;
         }
@@ -168,24 +167,11 @@ impl<G: Gate> Queue<G> {
     }
 
     fn try_again(&mut self, ring: &mut Ring<'_>, token: usize) -> Result<(), RingError> {
-        let Some(slot) = self.slots.get_mut(token) else {
-            return Ok(());
-        };
-        match ask(&*self.shared.gate, slot) {
-            Admission::Go => {
-                let next = slot.next(&self.shared.disk, &mut self.pool);
-                self.go_on(ring, token, next, true)
-            }
-            Admission::Wait => {
-                self.holding.put_back(token);
-                Ok(())
-            }
-            Admission::Refuse => self.finish(ring, token, Status::IoError, false),
-        }
+        self.admit_or(ring, token, |queue| queue.holding.put_back(token))
     }
 
     /// There is room again.
-    pub(in crate::device) fn try_all(
+    pub(super) fn try_all(
         &mut self,
         ring: &mut Ring<'_>,
         tokens: VecDeque<usize>,
@@ -198,10 +184,7 @@ impl<G: Gate> Queue<G> {
 
     /// The ring stops, with nothing in the kernel any more: whoever starts it next does what
     /// waits here, or it fails.
-    pub(in crate::device) fn let_go_of_held(
-        &mut self,
-        ring: &mut Ring<'_>,
-    ) -> Result<(), RingError> {
+    pub(super) fn let_go_of_held(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
         let mut tokens: Vec<_> = std::mem::take(&mut self.holding.waiting).into();
         self.holding = Holding::new();
         tokens.sort_unstable_by_key(|&token| self.slots.get(token).map(|slot| slot.order));
