@@ -4,7 +4,7 @@
 //! * [`locate`] finds it in a volume; [`surroundings`] looks whether the volume changes.
 //! * [`replica`]: the copies and AFR's rules. [`session`]: the image open.
 //! * [`dirty_map`]: which extents the other copies miss. [`heal`] copies them,
-//!   [`verify`] compares.
+//!   [`verify`] compares; [`holes`] is what both need not read.
 //! * [`local`]: the copy on this host. [`state_dir`]: what this host remembers, written by
 //!   [`durable`].
 //! * [`brick_client`]: all of it over Gluster's protocol.
@@ -16,6 +16,7 @@ pub mod dirty_map;
 pub mod durable;
 pub mod error_chain;
 pub mod heal;
+pub mod holes;
 pub mod local;
 pub mod locate;
 pub mod replica;

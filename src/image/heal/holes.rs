@@ -10,32 +10,24 @@ use super::engine::Engine;
 use super::error::HealError;
 use super::pass::{Pass, PassEnd};
 use super::progress::Figures;
-
-/// The most of a hole that is locked at once, in bytes: it takes no longer.
-const HOLE_SPAN: u64 = 1 << 30;
-/// A hole below this is read like data.
-const SMALLEST_HOLE: u64 = 1 << 20;
+use crate::image::holes::Measure;
 
 impl Engine {
     /// The extents from this one on that lie in a hole of both copies, as it looks now.
     pub(super) fn hole_at(&self, extent: u64) -> Result<Option<Range<u64>>, HealError> {
         let geometry = self.healer.map().geometry();
         let start = geometry.bytes_of(extent).start;
-        let most = geometry.size().min(start.saturating_add(HOLE_SPAN));
-        let here = self
-            .local
-            .data_from(start)
-            .map_or(most, |data| data.min(most));
-        if here < (start + SMALLEST_HOLE).min(geometry.size()) {
+        let measure = Measure {
+            size: geometry.size(),
+            extent_size: geometry.extent_size().bytes(),
+        };
+        let Some(here) = measure.end(start, self.local.data_from(start)) else {
             return Ok(None);
-        }
+        };
         let there = self.peer.data_from(start)?;
         let end = there.map_or(here, |data| data.min(here));
-        let last = match end == geometry.size() {
-            true => geometry.extents(),
-            false => end / geometry.extent_size().bytes(),
-        };
-        Ok((last > extent).then_some(extent..last))
+        let hole = measure.extents(extent, end);
+        Ok((!hole.is_empty()).then_some(hole))
     }
 
     /// Under the lock, what is dirty of a hole is equal as it is, if it still is a hole

@@ -7,16 +7,12 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use crate::image::holes::Measure;
 use crate::image::replica::brick_set::BrickSet;
 
 use super::engine::Comparison;
 use super::situation::Debt;
 use super::tally::Outcome;
-
-/// The most of a hole that is locked at once, in bytes: it takes no longer.
-const HOLE_SPAN: u64 = 1 << 30;
-/// A hole below this is compared like data.
-const SMALLEST_HOLE: u64 = 1 << 20;
 
 impl Comparison<'_> {
     /// Where data begins, from this extent on; what is before it is settled.
@@ -66,15 +62,12 @@ impl Comparison<'_> {
             return None;
         }
         let start = self.bytes_of(&(from..extents)).start;
-        let reach = self.size.min(start.saturating_add(HOLE_SPAN));
-        let end = self.data_from(start).min(reach);
-        if end < (start + SMALLEST_HOLE).min(self.size) {
-            return None;
-        }
-        let last = match end == self.size {
-            true => extents,
-            false => extents.min(end / self.extent_size),
+        let measure = Measure {
+            size: self.size,
+            extent_size: self.extent_size,
         };
+        let end = measure.end(start, Some(self.data_from(start)))?;
+        let last = measure.extents(from, end).end.min(extents);
         let is_clean = |extent: &u64| self.is_clean_there(&(*extent..extent + 1));
         let clean = (from..last).take_while(is_clean).last()?;
         Some(from..clean + 1)
