@@ -5,14 +5,18 @@
 //! and status, and for the session, which goes on with the bricks with which it was opened but counts the others
 //! for a quorum. It knows its image by the gfid. Nothing is decided here.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::gluster::{ReplicaSet, Timeouts};
 
 use super::local::Name;
 use super::locate::{Catalog, Located};
 use super::replica::brick_set::SetChange;
+use super::scheduler::Threads;
+use super::session::bell::Bell;
 
 /// How often it is looked: each time wakes a few threads up, of an idle daemon too.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -22,37 +26,51 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Asks for a look before its time: a brick that comes back may have come with a volume that
 /// has changed.
-#[derive(Clone, Debug, Default)]
-pub struct Prompt(Arc<(Mutex<Prompted>, Condvar)>);
+#[derive(Clone)]
+pub struct Prompt(Arc<Prompted>);
 
-#[derive(Debug, Default)]
 struct Prompted {
-    asked: bool,
-    ended: bool,
+    asked: AtomicBool,
+    bell: Bell,
+}
+
+impl Default for Prompt {
+    fn default() -> Self {
+        Self(Arc::new(Prompted {
+            asked: AtomicBool::new(false),
+            bell: Bell::new(Threads::default()),
+        }))
+    }
+}
+
+impl fmt::Debug for Prompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Prompt").field(&self.0.asked).finish()
+    }
 }
 
 impl Prompt {
     /// Look soon.
     pub fn ask(&self) {
-        self.change(|state| state.asked = true);
+        self.0.asked.store(true, Ordering::SeqCst);
+        self.0.bell.ring();
     }
 
-    fn change(&self, change: impl FnOnce(&mut Prompted)) {
-        let (state, changed) = &*self.0;
-        change(&mut state.lock().unwrap_or_else(PoisonError::into_inner));
-        changed.notify_all();
+    fn end(&self) {
+        self.0.bell.end();
     }
 
-    /// Until it is asked or ended, or so long; `false`: it has ended.
-    fn wait(&self, time: Duration, woken: impl Fn(&Prompted) -> bool) -> bool {
-        let (state, changed) = &*self.0;
-        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = changed.wait_timeout_while(state, time, |state| !woken(state));
-        let (mut state, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        if woken(&state) {
-            state.asked = false;
-        }
-        !state.ended
+    /// Until the next look is due, [`PERIOD`] after the last one or when it is asked for, but
+    /// not sooner than [`PAUSE`]. `false`: there is none.
+    fn wait(&self) -> bool {
+        let Prompted { asked, bell } = &*self.0;
+        let ended = || bell.is_over().then_some(());
+        let due = || asked.load(Ordering::SeqCst).then_some(()).or_else(ended);
+        let looked = Instant::now();
+        bell.wait(PERIOD, due);
+        bell.wait(PAUSE.saturating_sub(looked.elapsed()), ended);
+        asked.store(false, Ordering::SeqCst);
+        !bell.is_over()
     }
 }
 
@@ -79,7 +97,7 @@ pub struct Watching(Prompt);
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        self.0.change(|state| state.ended = true);
+        self.0.end();
     }
 }
 
@@ -120,9 +138,7 @@ impl Surroundings {
                     tell(change);
                     told = change;
                 }
-                let ended = |state: &Prompted| state.ended;
-                let asked = |state: &Prompted| state.asked || state.ended;
-                if !prompt.wait(PAUSE, ended) || !prompt.wait(PERIOD - PAUSE, asked) {
+                if !prompt.wait() {
                     break;
                 }
             }
@@ -336,16 +352,17 @@ mod tests {
     #[test]
     fn a_look_that_is_asked_for_comes_before_its_time_and_the_end_at_once() {
         let prompt = Prompt::default();
-        let asked = |state: &Prompted| state.asked || state.ended;
-        let long = Duration::from_secs(60);
+        let begin = Instant::now();
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| prompt.wait(long, asked));
+            let waits = scope.spawn(|| prompt.wait());
             prompt.ask();
             assert!(waits.join().unwrap());
         });
+        assert!(begin.elapsed() >= PAUSE, "not one after the other");
         // It was answered.
-        assert!(prompt.wait(Duration::ZERO, |state| !state.asked));
+        assert!(!prompt.0.asked.load(Ordering::SeqCst));
         drop(Watching(prompt.clone()));
-        assert!(!prompt.wait(long, asked));
+        assert!(!prompt.wait());
+        assert!(begin.elapsed() < PERIOD);
     }
 }
