@@ -28,6 +28,27 @@ pub enum Listener {
     Fd(Option<UnixStream>),
 }
 
+/// Where front-ends are going to come from, before the image is open.
+pub enum FrontEndSource {
+    /// From there already.
+    Ready(Listener),
+    /// Nobody listens at this path yet.
+    At(PathBuf),
+}
+
+impl FrontEndSource {
+    /// Listens, if nobody does yet.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn listen(self) -> Result<Listener, Failure> {
+        match self {
+            Self::Ready(listener) => Ok(listener),
+            Self::At(path) => Listener::bind(&path),
+        }
+    }
+}
+
 /// The answer of [`Listener::next`].
 pub enum Next {
     /// A front-end is there.

@@ -20,8 +20,7 @@ use super::bus_error;
 use super::control_service::{ControlService, Device, Image};
 use super::failure::Failure;
 use super::frontend_loop::{self, FrontendLoop};
-use super::listener::Listener;
-use super::options::{FrontEnds, ServeOptions};
+use super::options::ServeOptions;
 use super::ownership_worker::{self, OwnershipWorker};
 use super::served_image::Front;
 use super::session_setup::Place;
@@ -88,11 +87,7 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
     let handle = server.stop_handle();
     stop.tell(move || handle.stop());
 
-    let listener = match (front_ends, &options.front_ends) {
-        (Some(listener), _) => listener,
-        (None, FrontEnds::At(path)) => Listener::bind(path)?,
-        (None, FrontEnds::Connected(fd)) => Listener::adopt(*fd)?,
-    };
+    let listener = front_ends.listen()?;
     let connected = Arc::new(AtomicBool::new(front_end.is_some()));
     let surroundings = place.surroundings();
     let service = Arc::new(ControlService {

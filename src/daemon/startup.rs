@@ -10,7 +10,7 @@ use crate::image::locate::{Allowed, Located};
 use crate::image::state_dir::StateDir;
 
 use super::failure::Failure;
-use super::listener::{self, Listener};
+use super::listener::{self, FrontEndSource, Listener};
 use super::options::{FrontEnds, ServeOptions};
 use super::session_setup::{self, Place};
 use super::upgrade::Resume;
@@ -22,8 +22,8 @@ pub struct Startup {
     pub place: Place,
     /// Its file.
     pub local: LocalFile,
-    /// Where front-ends come from, if that is known already.
-    pub front_ends: Option<Listener>,
+    /// Where front-ends come from.
+    pub front_ends: FrontEndSource,
     /// What the process before left.
     pub kept: Option<UpgradeState>,
 }
@@ -45,8 +45,11 @@ pub fn begin(options: &ServeOptions, state: &StateDir) -> Result<Startup, Failur
         None => {}
     }
     let front_ends = match &options.front_ends {
-        FrontEnds::At(path) => listener::check_path(path).map(|()| None)?,
-        FrontEnds::Connected(fd) => Some(Listener::adopt(*fd)?),
+        FrontEnds::At(path) => {
+            listener::check_path(path)?;
+            FrontEndSource::At(path.clone())
+        }
+        FrontEnds::Connected(fd) => FrontEndSource::Ready(Listener::adopt(*fd)?),
     };
     if let Some(endpoint) = &options.metrics {
         endpoint.check()?;
@@ -86,9 +89,11 @@ fn resume(options: &ServeOptions, mut kept: UpgradeState) -> Result<Startup, Fai
         })
     });
     let front_ends = match (kept.listener.take(), &options.front_ends) {
-        (Some(listener), FrontEnds::At(path)) => Some(Listener::at(path, listener)),
-        (None, FrontEnds::At(_)) => None,
-        (_, FrontEnds::Connected(_)) => Some(Listener::Fd(None)),
+        (Some(listener), FrontEnds::At(path)) => {
+            FrontEndSource::Ready(Listener::at(path, listener))
+        }
+        (None, FrontEnds::At(path)) => FrontEndSource::At(path.clone()),
+        (_, FrontEnds::Connected(_)) => FrontEndSource::Ready(Listener::Fd(None)),
     };
     Ok(Startup {
         place,
