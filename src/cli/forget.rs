@@ -40,7 +40,7 @@ pub struct ForgetArgs {
 pub(super) fn run(args: ForgetArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level);
     let Target { volume, image } = &args.target;
-    let name = format!("{volume}{}", image.0);
+    let name = args.target.to_string();
     let state = StateDir::new(&args.state_dir.state_dir);
     let mut known = state.entries()?;
     // Several of one name were made one after the other.
@@ -93,19 +93,7 @@ mod tests {
     #[test]
     fn an_image_in_use_and_an_open_promotion_are_not_forgotten() {
         let directory = tempfile::tempdir().unwrap();
-        let mut entry = Entry {
-            volume: "v".to_owned(),
-            image: "/i".to_owned(),
-            gfid: uuid::Uuid::from_u128(3),
-            server: "localhost".to_owned(),
-            port: 24007,
-            brick: "a:/b".to_owned(),
-            extent_size: None,
-            settled: false,
-            handed_over: false,
-            promoted: None,
-            verified: None,
-        };
+        let mut entry = Entry::example("v", "/i", uuid::Uuid::from_u128(3));
         let path = directory.path().join(format!("v-{}-1.control", entry.gfid));
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let sockets = [path];

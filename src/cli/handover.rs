@@ -192,7 +192,7 @@ struct HandoverImage {
 impl HandoverImage {
     fn find(args: &HandoverArgs) -> Result<Self, Failure> {
         let Target { volume, image } = &args.target;
-        let name = format!("{volume}{}", image.0);
+        let name = args.target.to_string();
         let run_dir = &args.run_dir.run_dir;
         let socket = socket::find(run_dir, volume, &image.0, |status| status.serving.is_some())?;
         match socket {

@@ -72,7 +72,7 @@ pub(super) fn run(args: PromoteArgs) -> Result<(), Failure> {
     let plan = promotion::plan(&shape, &seen).map_err(|why| refused(&place, &names, why))?;
 
     println!("{}", loss(&place, &names, &plan));
-    confirm(&args, &format!("{volume}{}", image.0))?;
+    confirm(&args, &args.target.to_string())?;
     let promoted = promote_now(&place, &shape, &names, &mut ports, reached, &args)?;
     println!(
         "{} is the fresh copy now. Serve the image from here; {} healed from it when reached.",

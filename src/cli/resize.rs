@@ -72,7 +72,7 @@ pub struct ResizeArgs {
 pub(super) fn run(args: ResizeArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
     let Target { volume, image } = &args.target;
-    let name = format!("{volume}{}", image.0);
+    let name = args.target.to_string();
     let run_dir = &args.run_dir.run_dir;
     match socket::find(run_dir, volume, &image.0, |status| status.serving.is_some())? {
         Some(socket) => resize_served(&args, &name, &socket),

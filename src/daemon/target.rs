@@ -48,6 +48,12 @@ pub struct Target {
     pub image: ImagePath,
 }
 
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.volume, self.image.0)
+    }
+}
+
 impl std::str::FromStr for Target {
     type Err = String;
 

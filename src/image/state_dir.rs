@@ -335,4 +335,24 @@ fn read_or_say(path: &Path) -> Result<Option<Entry>, String> {
 }
 
 #[cfg(test)]
+impl Entry {
+    /// Of an image that a session left unsettled.
+    pub(crate) fn example(volume: &str, image: &str, gfid: Uuid) -> Self {
+        Self {
+            volume: volume.to_owned(),
+            image: image.to_owned(),
+            gfid,
+            server: "localhost".to_owned(),
+            port: 24007,
+            brick: "a:/b".to_owned(),
+            extent_size: None,
+            settled: false,
+            handed_over: false,
+            promoted: None,
+            verified: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests;

@@ -32,17 +32,9 @@ impl Host {
     fn remember(&self, number: u128, settled: bool) {
         let gfid = Uuid::from_u128(number);
         let entry = Entry {
-            volume: "my-vms".to_owned(),
-            image: format!("/vm{number}.img"),
-            gfid,
-            server: "localhost".to_owned(),
-            port: 24007,
             brick: format!("node1:{}", self.brick().display()),
-            extent_size: None,
             settled,
-            handed_over: false,
-            promoted: None,
-            verified: None,
+            ..Entry::example("my-vms", &format!("/vm{number}.img"), gfid)
         };
         let kept = self.places.state.change("my-vms", gfid, |_| Some(entry));
         kept.unwrap();

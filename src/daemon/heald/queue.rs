@@ -154,19 +154,7 @@ mod tests {
     use super::*;
 
     fn entry(number: u128) -> Entry {
-        Entry {
-            volume: "v".to_owned(),
-            image: format!("/{number}"),
-            gfid: Uuid::from_u128(number),
-            server: "localhost".to_owned(),
-            port: 24007,
-            brick: "a:/b".to_owned(),
-            extent_size: None,
-            settled: false,
-            handed_over: false,
-            promoted: None,
-            verified: None,
-        }
+        Entry::example("v", &format!("/{number}"), Uuid::from_u128(number))
     }
 
     #[test]

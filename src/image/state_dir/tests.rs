@@ -4,17 +4,8 @@ use super::*;
 
 fn entry(image: &str) -> Entry {
     Entry {
-        volume: "gv0".to_owned(),
-        image: image.to_owned(),
-        gfid: Uuid::new_v4(),
-        server: "localhost".to_owned(),
-        port: 24007,
-        brick: "a:/brick".to_owned(),
         extent_size: Some(65536),
-        settled: false,
-        handed_over: false,
-        promoted: None,
-        verified: None,
+        ..Entry::example("gv0", image, Uuid::new_v4())
     }
 }
 
