@@ -5,6 +5,7 @@
 
 pub mod daemon;
 pub mod faulty_disk;
+pub mod flushing_guest;
 pub mod front_end;
 
 use std::collections::HashMap;

@@ -13,6 +13,7 @@ pub mod netns;
 pub mod power;
 pub mod small_disk;
 pub mod tmpfs;
+pub mod volatile_disk;
 
 use std::time::Duration;
 

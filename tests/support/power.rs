@@ -1,5 +1,6 @@
 //! A disk whose power fails: what was not made durable is gone.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,42 @@ pub enum FileSystem {
     Xfs,
 }
 
+impl FileSystem {
+    /// Makes `file` an empty file system, as small as mkfs takes it, or little more; its size in bytes.
+    pub fn format(self, file: &Path) -> u64 {
+        let (mkfs, size) = match self {
+            FileSystem::Ext4 => ("mkfs.ext4", 64 << 20),
+            FileSystem::Xfs => ("mkfs.xfs", 320 << 20),
+        };
+        File::create(file)
+            .and_then(|file| file.set_len(size))
+            .unwrap();
+        run_command(Command::new(mkfs).arg("-q").arg(file), PATIENCE).unwrap();
+        size
+    }
+
+    /// Mounts it so that no commit by time comes to help; that of XFS comes every 30 s. Another
+    /// XFS of the same past may be mounted.
+    pub fn mount_command(self, device: impl AsRef<OsStr>, at: &Path) -> Command {
+        let mut mount = Command::new("mount");
+        mount.args(match self {
+            FileSystem::Ext4 => ["-o", "commit=600"],
+            FileSystem::Xfs => ["-o", "nouuid"],
+        });
+        mount.arg(device).arg(at);
+        mount
+    }
+}
+
+/// Ends a file system that is mounted here, as it is on its disk.
+pub fn shut_down(mounted: &Path) {
+    let root = File::open(mounted).unwrap();
+    // SAFETY: the descriptor is open, and EXT4_IOC_SHUTDOWN reads one u32, which
+    // outlives the call.
+    let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN, &NO_LOG_FLUSH) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
 /// A file system in a file. Unmounted when dropped.
 pub struct Disk {
     kind: FileSystem,
@@ -31,27 +68,20 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// An ext4 in `dir`, of 64 MiB.
+    /// An ext4 in `dir`.
     pub fn make(dir: &Path) -> Disk {
         Self::with(FileSystem::Ext4, dir)
     }
 
-    /// In `dir`, as small as mkfs takes it.
+    /// In `dir`.
     pub fn with(kind: FileSystem, dir: &Path) -> Disk {
         let disk = Disk {
             kind,
             image: dir.join("disk.img"),
             mounted: dir.join("disk"),
         };
-        File::create(&disk.image)
-            .and_then(|file| file.set_len(disk.size()))
-            .unwrap();
+        kind.format(&disk.image);
         std::fs::create_dir(&disk.mounted).unwrap();
-        let mut format = Command::new(match kind {
-            FileSystem::Ext4 => "mkfs.ext4",
-            FileSystem::Xfs => "mkfs.xfs",
-        });
-        run_command(format.arg("-q").arg(&disk.image), PATIENCE).unwrap();
         disk.mount();
         disk
     }
@@ -60,31 +90,14 @@ impl Disk {
         &self.mounted
     }
 
-    fn size(&self) -> u64 {
-        match self.kind {
-            FileSystem::Ext4 => 64 << 20,
-            FileSystem::Xfs => 320 << 20,
-        }
-    }
-
     fn mount(&self) {
-        let mut mount = Command::new("mount");
-        // No commit by time comes to help; that of XFS comes every 30 s.
-        mount.args(match self.kind {
-            FileSystem::Ext4 => ["-o", "loop,commit=600"],
-            FileSystem::Xfs => ["-o", "loop"],
-        });
-        run_command(mount.arg(&self.image).arg(&self.mounted), PATIENCE).unwrap();
+        let mut mount = self.kind.mount_command(&self.image, &self.mounted);
+        run_command(mount.args(["-o", "loop"]), PATIENCE).unwrap();
     }
 
     /// The power fails, and is back. No process may have anything open there.
     pub fn cut(&self) {
-        let root = File::open(&self.mounted).unwrap();
-        // SAFETY: the descriptor is open, and EXT4_IOC_SHUTDOWN reads one u32, which
-        // outlives the call.
-        let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN, &NO_LOG_FLUSH) };
-        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-        drop(root);
+        shut_down(&self.mounted);
         // What a killed process asked of the kernel keeps its files open for a moment.
         wait_until("nothing to be open on the disk", PATIENCE, || {
             let unmounted = run_command(Command::new("umount").arg(&self.mounted), PATIENCE);
