@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use bypass_blk::gluster::fops::OpenMode;
 use bypass_blk::gluster::{Brick, INTERNAL_PID, Identity, LkOwner, LockKind, Timeouts, glusterd};
 use bypass_blk::image::brick_client::heal_peer::GlusterPeer;
-use bypass_blk::image::brick_client::session_port::RECORD;
+use bypass_blk::image::brick_client::session_record::RECORD;
 use bypass_blk::image::heal::{HealPeer, PeerError};
 use bypass_blk::image::locate::{Catalog, Located};
 use bypass_blk::image::replica::holder::Holder;

@@ -16,6 +16,8 @@ pub struct Errno(pub i32);
 impl Errno {
     /// The lock is held by somebody else, or a fenced file refuses.
     pub const AGAIN: Self = Self(libc::EAGAIN);
+    /// This client is not allowed in.
+    pub const ACCES: Self = Self(libc::EACCES);
     /// A fenced file refuses.
     pub const BUSY: Self = Self(libc::EBUSY);
     /// No such file.

@@ -34,7 +34,7 @@ pub mod xdr;
 
 pub use brick::{Brick, INTERNAL_PID, Identity, KeptConnection};
 pub use connection::{Disconnect, Timeouts};
-pub use error::{BrickError, Errno, GlusterdError};
+pub use error::{BrickError, Errno, GlusterdError, ProtocolError};
 pub use fops::{Entry, InFlight, OpenMode, RemoteFd, Space};
 pub use glusterd::{Glusterd, VolumeInfo, VolumeState};
 pub use inode::{FileType, Gfid, Iatt};

@@ -5,7 +5,7 @@ use bypass_blk::gluster::{
     Brick, BrickError, Gfid, Glusterd, Identity, LkOwner, LockKind, LockOp, LockRange, Locked,
     OpenMode, ReplicaSet, Timeouts, Volume as Layout, glusterd,
 };
-use bypass_blk::image::brick_client::session_port::{RECORD, SESSION_DOMAIN};
+use bypass_blk::image::brick_client::session_record::{RECORD, SESSION_DOMAIN};
 use bypass_blk::image::replica::holder::Holder;
 use bypass_harness::{Volume, wait_until};
 

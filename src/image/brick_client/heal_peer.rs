@@ -8,28 +8,25 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::gluster::fops::InFlight;
-use crate::gluster::locks::domain;
 use crate::gluster::{
-    Brick, BrickError, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp, LockRange,
-    Locked, OpenMode, RemoteFd, SeekTo, StrongChecksum, Timeouts,
+    BrickError, Errno, LkOwner, LockKind, LockOp, LockRange, Locked, OpenMode, RemoteFd,
+    StrongChecksum, Timeouts,
 };
 use crate::image::heal::peer::{Answer, HealPeer, PeerError};
 use crate::image::locate::Located;
 use crate::image::replica::copy_lock;
-use crate::image::replica::holder::Holder;
 
-use super::session_port::RECORD;
+use super::brick_copy::BrickCopy;
+use super::failure::peer_error;
+use super::session_record::holder_of;
 
 /// The image's file on one brick.
 pub struct GlusterPeer {
-    brick: Brick,
-    gfid: Gfid,
+    copy: BrickCopy,
     /// The file, open as long as the connection lasts: a brick opens and closes it for
     /// each write without. An FSYNC through it is told of everything that went wrong
     /// with the writes.
     fd: RemoteFd,
-    /// The domain of AFR's data locks.
-    data_domain: String,
     /// The attribute with which bricks accuse this copy.
     pending_name: String,
 }
@@ -39,8 +36,8 @@ impl GlusterPeer {
     /// has the image's own file there, and takes the copy lock of `session`.
     ///
     /// # Errors
-    /// [`PeerError::NoBrick`], [`PeerError::Away`], [`PeerError::NoImage`],
-    /// [`PeerError::CopyLocked`], [`PeerError::NotHeld`].
+    /// [`PeerError::NoBrick`], [`PeerError::Away`], [`PeerError::Unusable`],
+    /// [`PeerError::NoImage`], [`PeerError::CopyLocked`], [`PeerError::NotHeld`].
     pub fn connect(
         located: &Located,
         child: usize,
@@ -53,19 +50,11 @@ impl GlusterPeer {
             volume: located.volume.clone(),
             child,
         })?;
-        let name = spec.to_string();
-        let failed = |error| failed(&name, error);
-        let gfid = Gfid(located.gfid);
-        // The connection ends with its last handle, whatever happens.
-        let brick = Brick::connect(spec, located.volume_id, &identity(), timeouts);
-        let brick = brick.map_err(failed)?;
-        check_file(&brick, gfid)?;
-        let fd = brick.open(gfid, OpenMode::ReadWrite).map_err(failed)?;
+        let copy = BrickCopy::connect(located, spec, "bypass-blk-heal", lock_owner(), timeouts)?;
+        let fd = copy.brick.open(copy.gfid, OpenMode::ReadWrite);
         let peer = Self {
-            brick,
-            gfid,
-            fd,
-            data_domain: domain::data(&located.set),
+            fd: fd.map_err(|error| copy.failed(error))?,
+            copy,
             pending_name: pending_name.clone(),
         };
         peer.lock_copies(session)?;
@@ -75,18 +64,20 @@ impl GlusterPeer {
     /// First the lock, then the look at the record. The other way round, a session
     /// could take this brick in between, find nobody copying, and be written over.
     fn lock_copies(&self, session: Uuid) -> Result<(), PeerError> {
-        let peer = self.brick.name().to_owned();
+        let peer = self.name().to_owned();
         let range = copy_lock::own(session);
-        let domain = copy_lock::DOMAIN;
-        let taken = self
-            .brick
-            .inodelk(self.gfid, domain, LockOp::Try, LockKind::Write, range);
+        let BrickCopy { brick, gfid, .. } = &self.copy;
+        let taken = brick.inodelk(
+            *gfid,
+            copy_lock::DOMAIN,
+            LockOp::Try,
+            LockKind::Write,
+            range,
+        );
         if taken.map_err(|error| self.failed(error))? == Locked::WouldBlock {
             return Err(PeerError::CopyLocked { peer });
         }
-        let record = self.brick.lk_conflict(self.fd, LockKind::Write, RECORD);
-        let record = record.map_err(|error| self.failed(error))?;
-        let holder = record.and_then(|lock| Holder::decode(&lock.lk_owner));
+        let holder = holder_of(brick, self.fd).map_err(|error| self.failed(error))?;
         match holder {
             Some(holder) if holder.session == session => Ok(()),
             holder => Err(PeerError::NotHeld { peer, holder }),
@@ -94,18 +85,7 @@ impl GlusterPeer {
     }
 
     fn failed(&self, error: BrickError) -> PeerError {
-        failed(self.brick.name(), error)
-    }
-
-    fn answer<T: 'static>(
-        &self,
-        sent: Result<InFlight<T>, BrickError>,
-    ) -> Result<Answer<T>, PeerError> {
-        let sent = sent.map_err(|error| self.failed(error))?;
-        let peer = self.brick.name().to_owned();
-        Ok(Answer::new(move || {
-            sent.wait().map_err(|error| failed(&peer, error))
-        }))
+        self.copy.failed(error)
     }
 }
 
@@ -119,16 +99,6 @@ fn wait_all(sent: Vec<InFlight<()>>) -> Result<(), BrickError> {
     outcome
 }
 
-/// Has the brick the image's file, whatever it is called now?
-fn check_file(brick: &Brick, gfid: Gfid) -> Result<(), PeerError> {
-    let peer = brick.name().to_owned();
-    match brick.lookup_gfid(gfid, &[]) {
-        Ok(_) => Ok(()),
-        Err(error) if error.is_no_file() => Err(PeerError::NoImage { peer }),
-        Err(error) => Err(failed(&peer, error)),
-    }
-}
-
 fn lock_range(range: &Range<u64>) -> LockRange {
     LockRange {
         start: range.start,
@@ -138,55 +108,56 @@ fn lock_range(range: &Range<u64>) -> LockRange {
 
 impl HealPeer for GlusterPeer {
     fn name(&self) -> &str {
-        self.brick.name()
+        self.copy.brick.name()
     }
 
     fn is_connected(&self) -> bool {
-        self.brick.is_connected()
+        self.copy.brick.is_connected()
     }
 
     fn close(&self) {
-        self.brick.close();
+        self.copy.brick.close();
     }
 
     fn size(&self) -> Result<u64, PeerError> {
-        let entry = self.brick.lookup_gfid(self.gfid, &[]);
+        let entry = self.copy.brick.lookup_gfid(self.copy.gfid, &[]);
         Ok(entry.map_err(|error| self.failed(error))?.iatt.size)
     }
 
     fn own_mark(&self) -> Result<i32, PeerError> {
         let name = self.pending_name.as_str();
-        let entry = self.brick.lookup_gfid(self.gfid, &[name]);
+        let entry = self.copy.brick.lookup_gfid(self.copy.gfid, &[name]);
         let entry = entry.map_err(|error| self.failed(error))?;
         entry
             .pending_data(name)
             .map_err(|error| PeerError::Refused {
-                peer: self.brick.name().to_owned(),
+                peer: self.copy.brick.name().to_owned(),
                 source: Box::new(error),
             })
     }
 
     fn truncate(&self, size: u64) -> Result<(), PeerError> {
-        let done = self.brick.ftruncate(self.gfid, size);
+        let done = self.copy.brick.ftruncate(self.copy.gfid, size);
         done.map_err(|error| self.failed(error))
     }
 
     fn start_writes(&self, writes: &[(u64, &[u8])]) -> Result<Answer<()>, PeerError> {
-        let sent = self.brick.start_writes(self.fd, writes);
+        let sent = self.copy.brick.start_writes(self.fd, writes);
         let sent = sent.map_err(|error| self.failed(error))?;
-        let peer = self.brick.name().to_owned();
+        let peer = self.copy.brick.name().to_owned();
         Ok(Answer::new(move || {
-            wait_all(sent).map_err(|error| failed(&peer, error))
+            wait_all(sent).map_err(|error| peer_error(&peer, error))
         }))
     }
 
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
         let length = range.end - range.start;
-        let done = match self.brick.discard(self.gfid, range.start, length) {
+        let done = match self.copy.brick.discard(self.copy.gfid, range.start, length) {
             // A file system without holes.
-            Err(error) if error.errno() == Some(Errno(libc::EOPNOTSUPP)) => {
-                self.brick.zerofill(self.gfid, range.start, length)
-            }
+            Err(error) if error.errno() == Some(Errno(libc::EOPNOTSUPP)) => self
+                .copy
+                .brick
+                .zerofill(self.copy.gfid, range.start, length),
             done => done,
         };
         done.map_err(|error| self.failed(error))?;
@@ -194,22 +165,15 @@ impl HealPeer for GlusterPeer {
     }
 
     fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
-        match self.brick.seek(self.gfid, offset, SeekTo::Data) {
-            // A file system that does not know its holes.
-            Err(BrickError::Refused { .. }) => Ok(Some(offset)),
-            found => found.map_err(|error| self.failed(error)),
-        }
+        self.copy.data_from(offset)
     }
 
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
-        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let sent = self.brick.start_rchecksum(self.gfid, range.start, length);
-        let answer = self.answer(sent)?;
-        Ok(Answer::new(move || answer.wait().map(|sum| sum.strong)))
+        self.copy.start_checksum(range)
     }
 
     fn fsync(&self) -> Result<(), PeerError> {
-        let done = self.brick.fsync(self.fd, false);
+        let done = self.copy.brick.fsync(self.fd, false);
         done.map_err(|error| self.failed(error))
     }
 
@@ -219,54 +183,25 @@ impl HealPeer for GlusterPeer {
         limit: Duration,
         stop: &AtomicBool,
     ) -> Result<bool, PeerError> {
-        let (domain, range) = (&self.data_domain, lock_range(&range));
         let stopped = || stop.load(Ordering::Relaxed);
-        self.brick
-            .with_timeout(limit)
-            .queue_inodelk(self.gfid, domain, LockKind::Write, range, stopped)
+        let patient = self.copy.brick.with_timeout(limit);
+        self.copy
+            .queue_data_lock(&patient, lock_range(&range), stopped)
             .map_err(|error| self.failed(error))
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
-        let (domain, range) = (&self.data_domain, lock_range(&range));
         let (op, kind) = (LockOp::Unlock, LockKind::Write);
-        let done = self.brick.inodelk(self.gfid, domain, op, kind, range);
+        let copy = &self.copy;
+        let done = copy.data_lock(&copy.brick, op, kind, lock_range(&range));
         done.map(|_| ()).map_err(|error| self.failed(error))
-    }
-}
-
-impl Drop for GlusterPeer {
-    fn drop(&mut self) {
-        self.brick.close();
     }
 }
 
 /// A lock owner of this healer alone, so that its locks are never taken for the
 /// session's.
-fn identity() -> Identity {
+fn lock_owner() -> LkOwner {
     let mut owner = b"bypass-blk.heal:".to_vec();
     owner.extend(Uuid::new_v4().into_bytes());
-    Identity {
-        process_name: "bypass-blk-heal".to_owned(),
-        pid: INTERNAL_PID,
-        lk_owner: LkOwner::new(owner).unwrap_or_else(|_| unreachable!("32 bytes are taken")),
-    }
-}
-
-/// An answer that says no keeps the connection; after anything else it is unknown
-/// what the brick did.
-fn failed(peer: &str, error: BrickError) -> PeerError {
-    let peer = peer.to_owned();
-    match error {
-        BrickError::Refused { .. } | BrickError::Path { .. } | BrickError::TooLong { .. } => {
-            PeerError::Refused {
-                peer,
-                source: Box::new(error),
-            }
-        }
-        _ => PeerError::Away {
-            peer,
-            source: Box::new(error),
-        },
-    }
+    LkOwner::new(owner).unwrap_or_else(|_| unreachable!("32 bytes are taken"))
 }

@@ -3,9 +3,13 @@
 //! ([`verify_brick`]).
 //!
 //! Here file operations of [`crate::gluster`] become what the image asks for; the traits are
-//! the users' own, where tests put simulated bricks. No decision is taken here.
+//! the users' own, where tests put simulated bricks. What an error of a brick means for each of
+//! them is said once ([`failure`]). No decision is taken here.
 
+mod brick_copy;
+mod failure;
 pub mod heal_copies;
 pub mod heal_peer;
 pub mod session_port;
+pub mod session_record;
 pub mod verify_brick;

@@ -10,8 +10,8 @@ use uuid::Uuid;
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::domain;
 use crate::gluster::{
-    Brick, BrickError, BrickSpec, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
-    LockRange, Locked, Timeouts,
+    Brick, BrickSpec, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp, LockRange,
+    Locked, Timeouts,
 };
 use crate::image::error_chain::chain;
 use crate::image::locate::Located;
@@ -22,13 +22,12 @@ use crate::image::replica::copy_lock;
 use crate::image::replica::holder::Holder;
 use crate::image::replica::promotion::Promotion;
 
+use super::failure::port_error;
+use super::session_record::{SESSION_DOMAIN, holder_of};
+
 mod counters;
 mod publishing;
 
-pub use publishing::RECORD;
-
-/// Our own inodelk domain: one writer per image.
-pub const SESSION_DOMAIN: &str = "bypass-blk.session";
 /// The attribute by which a file is fenced where the volume allows it
 /// (`GF_ENFORCE_MANDATORY_LOCK`, `libglusterfs/src/glusterfs/glusterfs.h`).
 const FENCE_XATTR: &str = "trusted.glusterfs.enforce-mandatory-lock";
@@ -153,7 +152,7 @@ impl GlusterPort {
             Some(fd) => fd,
             None => *live
                 .fd
-                .insert(live.brick.open(live.gfid, mode).map_err(refused)?),
+                .insert(live.brick.open(live.gfid, mode).map_err(port_error)?),
         };
         Ok((live.brick.clone(), fd))
     }
@@ -175,7 +174,7 @@ impl GlusterPort {
         let (domain, kind) = self.domain(lock);
         live.brick
             .inodelk(live.gfid, &domain, op, kind, range)
-            .map_err(refused)
+            .map_err(port_error)
     }
 
     fn note_data_lock(&mut self, lock: Lock, held: bool) {
@@ -217,7 +216,7 @@ impl BrickPort for GlusterPort {
                 return Err(PortError::Away("away since before the upgrade".to_owned()));
             }
         };
-        let brick = connected.map_err(refused)?;
+        let brick = connected.map_err(port_error)?;
         let found = match by_name {
             true => brick.resolve(&self.located.image, &[]),
             false => brick.lookup_gfid(Gfid(self.located.gfid), &[]),
@@ -228,7 +227,7 @@ impl BrickPort for GlusterPort {
                 brick.close();
                 return Err(match error.is_no_file() {
                     true => PortError::NoImage,
-                    false => refused(error),
+                    false => port_error(error),
                 });
             }
         };
@@ -297,7 +296,7 @@ impl BrickPort for GlusterPort {
         let count = |domain: String| {
             live.brick
                 .inodelk_count(live.gfid, &domain)
-                .map_err(refused)
+                .map_err(port_error)
         };
         let waiting = count(domain::self_heal(set))? > 1;
         if !waiting || count(domain::data(set))? > 0 {
@@ -305,16 +304,13 @@ impl BrickPort for GlusterPort {
         }
         live.brick
             .fail_waiting_inodelks(live.gfid)
-            .map_err(refused)?;
+            .map_err(port_error)?;
         Ok(true)
     }
 
     fn holder(&mut self) -> Result<Option<Holder>, PortError> {
         let (brick, fd) = self.fd(OpenMode::ReadWrite)?;
-        let foreign = brick
-            .lk_conflict(fd, LockKind::Write, RECORD)
-            .map_err(refused)?;
-        Ok(foreign.and_then(|lock| Holder::decode(&lock.lk_owner)))
+        holder_of(&brick, fd).map_err(port_error)
     }
 
     fn publish(&mut self, fence: Fence, read_only: bool) -> Result<Publication, PortError> {
@@ -338,7 +334,7 @@ impl BrickPort for GlusterPort {
         let live = self.live()?;
         match live.brick.removexattr(live.gfid, FENCE_XATTR) {
             Err(error) if error.errno() == Some(Errno::NODATA) => Ok(()),
-            done => done.map_err(refused),
+            done => done.map_err(port_error),
         }
     }
 
@@ -388,18 +384,18 @@ impl BrickPort for GlusterPort {
 
     fn truncate(&mut self, size: u64) -> Result<(), PortError> {
         let live = self.data_locked()?;
-        live.brick.ftruncate(live.gfid, size).map_err(refused)
+        live.brick.ftruncate(live.gfid, size).map_err(port_error)
     }
 
     fn set_times(&mut self, time: Duration) -> Result<(), PortError> {
         let live = self.data_locked()?;
-        live.brick.set_times(live.gfid, time).map_err(refused)
+        live.brick.set_times(live.gfid, time).map_err(port_error)
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {
         let live = self.live()?;
         let synced = live.brick.fsync(live.gfid, false);
-        synced.map_err(|error| match refused(error) {
+        synced.map_err(|error| match port_error(error) {
             PortError::Refused(why) => PortError::Unsynced(why),
             other => other,
         })
@@ -418,13 +414,5 @@ pub fn identity(lk_owner: LkOwner) -> Identity {
         process_name: "bypass-blk".to_owned(),
         pid: INTERNAL_PID,
         lk_owner,
-    }
-}
-
-/// Refusals keep the connection; everything else means that it is gone.
-fn refused(error: BrickError) -> PortError {
-    match error {
-        BrickError::Refused { .. } | BrickError::Path { .. } => PortError::Refused(chain(&error)),
-        _ => PortError::Away(chain(&error)),
     }
 }

@@ -80,7 +80,7 @@ impl HealError {
     pub fn lost_peer(&self) -> bool {
         matches!(
             self,
-            Self::Peer(PeerError::Away { .. }) | Self::Broken { .. }
+            Self::Peer(PeerError::Away { .. } | PeerError::Unusable { .. }) | Self::Broken { .. }
         )
     }
 }

@@ -139,6 +139,16 @@ pub enum PeerError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// No connection, and none to be had before somebody changes something: its brick does
+    /// not let this host in, or does not speak the protocol.
+    #[error("{peer} cannot be used from this host. Waiting does not help, see the reason")]
+    Unusable {
+        /// `host:path`.
+        peer: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// It answered that it did not.
     #[error("{peer} refused. Look at the disk below that brick and at the brick's log")]
     Refused {
@@ -214,6 +224,7 @@ impl PeerError {
         match self {
             Self::NotHeld { .. } | Self::CopyLocked { .. } => Obstacle::Session,
             Self::Away { .. }
+            | Self::Unusable { .. }
             | Self::Refused { .. }
             | Self::Layout { .. }
             | Self::OtherMap { .. }

@@ -6,7 +6,8 @@ use crate::gluster::fops::Entry;
 use crate::gluster::pending::PENDING_PREFIX;
 use crate::image::replica::brick_port::{CopyState, Counter, Lock, PortError};
 
-use super::{FENCE_XATTR, GlusterPort, refused};
+use super::{FENCE_XATTR, GlusterPort};
+use crate::image::brick_client::failure::port_error;
 
 /// AFR's counter of writes under way (`AFR_DIRTY`, `xlators/cluster/afr/src/afr.h`).
 const DIRTY_XATTR: &str = "trusted.afr.dirty";
@@ -25,7 +26,7 @@ impl GlusterPort {
     pub(super) fn look_up(&mut self) -> Result<CopyState, PortError> {
         let live = self.live()?;
         let entry = live.brick.lookup_gfid(live.gfid, &self.wanted());
-        self.noted(&entry.map_err(refused)?)
+        self.noted(&entry.map_err(port_error)?)
     }
 
     /// As [`Self::look_up`], and are all locks there that were taken? In a domain where
@@ -39,7 +40,7 @@ impl GlusterPort {
         let found = live
             .brick
             .lookup_and_count(live.gfid, &self.wanted(), &domains);
-        let (entry, counts) = found.map_err(refused)?;
+        let (entry, counts) = found.map_err(port_error)?;
         let mut held = locks.iter().zip(&counts.inodelks);
         if let Some((lock, _)) = held.find(|(_, count)| **count == 0) {
             return Err(PortError::LockGone(format!("{lock} lock")));
@@ -95,7 +96,10 @@ impl GlusterPort {
                 named.push((name, ADD_NOTHING));
             }
         }
-        let after = live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
+        let after = live
+            .brick
+            .xattrop_add(live.gfid, &named)
+            .map_err(port_error)?;
         let mut accusing = after.iter().filter(|(name, _)| *name != DIRTY_XATTR);
         match accusing.all(|(_, counter)| counter.is_zero()) {
             true => self.keep_in_index(),
@@ -110,13 +114,15 @@ impl GlusterPort {
     fn keep_in_index(&self) -> Result<(), PortError> {
         let live = self.live()?;
         let entry = live.brick.lookup_gfid(live.gfid, &[ALL_COUNTERS]);
-        let accusing = accusing(&entry.map_err(refused)?);
+        let accusing = accusing(&entry.map_err(port_error)?);
         let named = accusing.iter().map(|name| (name.as_str(), ADD_NOTHING));
         let named: Vec<_> = named.collect();
         if named.is_empty() {
             return Ok(());
         }
-        live.brick.xattrop_add(live.gfid, &named).map_err(refused)?;
+        live.brick
+            .xattrop_add(live.gfid, &named)
+            .map_err(port_error)?;
         Ok(())
     }
 }

@@ -7,13 +7,10 @@ use crate::gluster::{BrickError, LockKind, LockOp, LockRange, Locked};
 use crate::image::replica::brick_port::{Conflict, PortError, Publication};
 use crate::image::replica::holder::Holder;
 
-use super::{FENCE_XATTR, GlusterPort, refused};
+use super::{FENCE_XATTR, GlusterPort};
+use crate::image::brick_client::failure::port_error;
+use crate::image::brick_client::session_record::RECORD;
 
-/// The byte that carries the holder's record, beyond any file's data.
-pub const RECORD: LockRange = LockRange {
-    start: 1 << 62,
-    len: 1,
-};
 /// What the fence covers: every byte of data. It ends short of the record, for
 /// on a fenced file a brick grants every posix lock and drops those that it
 /// overlaps (`pl_lock_preempt`): QEMU's lock bytes must not take the record away.
@@ -59,10 +56,10 @@ impl GlusterPort {
             // at the same moment, at least one sees the other.
             let taken = brick
                 .lk(fd, LockOp::Try, LockKind::Read, byte(ours), false)
-                .map_err(refused)?;
+                .map_err(port_error)?;
             let conflict = brick
                 .lk_conflict(fd, LockKind::Write, byte(theirs))
-                .map_err(refused)?;
+                .map_err(port_error)?;
             if taken == Locked::WouldBlock || conflict.is_some() {
                 return Ok(Publication::InUse(conflict_of(conflict)));
             }
@@ -77,18 +74,18 @@ impl GlusterPort {
         // take the other's lock away without a word.
         let foreign = brick
             .lk_conflict(fd, LockKind::Write, LockRange::WHOLE)
-            .map_err(refused)?;
+            .map_err(port_error)?;
         if foreign.is_some() {
             return Ok(Publication::InUse(conflict_of(foreign)));
         }
         match brick.setxattr(fd.gfid, FENCE_XATTR, b"1\0") {
             Ok(()) => {}
             Err(BrickError::Refused { .. }) => return Ok(Publication::FenceUnavailable),
-            Err(error) => return Err(refused(error)),
+            Err(error) => return Err(port_error(error)),
         }
         match brick
             .lk(fd, LockOp::Try, LockKind::Write, FENCED, true)
-            .map_err(refused)?
+            .map_err(port_error)?
         {
             Locked::Granted => self.publish_record(false),
             Locked::WouldBlock => Ok(Publication::InUse(conflict_of(None))),
@@ -105,11 +102,11 @@ impl GlusterPort {
         };
         match brick
             .lk(fd, LockOp::Try, kind, RECORD, false)
-            .map_err(refused)?
+            .map_err(port_error)?
         {
             Locked::Granted => Ok(Publication::Done),
             Locked::WouldBlock => {
-                let foreign = brick.lk_conflict(fd, kind, RECORD).map_err(refused)?;
+                let foreign = brick.lk_conflict(fd, kind, RECORD).map_err(port_error)?;
                 Ok(Publication::InUse(conflict_of(foreign)))
             }
         }
