@@ -9,7 +9,8 @@
 //! * [`upgrade`] replaces the process; [`upgrade_state`] is what it leaves to the next one.
 //! * A host's images healed: [`heald`].
 //! * Sessions: [`session_setup`] finds an image and opens it, [`maintenance_session`] is one
-//!   without a guest, [`brick_view`] looks at the bricks without a session.
+//!   without a guest, [`brick_view`] looks at the bricks without a session, [`promote`] makes a
+//!   stale copy the fresh one.
 //! * [`failure`] has every exit code; [`target`] what people name; [`listener`], [`shutdown`],
 //!   [`logging`], [`bus_error`] are the process's edges.
 //!
@@ -27,6 +28,7 @@ pub mod logging;
 pub mod maintenance_session;
 pub mod options;
 pub mod ownership_worker;
+pub mod promote;
 pub mod serve;
 pub mod served_image;
 pub mod session_setup;
