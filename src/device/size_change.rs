@@ -19,7 +19,7 @@ const VERSION: u32 = 1;
 
 /// Shared by all queues, over all connections.
 #[derive(Clone, Debug, Default)]
-pub struct Announcer(Arc<Mutex<SizeState>>);
+pub struct SizeChanges(Arc<Mutex<SizeState>>);
 
 /// Of the present connection.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ struct SizeState {
     announced: Option<u64>,
 }
 
-impl Announcer {
+impl SizeChanges {
     /// A front-end has connected, of which nothing is known.
     pub fn connected(&self) {
         *self.state() = SizeState::default();
@@ -97,13 +97,13 @@ mod tests {
 
     use super::*;
 
-    fn announcer() -> (Announcer, UnixStream) {
+    fn size_changes() -> (SizeChanges, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let announcer = Announcer::default();
-        announcer.connected();
-        announcer.set_channel(ours);
-        (announcer, theirs)
+        let size_changes = SizeChanges::default();
+        size_changes.connected();
+        size_changes.set_channel(ours);
+        (size_changes, theirs)
     }
 
     /// How many messages have come.
@@ -119,31 +119,31 @@ mod tests {
 
     #[test]
     fn who_has_not_read_the_size_of_now_is_told_when_its_rings_start_and_only_once() {
-        let (announcer, mut front_end) = announcer();
-        announcer.ring_started(512);
-        announcer.ring_started(512);
+        let (size_changes, mut front_end) = size_changes();
+        size_changes.ring_started(512);
+        size_changes.ring_started(512);
         assert_eq!(messages(&mut front_end), 1);
-        announcer.told(512);
-        announcer.ring_started(512);
+        size_changes.told(512);
+        size_changes.ring_started(512);
         assert_eq!(messages(&mut front_end), 0);
-        announcer.ring_started(1024);
+        size_changes.ring_started(1024);
         assert_eq!(messages(&mut front_end), 1);
     }
 
     #[test]
     fn a_new_size_is_told_at_once_to_who_can_be_told() {
-        let (announcer, mut front_end) = announcer();
-        announcer.told(512);
-        assert!(announcer.grown());
+        let (size_changes, mut front_end) = size_changes();
+        size_changes.told(512);
+        assert!(size_changes.grown());
         assert_eq!(messages(&mut front_end), 1);
-        announcer.connected();
-        assert!(!announcer.grown(), "a front-end without a channel");
+        size_changes.connected();
+        assert!(!size_changes.grown(), "a front-end without a channel");
     }
 
     #[test]
     fn a_front_end_that_does_not_read_holds_up_nobody() {
-        let (announcer, _front_end) = announcer();
-        while announcer.grown() {}
-        assert!(!announcer.grown());
+        let (size_changes, _front_end) = size_changes();
+        while size_changes.grown() {}
+        assert!(!size_changes.grown());
     }
 }

@@ -7,7 +7,7 @@ use crate::device::config::{Config, Idle};
 use crate::device::io::disk::Disk;
 use crate::device::shared_memory::inflight::Inflight;
 use crate::device::shared_memory::log_switch::Logging;
-use crate::device::size_change::Announcer;
+use crate::device::size_change::SizeChanges;
 use crate::device::space::Space;
 use crate::device::stats::Stats;
 
@@ -22,7 +22,7 @@ pub struct Shared<G> {
     /// What is counted.
     pub stats: Arc<Stats>,
     /// How the front-end hears of a new size.
-    pub announcer: Announcer,
+    pub size_changes: SizeChanges,
     /// What is known of a full disk.
     pub space: Arc<Space>,
     /// Whether changes must be durable when they are answered.

@@ -21,6 +21,8 @@
 mod admission;
 mod batches;
 mod holding;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use crate::device::request::outcome::Step;
@@ -31,7 +33,8 @@ use crate::device::guest::memory::View;
 use crate::device::io::bounce::BouncePool;
 use crate::device::io::engine::{Completion, Engine, Event, Reaped};
 use crate::device::request::decode::Status;
-use crate::device::request::slot::{Access, Loaded, Slot};
+use crate::device::request::slot::{Access, Loaded};
+use crate::device::request::slots::Slots;
 use crate::device::shared_memory::log_switch::LogView;
 use crate::device::stats::Stopwatch;
 
@@ -53,8 +56,7 @@ pub struct Queue<G> {
     log: LogView,
     intake: Intake,
     engine: Engine,
-    slots: Vec<Slot>,
-    free: Vec<usize>,
+    slots: Slots,
     parked: Option<usize>,
     holding: Holding,
     /// Requests taken.
@@ -103,8 +105,7 @@ impl<G: Gate> Queue<G> {
             view,
             log: LogView::new(Arc::clone(&connection.logging), index),
             intake: Intake::new(index, Arc::clone(&connection.inflight)),
-            slots: (0..size).map(|_| Slot::new()).collect(),
-            free: (0..usize::from(size)).rev().collect(),
+            slots: Slots::new(size),
             parked: None,
             holding: Holding::new(),
             taken: 0,
@@ -169,7 +170,7 @@ impl<G: Gate> Queue<G> {
         if self.view.is_stale() {
             return Ok(Next::Round);
         }
-        if taking && self.parked.is_none() && !self.free.is_empty() {
+        if taking && self.parked.is_none() && self.slots.has_free() {
             let more = ring.rearm(self.view.current(), self.log.current())?;
             return Ok(if more { Next::Round } else { Next::Wait });
         }
@@ -217,7 +218,7 @@ impl<G: Gate> Queue<G> {
             }
             self.shared.stats.ring_started();
             let size = self.shared.disk.size();
-            self.shared.announcer.ring_started(size);
+            self.shared.size_changes.ring_started(size);
             ring.check_log(self.log.current())?;
             self.intake.start(ring)?;
         }
@@ -276,14 +277,13 @@ impl<G: Gate> Queue<G> {
             return Ok(());
         }
         let mut batches = Batches::new();
-        while let Some(&token) = self.free.last() {
+        while self.slots.has_free() {
             let Some(head) = self.intake.take(ring, self.view.current())? else {
                 break;
             };
-            let Some(slot) = self.slots.get_mut(token) else {
+            let Some((token, slot)) = self.slots.take() else {
                 break;
             };
-            self.free.pop();
             self.taken += 1;
             slot.order = self.taken;
             self.stopwatch.begin(token);
@@ -366,9 +366,9 @@ impl<G: Gate> Queue<G> {
             self.shared.space.wait_over();
         }
         let log = self.log.current();
-        let written = slot.answer(status, log.data());
+        let (written, settled) = slot.answer(status, log.data());
         let head = slot.head();
-        self.free.push(token);
+        self.slots.free(token, settled);
         if !self.broken {
             ring.push_used(self.view.current(), log, head, written)?;
             self.intake.answered(head);
@@ -394,13 +394,9 @@ impl<G: Gate> Queue<G> {
         }
     }
 
-    fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
-
     fn count_in_flight(&self) {
         if let Some(stats) = self.shared.stats.queue(self.index) {
-            stats.in_flight.set(self.in_flight() as u64);
+            stats.in_flight.set(self.slots.taken() as u64);
             stats.parked.set(u64::from(self.parked.is_some()));
             stats.held.set(self.holding.len() as u64);
             // Of a stopped ring the last figure stands: its record may come back.
@@ -413,7 +409,7 @@ impl<G: Gate> Queue<G> {
 
     fn answer_drain(&mut self, ring: &mut Ring<'_>, vring: &Vring) {
         if let Some(ticket) = self.control.drain_asked(self.drained)
-            && self.in_flight() == 0
+            && self.slots.taken() == 0
         {
             ring.stop();
             // QEMU, who has the event fd next, would take it for a new one.

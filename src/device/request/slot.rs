@@ -71,6 +71,11 @@ pub enum Kind {
     Other,
 }
 
+/// A request was answered, or given back to be taken again: its slot may be free
+/// ([`Slots::free`](super::slots::Slots::free)).
+#[must_use = "the slot stays taken, and the ring never stops"]
+pub struct Settled(());
+
 enum Work {
     Idle,
     Transfer(Transfer),
@@ -366,20 +371,21 @@ impl Slot {
         }
     }
 
-    /// Lets go of a request that is not answered.
-    pub fn abandon(&mut self) {
+    /// Lets go of a request that is not answered here: whoever starts the ring next takes it again.
+    pub fn abandon(&mut self) -> Settled {
         self.work = Work::Idle;
         self.held_since = None;
         (self.memory, self.status_at) = (None, None);
+        Settled(())
     }
 
     /// Writes the status and lets go of the guest's memory; marks in `log` what was
     /// written there for this request, by whomever. Returns the bytes written into
     /// the chain, for the used element.
-    pub fn answer(&mut self, status: Status, log: Option<&DirtyLog>) -> u32 {
+    pub fn answer(&mut self, status: Status, log: Option<&DirtyLog>) -> (u32, Settled) {
         self.work = Work::Idle;
         let (Some(memory), Some(status_at)) = (self.memory.take(), self.status_at.take()) else {
-            return 0;
+            return (0, Settled(()));
         };
         let answered = access::write(&memory, status_at, status as u8);
         if let Some(log) = log {
@@ -389,9 +395,10 @@ impl Slot {
             }
             log.mark(status_at.raw_value(), 1);
         }
-        match answered {
+        let written = match answered {
             Ok(()) => u32::try_from(total_len(self.chain.writable()) + 1).unwrap_or(u32::MAX),
             Err(_) => 0,
-        }
+        };
+        (written, Settled(()))
     }
 }

@@ -95,7 +95,7 @@ impl<G: Gate> VhostUserBackend for Backend<G> {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let writeback = self.shared.cache.tell_writeback();
-        self.shared.announcer.told(self.shared.disk.size());
+        self.shared.size_changes.told(self.shared.disk.size());
         config_space::read(
             &self.shared.disk,
             &self.shared.config,

@@ -28,7 +28,7 @@ use crate::device::shared_memory::dirty_log::DirtyLog;
 use crate::device::shared_memory::inflight::{Description, Inflight};
 use crate::device::shared_memory::log_switch::Logging;
 use crate::device::shared_memory::mapping::check_within;
-use crate::device::size_change::Announcer;
+use crate::device::size_change::SizeChanges;
 
 /// The version and whether it is a reply, of a header's flags.
 const HEADER_FLAGS: u32 = 0b111;
@@ -128,7 +128,7 @@ pub struct Intercept {
     inflight: Arc<Inflight>,
     logging: Arc<Logging>,
     memory: MemoryHandle,
-    announcer: Announcer,
+    size_changes: SizeChanges,
     /// The protocol features that the front-end accepted.
     acked: u64,
     /// A driver has negotiated.
@@ -136,21 +136,21 @@ pub struct Intercept {
 }
 
 impl Intercept {
-    /// Keeps `inflight`, `logging` and the channel of `announcer` as the front-end says;
+    /// Keeps `inflight`, `logging` and the channel of `size_changes` as the front-end says;
     /// `memory` is the map in force.
     pub fn new(
         offer: Offer,
         inflight: Arc<Inflight>,
         logging: Arc<Logging>,
         memory: MemoryHandle,
-        announcer: Announcer,
+        size_changes: SizeChanges,
     ) -> Self {
         Self {
             offer,
             inflight,
             logging,
             memory,
-            announcer,
+            size_changes,
             acked: 0,
             used: false,
         }
@@ -325,7 +325,7 @@ impl Intercept {
     ) -> Result<Verdict, DeviceError> {
         self.negotiated(request, Protocol::BACKEND_REQ)?;
         let channel = only_file(request, fds)?;
-        self.announcer.set_channel(OwnedFd::from(channel).into());
+        self.size_changes.set_channel(OwnedFd::from(channel).into());
         Ok(self.acknowledge(request))
     }
 

@@ -17,7 +17,7 @@ use vhost::vhost_user::message::FrontendReq;
 
 use super::intercept::{FrontEndRequest, Intercept, Verdict};
 use super::relay::HEADER_LEN;
-use super::transcript::{Message, Said, Told};
+use super::transcript::{Message, Told, Transcript};
 use crate::device::error::DeviceError;
 use crate::device::limits::MAX_FDS;
 
@@ -50,14 +50,14 @@ impl From<UnixStream> for FrontEnd {
 ///
 /// # Errors
 /// The handler is gone.
-pub fn stop_rings(said: &mut Said, handler: &UnixStream) -> Result<(), DeviceError> {
-    for ring in said.started() {
+pub fn stop_rings(transcript: &mut Transcript, handler: &UnixStream) -> Result<(), DeviceError> {
+    for ring in transcript.started() {
         let body = [ring.to_ne_bytes(), 0u32.to_ne_bytes()].concat();
         send(handler, FrontendReq::GET_VRING_BASE as u32, &body, &[])?;
         let reply = reply(handler, FrontendReq::GET_VRING_BASE)?;
         let base = reply.get(4..).and_then(|rest| rest.first_chunk::<4>());
         let base = base.ok_or(DeviceError::HandlerGone)?;
-        said.stopped_at(ring, u32::from_ne_bytes(*base));
+        transcript.stopped_at(ring, u32::from_ne_bytes(*base));
     }
     Ok(())
 }
@@ -68,11 +68,11 @@ pub fn stop_rings(said: &mut Said, handler: &UnixStream) -> Result<(), DeviceErr
 /// # Errors
 /// The handler, or who answers in its stead, refuses it.
 pub fn tell(
-    said: &Said,
+    transcript: &Transcript,
     handler: &UnixStream,
     intercept: &mut Intercept,
 ) -> Result<(), DeviceError> {
-    for Told { code, body, fds } in said.messages() {
+    for Told { code, body, fds } in transcript.messages() {
         let request = FrontEndRequest {
             code,
             flags: FLAGS,
@@ -88,7 +88,7 @@ pub fn tell(
     }
     send(handler, FrontendReq::GET_FEATURES as u32, &[], &[])?;
     reply(handler, FrontendReq::GET_FEATURES)?;
-    for kick in said.kicks() {
+    for kick in transcript.kicks() {
         // It fails only when the counter is full, and then it is a kick as well.
         let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
     }

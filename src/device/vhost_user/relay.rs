@@ -29,7 +29,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
 
 use super::intercept::{FrontEndRequest, Intercept, Verdict};
 use super::message_deadline::{Owed, Patience};
-use super::transcript::Said;
+use super::transcript::Transcript;
 use crate::device::error::DeviceError;
 use crate::device::limits::{MAX_BODY, MAX_FDS};
 
@@ -60,7 +60,7 @@ pub struct Wishes<'a> {
     pub stop: BorrowedFd<'a>,
     /// To stop between two messages, with everything answered, once it is readable.
     pub pause: BorrowedFd<'a>,
-    /// Not to wait for a front-end any longer. One of which something is in `said` is an
+    /// Not to wait for a front-end any longer. One of which something is in `transcript` is an
     /// established one.
     pub patience: Patience,
 }
@@ -85,7 +85,7 @@ pub fn handler_channel() -> io::Result<(UnixStream, Listener)> {
 
 /// Relays until one side is gone or it is wished otherwise. Never waits for one
 /// side alone, so neither can hold up the end by not reading. What the front-end says is
-/// kept in `said`. A pause that cannot be now is refused, in the log.
+/// kept in `transcript`. A pause that cannot be now is refused, in the log.
 ///
 /// # Errors
 /// The front-end broke off or misused the protocol, or a connection failed.
@@ -94,13 +94,13 @@ pub fn relay(
     handler: &UnixStream,
     wishes: &Wishes<'_>,
     intercept: &mut Intercept,
-    said: &mut Said,
+    transcript: &mut Transcript,
 ) -> Result<RelayEnd, DeviceError> {
     let mut requests = RawMessage::default();
     let mut replies = RawMessage::default();
     let mut unanswered = 0usize;
     let mut pausing: Option<Instant> = None;
-    let mut owed = Owed::new(wishes.patience, !said.is_empty(), Instant::now());
+    let mut owed = Owed::new(wishes.patience, !transcript.is_empty(), Instant::now());
     loop {
         replies.pass = true;
         if requests.complete()? {
@@ -108,12 +108,12 @@ pub fn relay(
         }
         // An answer of ours must not get into the middle of one of the handler's.
         if requests.complete()? && !requests.pass && replies.bytes.is_empty() {
-            unanswered += usize::from(look_at(&mut requests, &mut replies, intercept, said)?);
+            unanswered += usize::from(look_at(&mut requests, &mut replies, intercept, transcript)?);
         }
         let idle = requests.bytes.is_empty() && replies.bytes.is_empty() && unanswered == 0;
         let late = pausing.is_some_and(|since| since.elapsed() >= PAUSE_LIMIT);
         if pausing.is_some() && (idle || late) {
-            let refusal = match said.may_pause() {
+            let refusal = match transcript.may_pause() {
                 Ok(()) if idle => return Ok(RelayEnd::Paused),
                 Ok(()) => "a message of its is not answered yet",
                 Err(why) => why,
@@ -180,7 +180,7 @@ pub fn forget(event: BorrowedFd<'_>) {
 }
 
 /// Does the handler answer this request?
-fn is_answered(code: u32, flags: u32, said: &Said) -> bool {
+fn is_answered(code: u32, flags: u32, transcript: &Transcript) -> bool {
     let wants = flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
     let gets = [
         FrontendReq::GET_FEATURES,
@@ -190,7 +190,7 @@ fn is_answered(code: u32, flags: u32, said: &Said) -> bool {
         FrontendReq::GET_CONFIG,
         FrontendReq::GET_MAX_MEM_SLOTS,
     ];
-    wants && said.wants_acknowledgements() || gets.iter().any(|get| *get as u32 == code)
+    wants && transcript.wants_acknowledgements() || gets.iter().any(|get| *get as u32 == code)
 }
 
 /// Lets a complete request pass to the handler, or replaces it by its reply. Returns
@@ -199,7 +199,7 @@ fn look_at(
     message: &mut RawMessage,
     reply: &mut RawMessage,
     intercept: &mut Intercept,
-    said: &mut Said,
+    transcript: &mut Transcript,
 ) -> Result<bool, DeviceError> {
     let word = |at: usize| {
         let bytes = message.bytes.get(at..at + 4)?.try_into().ok()?;
@@ -208,12 +208,13 @@ fn look_at(
     let (code, flags) = (word(0).unwrap_or(0), word(4).unwrap_or(0));
     let body = message.bytes.get(HEADER_LEN..).unwrap_or_default();
     let request = FrontEndRequest { code, flags, body };
-    said.note(code, body, &message.fds)
+    transcript
+        .note(code, body, &message.fds)
         .map_err(DeviceError::Connection)?;
     match intercept.request(&request, &mut message.fds)? {
         Verdict::Pass => {
             message.pass = true;
-            return Ok(is_answered(code, flags, said));
+            return Ok(is_answered(code, flags, transcript));
         }
         Verdict::Done => {
             *message = RawMessage::default();
@@ -224,7 +225,8 @@ fn look_at(
             if code == FrontendReq::GET_INFLIGHT_FD as u32 {
                 // Used from now on, even if it is never given back.
                 let given = FrontendReq::SET_INFLIGHT_FD as u32;
-                said.note(given, &body, fd.as_slice())
+                transcript
+                    .note(given, &body, fd.as_slice())
                     .map_err(DeviceError::Connection)?;
             }
             for word in [code, REPLY_FLAGS, body.len() as u32] {

@@ -25,7 +25,7 @@ use crate::device::queue::shared::{Connection, Shared};
 use crate::device::queue::work::Queue;
 use crate::device::shared_memory::inflight::Inflight;
 use crate::device::shared_memory::log_switch::Logging;
-use crate::device::size_change::Announcer;
+use crate::device::size_change::SizeChanges;
 use crate::device::space::Space;
 use crate::device::stats::Stats;
 
@@ -35,7 +35,7 @@ use super::intercept::{Intercept, Offer};
 use super::message_deadline::Patience;
 use super::pause::{self, FrontEnd};
 use super::relay::{RelayEnd, Wishes, forget, handler_channel, relay};
-use super::transcript::Said;
+use super::transcript::Transcript;
 
 /// Why [`Server::serve`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +131,7 @@ impl<G: Gate> Server<G> {
                 stats: Arc::new(Stats::new(config.num_queues)),
                 config,
                 cache: Arc::new(CacheMode::new()),
-                announcer: Announcer::default(),
+                size_changes: SizeChanges::default(),
                 space: Arc::default(),
             }),
             wakes,
@@ -188,9 +188,10 @@ impl<G: Gate> Server<G> {
             said: before,
             writeback,
         } = front_end;
-        let mut said = Said::new(self.shared.config.num_queues);
+        let mut transcript = Transcript::new(self.shared.config.num_queues);
         for message in before {
-            said.note(message.code, &message.body, &message.fds)
+            transcript
+                .note(message.code, &message.body, &message.fds)
                 .map_err(DeviceError::Connection)?;
         }
         let memory = MemoryHandle::new(Memory::new());
@@ -212,13 +213,13 @@ impl<G: Gate> Server<G> {
         let Connection {
             inflight, logging, ..
         } = connection;
-        self.shared.announcer.connected();
+        self.shared.size_changes.connected();
         let mut intercept = Intercept::new(
             self.offer(),
             inflight,
             logging,
             memory.clone(),
-            self.shared.announcer.clone(),
+            self.shared.size_changes.clone(),
         );
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
             .map_err(|error| DeviceError::Start(error.into()))?;
@@ -242,14 +243,14 @@ impl<G: Gate> Server<G> {
             pause: self.pause.readable(),
             patience: self.patience,
         };
-        let end = match said.is_empty() {
+        let end = match transcript.is_empty() {
             true => Ok(()),
-            false => pause::tell(&said, &near, &mut intercept),
+            false => pause::tell(&transcript, &near, &mut intercept),
         };
         let end = end
-            .and_then(|()| relay(&stream, &near, &wishes, &mut intercept, &mut said))
+            .and_then(|()| relay(&stream, &near, &wishes, &mut intercept, &mut transcript))
             .and_then(|end| match end {
-                RelayEnd::Paused => pause::stop_rings(&mut said, &near).map(|()| end),
+                RelayEnd::Paused => pause::stop_rings(&mut transcript, &near).map(|()| end),
                 _ => Ok(end),
             });
         drop(closing);
@@ -265,7 +266,7 @@ impl<G: Gate> Server<G> {
             RelayEnd::Stopped => Ok(Served::Ended(EndReason::Stopped)),
             RelayEnd::Paused => Ok(Served::Paused(FrontEnd {
                 stream,
-                said: said.into_messages(),
+                said: transcript.into_messages(),
                 writeback: self.shared.cache.known(),
             })),
             RelayEnd::HandlerClosed => {
@@ -338,7 +339,7 @@ impl<G: Gate> Server<G> {
         let shared = Arc::clone(&self.shared);
         move |size| {
             shared.disk.grow(size);
-            shared.announcer.grown()
+            shared.size_changes.grown()
         }
     }
 

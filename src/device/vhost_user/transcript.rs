@@ -3,7 +3,7 @@
 //!
 //! Kept by the relay for each connection; told again by `pause` when the front-end
 //! goes on with another process. What is logged for a migration is not kept: while
-//! one is under way nobody else can go on ([`Said::may_pause`]).
+//! one is under way nobody else can go on ([`Transcript::may_pause`]).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -70,7 +70,7 @@ impl<'a> From<&'a Message> for Told<'a> {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Said {
+pub struct Transcript {
     rings: u32,
     /// By place in [`KEPT`], and by ring.
     last: BTreeMap<(usize, u32), Message>,
@@ -80,7 +80,7 @@ pub struct Said {
     reset: bool,
 }
 
-impl Said {
+impl Transcript {
     /// Nothing yet, to a device of so many rings.
     pub fn new(rings: u16) -> Self {
         Self {

@@ -49,14 +49,33 @@ impl<G: Gate> Queue<G> {
         if self.engine.in_flight() > 0 {
             return Ok(());
         }
-        if let Some(token) = self.parked.take() {
-            if let Some(slot) = self.slots.get(token) {
-                self.intake.put_back(ring, slot.head());
-            }
-            self.free.push(token);
+        if let Some(token) = self.parked.take()
+            && let Some(slot) = self.slots.get_mut(token)
+        {
+            self.intake.put_back(ring, slot.head());
+            let settled = slot.abandon();
+            self.slots.free(token, settled);
         }
         self.let_go_of_held(ring)?;
+        self.answer_lost(ring)?;
         self.intake.stop(ring, self.view.current());
+        Ok(())
+    }
+
+    /// The ring stops, and every request is answered or given back by now. One that is not
+    /// was lost in this program: its guest gets an error instead of silence, and the ring can
+    /// stop. The map keeps what it may have changed.
+    fn answer_lost(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
+        while self.slots.taken() > 0
+            && let Some(token) = self.slots.first_taken()
+        {
+            log::error!(
+                "queue {}: a request was lost on its way and fails; this is a fault of bypass-blk, please report it",
+                self.index
+            );
+            debug_assert!(false, "a request was neither answered nor given back");
+            self.finish(ring, token, Status::IoError, false)?;
+        }
         Ok(())
     }
 }

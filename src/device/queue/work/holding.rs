@@ -200,9 +200,9 @@ impl<G: Gate> Queue<G> {
                 continue;
             }
             heads.push(slot.head());
-            slot.abandon();
+            let settled = slot.abandon();
+            self.slots.free(token, settled);
             self.shared.space.wait_over();
-            self.free.push(token);
         }
         self.intake.give_up(heads);
         Ok(())
