@@ -212,7 +212,7 @@ impl HandoverImage {
     fn first_status(&self, stop: &Stop) -> Result<Status, Failure> {
         loop {
             let status = self.status()?;
-            if custody(&status) != OwnershipStatus::Opening || stop.is_requested() {
+            if ownership(&status) != OwnershipStatus::Opening || stop.is_requested() {
                 return Ok(status);
             }
             stop.wait(ROUND);
@@ -224,7 +224,7 @@ impl HandoverImage {
     fn follower(&self, args: &HandoverArgs) -> Result<Option<Follower>, Failure> {
         let status = self.status()?;
         let heald = heald::socket_path(&args.run_dir.run_dir);
-        if custody(&status) == OwnershipStatus::Vacant
+        if ownership(&status) == OwnershipStatus::Vacant
             || status.heal.is_none_or(|heal| heal.healer.is_some())
             || !socket::is_gone(&heald)
         {
@@ -252,7 +252,7 @@ impl HandoverImage {
             )));
         }
         let first = self.first_status(stop)?;
-        if custody(&first) == OwnershipStatus::Vacant {
+        if ownership(&first) == OwnershipStatus::Vacant {
             // It knows no copies then.
             return Ok(self.is_away());
         }
@@ -269,7 +269,7 @@ impl HandoverImage {
                 self.force();
             }
             let status = self.status()?;
-            match custody(&status) {
+            match ownership(&status) {
                 OwnershipStatus::Vacant => return Ok(self.is_away()),
                 OwnershipStatus::Ended => return Err(self.failed("the session has stopped")),
                 _ => {}
@@ -281,13 +281,13 @@ impl HandoverImage {
                             "a guest of this host uses the image, and --no-guest says that there is none",
                         ));
                     }
-                    let custody = self.custody_after(Request::HandOver {
+                    let ownership = self.ownership_after(Request::HandOver {
                         armed: true,
                         to,
                         no_guest: args.no_guest,
                     })?;
                     self.warn_of_absent(&status);
-                    if custody != OwnershipStatus::Armed {
+                    if ownership != OwnershipStatus::Armed {
                         // No ring runs, or none that counts.
                         return self.wait(stop).map(|()| false);
                     }
@@ -339,7 +339,7 @@ impl HandoverImage {
 
     /// The image is not given away after all, if it is still here.
     fn keep(&self) -> Result<(), Failure> {
-        match self.custody_after(DISARM)? {
+        match self.ownership_after(DISARM)? {
             OwnershipStatus::Held => Ok(()),
             _ => Err(self.failed(NOT_HELD)),
         }
@@ -348,7 +348,7 @@ impl HandoverImage {
     /// Until the image is another's, or stays here after all.
     fn wait(&self, stop: &Stop) -> Result<(), Failure> {
         loop {
-            match custody(&self.status()?) {
+            match ownership(&self.status()?) {
                 OwnershipStatus::Vacant => {
                     println!("{}: given away", self.name);
                     return Ok(());
@@ -396,9 +396,9 @@ impl HandoverImage {
     }
 
     /// Whose the image is once this was asked.
-    fn custody_after(&self, request: Request) -> Result<OwnershipStatus, Failure> {
+    fn ownership_after(&self, request: Request) -> Result<OwnershipStatus, Failure> {
         match self.ask(request)? {
-            Answer::Custody { custody } => Ok(custody),
+            Answer::Ownership { ownership } => Ok(ownership),
             other => Err(ControlError::unexpected(&self.socket, &other).into()),
         }
     }
@@ -428,7 +428,7 @@ fn answered(status: &Status) -> u64 {
     queues.map(all).sum()
 }
 
-fn custody(status: &Status) -> OwnershipStatus {
+fn ownership(status: &Status) -> OwnershipStatus {
     let serving = status.serving.as_ref();
-    serving.map_or(OwnershipStatus::Ended, |serving| serving.custody)
+    serving.map_or(OwnershipStatus::Ended, |serving| serving.ownership)
 }

@@ -212,7 +212,7 @@ impl ServeArgs {
             },
             serial: self.serial,
             incoming: self.incoming,
-            opening: SessionSetup {
+            setup: SessionSetup {
                 terms: Terms {
                     read_only: self.read_only,
                     fence: self.fence.into(),

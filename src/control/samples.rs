@@ -138,7 +138,7 @@ pub fn report(snapshot: &Snapshot) -> Status {
         front_end: true,
         read_only: false,
         write_waiting: snapshot.write_waiting,
-        custody: OwnershipStatus::Held,
+        ownership: OwnershipStatus::Held,
         dropped: None,
         full: None,
         queues: vec![

@@ -17,8 +17,9 @@ pub struct Serving {
     pub read_only: bool,
     /// A write of the guest waits for the marks to be stored.
     pub write_waiting: bool,
-    /// Whose the image is.
-    pub custody: OwnershipStatus,
+    /// Whose the image is; documents have called it so from the beginning.
+    #[serde(rename = "custody")]
+    pub ownership: OwnershipStatus,
     /// Why the last front-end was dropped, if no ring has started since.
     #[serde(default)]
     pub dropped: Option<String>,
@@ -86,8 +87,8 @@ pub enum OwnershipStatus {
 }
 
 impl From<Ownership> for OwnershipStatus {
-    fn from(custody: Ownership) -> Self {
-        match custody {
+    fn from(ownership: Ownership) -> Self {
+        match ownership {
             Ownership::Vacant => Self::Vacant,
             Ownership::Opening => Self::Opening,
             Ownership::Held => Self::Held,

@@ -55,9 +55,9 @@ fn of_fate(fate: Fate) -> Severity {
 
 /// Served, and waiting for a guest that is at another host or not started yet.
 fn is_vacant(status: &Status) -> bool {
-    let custody = status.serving.as_ref().map(|serving| serving.custody);
+    let ownership = status.serving.as_ref().map(|serving| serving.ownership);
     matches!(
-        custody,
+        ownership,
         Some(OwnershipStatus::Vacant | OwnershipStatus::Opening)
     )
 }

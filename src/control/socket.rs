@@ -160,9 +160,11 @@ pub enum Answer {
         told: bool,
     },
     /// To [`Request::HandOver`].
-    Custody {
+    #[serde(rename = "custody")]
+    Ownership {
         /// Whose the image is now.
-        custody: OwnershipStatus,
+        #[serde(rename = "custody")]
+        ownership: OwnershipStatus,
     },
     /// It is done.
     Done,

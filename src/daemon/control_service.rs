@@ -209,8 +209,8 @@ impl ControlService {
             Some(Ownership::Ended) | None => Answer::Ended {
                 why: "it has stopped".to_owned(),
             },
-            Some(ownership) => Answer::Custody {
-                custody: ownership.into(),
+            Some(ownership) => Answer::Ownership {
+                ownership: ownership.into(),
             },
         }
     }
@@ -252,7 +252,7 @@ impl ControlService {
             front_end: device.front_end.load(Ordering::SeqCst),
             read_only: device.read_only,
             write_waiting: waiting,
-            custody: ownership.into(),
+            ownership: ownership.into(),
             full: device.space.full().map(Into::into),
             dropped: device.stats.dropped(),
             queues: queues(&device.stats),

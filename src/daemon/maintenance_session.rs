@@ -68,7 +68,7 @@ impl MaintenanceSession {
         )?;
         let known = wanted.state.entry(wanted.volume, place.located.gfid);
         let extent_size = known.and_then(|entry| entry.chosen_extent_size());
-        let opening = SessionSetup {
+        let setup = SessionSetup {
             terms: Terms {
                 read_only: false,
                 // Ordinary clients go on: the healer minds their locks.
@@ -84,7 +84,7 @@ impl MaintenanceSession {
         let stop = stopped.clone();
         let on_stop = move |_: StopReason| stop.store(true, Ordering::SeqCst);
         let (session, local) =
-            session_setup::open(&place, &opening, wanted.state, cancelled, on_stop)?;
+            session_setup::open(&place, &setup, wanted.state, cancelled, on_stop)?;
         let handle = session.handle();
         let service = ControlService {
             identity: Identity {

@@ -32,7 +32,7 @@ pub struct ServeOptions {
     /// The image is still another host's, and comes with its guest.
     pub incoming: bool,
     /// How to open the image.
-    pub opening: SessionSetup,
+    pub setup: SessionSetup,
     /// How long writes wait for room on the local disk. Default: for ever.
     pub full_timeout: Option<Duration>,
     /// What of the volume may be bypassed.
@@ -61,7 +61,7 @@ pub enum FrontEnds {
 impl ServeOptions {
     /// The guest cannot write.
     pub fn read_only(&self) -> bool {
-        self.opening.terms.read_only
+        self.setup.terms.read_only
     }
 
     /// Behind a connection that was passed on nobody waits, and its QEMU may come late.

@@ -47,7 +47,7 @@ pub struct Terms {
     /// The image.
     pub place: Place,
     /// How to open it.
-    pub opening: SessionSetup,
+    pub setup: SessionSetup,
     /// What to do about it that lasts.
     pub state: StateDir,
     /// Where healers of this host are found.
@@ -246,7 +246,7 @@ impl Worker {
         let resting = kept.map(|(session, place)| Resting {
             session,
             place: place.clone(),
-            _custodian: sender,
+            _ownership_worker: sender,
         });
         if answer.send(resting).is_ok() {
             // Nothing is sent: the other end is dropped, at once if it was refused.
@@ -300,22 +300,22 @@ impl Worker {
 
     fn open_session(&mut self, kept: Option<KeptBricks>) -> Result<(), Failure> {
         let Terms {
-            opening,
+            setup,
             state,
             run_dir,
             stop,
             ..
         } = &self.terms;
-        let (mut opening, mut place) = (*opening, self.terms.place.again());
+        let (mut setup, mut place) = (*setup, self.terms.place.again());
         if let Some(kept) = &kept {
-            opening.terms.fence = FenceWish::Exactly(kept.fence);
+            setup.terms.fence = FenceWish::Exactly(kept.fence);
             place = self.terms.place.clone();
-        } else if !opening.terms.read_only {
+        } else if !setup.terms.read_only {
             session_setup::take_over(run_dir, place.located.gfid)?;
         }
         let gfid = place.located.gfid;
         let claim = |copy: &CopyState| match copy.gfid == gfid {
-            true if opening.terms.read_only => self.local.try_clone(),
+            true if setup.terms.read_only => self.local.try_clone(),
             true => self
                 .local
                 .claim_again()
@@ -328,7 +328,7 @@ impl Worker {
         let on_stop = move |reason| served.send(Input::Stopped(reason));
         let bricks = kept.map(|kept| kept.bricks);
         let (session, _) =
-            session_setup::open_with(&place, &opening, state, stop.flag(), bricks, claim, on_stop)?;
+            session_setup::open_with(&place, &setup, state, stop.flag(), bricks, claim, on_stop)?;
         self.gate.put(Some(session.gate()));
         self.session = Some((session, place));
         Ok(())

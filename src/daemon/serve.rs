@@ -48,7 +48,7 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
 
     let terms = ownership_worker::Terms {
         place: place.clone(),
-        opening: options.opening,
+        setup: options.setup,
         state: state.clone(),
         run_dir: options.run_dir.clone(),
         stop: stop.clone(),

@@ -40,7 +40,7 @@ pub struct Resting {
     pub session: KeptSession,
     /// Whose it is.
     pub place: Place,
-    pub(super) _custodian: Sender<()>,
+    pub(super) _ownership_worker: Sender<()>,
 }
 
 /// What the ownership worker is asked and told.

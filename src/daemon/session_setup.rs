@@ -96,15 +96,15 @@ pub struct SessionSetup {
 /// Whatever forbids it.
 pub fn open(
     place: &Place,
-    opening: &SessionSetup,
+    setup: &SessionSetup,
     state: &StateDir,
     cancelled: &AtomicBool,
     on_stop: impl Fn(StopReason) + Send + 'static,
 ) -> Result<(Session, LocalFile), Failure> {
     let path = place.local_path();
-    let terms = opening.local_terms();
+    let terms = setup.local_terms();
     let open_local = |copy: &CopyState| local::open(&path, copy.gfid, terms);
-    open_with(place, opening, state, cancelled, None, open_local, on_stop)
+    open_with(place, setup, state, cancelled, None, open_local, on_stop)
 }
 
 /// Opens a session over a local file that `open_local` gives, once the copy is known to
@@ -114,7 +114,7 @@ pub fn open(
 /// Whatever forbids it.
 pub fn open_with(
     place: &Place,
-    opening: &SessionSetup,
+    setup: &SessionSetup,
     state: &StateDir,
     cancelled: &AtomicBool,
     kept: Option<Vec<Option<KeptBrick>>>,
@@ -124,8 +124,8 @@ pub fn open_with(
     let Place {
         located, local, me, ..
     } = place;
-    let read_only = opening.terms.read_only;
-    let extent_size = opening.extent_size;
+    let read_only = setup.terms.read_only;
+    let extent_size = setup.extent_size;
     let overruled = state.entry(&located.volume, located.gfid);
     let overruled = overruled
         .and_then(|entry| entry.promoted)
@@ -159,8 +159,8 @@ pub fn open_with(
         ),
         pending_names: located.set.pending_names.clone(),
         me: me.clone(),
-        terms: opening.terms,
-        quorum_timeout: opening.quorum_timeout,
+        terms: setup.terms,
+        quorum_timeout: setup.quorum_timeout,
         map: place.map_place(state, extent_size),
         on_end: note_end(state.clone(), located),
         on_return: Box::new(move || prompt.ask()),
@@ -174,13 +174,13 @@ pub fn open_with(
 /// The state directory cannot be used.
 pub fn prepare(
     place: &Place,
-    opening: &SessionSetup,
+    setup: &SessionSetup,
     state: &StateDir,
     size: u64,
 ) -> Result<(), Failure> {
     state.create()?;
     let Place { located, local, .. } = place;
-    let map = place.map_place(state, opening.extent_size);
+    let map = place.map_place(state, setup.extent_size);
     let shape = located.shape(*local);
     map_place::prepare_map(&map, &shape, &located.names(), located.gfid, size)
         .map_err(|error| Failure::Open(LocalError::Map(error).into()))

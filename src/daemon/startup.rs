@@ -60,11 +60,11 @@ pub fn begin(options: &ServeOptions, state: &StateDir) -> Result<Startup, Failur
     let local = local::look_at(
         &place.local_path(),
         place.located.gfid,
-        options.opening.local_terms(),
+        options.setup.local_terms(),
     )
     .map_err(|error| Failure::Open(error.into()))?;
     if options.incoming && !options.read_only() {
-        session_setup::prepare(&place, &options.opening, state, local.size)?;
+        session_setup::prepare(&place, &options.setup, state, local.size)?;
     }
     Ok(Startup {
         place,

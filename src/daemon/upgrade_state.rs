@@ -85,7 +85,7 @@ pub struct UpgradeState {
 
 /// Why it cannot be used.
 #[derive(Debug, Error)]
-pub enum KeptError {
+pub enum UpgradeStateError {
     /// The socket or what came through it.
     #[error("what the process before left cannot be read")]
     Read(#[source] io::Error),
@@ -183,27 +183,31 @@ fn send(text: &[u8], fds: Vec<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
 /// closed.
 ///
 /// # Errors
-/// [`KeptError`].
-pub fn take(number: RawFd) -> Result<UpgradeState, KeptError> {
-    let socket = take_socket(number).map_err(KeptError::Read)?;
-    fcntl_setfd(&socket, FdFlags::CLOEXEC).map_err(|errno| KeptError::Read(errno.into()))?;
-    let mut fds = receive(&socket).map_err(KeptError::Read)?.into_iter();
-    let first = fds.next().ok_or(KeptError::Missing("a document"))?;
+/// [`UpgradeStateError`].
+pub fn take(number: RawFd) -> Result<UpgradeState, UpgradeStateError> {
+    let socket = take_socket(number).map_err(UpgradeStateError::Read)?;
+    fcntl_setfd(&socket, FdFlags::CLOEXEC)
+        .map_err(|errno| UpgradeStateError::Read(errno.into()))?;
+    let mut fds = receive(&socket)
+        .map_err(UpgradeStateError::Read)?
+        .into_iter();
+    let first = fds.next().ok_or(UpgradeStateError::Missing("a document"))?;
     let mut fds: Vec<Option<OwnedFd>> = fds.map(Some).collect();
-    let text = read_document(first.into()).map_err(KeptError::Read)?;
+    let text = read_document(first.into()).map_err(UpgradeStateError::Read)?;
     read(&text, &mut fds)
 }
 
 /// What a document says, with the file descriptors that it names by number.
 ///
 /// # Errors
-/// [`KeptError`].
-pub fn read(text: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<UpgradeState, KeptError> {
-    let Versioned { version } = serde_json::from_slice(text).map_err(KeptError::Document)?;
+/// [`UpgradeStateError`].
+pub fn read(text: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<UpgradeState, UpgradeStateError> {
+    let Versioned { version } =
+        serde_json::from_slice(text).map_err(UpgradeStateError::Document)?;
     if version != VERSION {
-        return Err(KeptError::Version { found: version });
+        return Err(UpgradeStateError::Version { found: version });
     }
-    let document = serde_json::from_slice(text).map_err(KeptError::Document)?;
+    let document = serde_json::from_slice(text).map_err(UpgradeStateError::Document)?;
     kept(document, fds)
 }
 
@@ -247,10 +251,13 @@ fn document<'a>(leaving: &Leaving<'a>, fds: &mut Vec<BorrowedFd<'a>>) -> Documen
     }
 }
 
-fn kept(document: Document, fds: &mut [Option<OwnedFd>]) -> Result<UpgradeState, KeptError> {
+fn kept(
+    document: Document,
+    fds: &mut [Option<OwnedFd>],
+) -> Result<UpgradeState, UpgradeStateError> {
     let mut fd = |number: usize| {
         let fd = fds.get_mut(number).and_then(Option::take);
-        fd.ok_or(KeptError::Missing("a file descriptor"))
+        fd.ok_or(UpgradeStateError::Missing("a file descriptor"))
     };
     let mut bricks = Vec::new();
     for brick in document.bricks {
@@ -285,14 +292,14 @@ fn kept(document: Document, fds: &mut [Option<OwnedFd>]) -> Result<UpgradeState,
     if document.brick >= document.located.set.bricks.len()
         || bricks.len() != document.located.set.bricks.len()
     {
-        return Err(KeptError::Missing("a brick"));
+        return Err(UpgradeStateError::Missing("a brick"));
     }
     let (host, port) = document.server;
     Ok(UpgradeState {
         place: Place {
             located: document.located,
             local: document.brick,
-            me: Holder::decode(&document.holder).ok_or(KeptError::Missing("a session"))?,
+            me: Holder::decode(&document.holder).ok_or(UpgradeStateError::Missing("a session"))?,
             server: GlusterdAddress { host, port },
             prompt: Prompt::default(),
         },

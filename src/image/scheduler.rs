@@ -14,7 +14,7 @@ use std::time::Duration;
 use clock::{Clock, SystemClock};
 
 /// Somebody who decides when each thread goes on, and what time it is.
-pub trait Scheduler: Clock {
+pub trait Simulator: Clock {
     /// Starts a thread.
     ///
     /// # Errors
@@ -28,12 +28,12 @@ pub trait Scheduler: Clock {
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
-pub struct Threads {
+pub struct Scheduler {
     clock: Arc<dyn Clock>,
-    scheduler: Option<Arc<dyn Scheduler>>,
+    scheduler: Option<Arc<dyn Simulator>>,
 }
 
-impl Default for Threads {
+impl Default for Scheduler {
     /// The system's.
     fn default() -> Self {
         Self {
@@ -43,9 +43,9 @@ impl Default for Threads {
     }
 }
 
-impl Threads {
+impl Scheduler {
     /// Those of a simulator.
-    pub fn simulated(scheduler: Arc<dyn Scheduler>) -> Self {
+    pub fn simulated(scheduler: Arc<dyn Simulator>) -> Self {
         Self {
             clock: scheduler.clone(),
             scheduler: Some(scheduler),
@@ -156,7 +156,7 @@ pub struct Started<T> {
     receiver: Receiver<T>,
     /// Gone when the thread is.
     at_work: Weak<()>,
-    threads: Threads,
+    threads: Scheduler,
 }
 
 impl<T> Started<T> {

@@ -15,7 +15,7 @@ use crate::gluster::{ReplicaSet, Timeouts};
 use super::local::Name;
 use super::locate::{Catalog, Located};
 use super::replica::brick_set::SetChange;
-use super::scheduler::Threads;
+use super::scheduler::Scheduler;
 use super::session::bell::Bell;
 
 /// How often it is looked: each time wakes a few threads up, of an idle daemon too.
@@ -38,7 +38,7 @@ impl Default for Prompt {
     fn default() -> Self {
         Self(Arc::new(Prompted {
             asked: AtomicBool::new(false),
-            bell: Bell::new(Threads::default()),
+            bell: Bell::new(Scheduler::default()),
         }))
     }
 }

@@ -8,7 +8,7 @@ use bypass_blk::image::dirty_map::{DirtyMap, ExtentSize};
 use bypass_blk::image::replica::brick_port::{BrickPort, Fence};
 use bypass_blk::image::replica::holder::Holder;
 use bypass_blk::image::replica::names::Names;
-use bypass_blk::image::scheduler::Threads;
+use bypass_blk::image::scheduler::Scheduler;
 use bypass_blk::image::session::ending::Ending;
 use bypass_blk::image::session::life::{Session, Setup};
 use bypass_blk::image::session::map_place::MapPlace;
@@ -45,7 +45,7 @@ pub fn start(sim: &Sim, host: usize) {
 
 fn serve(sim: &Sim, host: usize, process: Process) {
     let me = holder(sim, host, process);
-    let threads = Threads::simulated(Arc::new(sched::Threads {
+    let threads = Scheduler::simulated(Arc::new(sched::Threads {
         sched: sim.sched.clone(),
         process,
     }));

@@ -13,7 +13,7 @@ use bypass_blk::image::heal::{
 };
 use bypass_blk::image::local::error::LocalError;
 use bypass_blk::image::replica::copy_lock;
-use bypass_blk::image::scheduler::Threads;
+use bypass_blk::image::scheduler::Scheduler;
 use bypass_blk::image::session::handle::SessionHandle;
 use uuid::Uuid;
 
@@ -48,7 +48,7 @@ pub fn start(sim: &Sim, host: usize) {
 
 /// Until the session is over. An image that cannot be healed now is left to the next.
 fn follow(healing: &Arc<Healing>) {
-    let threads = Threads::simulated(Arc::new(sched::Threads {
+    let threads = Scheduler::simulated(Arc::new(sched::Threads {
         sched: healing.sim.sched.clone(),
         process: healing.process,
     }));

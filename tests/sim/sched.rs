@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::Thread;
 use std::time::Duration;
 
-use bypass_blk::image::scheduler::Scheduler;
+use bypass_blk::image::scheduler::Simulator;
 use bypass_blk::image::scheduler::clock::Clock;
 
 use super::rng::Rng;
@@ -294,7 +294,7 @@ impl Clock for Threads {
     }
 }
 
-impl Scheduler for Threads {
+impl Simulator for Threads {
     fn spawn(&self, name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
         self.sched.spawn(self.process, name, body)
     }

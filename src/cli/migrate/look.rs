@@ -53,17 +53,17 @@ pub fn look(run_dir: &Path, image: &Target, qmp: &Path) -> Seen {
     };
     Seen {
         guest,
-        custody: custody(run_dir, image),
+        ownership: ownership(run_dir, image),
         trouble: no_guest,
     }
 }
 
-fn custody(run_dir: &Path, image: &Target) -> Option<OwnershipStatus> {
+fn ownership(run_dir: &Path, image: &Target) -> Option<OwnershipStatus> {
     let Target { volume, image } = image;
     let serves = |status: &crate::control::status::Status| status.serving.is_some();
     let socket = socket::find(run_dir, volume, &image.0, serves).ok()??;
     let status = socket::status(&socket).ok()?;
-    status.serving.map(|serving| serving.custody)
+    status.serving.map(|serving| serving.ownership)
 }
 
 /// The other host.

@@ -56,25 +56,25 @@ pub struct Seen {
     /// QEMU's run state, such as `running`; absent when it does not answer.
     pub guest: Option<String>,
     /// Of the daemon that serves the image there; absent when there is none that answers.
-    pub custody: Option<OwnershipStatus>,
+    pub ownership: Option<OwnershipStatus>,
     /// Why something could not be seen.
     pub trouble: Option<String>,
 }
 
 impl Seen {
-    fn is(&self, guest: &str, custodies: &[OwnershipStatus]) -> bool {
+    fn is(&self, guest: &str, ownerships: &[OwnershipStatus]) -> bool {
         self.guest.as_deref() == Some(guest)
             && self
-                .custody
-                .is_some_and(|custody| custodies.contains(&custody))
+                .ownership
+                .is_some_and(|ownership| ownerships.contains(&ownership))
     }
 
     fn guest(&self) -> &str {
         self.guest.as_deref().unwrap_or("not to be seen")
     }
 
-    fn custody(&self) -> String {
-        match self.custody.map(|custody| json!(custody)) {
+    fn ownership(&self) -> String {
+        match self.ownership.map(|ownership| json!(ownership)) {
             Some(Value::String(name)) => name,
             _ => "none".to_owned(),
         }
@@ -232,10 +232,10 @@ fn check(world: &mut impl World, plan: &Plan) -> Result<(), Failure> {
     let Plan { image, to, .. } = plan;
     let refused = |why: String| Err(Failure::Usage(format!("nothing was done: {why}")));
     let here = world.here();
-    if here.custody != Some(OwnershipStatus::Held) {
+    if here.ownership != Some(OwnershipStatus::Held) {
         return refused(format!(
-            "no daemon of this host holds {image} (custody: {}); see bypass-blk status",
-            here.custody()
+            "no daemon of this host holds {image} (ownership: {}); see bypass-blk status",
+            here.ownership()
         ));
     }
     if here.guest.as_deref() != Some("running") {
@@ -245,10 +245,10 @@ fn check(world: &mut impl World, plan: &Plan) -> Result<(), Failure> {
         ));
     }
     let there = world.there();
-    if there.custody != Some(OwnershipStatus::Vacant) {
+    if there.ownership != Some(OwnershipStatus::Vacant) {
         return refused(format!(
-            "no daemon on {to} waits for {image} (custody: {}): start serve --incoming there{}",
-            there.custody(),
+            "no daemon on {to} waits for {image} (ownership: {}): start serve --incoming there{}",
+            there.ownership(),
             there.trouble()
         ));
     }
@@ -358,9 +358,9 @@ fn stay(world: &mut impl World, plan: &Plan, why: &str) -> Outcome {
 }
 
 fn unclear_here(here: &Seen) -> Outcome {
-    let (guest, custody, trouble) = (here.guest(), here.custody(), here.trouble());
+    let (guest, ownership, trouble) = (here.guest(), here.ownership(), here.trouble());
     Outcome::Unclear {
-        why: format!("here the guest is {guest}, its daemon's custody is {custody}{trouble}"),
+        why: format!("here the guest is {guest}, its daemon's ownership is {ownership}{trouble}"),
     }
 }
 
@@ -374,15 +374,15 @@ fn arrive(world: &mut impl World, plan: &Plan, downtime: Option<u64>) -> Outcome
             break;
         }
         // What the target's copy misses is sent, however long that takes.
-        if world.here().custody == Some(OwnershipStatus::Leaving) {
+        if world.here().ownership == Some(OwnershipStatus::Leaving) {
             end = world.now().saturating_add(ARRIVAL);
         }
         if world.now() >= end || world.interrupted() {
-            let (guest, custody, trouble) = (there.guest(), there.custody(), there.trouble());
+            let (guest, ownership, trouble) = (there.guest(), there.ownership(), there.trouble());
             let to = &plan.to;
             return Outcome::Unclear {
                 why: format!(
-                    "QEMU has sent the guest away, on {to} it is {guest}, and the daemon's custody there is {custody}{trouble}"
+                    "QEMU has sent the guest away, on {to} it is {guest}, and the daemon's ownership there is {ownership}{trouble}"
                 ),
             };
         }

@@ -19,7 +19,7 @@ use crate::daemon::failure::Failure;
 use crate::daemon::shutdown::Stop;
 use crate::image::error_chain::chain;
 use crate::image::heal::{FollowOptions, Throttle};
-use crate::image::scheduler::Threads;
+use crate::image::scheduler::Scheduler;
 use crate::image::state_dir::{Entry, StateDir};
 
 use super::finish_image::{self, Finishing};
@@ -70,7 +70,7 @@ pub fn run(options: HealdOptions) -> Result<(), Failure> {
         run_dir: options.run_dir,
         state: StateDir::new(&options.state_dir),
         limits,
-        threads: Threads::default(),
+        threads: Scheduler::default(),
         followed: HashMap::new(),
         leaving: Vec::new(),
         queue: Queue::new(options.jobs, shown),
@@ -175,7 +175,7 @@ struct Heald {
     state: StateDir,
     limits: Limits,
     /// Of all followers: they share a limit, and so a clock.
-    threads: Threads,
+    threads: Scheduler,
     /// By the session's control socket.
     followed: HashMap<PathBuf, Following>,
     /// Of sessions that are over.

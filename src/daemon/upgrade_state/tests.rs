@@ -2,7 +2,7 @@ use std::os::fd::IntoRawFd;
 
 use super::*;
 
-fn taken(text: &[u8], fds: Vec<BorrowedFd<'_>>) -> Result<UpgradeState, KeptError> {
+fn taken(text: &[u8], fds: Vec<BorrowedFd<'_>>) -> Result<UpgradeState, UpgradeStateError> {
     take(send(text, fds).unwrap().into_raw_fd())
 }
 
@@ -73,25 +73,28 @@ fn a_document_of_another_version_or_a_damaged_one_is_not_used() {
     let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
     assert!(matches!(
         taken(br#"{"version":2}"#, vec![]),
-        Err(KeptError::Version { found: 2 })
+        Err(UpgradeStateError::Version { found: 2 })
     ));
     let whole = serde_json::to_vec(&document(0)).unwrap();
     for text in [&b""[..], b"{}", &whole[..whole.len() - 1]] {
         let taken = taken(text, fds.clone());
-        assert!(matches!(taken, Err(KeptError::Document(_))));
+        assert!(matches!(taken, Err(UpgradeStateError::Document(_))));
     }
     // A number twice, or one too many.
     for socket in [1, 6, usize::MAX] {
         let text = serde_json::to_vec(&document(socket)).unwrap();
         assert!(matches!(
             taken(&text, fds.clone()),
-            Err(KeptError::Missing(_))
+            Err(UpgradeStateError::Missing(_))
         ));
     }
     let mut other = document(0);
     other["bricks"] = serde_json::json!([]);
     let text = serde_json::to_vec(&other).unwrap();
-    assert!(matches!(taken(&text, fds), Err(KeptError::Missing(_))));
+    assert!(matches!(
+        taken(&text, fds),
+        Err(UpgradeStateError::Missing(_))
+    ));
     let no_socket = tempfile::tempfile().unwrap().into_raw_fd();
-    assert!(matches!(take(no_socket), Err(KeptError::Read(_))));
+    assert!(matches!(take(no_socket), Err(UpgradeStateError::Read(_))));
 }

@@ -8,7 +8,7 @@ use crate::image::replica::brick_port::PortError;
 
 /// What is left after an error, and what helps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum FailureKind {
     /// The connection is not to be used any more: whether the brick did it, or will do it yet,
     /// is unknown. Another connection may be tried.
     Retry,
@@ -19,30 +19,30 @@ enum Kind {
     Fatal,
 }
 
-fn kind(error: &BrickError) -> Kind {
+fn kind(error: &BrickError) -> FailureKind {
     match error {
         BrickError::Refused { .. } | BrickError::Path { .. } | BrickError::TooLong { .. } => {
-            Kind::Refused
+            FailureKind::Refused
         }
-        BrickError::Tls { .. } | BrickError::Protocol { .. } => Kind::Fatal,
+        BrickError::Tls { .. } | BrickError::Protocol { .. } => FailureKind::Fatal,
         BrickError::Handshake {
             errno: Errno::ACCES | Errno::INVAL,
             ..
-        } => Kind::Fatal,
+        } => FailureKind::Fatal,
         // It starts up, or is just being reconfigured.
         BrickError::Handshake { .. }
         | BrickError::Port { .. }
         | BrickError::Unreachable { .. }
         | BrickError::Disconnected { .. }
-        | BrickError::Timeout { .. } => Kind::Retry,
+        | BrickError::Timeout { .. } => FailureKind::Retry,
     }
 }
 
 /// For the session, which tries again at its own pace and tells why it has to.
 pub(super) fn port_error(error: BrickError) -> PortError {
     match kind(&error) {
-        Kind::Refused => PortError::Refused(chain(&error)),
-        Kind::Retry | Kind::Fatal => PortError::Away(chain(&error)),
+        FailureKind::Refused => PortError::Refused(chain(&error)),
+        FailureKind::Retry | FailureKind::Fatal => PortError::Away(chain(&error)),
     }
 }
 
@@ -50,9 +50,9 @@ pub(super) fn port_error(error: BrickError) -> PortError {
 pub(super) fn peer_error(peer: &str, error: BrickError) -> PeerError {
     let (kind, peer, source) = (kind(&error), peer.to_owned(), Box::new(error));
     match kind {
-        Kind::Retry => PeerError::Away { peer, source },
-        Kind::Refused => PeerError::Refused { peer, source },
-        Kind::Fatal => PeerError::Unusable { peer, source },
+        FailureKind::Retry => PeerError::Away { peer, source },
+        FailureKind::Refused => PeerError::Refused { peer, source },
+        FailureKind::Fatal => PeerError::Unusable { peer, source },
     }
 }
 

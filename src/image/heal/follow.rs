@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use crate::image::dirty_map::{DirtyMap, Healer, MapError, Peer};
 use crate::image::local::error::LocalError;
-use crate::image::scheduler::{Started, Threads};
+use crate::image::scheduler::{Scheduler, Started};
 
 use super::copies::Copies;
 use super::link::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked};
@@ -50,7 +50,7 @@ pub struct FollowOptions {
     /// See [`PassOptions::quiet`].
     pub quiet: Duration,
     /// Where it works, and the time.
-    pub threads: Threads,
+    pub threads: Scheduler,
 }
 
 impl Default for FollowOptions {
@@ -61,7 +61,7 @@ impl Default for FollowOptions {
             host: Arc::default(),
             window: engine.window,
             quiet: engine.quiet,
-            threads: Threads::default(),
+            threads: Scheduler::default(),
         }
     }
 }

@@ -9,7 +9,7 @@
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use crate::image::scheduler::Threads;
+use crate::image::scheduler::Scheduler;
 
 use super::brick_port::{BrickPort, CopyState, Lock, PortError};
 use super::brick_set::BrickSet;
@@ -66,14 +66,14 @@ enum Command {
 /// The handle of one worker; dropping it disconnects the brick soon.
 pub struct Worker {
     commands: Sender<Command>,
-    threads: Threads,
+    threads: Scheduler,
 }
 
 /// What a worker will have to say to something that it was asked.
 #[must_use]
 pub struct WorkerAnswer<T> {
     receiver: Receiver<T>,
-    threads: Threads,
+    threads: Scheduler,
 }
 
 impl<T> WorkerAnswer<T> {
@@ -93,7 +93,7 @@ impl Worker {
         name: &str,
         port: Box<dyn BrickPort>,
         claim: Claim,
-        threads: &Threads,
+        threads: &Scheduler,
         report: impl Fn(BrickReport) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
@@ -117,7 +117,7 @@ impl Worker {
     }
 
     /// Where the worker's thread is from.
-    pub fn threads(&self) -> &Threads {
+    pub fn threads(&self) -> &Scheduler {
         &self.threads
     }
 
@@ -223,7 +223,7 @@ impl Drop for WorkerState {
 }
 
 impl WorkerState {
-    fn run(mut self, threads: &Threads) {
+    fn run(mut self, threads: &Scheduler) {
         loop {
             let limit = match self.keep {
                 Keep::Off | Keep::Joined | Keep::Lost => None,

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::image::scheduler::Threads;
+use crate::image::scheduler::Scheduler;
 
 use super::brick_port::{BrickPort, CopyState, Lock, PortError};
 use super::brick_set::BrickSet;
@@ -91,7 +91,7 @@ impl Round {
     }
 }
 
-fn take(port: &mut dyn BrickPort, limit: Duration, threads: &Threads) -> Result<(), PortError> {
+fn take(port: &mut dyn BrickPort, limit: Duration, threads: &Scheduler) -> Result<(), PortError> {
     let begin = threads.now();
     while !port.try_lock(Lock::Data)? {
         if threads.now().saturating_sub(begin) > limit {

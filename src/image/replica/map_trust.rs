@@ -14,7 +14,7 @@ use super::brick_set::Shape;
 
 /// What is believed of the peers of the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Belief {
+pub struct MapTrust {
     /// Equal to the local copy: no brick accuses them.
     pub clean: Peers,
     /// They miss something, and nobody knows what: all of it counts as dirty.
@@ -25,8 +25,8 @@ pub struct Belief {
 
 /// Judges every peer. `record` is the old map's if it is trusted; `copies[i]` is
 /// child `i`'s answer, `None` for bricks that were not reached.
-pub fn judge(shape: &Shape, record: Option<Record>, copies: &[Option<CopyState>]) -> Belief {
-    let mut belief = Belief {
+pub fn judge(shape: &Shape, record: Option<Record>, copies: &[Option<CopyState>]) -> MapTrust {
+    let mut worth = MapTrust {
         clean: Peers::NONE,
         unknown: Peers::NONE,
         known: Peers::NONE,
@@ -43,16 +43,16 @@ pub fn judge(shape: &Shape, record: Option<Record>, copies: &[Option<CopyState>]
             .map(counter);
         let explains = |counter| record.is_some_and(|record| record.explains(counter));
         if cut_short {
-            belief.unknown = belief.unknown.or(peer);
+            worth.unknown = worth.unknown.or(peer);
         } else if counters.clone().all(|counter| counter == 0) {
-            belief.clean = belief.clean.or(peer);
+            worth.clean = worth.clean.or(peer);
         } else if local.is_some_and(explains) && counters.all(|c| c == 0 || explains(c)) {
-            belief.known = belief.known.or(peer);
+            worth.known = worth.known.or(peer);
         } else {
-            belief.unknown = belief.unknown.or(peer);
+            worth.unknown = worth.unknown.or(peer);
         }
     }
-    belief
+    worth
 }
 
 #[cfg(test)]
@@ -94,12 +94,12 @@ mod tests {
     }
 
     /// Indices of the peers that are clean, unknown and known.
-    fn judged(record: Option<Record>, copies: &[Option<CopyState>]) -> Belief {
+    fn judged(record: Option<Record>, copies: &[Option<CopyState>]) -> MapTrust {
         judge(&SHAPE, record, copies)
     }
 
-    fn belief(clean: &[usize], unknown: &[usize], known: &[usize]) -> Belief {
-        Belief {
+    fn worth(clean: &[usize], unknown: &[usize], known: &[usize]) -> MapTrust {
+        MapTrust {
             clean: peers(clean),
             unknown: peers(unknown),
             known: peers(known),
@@ -110,7 +110,7 @@ mod tests {
     fn without_marks_all_copies_are_equal_whatever_an_old_map_says() {
         let copies = [copy([0; 3]), copy([0; 3]), None];
         for record in [None, Some(RECORD)] {
-            assert_eq!(judged(record, &copies), belief(&[0, 1], &[], &[]));
+            assert_eq!(judged(record, &copies), worth(&[0, 1], &[], &[]));
         }
     }
 
@@ -119,17 +119,17 @@ mod tests {
         for stamp in [STAMP, OLDER] {
             let row = [stamp, 0, STAMP];
             let copies = [copy([0; 3]), copy(row), copy(row)];
-            assert_eq!(judged(Some(RECORD), &copies), belief(&[], &[], &[0, 1]));
+            assert_eq!(judged(Some(RECORD), &copies), worth(&[], &[], &[0, 1]));
         }
     }
 
     #[test]
     fn without_a_trusted_map_a_marked_peer_misses_anything() {
         let copies = [copy([0, 0, STAMP]), copy([0, 0, STAMP]), None];
-        assert_eq!(judged(None, &copies), belief(&[0], &[1], &[]));
+        assert_eq!(judged(None, &copies), worth(&[0], &[1], &[]));
         assert_eq!(
             judged(Some(Record::default()), &copies),
-            belief(&[0], &[1], &[])
+            worth(&[0], &[1], &[])
         );
     }
 
@@ -141,7 +141,7 @@ mod tests {
                 let mut rows = [[STAMP, 0, STAMP]; 3];
                 rows[on][2] = foreign;
                 let copies = rows.map(copy);
-                assert_eq!(judged(Some(RECORD), &copies), belief(&[], &[1], &[0]));
+                assert_eq!(judged(Some(RECORD), &copies), worth(&[], &[1], &[0]));
             }
         }
     }
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn a_mark_that_only_others_have_is_not_explained() {
         let copies = [copy([0, 0, STAMP]), copy([0; 3]), None];
-        assert_eq!(judged(Some(RECORD), &copies), belief(&[0], &[1], &[]));
+        assert_eq!(judged(Some(RECORD), &copies), worth(&[0], &[1], &[]));
     }
 
     #[test]
@@ -159,6 +159,6 @@ mod tests {
             copy.dirty = 1;
         }
         let copies = [copy([0; 3]), copy([0; 3]), cut];
-        assert_eq!(judged(Some(RECORD), &copies), belief(&[], &[0, 1], &[]));
+        assert_eq!(judged(Some(RECORD), &copies), worth(&[], &[0, 1], &[]));
     }
 }

@@ -52,27 +52,27 @@ impl MissedWrites {
             Trust::Kept { .. } | Trust::CleanClose => Some(map.record()),
             Trust::Fresh | Trust::Distrusted(_) => None,
         };
-        let mut belief = map_trust::judge(&shape, old, copies);
+        let mut worth = map_trust::judge(&shape, old, copies);
         // Of a daemon that was killed nobody knows whether it still had its locks at the end.
         // Noted, for this session may end before it marks anything.
         let in_doubt = matches!(trust, Trust::Kept { .. }) && !map.behind().is_empty();
         let unguarded = map.record().unguarded || in_doubt;
         if unguarded && old.is_none() {
-            belief.unknown = belief.unknown.or(belief.clean);
+            worth.unknown = worth.unknown.or(worth.clean);
         }
         // Nobody accuses them, so somebody healed. But writes that were in flight when their
         // daemon was killed, or when every brick was lost, may have landed after that: what
         // such a map calls dirty stays so, without marks, too.
         if !unguarded {
-            map.declare_clean(belief.clean);
+            map.declare_clean(worth.clean);
         }
-        map.mark_all_dirty(belief.unknown);
+        map.mark_all_dirty(worth.unknown);
         let old = old.unwrap_or_default();
-        let keep_stamp = !belief.known.is_empty();
+        let keep_stamp = !worth.known.is_empty();
         map.set_record(Record {
             stamp: if keep_stamp { old.stamp } else { 0 },
             previous: if keep_stamp { old.previous } else { old.stamp },
-            suspect: old.suspect.and(belief.known).or(belief.unknown),
+            suspect: old.suspect.and(worth.known).or(worth.unknown),
             unguarded,
             unsynced: false,
         })?;

@@ -220,7 +220,7 @@ mod tests {
     use crate::image::replica::brick_set::SetChange;
     use crate::image::replica::recording_port::{Change, Journal, RecordingPort};
     use crate::image::replica::session_lock::Claim;
-    use crate::image::scheduler::Threads;
+    use crate::image::scheduler::Scheduler;
 
     const SHAPE: Shape = Shape {
         bricks: 3,
@@ -292,7 +292,7 @@ mod tests {
 
     /// Of which one may fail.
     fn workers(journal: &Journal, failing: Option<usize>) -> [Worker; 3] {
-        let threads = Threads::default();
+        let threads = Scheduler::default();
         let claim = Claim {
             session: uuid::Uuid::nil(),
             read_only: false,

@@ -5,13 +5,13 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::image::scheduler::Threads;
+use crate::image::scheduler::Scheduler;
 
 /// See the module.
 pub struct Bell {
     state: Mutex<State>,
     changed: Condvar,
-    threads: Threads,
+    threads: Scheduler,
 }
 
 #[derive(Default)]
@@ -24,7 +24,7 @@ struct State {
 
 impl Bell {
     /// Heard by threads of this kind.
-    pub fn new(threads: Threads) -> Self {
+    pub fn new(threads: Scheduler) -> Self {
         Self {
             state: Mutex::default(),
             changed: Condvar::new(),

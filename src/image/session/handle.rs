@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use crate::image::dirty_map::{DirtyMap, Peer};
 use crate::image::heal::{LinkError, Unmarked};
 use crate::image::replica::brick_set::{SetChange, Shape};
-use crate::image::scheduler::Threads;
+use crate::image::scheduler::Scheduler;
 
 use super::bell::Bell;
 use super::input::Input;
@@ -43,7 +43,7 @@ pub struct SessionHandle {
     inbox: Sender<Input>,
     gate: Arc<ArcSwap<WriteGate>>,
     snapshot: Arc<Mutex<Snapshot>>,
-    threads: Threads,
+    threads: Scheduler,
     /// Healers are to end, for the image is being resized.
     resizing: Arc<AtomicBool>,
     healer: Arc<Mutex<Heard>>,
@@ -78,7 +78,7 @@ impl SessionHandle {
         inbox: Sender<Input>,
         gate: Arc<ArcSwap<WriteGate>>,
         snapshot: Arc<Mutex<Snapshot>>,
-        threads: Threads,
+        threads: Scheduler,
         bell: Arc<Bell>,
     ) -> Self {
         let now = Instant::now();
@@ -280,8 +280,8 @@ mod tests {
                 || {},
             ))),
             Arc::new(Mutex::new(snapshot)),
-            Threads::default(),
-            Arc::new(Bell::new(Threads::default())),
+            Scheduler::default(),
+            Arc::new(Bell::new(Scheduler::default())),
         );
         (directory, map, handle)
     }

@@ -22,7 +22,7 @@ use crate::image::replica::holder::Holder;
 use crate::image::replica::missed_writes::MissedWrites;
 use crate::image::replica::names::Names;
 use crate::image::replica::session_lock::Claim;
-use crate::image::scheduler::Threads;
+use crate::image::scheduler::Scheduler;
 
 use super::bell::Bell;
 use super::ending::{Ending, KeptSession, Parting};
@@ -68,7 +68,7 @@ pub struct Session {
     /// Another one when the image has grown.
     gate: Arc<ArcSwap<WriteGate>>,
     handle: SessionHandle,
-    threads: Threads,
+    threads: Scheduler,
     /// Taken when it is over.
     ended: Option<Receiver<Ending>>,
 }
@@ -86,7 +86,7 @@ impl Session {
         open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
         on_stop: impl Fn(StopReason) + Send + 'static,
     ) -> Result<(Self, L), OpenError> {
-        Self::open_on(Threads::default(), setup, cancelled, open_local, on_stop)
+        Self::open_on(Scheduler::default(), setup, cancelled, open_local, on_stop)
     }
 
     /// [`Session::open`] with threads of a simulator's.
@@ -94,7 +94,7 @@ impl Session {
     /// # Errors
     /// As [`Session::open`].
     pub fn open_on<L: Local>(
-        threads: Threads,
+        threads: Scheduler,
         setup: Setup,
         cancelled: &AtomicBool,
         open_local: impl FnOnce(&CopyState) -> Result<L, LocalError>,
@@ -342,7 +342,7 @@ fn start_workers(
     names: &Names,
     ports: Vec<Box<dyn BrickPort>>,
     claim: Claim,
-    threads: &Threads,
+    threads: &Scheduler,
     inbox: &Sender<Input>,
 ) -> Result<Vec<Worker>, OpenError> {
     let start = |(brick, port)| {

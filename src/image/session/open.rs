@@ -19,7 +19,7 @@ use crate::image::replica::promotion;
 use crate::image::replica::session_lock::{
     Blocked, Claim, lock_background, lock_session, read_copy,
 };
-use crate::image::scheduler::Threads;
+use crate::image::scheduler::Scheduler;
 
 use super::error::OpenError;
 use super::fencing;
@@ -42,7 +42,7 @@ pub struct Waiting<'a> {
     /// Ends it early.
     pub cancelled: &'a AtomicBool,
     /// Where it waits.
-    pub threads: &'a Threads,
+    pub threads: &'a Scheduler,
 }
 
 /// An image opened over its bricks.

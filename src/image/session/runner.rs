@@ -18,7 +18,7 @@ use crate::image::replica::brick_worker::{BrickReport, Worker};
 use crate::image::replica::data_lock::wait;
 use crate::image::replica::missed_writes::MissedWrites;
 use crate::image::replica::names::Names;
-use crate::image::scheduler::Threads;
+use crate::image::scheduler::Scheduler;
 
 use super::bell::Bell;
 use super::ending::{Ending, Parting};
@@ -77,7 +77,7 @@ pub struct Runner {
     /// Locks were taken away, and marks are not known to stand since.
     pub robbed: bool,
     /// For waiting.
-    pub threads: Threads,
+    pub threads: Scheduler,
     /// For the status.
     pub snapshot: Arc<Mutex<Snapshot>>,
     /// Rung whenever that, or the dirty map but for the guest's writes, may have changed.

@@ -19,7 +19,7 @@ struct Played {
     interrupt_at: Option<Duration>,
     asked: Vec<String>,
     told: Vec<String>,
-    custody: OwnershipStatus,
+    ownership: OwnershipStatus,
     guest: &'static str,
     target: (&'static str, OwnershipStatus),
     now: Duration,
@@ -50,7 +50,7 @@ fn played(answers: Vec<Result<Value, &'static str>>) -> Played {
         interrupt_at: None,
         asked: Vec::new(),
         told: Vec::new(),
-        custody: OwnershipStatus::Held,
+        ownership: OwnershipStatus::Held,
         guest: "running",
         target: ("inmigrate", OwnershipStatus::Vacant),
         now: Duration::ZERO,
@@ -69,10 +69,10 @@ fn plan() -> Plan {
     }
 }
 
-fn seen(guest: &str, custody: OwnershipStatus) -> Seen {
+fn seen(guest: &str, ownership: OwnershipStatus) -> Seen {
     Seen {
         guest: Some(guest.to_owned()),
-        custody: Some(custody),
+        ownership: Some(ownership),
         trouble: None,
     }
 }
@@ -96,7 +96,7 @@ impl Played {
         let sent = self
             .completed_at
             .is_some_and(|at| self.now >= at + self.leaving);
-        self.custody = match sent {
+        self.ownership = match sent {
             true => OwnershipStatus::Vacant,
             false => OwnershipStatus::Leaving,
         };
@@ -111,7 +111,7 @@ impl World for Played {
         if self.completed_at.is_some() {
             self.complete();
         }
-        seen(self.guest, self.custody)
+        seen(self.guest, self.ownership)
     }
 
     fn there(&mut self) -> Seen {
@@ -151,13 +151,13 @@ impl World for Played {
     }
 
     fn hand_over(&mut self) -> Result<(), Failure> {
-        self.custody = OwnershipStatus::Armed;
+        self.ownership = OwnershipStatus::Armed;
         Ok(())
     }
 
     fn keep(&mut self) -> Result<(), String> {
         self.asked.push("keep".to_owned());
-        self.custody = OwnershipStatus::Held;
+        self.ownership = OwnershipStatus::Held;
         Ok(())
     }
 
@@ -275,8 +275,8 @@ fn nothing_is_done_unless_both_hosts_are_as_they_must_be() {
     type Spoil = (fn(&mut Played), &'static str);
     let spoil: [Spoil; 4] = [
         (
-            |world| world.custody = OwnershipStatus::Vacant,
-            "custody: vacant",
+            |world| world.ownership = OwnershipStatus::Vacant,
+            "ownership: vacant",
         ),
         (|world| world.guest = "paused", "it is paused"),
         (

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::image::dirty_map::Peer;
 use crate::image::heal::link::{HealState, Hint};
-use crate::image::scheduler::Threads;
+use crate::image::scheduler::Scheduler;
 
 use super::idle::IdleTime;
 
@@ -17,7 +17,7 @@ use super::idle::IdleTime;
 pub struct Board {
     state: Mutex<BoardState>,
     changed: Condvar,
-    threads: Threads,
+    threads: Scheduler,
     /// Per peer.
     switches: Vec<Switches>,
 }
@@ -90,7 +90,7 @@ pub struct Orders {
 
 impl Board {
     /// For this many peers; nothing is known of the session yet, so nothing is held.
-    pub fn new(peers: usize, threads: Threads) -> Self {
+    pub fn new(peers: usize, threads: Scheduler) -> Self {
         let state = BoardState {
             peers: vec![PeerHealing::default(); peers],
             ..BoardState::default()

@@ -10,7 +10,7 @@ use super::super::{FollowEnd, FollowOptions, Follower};
 use super::session::{Session, at_once, make_clean, wait_until};
 use super::world::EXTENT;
 use crate::image::scheduler::clock::{Clock, SystemClock};
-use crate::image::scheduler::{Scheduler, Threads};
+use crate::image::scheduler::{Scheduler, Simulator};
 
 /// The system's threads and time; how often any of them waits is counted.
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl Clock for Counting {
     }
 }
 
-impl Scheduler for Counting {
+impl Simulator for Counting {
     fn spawn(&self, _: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
         thread::Builder::new().spawn(body).map(drop)
     }
@@ -60,7 +60,7 @@ fn an_idle_follower_wakes_up_less_than_once_a_second() {
     let session = Session::new(40, 2);
     let counting = Arc::new(Counting::default());
     let options = FollowOptions {
-        threads: Threads::simulated(counting.clone()),
+        threads: Scheduler::simulated(counting.clone()),
         ..at_once()
     };
     let _follower = at_rest(&session, &options);

@@ -122,7 +122,7 @@ impl Session {
         let known = durability.clone();
         let debt =
             MissedWrites::adopt(SHAPE, map.clone(), trust, &copies, me.session, known).unwrap();
-        let threads = Threads::default();
+        let threads = Scheduler::default();
         let journal = Journal::default();
         let answer = |brick| answering.contains(&brick).then(unmarked);
         let copies: Vec<_> = (0..SHAPE.bricks)
@@ -176,7 +176,7 @@ impl Session {
                 healing: None,
                 sync_failed: None,
             })),
-            bell: Arc::new(Bell::new(Threads::default())),
+            bell: Arc::new(Bell::new(Scheduler::default())),
             on_stop: Box::new(|_| {}),
             on_end: Box::new(|_, _| {}),
             on_return: Box::new(|| {}),

@@ -1,6 +1,6 @@
 //! When marks are asked to go, and what is told to whom; with a clock by hand.
 
-use crate::image::scheduler::Scheduler;
+use crate::image::scheduler::Simulator;
 use crate::image::scheduler::clock::Clock;
 
 use super::*;
@@ -19,7 +19,7 @@ impl Clock for Hand {
     }
 }
 
-impl Scheduler for Hand {
+impl Simulator for Hand {
     fn spawn(&self, _: &str, _: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
         unreachable!("a board has no threads")
     }
@@ -36,7 +36,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn board() -> (Arc<Hand>, Board, [Peer; 2]) {
     let clock = Arc::new(Hand::default());
-    let board = Board::new(2, Threads::simulated(clock.clone()));
+    let board = Board::new(2, Scheduler::simulated(clock.clone()));
     board.take_hint(marked());
     (clock, board, [0, 1].map(|peer| Peer::new(peer).unwrap()))
 }
