@@ -106,6 +106,8 @@ fn a_daemon_waits_for_a_lock_that_comes_free_in_time() {
     let first = Daemon::serve(&volume, 0, &[]);
     let second = Daemon::start(&volume, 1, IMAGE, &["--lock-timeout", "60s"]);
     second.wait_log("waiting for a lock");
+    // The brick tells, and the session looks at its locks at once.
+    first.wait_log("somebody else wants the lock \"bypass-blk.session\"");
     assert_eq!(first.stop().code(), Some(0));
     assert_eq!(second.wait_listening().unwrap().stop().code(), Some(0));
 }

@@ -21,8 +21,9 @@ use bypass_blk::device::guest::chain::Chain;
 use bypass_blk::device::guest::memory::Memory;
 use bypass_blk::device::{Config, Disk, Server};
 use bypass_blk::gluster::dict::Dict;
+use bypass_blk::gluster::notice::Contention;
 use bypass_blk::gluster::record::{MAX_RECORD, RecordDecoder};
-use bypass_blk::gluster::rpc;
+use bypass_blk::gluster::rpc::{self, Message};
 use bypass_blk::gluster::volfile::Graph;
 use bypass_blk::gluster::volume::Volume;
 use bypass_blk::gluster::xdr::Decoder;
@@ -48,7 +49,14 @@ fn a_stream_of_records() {
             match decoder.advance(count) {
                 Ok(Some(record)) => {
                     assert!(record.len() <= MAX_RECORD);
-                    let _ = rpc::parse(&record);
+                    if let Ok(Message::Call {
+                        program,
+                        procedure,
+                        arguments,
+                    }) = rpc::parse(&record)
+                    {
+                        let _ = Contention::parse(program, procedure, &record[arguments..]);
+                    }
                 }
                 Ok(None) => {}
                 Err(_) => break,

@@ -16,6 +16,7 @@ use super::connection::{
 use super::dict;
 use super::error::{BrickError, Errno, ProtocolError};
 use super::glusterd::{GLUSTERD_PORT, Glusterd};
+use super::notice::Contention;
 use super::record::MAX_RECORD;
 use super::rpc::{Call, Credentials, FILE_OPERATIONS, HANDSHAKE, LkOwner};
 use super::volume::BrickSpec;
@@ -275,6 +276,12 @@ impl Brick {
     /// [`Connection::on_disconnect`]. It is also told of [`Brick::close`].
     pub fn on_disconnect(&self, listener: impl FnOnce(&Arc<Disconnect>) + Send + 'static) {
         self.inner.connection.on_disconnect(listener);
+    }
+
+    /// Runs `listener` whenever the brick tells that somebody wants a lock of ours; see
+    /// [`Connection::on_contention`].
+    pub fn on_contention(&self, listener: impl Fn(&Contention) + Send + Sync + 'static) {
+        self.inner.connection.on_contention(listener);
     }
 
     pub(super) fn credentials(&self) -> &Credentials {

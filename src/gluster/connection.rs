@@ -2,8 +2,8 @@
 //!
 //! It owns the socket, one reader thread, and the table of calls that wait for
 //! their replies. Callers send from their own threads, each record whole; the
-//! reader matches replies by transaction id and drops the peer's own calls (a
-//! brick's notices need no answer). Who waits, caller or reader, pings a silent peer and
+//! reader matches replies by transaction id, tells of contention, and drops the peer's other
+//! calls (a brick's notices need no answer). Who waits, caller or reader, pings a silent peer and
 //! declares it dead when that stays unanswered. The thread ends with the connection, and the
 //! connection with its last handle. It never reconnects.
 
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::notice::Contention;
 use super::record::RecordError;
 use super::rpc::{Call, Credentials, Program, Rejection};
 use super::xdr::XdrError;
@@ -73,7 +74,7 @@ pub enum Disconnect {
     /// The peer sent something that is no record.
     #[error("the peer does not follow the protocol")]
     Record(#[source] RecordError),
-    /// The peer sent a record that is no RPC message.
+    /// The peer sent a record that is no RPC message, or a notice that is not what it says.
     #[error("the peer does not follow the protocol")]
     Header(#[source] XdrError),
 }
@@ -304,6 +305,13 @@ impl Connection {
     /// anything but short locks.
     pub fn on_disconnect(&self, listener: impl FnOnce(&Arc<Disconnect>) + Send + 'static) {
         self.link().listen(Box::new(listener));
+    }
+
+    /// Runs `listener`, in place of any before, on the reader thread whenever the peer tells
+    /// that somebody wants a lock that is held through this connection. It must not wait for
+    /// anything but short locks.
+    pub fn on_contention(&self, listener: impl Fn(&Contention) + Send + Sync + 'static) {
+        self.link().listen_to_contention(Arc::new(listener));
     }
 }
 

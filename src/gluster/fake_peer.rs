@@ -75,10 +75,10 @@ impl Peer {
         self.write(&[&mark, &reply[..], more].concat());
     }
 
-    /// A notice such as bricks send on their own.
+    /// A notice such as bricks send on their own: an upcall without arguments that matter here.
     pub fn notice(&mut self, xid: u32) {
         let mut call = Encoder::new();
-        for word in [xid, 0, 2, 52_743_234, 1, 10, 0, 0, 0, 0] {
+        for word in [xid, 0, 2, 52_743_234, 1, 5, 0, 0, 0, 0] {
             call.u32(word);
         }
         self.send(&call.into_bytes());

@@ -9,7 +9,7 @@
 //!
 //! From the wire upwards:
 //!
-//! * [`xdr`], [`record`], [`rpc`], [`dict`] — pure codecs, every length bounded;
+//! * [`xdr`], [`record`], [`rpc`], [`notice`], [`dict`] — pure codecs, every length bounded;
 //! * [`connection`] — one TCP connection with many calls in flight;
 //! * [`glusterd`], [`volfile`], [`volume`] — what the volume looks like;
 //! * [`brick`], [`fops`], [`io`], [`locks`], [`pending`] — what a brick can do.
@@ -25,6 +25,7 @@ pub mod glusterd;
 pub mod inode;
 pub mod io;
 pub mod locks;
+pub mod notice;
 pub mod pending;
 pub mod record;
 pub mod rpc;

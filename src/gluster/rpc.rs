@@ -216,6 +216,8 @@ pub enum Message {
         program: u32,
         /// Procedure number.
         procedure: u32,
+        /// Where in the record its arguments begin.
+        arguments: usize,
     },
 }
 
@@ -229,7 +231,15 @@ pub fn parse(record: &[u8]) -> Result<Message, XdrError> {
             let program = header.u32()?;
             let _version = header.u32()?;
             let procedure = header.u32()?;
-            Ok(Message::Call { program, procedure })
+            for _ in ["credentials", "verifier"] {
+                let _flavor = header.u32()?;
+                let _body = header.opaque(MAX_AUTH_BODY)?;
+            }
+            Ok(Message::Call {
+                program,
+                procedure,
+                arguments: record.len() - header.rest().len(),
+            })
         }
         MESSAGE_REPLY => {
             let rejection = parse_reply_status(&mut header)?;
@@ -359,7 +369,7 @@ mod tests {
             },
             procedure: 10,
             credentials: &Credentials::None,
-            arguments: &[],
+            arguments: b"args",
             payload: &[],
         }
         .encode(5)
@@ -368,7 +378,8 @@ mod tests {
             parse(&call[record::MARK_LEN..]),
             Ok(Message::Call {
                 program: 52_743_234,
-                procedure: 10
+                procedure: 10,
+                arguments: call.len() - record::MARK_LEN - 4,
             })
         );
     }
@@ -404,9 +415,12 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_never_panics(record in proptest::collection::vec(any::<u8>(), 0..96)) {
-            if let Ok(Message::Reply { results: Ok(position), .. }) = parse(&record) {
-                prop_assert!(position <= record.len());
-            }
+            let begin = match parse(&record) {
+                Ok(Message::Reply { results: Ok(begin), .. }) => begin,
+                Ok(Message::Call { arguments, .. }) => arguments,
+                _ => 0,
+            };
+            prop_assert!(begin <= record.len());
         }
 
         #[test]

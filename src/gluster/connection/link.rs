@@ -15,6 +15,7 @@ use super::socket::write_all;
 use super::{
     Answer, CallError, Deadline, Disconnect, HoldError, MAX_CALLS, MAX_COUNTED_CALLS, Undo, Weight,
 };
+use crate::gluster::notice::Contention;
 use crate::gluster::rpc::{self, Call, Credentials};
 
 mod reader;
@@ -25,6 +26,7 @@ const PING_XID: u32 = 0;
 const PING: u32 = 3;
 
 pub(super) type DisconnectListener = Box<dyn FnOnce(&Arc<Disconnect>) + Send>;
+pub(super) type ContentionListener = Arc<dyn Fn(&Contention) + Send + Sync>;
 
 /// A call's transaction id, and where its answer comes.
 pub(super) type Enlisted = (u32, Receiver<Answer>);
@@ -45,6 +47,7 @@ struct State {
     last_xid: u32,
     gone: Option<Arc<Disconnect>>,
     listeners: Vec<DisconnectListener>,
+    contention: Option<ContentionListener>,
     /// Absent where nobody wants to know.
     pulse: Option<Pulse>,
     /// Nothing is to be sent or read.
@@ -106,6 +109,11 @@ impl Link {
                 listener(&reason);
             }
         }
+    }
+
+    /// From now on `listener` hears of contention.
+    pub(super) fn listen_to_contention(&self, listener: ContentionListener) {
+        self.lock().contention = Some(listener);
     }
 
     /// Nobody waits for this call any more; `undo` is for when it is answered. Is

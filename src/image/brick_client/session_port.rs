@@ -3,6 +3,7 @@
 //! Turns what a session wants of a brick into file operations and locks. It
 //! keeps the connection and the open file that posix locks need, nothing else.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -25,8 +26,11 @@ use crate::image::replica::promotion::Promotion;
 use super::failure::port_error;
 use super::session_record::{SESSION_DOMAIN, holder_of};
 
+mod alert;
 mod counters;
 mod publishing;
+
+use alert::Alert;
 
 /// The attribute by which a file is fenced where the volume allows it
 /// (`GF_ENFORCE_MANDATORY_LOCK`, `libglusterfs/src/glusterfs/glusterfs.h`).
@@ -52,6 +56,7 @@ pub struct GlusterPort {
     timeouts: Timeouts,
     overruled: Option<Overruled>,
     next: Next,
+    alert: Option<Arc<Alert>>,
     live: Option<Live>,
 }
 
@@ -131,6 +136,7 @@ impl GlusterPort {
                 timeouts,
                 overruled: overruled.cloned(),
                 next,
+                alert: None,
                 live: None,
             })
         };
@@ -195,6 +201,10 @@ impl GlusterPort {
 }
 
 impl BrickPort for GlusterPort {
+    fn on_contention(&mut self, tell: Box<dyn Fn() + Send + Sync>) {
+        self.alert = Some(Arc::new(Alert::new(tell)));
+    }
+
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
         let (mut open, mut published, mut standing) = (None, None, Vec::new());
@@ -232,6 +242,10 @@ impl BrickPort for GlusterPort {
             }
         };
         brick.on_disconnect(move |why| lost(chain(&**why)));
+        if let Some(alert) = self.alert.clone() {
+            let name = self.spec.to_string();
+            brick.on_contention(move |contention| alert.raise(&name, contention));
+        }
         self.live = Some(Live {
             brick,
             gfid: entry.gfid(),
@@ -343,6 +357,9 @@ impl BrickPort for GlusterPort {
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
+        if let Some(alert) = &self.alert {
+            alert.looked();
+        }
         let mut copy = self.look_up_locked()?;
         if let Some(Overruled { promotion, local }) = self.overruled.clone()
             && let Some(counter) = copy.pending.get_mut(local)

@@ -192,6 +192,11 @@ pub trait BrickPort: Send {
         false
     }
 
+    /// `tell` is called, from any thread, when a brick says that somebody wants a lock that is
+    /// held here; not again before the next [`BrickPort::probe`]. Said before
+    /// [`BrickPort::connect`]; a port that never hears of it says nothing.
+    fn on_contention(&mut self, _tell: Box<dyn Fn() + Send + Sync>) {}
+
     /// Connects and resolves the image. `lost` is called at most once, from any
     /// thread, when the connection goes.
     ///

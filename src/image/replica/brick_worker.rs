@@ -41,6 +41,8 @@ pub enum BrickReport {
     Waiting(String),
     /// A heal of Gluster's own has the brick (told each time).
     HealInTheWay,
+    /// Somebody wants a lock of ours there; told once until the brick is probed.
+    Contended,
 }
 
 type WorkerJob = Box<dyn FnOnce(&mut dyn BrickPort) + Send>;
@@ -50,6 +52,8 @@ enum Command {
     Connect(Sender<Result<(), PortError>>),
     /// The connection with this number is gone.
     Lost(u64, String),
+    /// The brick says that a lock of ours is wanted.
+    Contended,
     /// From now on keep the brick joined; it is joined already, or away.
     Watch {
         joined: bool,
@@ -91,12 +95,17 @@ impl Worker {
     /// When the system has no thread to give.
     pub fn start(
         name: &str,
-        port: Box<dyn BrickPort>,
+        mut port: Box<dyn BrickPort>,
         claim: Claim,
         threads: &Scheduler,
         report: impl Fn(BrickReport) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
+        let wanted = commands.clone();
+        port.on_contention(Box::new(move || {
+            // A worker that is gone holds nothing.
+            let _ = wanted.send(Command::Contended);
+        }));
         let state = WorkerState {
             port,
             claim,
@@ -238,6 +247,11 @@ impl WorkerState {
                     self.lose(why)
                 }
                 Ok(Command::Lost(..)) => {}
+                Ok(Command::Contended) => {
+                    if matches!(self.keep, Keep::Joined) {
+                        (self.report)(BrickReport::Contended);
+                    }
+                }
                 Ok(Command::Watch { joined }) => self.start_watching(joined),
                 Ok(Command::LossHeard) => {
                     if matches!(self.keep, Keep::Lost) {

@@ -183,6 +183,7 @@ impl Session {
             reached: opened.held,
             quorum_deadline: None,
             looked_at: threads.now(),
+            contended: false,
             robbed: false,
             threads: threads.clone(),
             snapshot: snapshot.clone(),

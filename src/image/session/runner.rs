@@ -74,6 +74,8 @@ pub struct Runner {
     pub quorum_deadline: Option<Duration>,
     /// When the bricks were last looked at, by the same clock.
     pub looked_at: Duration,
+    /// A brick said since that somebody wants a lock of this session's.
+    pub contended: bool,
     /// Locks were taken away, and marks are not known to stand since.
     pub robbed: bool,
     /// For waiting.
@@ -209,6 +211,7 @@ impl Runner {
                 self.note(brick, |copy| copy.why_away = Some(why));
             }
             BrickReport::HealInTheWay => self.turn_heals_away(),
+            BrickReport::Contended => self.contended = true,
             BrickReport::TakenByOther { holder, accuses } => {
                 log::warn!("brick {name} is back, but locked by another session: {holder}");
                 self.note(brick, |copy| {

@@ -11,6 +11,7 @@ use super::super::pulse::Watch;
 use super::super::socket::is_timeout;
 use super::super::{CallError, Disconnect, Reply, Undo};
 use super::Link;
+use crate::gluster::notice::Contention;
 use crate::gluster::record::RecordDecoder;
 use crate::gluster::rpc::{self, Call, Message};
 use crate::gluster::xdr::XdrError;
@@ -108,13 +109,21 @@ impl Link {
         }
     }
 
-    /// Hands a record to the call it answers. Anything else — a brick's notice,
-    /// a ping's reply, the reply to nobody — is dropped.
+    /// Hands a record to the call it answers, or to who wants to hear of contention. Anything
+    /// else — another notice, a ping's reply, the reply to nobody — is dropped.
     fn deliver(&self, record: Vec<u8>) -> Result<(), XdrError> {
         let (xid, results) = match rpc::parse(&record)? {
             Message::Reply { xid, results } => (xid, results),
-            Message::Call { program, procedure } => {
+            Message::Call {
+                program,
+                procedure,
+                arguments,
+            } => {
                 log::trace!("notice {procedure} of program {program} from a brick");
+                let arguments = record.get(arguments..).unwrap_or_default();
+                if let Some(contention) = Contention::parse(program, procedure, arguments)? {
+                    self.tell(&contention);
+                }
                 return Ok(());
             }
         };
@@ -130,6 +139,13 @@ impl Link {
             (_, answer) => drop(waiter.answer.try_send(answer)),
         }
         Ok(())
+    }
+
+    fn tell(&self, contention: &Contention) {
+        let listener = self.lock().contention.clone();
+        if let Some(listener) = listener {
+            listener(contention);
+        }
     }
 
     /// Sends a call whose reply is of no interest: it will find nobody.

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use super::*;
 use crate::gluster::fake_peer::connect;
 use crate::gluster::record;
+use crate::gluster::xdr::Encoder;
 
 #[test]
 fn replies_in_any_order_reach_their_calls() {
@@ -184,4 +185,38 @@ fn a_caller_who_gives_up_waits_no_longer() {
     let missed = ask(&connection, b"").wait_or_undo(deadline, || true, undo);
     assert!(matches!(missed, Err(CallError::TimedOut { .. })));
     assert!(begun.elapsed() < PATIENCE);
+}
+
+/// A brick's word that somebody wants the lock of this domain, or that but for its end.
+fn contention(domain: &[u8], cut: usize) -> Vec<u8> {
+    let mut call = Encoder::new();
+    for word in [5, 0, 2, 52_743_234, 1, 10, 0, 0, 0, 0] {
+        call.u32(word);
+    }
+    call.fixed(&[7; 16]).u32(1).u32(0).u64(0).u64(0).u32(9);
+    call.opaque(b"owner").u32(9).opaque(domain).opaque(&[]);
+    let mut bytes = call.into_bytes();
+    bytes.truncate(bytes.len() - cut);
+    bytes
+}
+
+#[test]
+fn contention_is_heard_between_replies_and_garbage_of_that_name_ends_the_connection() {
+    let (connection, _peer) = connect(&patient(), |mut peer| {
+        let call = peer.receive().unwrap();
+        peer.send(&contention(b"domain", 0));
+        peer.reply(call.xid, b"mine");
+        peer.receive().unwrap();
+        peer.send(&contention(b"domain", 8));
+        peer.drain();
+    });
+    let (told, heard) = mpsc::channel();
+    connection.on_contention(move |contention| told.send(contention.domain.clone()).unwrap());
+    assert_eq!(answer(ask(&connection, b"")).unwrap().results(), b"mine");
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["domain"]);
+    let ended = answer(ask(&connection, b"")).unwrap_err();
+    let CallError::Disconnected(why) = ended else {
+        panic!("{ended:?}");
+    };
+    assert!(matches!(*why, Disconnect::Header(_)), "{why:?}");
 }

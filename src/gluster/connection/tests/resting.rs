@@ -6,7 +6,7 @@ use crate::gluster::record;
 
 /// A notice such as bricks send on their own, cut in two within its header.
 fn halves_of_a_notice() -> (Vec<u8>, Vec<u8>) {
-    let notice = [9u32, 0, 2, 52_743_234, 1, 10, 0, 0, 0, 0].map(u32::to_be_bytes);
+    let notice = [9u32, 0, 2, 52_743_234, 1, 5, 0, 0, 0, 0].map(u32::to_be_bytes);
     let mark = record::mark(notice.as_flattened().len()).unwrap();
     let record = [&mark[..], notice.as_flattened()].concat();
     let (half, rest) = record.split_at(34);

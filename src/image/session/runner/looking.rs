@@ -3,8 +3,8 @@
 //! Locks and marks can be taken away by others: an administrator clears locks
 //! (`gluster volume clear-locks`), a brick revokes them, and then stock Gluster heals
 //! underneath the guest and removes the marks. Nothing tells the session. So it looks, at
-//! short intervals while the guest may write, at longer ones else, and once more when it
-//! ends. A brick whose locks are gone is given up and joined again like one that was lost;
+//! short intervals while the guest may write, at longer ones else, soon when a brick says that
+//! somebody wants one of its locks, and once more when it ends. A brick whose locks are gone is given up and joined again like one that was lost;
 //! marks that are gone are stored again.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -22,6 +22,8 @@ use super::Runner;
 const WHILE_DIRTY: Duration = Duration::from_secs(1);
 /// Between two looks while none does.
 const WHILE_CLEAN: Duration = Duration::from_secs(15);
+/// Between two looks when somebody wants a lock: whoever does may have taken others away.
+const WHEN_CONTENDED: Duration = Duration::from_millis(100);
 /// How long a session that ends tries to get back bricks whose locks were taken away.
 const REJOIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -44,9 +46,11 @@ impl Runner {
         }
     }
 
-    /// As soon as the guest writes, the last look counts for a moment only.
+    /// As soon as the guest writes, or somebody wants a lock, the last look counts for a moment
+    /// only.
     fn next_look(&self) -> Duration {
         let pause = match self.machine.phase() {
+            _ if self.contended => WHEN_CONTENDED,
             Phase::Unmarked | Phase::Stopped(_) => WHILE_CLEAN,
             _ => WHILE_DIRTY,
         };
@@ -61,6 +65,7 @@ impl Runner {
 
     /// Looks at every brick that is held.
     pub(super) fn look(&mut self) {
+        self.contended = false;
         let copies = self.read_held();
         let over = self.machine.overruled();
         let accuses_local = |(brick, copy): &&(usize, CopyState)| {

@@ -163,6 +163,7 @@ impl Session {
             reached: SHAPE.all(),
             quorum_deadline: None,
             looked_at: Duration::ZERO,
+            contended: false,
             robbed: false,
             threads,
             snapshot: Arc::new(Mutex::new(Snapshot {

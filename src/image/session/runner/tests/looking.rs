@@ -76,6 +76,22 @@ fn a_look_that_finds_the_local_copy_accused_stops_the_session() {
 }
 
 #[test]
+fn a_brick_that_says_that_a_lock_is_wanted_is_looked_at_at_once_and_no_sooner_again() {
+    let mut session = Session::dirty();
+    session.runner.look();
+    let usual = session.runner.next_due();
+    session.runner.heard(1, BrickReport::Contended);
+    let soon = session.runner.next_due();
+    assert!(soon < usual, "{soon:?} {usual:?}");
+    session.robbed[1].store(true, Ordering::SeqCst);
+    while session.runner.machine.held().contains(1) {
+        session.runner.do_what_is_due();
+    }
+    assert!(session.runner.threads.now() < usual.unwrap());
+    assert!(session.runner.next_due() > usual);
+}
+
+#[test]
 fn a_session_whose_marks_are_as_they_should_be_changes_nothing_when_it_looks() {
     let mut session = Session::dirty();
     session.runner.look();
