@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::qemu_version::reconnect_option;
+
 /// A virtio disk of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Disk {
@@ -44,7 +46,10 @@ impl Disk {
                 queues,
                 reconnect,
             } => {
-                let reconnect = if *reconnect { ",reconnect=1" } else { "" };
+                let reconnect = match reconnect {
+                    true => format!(",{}", reconnect_option()),
+                    false => String::new(),
+                };
                 return vec![
                     "-chardev".into(),
                     format!(
@@ -121,6 +126,6 @@ mod tests {
             reconnect,
         };
         assert!(!disk(false).args(0).join(" ").contains("reconnect"));
-        assert!(disk(true).args(0).join(" ").contains("reconnect=1"));
+        assert!(disk(true).args(0).join(" ").contains(",reconnect"));
     }
 }

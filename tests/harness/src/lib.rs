@@ -31,6 +31,7 @@ mod node;
 mod place;
 mod process;
 pub mod progress;
+mod qemu_version;
 mod qmp;
 mod run;
 pub mod signals;
