@@ -9,9 +9,9 @@ use crate::control::metrics::MetricsError;
 use crate::control::one_line::OneLine;
 use crate::control::socket::ControlError;
 use crate::device::DeviceError;
-use crate::gluster::GlusterdError;
 use crate::gluster::rpc::BadLkOwner;
 use crate::gluster::volume::VolfileError;
+use crate::gluster::{GlusterdError, tls};
 use crate::image::error_chain::chain;
 use crate::image::heal::FollowError;
 use crate::image::local::error::LocalError;
@@ -38,10 +38,11 @@ Exit codes:
   16  no brick answers                         70  not everything could be healed
   17  the volume refuses changes               71  verify: the copies differ
   18  the volume takes locks away              72  verify: not everything could be compared
-  20  no such image                            73  the copy may not be promoted
-  21  not a regular file                       74  handover: the image cannot be given away
-  22  a DHT link file                          75  resize: the image keeps its size
-  23  the image is empty                       76  status: something could not be seen
+  19  TLS: a certificate does not do           73  the copy may not be promoted
+  20  no such image                            74  handover: the image cannot be given away
+  21  not a regular file                       75  resize: the image keeps its size
+  22  a DHT link file                          76  status: something could not be seen
+  23  the image is empty
   24  its size is not whole blocks
   25  it looks like an image format
   30  no brick of this host has the image
@@ -278,6 +279,8 @@ fn verify_code(error: &VerifyError) -> u8 {
 fn locate_code(error: &LocateError) -> u8 {
     match error {
         LocateError::Glusterd(GlusterdError::UnknownVolume { .. }) => 11,
+        LocateError::NoTls { .. } => 19,
+        LocateError::Glusterd(error) if tls::cause(error).is_some() => 19,
         LocateError::Glusterd(_) => 10,
         LocateError::Volfile(
             VolfileError::NotReplicated { .. } | VolfileError::ThinArbiter { .. },

@@ -11,7 +11,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::connection::{
-    CallError, Connection, Deadline, Disconnect, HoldError, PendingCall, Timeouts, Undo, Weight,
+    CallError, ConnectError, Connection, Deadline, Disconnect, HoldError, PendingCall, Timeouts,
+    Undo, Weight,
 };
 use super::dict;
 use super::error::{BrickError, Errno, ProtocolError};
@@ -19,6 +20,7 @@ use super::glusterd::{GLUSTERD_PORT, Glusterd};
 use super::notice::Contention;
 use super::record::MAX_RECORD;
 use super::rpc::{Call, Credentials, FILE_OPERATIONS, HANDSHAKE, LkOwner};
+use super::tls::TlsIdentity;
 use super::volume::BrickSpec;
 use super::xdr::{Decoder, Encoder};
 
@@ -95,9 +97,6 @@ impl Brick {
         timeouts: &Timeouts,
     ) -> Result<Self, BrickError> {
         let brick = spec.to_string();
-        if spec.tls {
-            return Err(BrickError::Tls { brick });
-        }
         let port = Glusterd::connect(&spec.host, GLUSTERD_PORT, timeouts)
             .and_then(|glusterd| glusterd.brick_port(&spec.path))
             .map_err(|source| BrickError::Port { brick, source })?;
@@ -113,14 +112,18 @@ impl Brick {
         timeouts: &Timeouts,
     ) -> Result<Self, BrickError> {
         let brick = spec.to_string();
-        let connection =
-            Connection::connect(&spec.host, port, timeouts, true).map_err(|source| {
-                BrickError::Unreachable {
-                    brick: brick.clone(),
+        let tls = spec.tls.then_some(&spec.tls_files);
+        let connection = match Connection::connect(&spec.host, port, timeouts, true, tls) {
+            Ok(connection) => connection,
+            Err(ConnectError::Tls(source)) => return Err(BrickError::Tls { brick, source }),
+            Err(source) => {
+                return Err(BrickError::Unreachable {
+                    brick,
                     port,
                     source,
-                }
-            })?;
+                });
+            }
+        };
         let connected = Self::over(brick, connection, identity, timeouts);
         connected.set_volume(spec, volume_id, identity)?;
         Ok(connected)
@@ -238,6 +241,14 @@ impl Brick {
         let (op_ret, errno, answer) =
             read().map_err(|error| self.protocol(OPERATION, ProtocolError::Decode(error)))?;
         if op_ret < 0 {
+            if spec.tls && Errno(errno) == Errno::ACCES {
+                let ours = TlsIdentity::read(&spec.tls_files);
+                let why = ours.map_or_else(|error| error, |ours| ours.not_allowed());
+                return Err(BrickError::Tls {
+                    brick: self.inner.name.clone(),
+                    source: why.into(),
+                });
+            }
             return Err(BrickError::Handshake {
                 brick: self.inner.name.clone(),
                 errno: Errno(errno),

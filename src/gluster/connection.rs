@@ -19,16 +19,18 @@ use thiserror::Error;
 use super::notice::Contention;
 use super::record::RecordError;
 use super::rpc::{Call, Credentials, Program, Rejection};
+use super::tls::{TlsError, TlsFiles, TlsIdentity};
 use super::xdr::XdrError;
 
 mod link;
 mod pulse;
+mod relay;
 mod socket;
 
 use link::Link;
 pub use pulse::Timeouts;
 use pulse::{Pulse, Watch};
-use socket::{configure, dial};
+use socket::{Stream, configure, dial};
 
 /// Calls that a brick counts and that may be unanswered at one time. A brick
 /// stops reading from a client with more than `server.outstanding-rpc-limit`
@@ -77,6 +79,9 @@ pub enum Disconnect {
     /// The peer sent a record that is no RPC message, or a notice that is not what it says.
     #[error("the peer does not follow the protocol")]
     Header(#[source] XdrError),
+    /// TLS ended it.
+    #[error("TLS ended it")]
+    Tls(#[source] Box<TlsError>),
 }
 
 /// Why a connection could not be made.
@@ -91,6 +96,9 @@ pub enum ConnectError {
     /// The socket could not be set up, or no thread was to be had.
     #[error("no connection could be set up")]
     Setup(#[source] io::Error),
+    /// TLS is wanted, and not to be had.
+    #[error("no TLS")]
+    Tls(#[source] Box<TlsError>),
 }
 
 /// Why a call has no results.
@@ -123,6 +131,9 @@ pub enum HoldError {
     /// Calls are under way, or the peer does not answer.
     #[error("the peer owes an answer")]
     Busy,
+    /// Its keys are this process's alone.
+    #[error("a connection with TLS cannot go from one process to another")]
+    Tls,
     /// There is no file descriptor left.
     #[error("no second handle of the socket is to be had")]
     Clone(#[source] io::Error),
@@ -183,15 +194,27 @@ impl Drop for Owner {
 pub struct Connection(Arc<Owner>);
 
 impl Connection {
-    /// Connects to the first address of `host` that answers. With `pings`, a
-    /// peer that goes silent is noticed (see [`Timeouts`]).
+    /// Connects to the first address of `host` that answers, with `tls` if the peer wants
+    /// that. With `pings`, a peer that goes silent is noticed (see [`Timeouts`]).
     pub fn connect(
         host: &str,
         port: u16,
         timeouts: &Timeouts,
         pings: bool,
+        tls: Option<&TlsFiles>,
     ) -> Result<Self, ConnectError> {
+        let identity = tls.map(TlsIdentity::read).transpose();
+        let identity = identity.map_err(|error| ConnectError::Tls(error.into()))?;
         let stream = dial(host, port, timeouts.connect)?;
+        configure(&stream, timeouts).map_err(ConnectError::Setup)?;
+        let stream = match identity {
+            None => Stream::plain(stream),
+            Some(identity) => {
+                let deadline = Deadline::after(timeouts.connect);
+                let (local, end) = relay::encrypt(stream, identity, host, deadline)?;
+                Stream::relayed(local, end)
+            }
+        };
         Self::over(stream, 0, host, timeouts, pings)
     }
 
@@ -202,18 +225,20 @@ impl Connection {
         host: &str,
         timeouts: &Timeouts,
     ) -> Result<Self, ConnectError> {
-        Self::over(stream, last_xid, host, timeouts, true)
+        configure(&stream, timeouts).map_err(ConnectError::Setup)?;
+        Self::over(Stream::plain(stream), last_xid, host, timeouts, true)
     }
 
     fn over(
-        stream: TcpStream,
+        stream: Stream,
         last_xid: u32,
         host: &str,
         timeouts: &Timeouts,
         pings: bool,
     ) -> Result<Self, ConnectError> {
         let pulse = pings.then(|| Pulse::new(timeouts, Instant::now()));
-        configure(&stream, timeouts, pings).map_err(ConnectError::Setup)?;
+        let limits = stream.limit(timeouts, pings);
+        limits.map_err(ConnectError::Setup)?;
         let link = Arc::new(Link::new(stream, last_xid, timeouts.send, pulse));
         let reader = Arc::clone(&link);
         thread::Builder::new()

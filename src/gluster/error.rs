@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::connection::{CallError, ConnectError, Disconnect};
 use super::rpc::Rejection;
+use super::tls::{SECURE_ACCESS, TlsError};
 use super::xdr::XdrError;
 
 /// An error number as a brick or glusterd gave it; they send Linux's numbers.
@@ -68,6 +69,14 @@ pub enum GlusterdError {
         /// Why.
         #[source]
         source: CallError,
+    },
+    /// It closed the connection, over which no TLS was spoken, without an answer.
+    #[error(
+        "glusterd at {server} closed the connection without an answer. Either it ended just then, or it wants TLS: if {SECURE_ACCESS} is on that host, it must be on this one, too"
+    )]
+    HungUp {
+        /// Its host and port.
+        server: String,
     },
     /// It knows no volume of that name.
     #[error("glusterd at {server} knows no volume {volume}")]
@@ -143,11 +152,14 @@ pub enum BrickError {
         #[source]
         source: ConnectError,
     },
-    /// The brick wants TLS.
-    #[error("brick {brick} is reached by TLS only, which is not supported")]
+    /// The brick wants TLS, and there is none.
+    #[error("brick {brick} wants TLS")]
     Tls {
         /// The brick.
         brick: String,
+        /// Why.
+        #[source]
+        source: Box<TlsError>,
     },
     /// The handshake was refused.
     #[error("brick {brick} refused this client: {reason} ({errno})")]

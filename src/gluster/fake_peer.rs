@@ -18,8 +18,13 @@ pub struct Received {
     pub body: Vec<u8>,
 }
 
+/// What a peer reads from and writes to.
+pub trait Wire: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Wire for T {}
+
 /// One accepted connection.
-pub struct Peer(pub TcpStream);
+pub struct Peer(pub Box<dyn Wire>);
 
 impl Peer {
     /// The next call, or `None` when the client has closed.
@@ -57,6 +62,7 @@ impl Peer {
     pub fn write(&mut self, bytes: &[u8]) {
         // The client may be gone already.
         let _ = self.0.write_all(bytes);
+        let _ = self.0.flush();
     }
 
     /// Answers a call with `results`.
@@ -94,9 +100,16 @@ impl Peer {
 pub fn listen<T: Send + 'static>(
     script: impl FnOnce(Peer) -> T + Send + 'static,
 ) -> (u16, JoinHandle<T>) {
+    accept(|stream| script(Peer(Box::new(stream))))
+}
+
+/// Runs `script` on the socket of the one connection made to the returned port.
+pub fn accept<T: Send + 'static>(
+    script: impl FnOnce(TcpStream) -> T + Send + 'static,
+) -> (u16, JoinHandle<T>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let handle = thread::spawn(move || script(Peer(listener.accept().unwrap().0)));
+    let handle = thread::spawn(move || script(listener.accept().unwrap().0));
     (port, handle)
 }
 
@@ -106,7 +119,7 @@ pub fn connect<T: Send + 'static>(
     script: impl FnOnce(Peer) -> T + Send + 'static,
 ) -> (Connection, JoinHandle<T>) {
     let (port, handle) = listen(script);
-    let connection = Connection::connect("127.0.0.1", port, timeouts, true).unwrap();
+    let connection = Connection::connect("127.0.0.1", port, timeouts, true, None).unwrap();
     (connection, handle)
 }
 

@@ -3,14 +3,16 @@
 //! Each [`Glusterd`] is one connection, made for a few questions and dropped.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use uuid::Uuid;
 
-use super::connection::{Connection, Deadline, Reply, Timeouts, Weight};
+use super::connection::{CallError, Connection, Deadline, Disconnect, Reply, Timeouts, Weight};
 use super::dict;
 use super::error::{Errno, GlusterdError};
 use super::record::MAX_RECORD;
 use super::rpc::{COMMAND_LINE, Call, Credentials, HANDSHAKE, PORTMAP, Program};
+use super::tls::{TlsFiles, management_wants_tls};
 use super::volume::BrickSpec;
 use super::xdr::{Decoder, Encoder, XdrError};
 
@@ -75,17 +77,22 @@ pub struct Glusterd {
     server: String,
     connection: Connection,
     timeouts: Timeouts,
+    tls: bool,
 }
 
 impl Glusterd {
-    /// Connects to the glusterd of `host`, a name or an address.
+    /// Connects to the glusterd of `host`, a name or an address; with TLS where this host's
+    /// own does.
     pub fn connect(host: &str, port: u16, timeouts: &Timeouts) -> Result<Self, GlusterdError> {
         let server = format!("{host}:{port}");
-        match Connection::connect(host, port, timeouts, false) {
+        let files = TlsFiles::default();
+        let tls = management_wants_tls().then_some(&files);
+        match Connection::connect(host, port, timeouts, false, tls) {
             Ok(connection) => Ok(Self {
                 server,
                 connection,
                 timeouts: *timeouts,
+                tls: tls.is_some(),
             }),
             Err(source) => Err(GlusterdError::Unreachable { server, source }),
         }
@@ -211,10 +218,17 @@ impl Glusterd {
         self.connection
             .call(&call, Weight::Counted, deadline)
             .and_then(|pending| pending.wait(deadline))
-            .map_err(|source| GlusterdError::NoAnswer {
-                server: self.server.clone(),
-                operation: procedure.name,
-                source,
+            .map_err(|source| match &source {
+                CallError::Disconnected(why) if !self.tls && was_closed(why) => {
+                    GlusterdError::HungUp {
+                        server: self.server.clone(),
+                    }
+                }
+                _ => GlusterdError::NoAnswer {
+                    server: self.server.clone(),
+                    operation: procedure.name,
+                    source,
+                },
             })
     }
 
@@ -244,6 +258,15 @@ impl Glusterd {
             server: self.server.clone(),
             volume: volume.to_owned(),
         }
+    }
+}
+
+/// Did the other end close it? A peer that wants TLS makes no sense of what it is told.
+fn was_closed(why: &Disconnect) -> bool {
+    match why {
+        Disconnect::ClosedByPeer => true,
+        Disconnect::Socket(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        _ => false,
     }
 }
 

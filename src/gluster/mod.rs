@@ -10,6 +10,7 @@
 //! From the wire upwards:
 //!
 //! * [`xdr`], [`record`], [`rpc`], [`notice`], [`dict`] — pure codecs, every length bounded;
+//! * [`tls`] — certificates: what this host shows, and whom it believes;
 //! * [`connection`] — one TCP connection with many calls in flight;
 //! * [`glusterd`], [`volfile`], [`volume`] — what the volume looks like;
 //! * [`brick`], [`fops`], [`io`], [`locks`], [`pending`] — what a brick can do.
@@ -29,6 +30,7 @@ pub mod notice;
 pub mod pending;
 pub mod record;
 pub mod rpc;
+pub mod tls;
 pub mod volfile;
 pub mod volume;
 pub mod xdr;
@@ -43,4 +45,5 @@ pub use io::{Checksum, MAX_BATCH, MAX_IO, SeekTo, StrongChecksum};
 pub use locks::{ForeignLock, LockKind, LockOp, LockRange, Locked};
 pub use pending::Pending;
 pub use rpc::LkOwner;
+pub use tls::{TlsError, TlsFiles};
 pub use volume::{BrickFeatures, BrickSpec, ReplicaSet, VolfileError, Volume};

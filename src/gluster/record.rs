@@ -47,6 +47,40 @@ pub enum RecordError {
     TooManyFragments,
 }
 
+/// Where the records of a stream end that this side sends, each in one fragment.
+#[derive(Debug, Default)]
+pub struct RecordEnds {
+    mark: [u8; MARK_LEN],
+    /// Bytes of the mark that have passed.
+    have: usize,
+    /// Bytes after it that are still to come.
+    left: usize,
+}
+
+impl RecordEnds {
+    /// How many of the stream's next bytes, of which there are some, belong to the record
+    /// that has begun or begins there. They are taken for passed.
+    pub fn next(&mut self, bytes: &[u8]) -> usize {
+        let mut passed = 0;
+        if self.left == 0 {
+            let room = self.mark.get_mut(self.have..).unwrap_or_default();
+            passed = room.len().min(bytes.len());
+            for (to, from) in room.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+            self.have += passed;
+            if self.have < MARK_LEN {
+                return passed;
+            }
+            let word = u32::from_be_bytes(self.mark) & !LAST_FRAGMENT;
+            (self.have, self.left) = (0, usize::try_from(word).unwrap_or(usize::MAX));
+        }
+        let body = self.left.min(bytes.len() - passed);
+        self.left -= body;
+        passed + body
+    }
+}
+
 #[derive(Debug)]
 enum Part {
     /// Reading a fragment header of which `have` bytes are there.
@@ -236,6 +270,30 @@ mod tests {
             }
             let whole: Vec<Vec<u8>> = records.iter().map(|r| r.concat()).collect();
             prop_assert_eq!(decode(&stream, step).unwrap(), whole);
+        }
+
+        #[test]
+        fn a_stream_is_cut_where_its_records_end(
+            records in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..6),
+            step in 1usize..50,
+        ) {
+            let (mut stream, mut wanted) = (Vec::new(), Vec::new());
+            for record in &records {
+                stream.extend(mark(record.len()).unwrap());
+                stream.extend(record);
+                wanted.push(stream.len());
+            }
+            let (mut ends, mut cuts, mut at) = (RecordEnds::default(), Vec::new(), 0);
+            for mut arrived in stream.chunks(step) {
+                while !arrived.is_empty() {
+                    let passed = ends.next(arrived);
+                    prop_assert!(passed > 0);
+                    at += passed;
+                    cuts.push(at);
+                    arrived = &arrived[passed..];
+                }
+            }
+            prop_assert!(wanted.iter().all(|end| cuts.contains(end)), "{:?} {:?}", wanted, cuts);
         }
 
         #[test]

@@ -7,12 +7,14 @@
 mod features;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
 use super::pending::PENDING_PREFIX;
+use super::tls::TlsFiles;
 use super::volfile::{Graph, Translator, VolfileSyntax};
 
 pub use features::{BrickFeatures, MandatoryLocking};
@@ -80,8 +82,11 @@ pub struct BrickSpec {
     pub username: Option<String>,
     /// Password to log in with.
     pub password: Option<String>,
-    /// Does the brick want TLS (which [`super::Brick`] does not speak)?
+    /// Does the brick want TLS?
     pub tls: bool,
+    /// With which certificates, if not the usual ones.
+    #[serde(default)]
+    pub tls_files: TlsFiles,
 }
 
 impl std::fmt::Debug for BrickSpec {
@@ -229,6 +234,7 @@ fn replica_set(graph: &Graph, translator: &Translator) -> Result<ReplicaSet, Vol
 
 fn brick(client: &Translator) -> Result<BrickSpec, VolfileError> {
     let option = |name: &str| client.options.get(name).cloned();
+    let file = |name: &str| option(&format!("transport.socket.ssl-{name}")).map(PathBuf::from);
     Ok(BrickSpec {
         client_name: client.name.clone(),
         host: required(client, "remote-host")?.to_owned(),
@@ -236,6 +242,11 @@ fn brick(client: &Translator) -> Result<BrickSpec, VolfileError> {
         username: option("username"),
         password: option("password"),
         tls: client.is_on("transport.socket.ssl-enabled"),
+        tls_files: TlsFiles {
+            certificate: file("own-cert"),
+            key: file("private-key"),
+            authorities: file("ca-list"),
+        },
     })
 }
 

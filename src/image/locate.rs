@@ -8,6 +8,7 @@ mod bypassed;
 mod error;
 mod local_brick;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use super::replica::names::Names;
 use crate::gluster::fops::Entry;
 use crate::gluster::{
     Brick, BrickError, BrickSpec, Errno, FileType, Glusterd, Identity, ReplicaSet, Timeouts,
-    Volume, VolumeState,
+    Volume, VolumeState, tls,
 };
 
 pub use bypassed::{Allowed, Bypassable};
@@ -167,7 +168,7 @@ impl Catalog {
                     // An arbiter's file is empty, and a brick may lack what its
                     // set has: ask the next one too.
                     Ok(look) => search.add(look),
-                    Err(error) => search.failed.push(format!("{spec} ({})", chain(&error))),
+                    Err(error) => search.failed(spec, &error),
                 }
             }
         }
@@ -234,6 +235,8 @@ struct Search {
     not_a_file: Option<&'static str>,
     missing: Option<String>,
     failed: Vec<String>,
+    /// Why there is no TLS, and to which bricks: mostly it is the same for all.
+    no_tls: BTreeMap<String, Vec<String>>,
 }
 
 impl Search {
@@ -243,6 +246,16 @@ impl Search {
             Look::Link(target) => self.link = Some(target),
             Look::NotAFile(what) => self.not_a_file = Some(what),
             Look::Missing(component) => self.missing = Some(component),
+        }
+    }
+
+    fn failed(&mut self, spec: &BrickSpec, error: &BrickError) {
+        match tls::cause(error) {
+            Some(why) => {
+                let bricks = self.no_tls.entry(chain(why)).or_default();
+                bricks.push(spec.to_string());
+            }
+            None => self.failed.push(format!("{spec} ({})", chain(error))),
         }
     }
 
@@ -272,10 +285,19 @@ impl Search {
                 image,
                 component,
             },
-            Self { failed, .. } => LocateError::NoBrick {
+            Self { failed, no_tls, .. } if no_tls.is_empty() => LocateError::NoBrick {
                 volume,
                 why: failed.join("; "),
             },
+            Self { failed, no_tls, .. } => {
+                let told = no_tls
+                    .into_iter()
+                    .map(|(why, bricks)| format!("{why} ({})", bricks.join(", ")));
+                LocateError::NoTls {
+                    volume,
+                    why: told.chain(failed).collect::<Vec<_>>().join("; "),
+                }
+            }
         }
     }
 }

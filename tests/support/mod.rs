@@ -4,6 +4,7 @@
 //! Each test target uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod certificates;
 pub mod daemon;
 pub mod front_end;
 pub mod healer;

@@ -22,6 +22,7 @@ fn spec() -> BrickSpec {
         username: Some("user".into()),
         password: Some("secret".into()),
         tls: false,
+        tls_files: crate::gluster::TlsFiles::default(),
     }
 }
 
@@ -144,17 +145,6 @@ fn a_refused_handshake_says_why() {
         }
         other => panic!("{other:?}"),
     }
-}
-
-#[test]
-fn a_brick_behind_tls_is_refused_without_trying() {
-    let spec = BrickSpec {
-        tls: true,
-        ..spec()
-    };
-    let timeouts = Timeouts::default();
-    let refused = Brick::connect(&spec, Uuid::nil(), &identity(), &timeouts);
-    assert!(matches!(refused, Err(BrickError::Tls { .. })));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::net::SendFlags;
 
 use super::pulse::{Beat, Pulse, Watch};
-use super::socket::write_all;
+use super::socket::{Stream, write_all};
 use super::{
     Answer, CallError, Deadline, Disconnect, HoldError, MAX_CALLS, MAX_COUNTED_CALLS, Undo, Weight,
 };
@@ -58,7 +58,7 @@ struct State {
 
 /// One connection, without its owners.
 pub(super) struct Link {
-    stream: TcpStream,
+    stream: Stream,
     /// Held while records are written.
     turn: Mutex<()>,
     send_timeout: Duration,
@@ -71,7 +71,7 @@ pub(super) struct Link {
 impl Link {
     /// The next call has the transaction id after `last_xid`.
     pub(super) fn new(
-        stream: TcpStream,
+        stream: Stream,
         last_xid: u32,
         send_timeout: Duration,
         pulse: Option<Pulse>,
@@ -161,10 +161,7 @@ impl Link {
         match &state.gone {
             Some(reason) => Err(HoldError::Gone(Arc::clone(reason))),
             None if !state.resting || !state.calls.is_empty() => Err(HoldError::Busy),
-            None => Ok((
-                self.stream.try_clone().map_err(HoldError::Clone)?,
-                state.last_xid,
-            )),
+            None => Ok((self.stream.share()?, state.last_xid)),
         }
     }
 
@@ -250,7 +247,7 @@ impl Link {
         if let Some(reason) = &self.lock().gone {
             return Err(CallError::Disconnected(Arc::clone(reason)));
         }
-        write_all(&self.stream, parts, self.send_timeout)
+        write_all(self.stream.socket(), parts, self.send_timeout)
             .map_err(|reason| CallError::Disconnected(self.disconnect(reason)))
     }
 
@@ -268,7 +265,7 @@ impl Link {
         };
         let bytes = call.encode(PING_XID).unwrap_or_default();
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match rustix::net::send(&self.stream, &bytes, flags) {
+        match rustix::net::send(self.stream.socket(), &bytes, flags) {
             Ok(sent) if sent == bytes.len() => Ok(true),
             // Half a ping: nothing can follow it.
             Ok(_) => Err(Disconnect::SendStuck {
@@ -317,6 +314,7 @@ impl Link {
     /// every waiting call. Returns the reason that holds. The reader thread
     /// notices by the shut-down socket and tells the listeners.
     pub(super) fn disconnect(&self, reason: Disconnect) -> Arc<Disconnect> {
+        let reason = self.stream.explain(reason);
         let (reason, calls) = {
             let mut state = self.lock();
             if let Some(earlier) = &state.gone {
@@ -328,7 +326,7 @@ impl Link {
             (reason, std::mem::take(&mut state.calls))
         };
         // Fails only where the socket is down already, which is what is wanted.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.stream.socket().shutdown(Shutdown::Both);
         for waiter in calls.into_values() {
             let answer = Err(CallError::Disconnected(Arc::clone(&reason)));
             // Fails where nobody waits any more.

@@ -1,13 +1,16 @@
-//! The TCP socket: made, set up, and written to without waiting for ever.
+//! The TCP socket: made, set up, and written to without waiting for ever. With TLS there is
+//! [`super::relay`] in between, and what is read and written here is a local socket.
 
 use std::io::{self, IoSlice, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockRef, Socket, TcpKeepalive};
 
 use super::pulse::Timeouts;
-use super::{ConnectError, Deadline, Disconnect};
+use super::relay::RelayEnd;
+use super::{ConnectError, Deadline, Disconnect, HoldError};
 
 /// Connects to the first address of `host` that answers.
 pub(super) fn dial(host: &str, port: u16, timeout: Duration) -> Result<TcpStream, ConnectError> {
@@ -29,14 +32,12 @@ pub(super) fn dial(host: &str, port: u16, timeout: Duration) -> Result<TcpStream
     Err(ConnectError::Connect(last))
 }
 
-/// Sets every time-out of the socket; one whose peer is not pinged is read for ever.
-pub(super) fn configure(stream: &TcpStream, timeouts: &Timeouts, pings: bool) -> io::Result<()> {
+/// Has the kernel notice a lost link, without waking anybody up: a peer that acknowledges
+/// nothing for as long as one that answers no ping. With the user time-out set, that and
+/// not the number of questions decides (`tcp_keepalive_timer`, Linux).
+pub(super) fn configure(stream: &TcpStream, timeouts: &Timeouts) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(timeouts.send))?;
-    stream.set_read_timeout(pings.then_some(timeouts.idle_interval))?;
-    // The kernel notices a lost link, without waking anybody up: a peer that acknowledges
-    // nothing for as long as one that answers no ping. With the user time-out set, that and
-    // not the number of questions decides (`tcp_keepalive_timer`, Linux).
     let dead_after = timeouts.dead_after();
     let socket = SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(dead_after))?;
@@ -48,9 +49,67 @@ pub(super) fn configure(stream: &TcpStream, timeouts: &Timeouts, pings: bool) ->
     socket.set_tcp_keepalive(&keepalive)
 }
 
+/// What a connection reads from and writes to.
+pub(super) struct Stream {
+    socket: Socket,
+    /// With TLS, why it ended.
+    relay: Option<RelayEnd>,
+}
+
+impl Stream {
+    /// Of a peer that speaks no TLS.
+    pub fn plain(tcp: TcpStream) -> Self {
+        Self {
+            socket: tcp.into(),
+            relay: None,
+        }
+    }
+
+    /// The plain end of a connection with TLS.
+    pub fn relayed(local: UnixStream, end: RelayEnd) -> Self {
+        Self {
+            socket: local.into(),
+            relay: Some(end),
+        }
+    }
+
+    /// Sets its time-outs; one whose peer is not pinged is read for ever.
+    pub fn limit(&self, timeouts: &Timeouts, pings: bool) -> io::Result<()> {
+        self.socket.set_write_timeout(Some(timeouts.send))?;
+        let read = pings.then_some(timeouts.idle_interval);
+        self.socket.set_read_timeout(read)
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Another handle of the TCP socket, for another process.
+    pub fn share(&self) -> Result<TcpStream, HoldError> {
+        match self.relay {
+            Some(_) => Err(HoldError::Tls),
+            None => match self.socket.try_clone() {
+                Ok(socket) => Ok(socket.into()),
+                Err(error) => Err(HoldError::Clone(error)),
+            },
+        }
+    }
+
+    /// Why it really ended, of one that seems to have ended for `reason`.
+    pub fn explain(&self, reason: Disconnect) -> Disconnect {
+        match (&self.relay, &reason) {
+            (Some(relay), Disconnect::ClosedByPeer | Disconnect::Socket(_)) => {
+                relay.take().unwrap_or(reason)
+            }
+            _ => reason,
+        }
+    }
+}
+
 /// Writes the parts of records whole, within `timeout`.
 pub(super) fn write_all(
-    mut stream: &TcpStream,
+    mut stream: &Socket,
     mut parts: &mut [IoSlice<'_>],
     timeout: Duration,
 ) -> Result<(), Disconnect> {
@@ -90,9 +149,11 @@ mod tests {
         let timeouts = Timeouts::default();
         let (port, _peer) = listen(|mut peer| peer.drain());
         let stream = dial("127.0.0.1", port, timeouts.connect).unwrap();
-        configure(&stream, &timeouts, true).unwrap();
-        assert_eq!(stream.read_timeout().unwrap(), Some(timeouts.idle_interval));
-        let socket = SockRef::from(&stream);
+        configure(&stream, &timeouts).unwrap();
+        let stream = Stream::plain(stream);
+        stream.limit(&timeouts, true).unwrap();
+        let socket = stream.socket();
+        assert_eq!(socket.read_timeout().unwrap(), Some(timeouts.idle_interval));
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), timeouts.ping_interval);
         assert_eq!(

@@ -1,7 +1,7 @@
 //! What a brick's error means for who asked: one mapping for the session, a healer and a
 //! comparison. Pure.
 
-use crate::gluster::{BrickError, Errno};
+use crate::gluster::{BrickError, Errno, tls};
 use crate::image::error_chain::chain;
 use crate::image::heal::PeerError;
 use crate::image::replica::brick_port::PortError;
@@ -29,7 +29,12 @@ fn kind(error: &BrickError) -> FailureKind {
             errno: Errno::ACCES | Errno::INVAL,
             ..
         } => FailureKind::Fatal,
-        // It starts up, or is just being reconfigured.
+        BrickError::Port { .. } | BrickError::Disconnected { .. }
+            if tls::cause(error).is_some() =>
+        {
+            FailureKind::Fatal
+        }
+        // A handshake that is refused otherwise: it starts up, or is just being reconfigured.
         BrickError::Handshake { .. }
         | BrickError::Port { .. }
         | BrickError::Unreachable { .. }

@@ -106,6 +106,14 @@ pub enum LocateError {
         /// The reasons, brick by brick.
         why: String,
     },
+    /// No brick answered, and TLS is why.
+    #[error("no brick of the volume {volume} can be reached with TLS: {why}")]
+    NoTls {
+        /// The volume.
+        volume: String,
+        /// The reasons, brick by brick.
+        why: String,
+    },
     /// The brick from which an image was opened is not in the volume any more.
     #[error(
         "{brick}, from which the image was opened, is no brick of the volume {volume} any more. Serve the image from one of its bricks"

@@ -4,8 +4,9 @@
 //! silent, and after its ping as long as that may be unanswered.
 
 use std::io::{self, BufReader, IoSlice, Read};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
+
+use socket2::Socket;
 
 use super::super::pulse::Watch;
 use super::super::socket::is_timeout;
@@ -25,7 +26,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 
 /// How long a read may take.
 struct Patience<'a> {
-    stream: &'a TcpStream,
+    stream: &'a Socket,
     /// With an idle peer.
     usual: Option<Duration>,
     limited: bool,
@@ -33,7 +34,7 @@ struct Patience<'a> {
 
 impl<'a> Patience<'a> {
     /// As the socket was set up.
-    fn of(stream: &'a TcpStream) -> io::Result<Self> {
+    fn of(stream: &'a Socket) -> io::Result<Self> {
         Ok(Self {
             stream,
             usual: stream.read_timeout()?,
@@ -66,9 +67,9 @@ impl Link {
 
     /// Reads until the connection ends.
     fn read(&self) -> Disconnect {
-        let mut stream = BufReader::with_capacity(READ_BUFFER, &self.stream);
+        let mut stream = BufReader::with_capacity(READ_BUFFER, self.stream.socket());
         let mut records = RecordDecoder::default();
-        let mut patience = match Patience::of(&self.stream) {
+        let mut patience = match Patience::of(self.stream.socket()) {
             Ok(patience) => patience,
             Err(error) => return Disconnect::Socket(error),
         };

@@ -189,8 +189,8 @@ fn an_unreachable_peer_is_an_error_in_time() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()
     };
-    let refused = Connection::connect("127.0.0.1", port, &patient(), true);
+    let refused = Connection::connect("127.0.0.1", port, &patient(), true, None);
     assert!(matches!(refused, Err(ConnectError::Connect(_))));
-    let nameless = Connection::connect("no\0name", 1, &patient(), true);
+    let nameless = Connection::connect("no\0name", 1, &patient(), true, None);
     assert!(matches!(nameless, Err(ConnectError::Resolve(_))));
 }

@@ -1,6 +1,7 @@
 //! A connection against a peer that does what each test tells it.
 
 mod calls;
+mod encrypted;
 mod ending;
 mod resting;
 
