@@ -9,8 +9,8 @@ use std::time::Duration;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 use super::limits::{
-    MAX_ALIGNMENT, MAX_BODY, MAX_FDS, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, SECTOR,
-    SERIAL_LEN,
+    MAX_ALIGNMENT, MAX_BODY, MAX_FDS, MAX_FILES, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE,
+    SECTOR, SERIAL_LEN,
 };
 use super::shared_memory::dirty_log::LogError;
 use super::shared_memory::inflight::InflightError;
@@ -36,6 +36,33 @@ pub enum DeviceError {
         size: u64,
         /// Bytes per block as the file needs them for direct I/O.
         block: u32,
+    },
+    /// A disk cannot be cut so.
+    #[error("pieces of {piece} bytes are no positive multiple of the block size of {block} bytes")]
+    Piece {
+        /// Bytes of the disk in each file.
+        piece: u64,
+        /// Bytes per block as the files need them for direct I/O.
+        block: u32,
+    },
+    /// A disk over several files has too few of them, or too many.
+    #[error(
+        "the disk takes {wanted} files, at most {MAX_FILES} are possible, and {files} were opened"
+    )]
+    Files {
+        /// Files that were given.
+        files: usize,
+        /// Files that its size takes.
+        wanted: u64,
+    },
+    /// The files of one disk are opened and stored alike.
+    #[error(
+        "file {index} of the disk is on another file system than file 0, or only one of them is \
+         open for writing"
+    )]
+    Unlike {
+        /// Which one, from 0 on.
+        index: usize,
     },
     /// Direct I/O does not work, or needs what the device cannot give.
     #[error(

@@ -18,6 +18,10 @@ pub enum Admission {
     /// Not yet: keep the request, and ask again when the event fd given to
     /// [`Gate::subscribe`] fires. Nothing is owed.
     Wait,
+    /// Not yet, and only this request: as [`Wait`](Self::Wait), but others go on meanwhile, on
+    /// the same queue too, and may be answered first. For what is over soon: a ring that stops may
+    /// have to wait for it, and gives up after a few seconds.
+    WaitAlone,
     /// Never: complete the request with an I/O error. Nothing is owed.
     Refuse,
 }
@@ -44,18 +48,18 @@ pub trait Gate: Send + Sync + 'static {
         false
     }
 
-    /// May the device read now? Never answers [`Admission::Wait`].
+    /// May the device read now? Never answers that it waits.
     fn admit_read(&self) -> Admission;
 
-    /// May the device change `len` bytes at byte `offset` (a write, discard or
-    /// write-zeroes)?
+    /// May the device change `len` bytes at byte `offset` of the disk (a write, discard or
+    /// write-zeroes), in however many files they are?
     fn begin_write(&self, offset: u64, len: u64) -> Admission;
 
     /// The change admitted with the same arguments has completed.
     fn end_write(&self, offset: u64, len: u64);
 
     /// May the device make durable what was written, for a flush or for a change that must
-    /// be durable when it is answered? Never answers [`Admission::Wait`]. If
+    /// be durable when it is answered? Never answers that it waits. If
     /// [`Admission::Go`], [`Gate::end_sync`] is owed.
     fn begin_sync(&self) -> Admission {
         Admission::Go
@@ -73,8 +77,8 @@ pub trait Gate: Send + Sync + 'static {
         true
     }
 
-    /// `wake` is written to whenever an answer of [`Admission::Wait`] may have
-    /// become another one. One event fd per queue thread; a spurious wake-up is
+    /// `wake` is written to whenever an answer of [`Admission::Wait`] or
+    /// [`Admission::WaitAlone`] may have become another one. One event fd per queue thread; a spurious wake-up is
     /// harmless.
     fn subscribe(&self, wake: Arc<EventFd>);
 }

@@ -23,3 +23,7 @@ pub const MAX_BODY: u32 = 4096;
 
 /// Most file descriptors with one message, as in the `vhost` crate.
 pub const MAX_FDS: usize = 32;
+
+/// Most files of a disk: what io_uring registers at once (`IORING_MAX_FIXED_FILES` before
+/// kernel 6.0; `io_uring_register(2)`).
+pub const MAX_FILES: usize = 1 << 15;

@@ -1,11 +1,11 @@
-//! The vhost-user-blk device over one local file.
+//! The vhost-user-blk device over one local file, or several.
 //!
 //! Owns the conversation with one front-end after the other: the vhost-user
 //! messages, the virtqueues in the guest's memory, the io_uring that moves bytes
-//! between that memory and the file. The daemon that serves an image (`daemon/serve`) makes a
+//! between that memory and the files. The daemon that serves an image (`daemon/serve`) makes a
 //! [`Disk`] and a [`Gate`](gate::Gate) and calls [`Server::serve_on`] with each front-end.
 //!
-//! It does not open the file, does not listen on a socket, and does not know why
+//! It does not open the files, does not listen on a socket, and does not know why
 //! a write may have to wait: that is the gate's business.
 //!
 //! One request's way through the rooms: [`queue`] takes the head of a descriptor chain from
@@ -33,7 +33,8 @@ mod vhost_user;
 pub use cache_mode::CacheMode;
 pub use config::{Config, Idle};
 pub use error::{DeviceError, HandlerError};
-pub use io::disk::{Alignment, Disk};
+pub use io::disk::Disk;
+pub use io::examine::Alignment;
 pub use space::{Full, Space};
 pub use stats::{QueueSnapshot, Snapshot, Stats};
 pub use vhost_user::message_deadline::{MESSAGE_LIMIT, Patience};

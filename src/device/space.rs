@@ -71,7 +71,11 @@ impl Space {
         }
         (now.told, now.owed) = (Some(at), true);
         drop(now);
-        let (error, path) = (io::Error::from_raw_os_error(errno), path_of(disk));
+        let (error, spot) = (
+            io::Error::from_raw_os_error(errno),
+            disk.spot(extent.offset),
+        );
+        let path = path_of(disk, spot.file);
         let limit = match self.limit() {
             None => "until there is room".to_owned(),
             Some(limit) => format!("until there is room, or fail after {limit:?}"),
@@ -80,7 +84,7 @@ impl Space {
             "the local disk is full: no room for {} bytes at {} of {} ({error}). The guest's writes wait {limit}; reads go on. \
              Free space on that file system, or make it larger: the guest goes on by itself",
             extent.len,
-            extent.offset,
+            spot.offset,
             path.display()
         );
     }
@@ -117,9 +121,10 @@ impl Space {
     }
 }
 
-/// What the operator knows the disk by.
-fn path_of(disk: &Disk) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    let link = format!("/proc/self/fd/{}", disk.file().as_raw_fd());
-    std::fs::read_link(link).unwrap_or_else(|_| "the disk's file".into())
+/// What the operator knows this file of the disk by.
+fn path_of(disk: &Disk, file: u32) -> PathBuf {
+    let descriptor = disk.files().descriptor(file);
+    let link = descriptor.map(|descriptor| format!("/proc/self/fd/{descriptor}"));
+    link.and_then(|link| std::fs::read_link(link).ok())
+        .unwrap_or_else(|| "the disk's file".into())
 }

@@ -149,9 +149,9 @@ pub struct QueueSnapshot {
     /// Requests answered with any other status than success, and malformed
     /// ones that could not be answered at all.
     pub errors: u64,
-    /// Requests taken from the guest and not yet answered, the parked one included.
+    /// Requests taken from the guest and not yet answered, the parked ones included.
     pub in_flight: u64,
-    /// Requests that wait at the gate: 0 or 1 per queue.
+    /// Requests that wait at the gate.
     pub parked: u64,
     /// Requests that wait for room on the disk.
     pub held: u64,

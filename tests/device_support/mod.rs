@@ -10,10 +10,11 @@ pub mod front_end;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -92,6 +93,9 @@ impl Image {
 #[derive(Default)]
 pub struct TestGate {
     answer: Mutex<Option<Admission>>,
+    /// Bytes of the disk whose changes wait alone.
+    closed: Mutex<Range<u64>>,
+    must_answer: AtomicBool,
     wakes: Mutex<Vec<Arc<EventFd>>>,
     begun: Mutex<HashMap<(u64, u64), i64>>,
     /// Offsets of the changes let through, in their order.
@@ -104,6 +108,21 @@ pub struct TestGate {
 impl TestGate {
     pub fn set(&self, answer: Admission) {
         *self.answer.lock().unwrap() = Some(answer);
+        self.wake();
+    }
+
+    /// Changes of these bytes wait alone from now on, and others do not.
+    pub fn close(&self, bytes: Range<u64>) {
+        *self.closed.lock().unwrap() = bytes;
+        self.wake();
+    }
+
+    /// What a ring that stops has taken must be answered.
+    pub fn leave(&self) {
+        self.must_answer.store(true, Ordering::SeqCst);
+    }
+
+    fn wake(&self) {
         for wake in self.wakes.lock().unwrap().iter() {
             wake.write(1).unwrap();
         }
@@ -134,6 +153,10 @@ impl TestGate {
 }
 
 impl Gate for TestGate {
+    fn must_answer(&self) -> bool {
+        self.must_answer.load(Ordering::SeqCst)
+    }
+
     fn admit_read(&self) -> Admission {
         match self.answer() {
             Admission::Refuse => Admission::Refuse,
@@ -143,7 +166,11 @@ impl Gate for TestGate {
 
     fn begin_write(&self, offset: u64, len: u64) -> Admission {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        let answer = self.answer();
+        let mut answer = self.answer();
+        let closed = self.closed.lock().unwrap().clone();
+        if answer == Admission::Go && offset < closed.end && closed.start < offset + len {
+            answer = Admission::WaitAlone;
+        }
         if answer == Admission::Go {
             *self.begun.lock().unwrap().entry((offset, len)).or_default() += 1;
             self.order.lock().unwrap().push(offset);

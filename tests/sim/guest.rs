@@ -108,7 +108,8 @@ impl Guest {
                 }
                 self.in_flight.push(write);
             }
-            Admission::Wait => self.waiting = Some(write),
+            // This guest waits for its write whatever others may do.
+            Admission::Wait | Admission::WaitAlone => self.waiting = Some(write),
             Admission::Refuse => {}
         }
     }

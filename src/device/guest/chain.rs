@@ -262,6 +262,23 @@ pub fn copy_to_guest(memory: &Memory, segments: &[Segment], skip: u64, bytes: &[
     rest.is_empty().then_some(())
 }
 
+/// Puts `len` zeros into `segments`, as [`copy_to_guest`] does bytes.
+pub fn zero_guest(memory: &Memory, segments: &[Segment], skip: u64, len: usize) -> Option<()> {
+    static ZEROES: [u8; 4096] = [0; 4096];
+    let mut done = 0;
+    for (mut addr, here) in pieces(segments, skip, len) {
+        let mut left = here;
+        while left > 0 {
+            let zeroes = ZEROES.get(..left.min(ZEROES.len()))?;
+            access::write_slice(memory, addr, zeroes).ok()?;
+            addr = addr.checked_add(zeroes.len() as u64)?;
+            left -= zeroes.len();
+        }
+        done += here;
+    }
+    (done == len).then_some(())
+}
+
 /// The contiguous pieces of bytes `skip..skip + len` of the segments, as far as
 /// they reach.
 fn pieces(

@@ -1,4 +1,4 @@
-//! One queue's io_uring: operations on the disk's file, in flight and done, and the
+//! One queue's io_uring: operations on the disk's files, in flight and done, and the
 //! queue's thread asleep until one is.
 //!
 //! This and `buffer` are the only files on the way of a request with `unsafe` code.
@@ -11,66 +11,29 @@
 //! completed waits until that thread asks for it, and interrupts nobody.
 
 mod buffer;
+mod operation;
 mod wakeup;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::types::{Fixed, FsyncFlags, Timespec};
+use io_uring::types::{Fd, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::disk::Disk;
+use super::table::Table;
 use wakeup::{WAKE_UP, WakeUp};
 
 pub use buffer::{Buffer, MAX_ZEROES, Unsuitable, Vectors};
+pub use operation::Operation;
 
-/// The disk's file, registered as the ring's only file.
-const FILE: Fixed = Fixed(0);
 /// Entries beside those of operations: each look-out ends one poll and begins another, and
 /// there may be an alarm.
 const WAKE_UP_ENTRIES: u32 = 5;
 /// The token of the alarm: that of a look-out of a kind of its own.
 const ALARM: u64 = WAKE_UP | 2 << 32;
-
-/// An operation on the disk's file; offsets and lengths in bytes.
-pub enum Operation {
-    /// Fill the buffer from `offset` on.
-    Read {
-        /// Where the bytes are.
-        offset: u64,
-        /// Where they go; writable.
-        buffer: Buffer,
-    },
-    /// Write the buffer at `offset`; if `durable`, to stable storage.
-    Write {
-        /// Where the bytes go.
-        offset: u64,
-        /// What they are.
-        buffer: Buffer,
-        /// Complete only when they are on stable storage.
-        durable: bool,
-    },
-    /// Make everything written so far durable.
-    Sync,
-    /// Deallocate; reads as zeros.
-    PunchHole {
-        /// First byte.
-        offset: u64,
-        /// Bytes.
-        len: u64,
-    },
-    /// Become zeros, allocated if possible.
-    ZeroRange {
-        /// First byte.
-        offset: u64,
-        /// Bytes.
-        len: u64,
-    },
-}
 
 /// An operation the kernel is done with.
 pub struct Completion {
@@ -107,9 +70,13 @@ enum Pending {
     InFlight(Option<Buffer>),
 }
 
-/// One io_uring over one file.
+/// One io_uring over the disk's files.
 pub struct Engine {
     ring: IoUring,
+    /// Keeps the files open.
+    files: Arc<Table>,
+    /// So many of them are registered with the ring.
+    registered: u32,
     pending: Vec<Pending>,
     in_flight: usize,
     /// Made for one thread, which has not introduced itself yet.
@@ -136,18 +103,24 @@ enum AlarmState {
 }
 
 impl Engine {
-    /// An engine for `slots` operations at a time, which looks out for `event`.
+    /// An engine for `slots` operations on `files` at a time, which looks out for `event`. Those that
+    /// are there now are registered with the ring: these very open files, so that what a killed
+    /// process leaves in the kernel keeps the locks on them. Later ones are used as they come,
+    /// which costs a little more.
     ///
     /// # Errors
     /// What the kernel refused.
-    pub fn new(disk: &Disk, slots: u16, event: Arc<EventFd>) -> io::Result<Self> {
+    pub fn new(files: &Arc<Table>, slots: u16, event: Arc<EventFd>) -> io::Result<Self> {
         let (ring, disabled) = ring(u32::from(slots) + WAKE_UP_ENTRIES)?;
         let mut wake = WakeUp::new(1);
         wake.watch(Some(event));
-        ring.submitter()
-            .register_files(&[disk.file().as_raw_fd()])?;
+        let descriptors = files.descriptors();
+        ring.submitter().register_files(&descriptors)?;
         Ok(Self {
             ring,
+            files: Arc::clone(files),
+            // A disk has at most MAX_FILES.
+            registered: descriptors.len() as u32,
             pending: (0..slots).map(|_| Pending::None).collect(),
             in_flight: 0,
             disabled,
@@ -169,15 +142,18 @@ impl Engine {
     /// below the number of slots, has at most one operation in flight.
     ///
     /// # Errors
-    /// The operation, if the token or the kind of buffer is wrong or there is no room: a bug in the caller.
+    /// The operation, if the token, the file or the kind of buffer is wrong or there is no room: a bug in the caller.
     pub fn push(&mut self, token: usize, operation: Operation) -> Result<(), Operation> {
-        let Some(pending @ Pending::None) = self.pending.get_mut(token) else {
-            return Err(operation);
-        };
         if matches!(&operation, Operation::Read { buffer, .. } if !buffer.is_writable()) {
             return Err(operation);
         }
-        let entry = entry(&operation).user_data(token as u64);
+        let Some((number, flags)) = self.target(operation.file()) else {
+            return Err(operation);
+        };
+        let entry = operation.entry(number).flags(flags).user_data(token as u64);
+        let Some(pending @ Pending::None) = self.pending.get_mut(token) else {
+            return Err(operation);
+        };
         // SAFETY: the entry points at the vectors of the operation's buffer, and
         // these at memory which the buffer keeps alive. On success the buffer is
         // kept in `pending` until the completion is reaped; moving it does not
@@ -193,6 +169,17 @@ impl Engine {
         });
         self.in_flight += 1;
         Ok(())
+    }
+
+    /// How the kernel is told of a file: by its index among the registered ones, or as any
+    /// process names it.
+    fn target(&self, file: u32) -> Option<(Fd, squeue::Flags)> {
+        if file < self.registered {
+            // Below MAX_FILES.
+            return Some((Fd(file as i32), squeue::Flags::FIXED_FILE));
+        }
+        let descriptor = self.files.descriptor(file)?;
+        Some((Fd(descriptor), squeue::Flags::empty()))
     }
 
     /// Hands what was pushed to the kernel and takes what it has completed, in one
@@ -364,45 +351,6 @@ impl Drop for Engine {
             }
             while self.reap().is_some() {}
         }
-    }
-}
-
-fn entry(operation: &Operation) -> squeue::Entry {
-    let allocate = |offset, len, mode| {
-        opcode::Fallocate::new(FILE, len)
-            .offset(offset)
-            .mode(mode | libc::FALLOC_FL_KEEP_SIZE)
-            .build()
-    };
-    match operation {
-        Operation::Read { offset, buffer } => match buffer.left() {
-            [one] => opcode::Read::new(FILE, one.iov_base.cast(), one.iov_len as u32)
-                .offset(*offset)
-                .build(),
-            left => opcode::Readv::new(FILE, left.as_ptr(), left.len() as u32)
-                .offset(*offset)
-                .build(),
-        },
-        Operation::Write {
-            offset,
-            buffer,
-            durable,
-        } => {
-            let flags = if *durable { libc::RWF_DSYNC } else { 0 };
-            match buffer.left() {
-                [one] => opcode::Write::new(FILE, one.iov_base.cast(), one.iov_len as u32)
-                    .offset(*offset)
-                    .rw_flags(flags)
-                    .build(),
-                left => opcode::Writev::new(FILE, left.as_ptr(), left.len() as u32)
-                    .offset(*offset)
-                    .rw_flags(flags)
-                    .build(),
-            }
-        }
-        Operation::Sync => opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(),
-        &Operation::PunchHole { offset, len } => allocate(offset, len, libc::FALLOC_FL_PUNCH_HOLE),
-        &Operation::ZeroRange { offset, len } => allocate(offset, len, libc::FALLOC_FL_ZERO_RANGE),
     }
 }
 

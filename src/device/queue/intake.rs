@@ -124,6 +124,25 @@ impl Intake {
             self.again.push_front(head);
             return;
         }
+        self.untake(ring, head);
+    }
+
+    /// Whether the last one taken was in flight when the device was lost.
+    pub fn last_was_again(&self) -> bool {
+        self.last_was_again
+    }
+
+    /// Puts the chain at `head` back if it is the last that the ring gave, and nothing is to be done
+    /// again before it. Returns whether it did.
+    pub fn put_back_last(&mut self, ring: &mut Ring<'_>, memory: &Memory, head: u16) -> bool {
+        let last = self.again.is_empty() && ring.took_last(memory, head).unwrap_or(false);
+        if last {
+            self.untake(ring, head);
+        }
+        last
+    }
+
+    fn untake(&mut self, ring: &mut Ring<'_>, head: u16) {
         if let Some(record) = &mut self.record {
             record.untaken(head);
         }
@@ -152,10 +171,7 @@ impl Intake {
                 return;
             }
             self.again.pop_back();
-            if let Some(record) = &mut self.record {
-                record.untaken(head);
-            }
-            ring.untake();
+            self.untake(ring, head);
         }
     }
 

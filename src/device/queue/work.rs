@@ -19,6 +19,7 @@
 //! nothing, not even reap, until the next map or until it is to stop.
 
 mod admission;
+mod alone;
 mod batches;
 mod holding;
 #[cfg(test)]
@@ -43,6 +44,7 @@ use super::intake::Intake;
 use super::ring::{Ring, RingError};
 use super::shared::{Connection, Shared};
 use super::vring::Vring;
+use alone::Alone;
 use batches::Batches;
 use holding::Holding;
 use waiting::Waiting;
@@ -58,6 +60,7 @@ pub struct Queue<G> {
     engine: Engine,
     slots: Slots,
     parked: Option<usize>,
+    alone: Alone,
     holding: Holding,
     /// Requests taken.
     taken: u64,
@@ -99,7 +102,7 @@ impl<G: Gate> Queue<G> {
         let size = shared.config.queue_size;
         Ok(Self {
             index,
-            engine: Engine::new(&shared.disk, size, control.event())?,
+            engine: Engine::new(shared.disk.files(), size, control.event())?,
             shared,
             control,
             view,
@@ -107,6 +110,7 @@ impl<G: Gate> Queue<G> {
             intake: Intake::new(index, Arc::clone(&connection.inflight)),
             slots: Slots::new(size),
             parked: None,
+            alone: Alone::default(),
             holding: Holding::new(),
             taken: 0,
             stopwatch: Stopwatch::default(),
@@ -153,6 +157,7 @@ impl<G: Gate> Queue<G> {
             self.start(ring)?;
             taking = self.shared.gate.may_take();
             if taking {
+                self.retry_alone(ring)?;
                 self.retry_parked(ring)?;
                 self.try_held(ring)?;
                 self.take(ring)?;
@@ -397,12 +402,14 @@ impl<G: Gate> Queue<G> {
     fn count_in_flight(&self) {
         if let Some(stats) = self.shared.stats.queue(self.index) {
             stats.in_flight.set(self.slots.taken() as u64);
-            stats.parked.set(u64::from(self.parked.is_some()));
+            let parked = usize::from(self.parked.is_some()) + self.alone.len();
+            stats.parked.set(parked as u64);
             stats.held.set(self.holding.len() as u64);
             // Of a stopped ring the last figure stands: its record may come back.
             if self.intake.started() {
                 let waits = self.parked.is_some();
-                stats.unrepeated.set(self.intake.unrepeated(waits) as u64);
+                let unrepeated = self.intake.unrepeated(waits) + self.alone.unrepeated();
+                stats.unrepeated.set(unrepeated as u64);
             }
         }
     }

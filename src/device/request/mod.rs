@@ -7,4 +7,5 @@ pub mod outcome;
 pub mod ranges;
 pub mod slot;
 pub mod slots;
+pub mod syncs;
 pub mod transfer;

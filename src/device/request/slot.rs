@@ -17,7 +17,7 @@ use crate::device::guest::chain::{Chain, ChainError, copy_from_guest, copy_to_gu
 use crate::device::guest::memory::Memory;
 use crate::device::io::bounce::BouncePool;
 use crate::device::io::disk::Disk;
-use crate::device::io::engine::{Buffer, Operation, Vectors};
+use crate::device::io::engine::{Buffer, Vectors};
 use crate::device::shared_memory::dirty_log::DirtyLog;
 
 use super::decode::{
@@ -26,6 +26,7 @@ use super::decode::{
 };
 use super::outcome::{Outcome, Step, io_error};
 use super::ranges::Ranges;
+use super::syncs::Syncs;
 use super::transfer::{Guest, Transfer};
 
 /// How often an operation is tried again that the kernel did not begin.
@@ -79,7 +80,7 @@ pub struct Settled(());
 enum Work {
     Idle,
     Transfer(Transfer),
-    Flush,
+    Flush(Syncs),
     Ranges(Ranges),
 }
 
@@ -136,7 +137,7 @@ impl Slot {
         match &self.work {
             Work::Transfer(transfer) if !transfer.is_write() => Access::Read,
             Work::Transfer(_) | Work::Ranges(_) => Access::Change(&self.changes),
-            Work::Flush => Access::Sync,
+            Work::Flush(_) => Access::Sync,
             Work::Idle => Access::Nothing,
         }
     }
@@ -206,7 +207,7 @@ impl Slot {
             Request::Write(extent) => self.transfer(true, extent),
             Request::Flush => {
                 self.kind = Kind::Flush;
-                self.work = Work::Flush;
+                self.work = Work::Flush(Syncs::default());
                 Loaded::Ready
             }
             Request::GetId => self.answer_id(memory, disk),
@@ -266,8 +267,11 @@ impl Slot {
     pub fn next(&mut self, disk: &Disk, pool: &mut BouncePool) -> Step {
         match (&mut self.work, &self.memory) {
             (Work::Idle, _) | (Work::Transfer(_), None) => Step::Done(Status::IoError),
-            (Work::Flush, _) => Step::Submit(Operation::Sync),
-            (Work::Ranges(ranges), _) => ranges.next(&self.changes, &mut self.vectors),
+            (Work::Flush(syncs), _) => {
+                let operation = syncs.next(disk);
+                operation.map_or(Step::Done(Status::Ok), Step::Submit)
+            }
+            (Work::Ranges(ranges), _) => ranges.next(&self.changes, &mut self.vectors, disk),
             (Work::Transfer(transfer), Some(memory)) => {
                 let mut guest = Guest {
                     memory,
@@ -275,7 +279,7 @@ impl Slot {
                     vectors: &mut self.vectors,
                     pool,
                 };
-                transfer.next(&mut guest, disk.alignment(), self.durable)
+                transfer.next(&mut guest, disk, self.durable)
             }
         }
     }
@@ -297,6 +301,9 @@ impl Slot {
             Outcome::Failed(errno) if self.fails_to_sync(errno) => Some(errno),
             _ => None,
         };
+        if !disk.is_whole() {
+            self.count_change(disk);
+        }
         let answer = match (&mut self.work, &self.memory, buffer) {
             (Work::Transfer(transfer), Some(memory), Some(buffer)) => {
                 let mut guest = Guest {
@@ -305,16 +312,19 @@ impl Slot {
                     vectors: &mut self.vectors,
                     pool,
                 };
-                transfer.completed(outcome, buffer, &mut guest)
+                transfer.completed(outcome, buffer, &mut guest, disk)
             }
             (Work::Ranges(ranges), _, buffer) => {
                 if let Some(buffer) = buffer {
                     self.vectors = buffer.reclaim().0;
                 }
-                ranges.completed(outcome, &self.changes)
+                ranges.completed(outcome, &self.changes, disk)
             }
-            (Work::Flush, ..) => match outcome {
-                Outcome::Bytes(_) => Some(Status::Ok),
+            (Work::Flush(syncs), ..) => match outcome {
+                Outcome::Bytes(_) => {
+                    syncs.succeeded(disk);
+                    None
+                }
                 Outcome::Retry => None,
                 Outcome::Failed(errno) => Some(io_error("flush", errno)),
             },
@@ -330,12 +340,27 @@ impl Slot {
         }
     }
 
+    /// A flush has to see to the file to which the operation that has ended may have done
+    /// something, unless that was durable at once.
+    fn count_change(&self, disk: &Disk) {
+        let changed = match &self.work {
+            Work::Transfer(transfer) if transfer.is_write() && !self.durable => {
+                Some(transfer.position())
+            }
+            Work::Ranges(ranges) if !ranges.is_syncing() => ranges.position(&self.changes),
+            Work::Transfer(_) | Work::Ranges(_) | Work::Flush(_) | Work::Idle => None,
+        };
+        if let Some(position) = changed {
+            disk.files().changed(disk.spot(position).file);
+        }
+    }
+
     /// The error number, if it says that the disk has no room for a change.
     fn wants_room(&self, result: &Result<usize, i32>) -> Option<i32> {
         let changes = match &self.work {
             Work::Transfer(transfer) => transfer.is_write(),
             Work::Ranges(ranges) => !ranges.is_syncing(),
-            Work::Flush | Work::Idle => false,
+            Work::Flush(_) | Work::Idle => false,
         };
         match result {
             Err(errno @ (libc::ENOSPC | libc::EDQUOT)) if changes => Some(*errno),
@@ -348,7 +373,7 @@ impl Slot {
     /// disk has anything to do with it.
     fn fails_to_sync(&self, errno: i32) -> bool {
         match &self.work {
-            Work::Flush => true,
+            Work::Flush(_) => true,
             Work::Ranges(ranges) => ranges.is_syncing(),
             Work::Transfer(transfer) if transfer.is_write() => {
                 self.durable && !matches!(errno, libc::EFAULT | libc::EINVAL | libc::ENOMEM)

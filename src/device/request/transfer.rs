@@ -1,16 +1,20 @@
 //! A read or a write: straight between the guest's memory and the file, or by a
-//! bounce buffer where the guest's memory lacks the alignment of direct I/O.
+//! bounce buffer where the guest's memory lacks the alignment of direct I/O, or where the
+//! bytes are in more than one file.
 //!
 //! A transfer ends only when every byte has been transferred: what the kernel
-//! left out is asked for again.
+//! left out is asked for again. Where a read meets the end of a file that is shorter than its
+//! piece of the disk, the rest of that piece is zeros; the kernel says so by a read of
+//! nothing, or of no whole number of blocks.
 
 use std::sync::Arc;
 
-use crate::device::guest::chain::{Chain, Segment, copy_from_guest, copy_to_guest};
+use crate::device::guest::chain::{Chain, Segment, copy_from_guest, copy_to_guest, zero_guest};
 use crate::device::guest::memory::Memory;
 use crate::device::io::bounce::{BOUNCE_LEN, BouncePool};
-use crate::device::io::disk::Alignment;
+use crate::device::io::disk::{Disk, FileSpot};
 use crate::device::io::engine::{Buffer, Operation, Unsuitable, Vectors};
+use crate::device::io::examine::Alignment;
 
 use super::decode::{Extent, Status};
 use super::outcome::{Outcome, Step, io_error};
@@ -61,15 +65,23 @@ impl Transfer {
         self.write
     }
 
+    /// The byte of the disk where the next operation begins, or the one under way did.
+    pub fn position(&self) -> u64 {
+        self.extent.offset + self.done
+    }
+
     /// The next operation; a write is `durable` when it completes, if asked.
-    pub fn next(&mut self, guest: &mut Guest<'_>, alignment: Alignment, durable: bool) -> Step {
+    pub fn next(&mut self, guest: &mut Guest<'_>, disk: &Disk, durable: bool) -> Step {
         if self.done >= self.extent.len {
             return Step::Done(Status::Ok);
         }
+        let spot = disk.spot(self.position());
         if matches!(self.route, Route::Unknown) {
-            match self.direct(guest, alignment) {
+            match self.direct(guest, disk.alignment(), spot) {
                 Ok(buffer) => self.route = Route::Direct(Some(buffer)),
-                Err(Unsuitable::Misaligned) => self.route = Route::Bounced,
+                Err(Unsuitable::Misaligned | Unsuitable::InSeveralFiles) => {
+                    self.route = Route::Bounced;
+                }
                 Err(unsuitable) => {
                     log::debug!("refused request: its data is {unsuitable:?}");
                     return Step::Done(Status::IoError);
@@ -78,20 +90,25 @@ impl Transfer {
         }
         let buffer = match &mut self.route {
             Route::Direct(buffer) => buffer.take(),
-            _ => self.bounce(guest),
+            _ => self.bounce(guest, spot),
         };
         let Some(buffer) = buffer else {
             return Step::Done(Status::IoError);
         };
-        let offset = self.extent.offset + self.done;
+        let FileSpot { file, offset, .. } = spot;
         Step::Submit(if self.write {
             Operation::Write {
+                file,
                 offset,
                 buffer,
                 durable,
             }
         } else {
-            Operation::Read { offset, buffer }
+            Operation::Read {
+                file,
+                offset,
+                buffer,
+            }
         })
     }
 
@@ -103,16 +120,25 @@ impl Transfer {
         }
     }
 
-    fn direct(&self, guest: &mut Guest<'_>, alignment: Alignment) -> Result<Buffer, Unsuitable> {
+    /// All of it, if it is in one file.
+    fn direct(
+        &self,
+        guest: &mut Guest<'_>,
+        alignment: Alignment,
+        spot: FileSpot,
+    ) -> Result<Buffer, Unsuitable> {
+        if spot.left < self.extent.len {
+            return Err(Unsuitable::InSeveralFiles);
+        }
         let segments = self.segments(guest);
         let vectors = std::mem::take(guest.vectors);
         Buffer::guest(guest.memory, segments, !self.write, alignment, vectors)
     }
 
-    /// The next piece in a bounce buffer; `None` if the guest's data is not in
+    /// What is next in a bounce buffer, within one file; `None` if the guest's data is not in
     /// its memory.
-    fn bounce(&self, guest: &mut Guest<'_>) -> Option<Buffer> {
-        let left = self.extent.len - self.done;
+    fn bounce(&self, guest: &mut Guest<'_>, spot: FileSpot) -> Option<Buffer> {
+        let left = spot.left.min(self.extent.len - self.done);
         let len = usize::try_from(left).map_or(BOUNCE_LEN, |left| left.min(BOUNCE_LEN));
         let mut bounce = guest.pool.take();
         if self.write {
@@ -130,8 +156,12 @@ impl Transfer {
         outcome: Outcome,
         mut buffer: Buffer,
         guest: &mut Guest<'_>,
+        disk: &Disk,
     ) -> Option<Status> {
         let bytes = match outcome {
+            Outcome::Bytes(bytes) if self.met_end(bytes, disk) => {
+                return self.fill(bytes, buffer, guest, disk);
+            }
             Outcome::Bytes(0) => return Some(io_error(self.name(), libc::EIO)),
             Outcome::Failed(errno) => return Some(io_error(self.name(), errno)),
             Outcome::Bytes(bytes) => bytes,
@@ -142,18 +172,54 @@ impl Transfer {
                 buffer.advance(bytes);
                 *slot = Some(buffer);
             }
-            Route::Bounced if !self.write => {
-                let read = buffer.bounced().get(..bytes).unwrap_or_default();
-                let segments = guest.chain.writable();
-                if copy_to_guest(guest.memory, segments, self.done, read).is_none() {
+            _ => {
+                if !self.take_back(bytes, buffer, guest) {
                     return Some(Status::IoError);
                 }
-                Self::give_back(buffer, guest);
             }
-            _ => Self::give_back(buffer, guest),
         }
         self.done += bytes as u64;
         None
+    }
+
+    /// Whether an operation that moved so many bytes read as far as its file goes, and more of the
+    /// disk belongs there.
+    fn met_end(&self, bytes: usize, disk: &Disk) -> bool {
+        !disk.is_whole()
+            && !self.write
+            && (bytes == 0 || !bytes.is_multiple_of(disk.block_size() as usize))
+    }
+
+    /// After a read of so many `bytes` that met the end of its file: what else was asked of this
+    /// piece of the disk becomes zeros.
+    fn fill(
+        &mut self,
+        bytes: usize,
+        buffer: Buffer,
+        guest: &mut Guest<'_>,
+        disk: &Disk,
+    ) -> Option<Status> {
+        let spot = disk.spot(self.position());
+        let asked = spot.left.min(self.extent.len - self.done);
+        let filled = self.take_back(bytes, buffer, guest)
+            && usize::try_from(asked).is_ok_and(|asked| {
+                let (skip, len) = (self.done + bytes as u64, asked.saturating_sub(bytes));
+                zero_guest(guest.memory, guest.chain.writable(), skip, len).is_some()
+            });
+        self.done += asked;
+        (!filled).then_some(Status::IoError)
+    }
+
+    /// Takes the buffer of an operation back that moved so many `bytes`, and gives the guest those
+    /// of a read by a bounce buffer. Returns whether that was possible.
+    fn take_back(&self, bytes: usize, buffer: Buffer, guest: &mut Guest<'_>) -> bool {
+        let mut given = Some(());
+        if matches!(self.route, Route::Bounced) && !self.write {
+            let read = buffer.bounced().get(..bytes).unwrap_or_default();
+            given = copy_to_guest(guest.memory, guest.chain.writable(), self.done, read);
+        }
+        Self::give_back(buffer, guest);
+        given.is_some()
     }
 
     fn give_back(buffer: Buffer, guest: &mut Guest<'_>) {

@@ -4,6 +4,7 @@
 //! the event fds that the gate knows. Everything else is made anew for each
 //! connection and is gone, with all its I/O, before the next.
 
+use std::fs::File;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -340,6 +341,25 @@ impl<G: Gate> Server<G> {
         move |size| {
             shared.disk.grow(size);
             shared.size_changes.grown()
+        }
+    }
+
+    /// Offers a larger disk that needs more files (none are needed where its last one
+    /// becomes longer), once the gate lets writes go there: [`Disk::over_files`] says what they
+    /// must be. One call at a time. The answer is as of [`Self::growth`].
+    ///
+    /// # Errors
+    /// Of the call: the files do not fit, and the disk is as it was.
+    pub fn growth_by_files(
+        &self,
+    ) -> impl Fn(Vec<File>, u64) -> Result<bool, DeviceError> + Send + 'static
+    where
+        G: 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        move |files, size| {
+            shared.disk.grow_by(files, size)?;
+            Ok(shared.size_changes.grown())
         }
     }
 

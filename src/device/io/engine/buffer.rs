@@ -13,7 +13,7 @@ use crate::device::guest::access;
 use crate::device::guest::chain::Segment;
 use crate::device::guest::memory::Memory;
 use crate::device::io::bounce::Bounce;
-use crate::device::io::disk::Alignment;
+use crate::device::io::examine::Alignment;
 
 /// Bytes of zeros that are there to be written, and how often one operation repeats them.
 const ZEROES_LEN: usize = 64 * 1024;
@@ -84,6 +84,8 @@ pub enum Unsuitable {
     NotMapped,
     /// More pieces than one system call takes.
     TooManyPieces,
+    /// One operation goes to one file.
+    InSeveralFiles,
 }
 
 /// Most vectors of one system call (`IOV_MAX`).

@@ -6,10 +6,9 @@ use super::*;
 
 fn engine() -> (Engine, Arc<EventFd>) {
     let file = tempfile::tempfile().unwrap();
-    file.set_len(1 << 20).unwrap();
-    let disk = Disk::new(file, "test").unwrap();
+    let files = Arc::new(Table::new(vec![file], false));
     let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-    (Engine::new(&disk, 8, Arc::clone(&wake)).unwrap(), wake)
+    (Engine::new(&files, 8, Arc::clone(&wake)).unwrap(), wake)
 }
 
 /// Has `engine` look out for a new event fd.

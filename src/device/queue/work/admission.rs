@@ -9,16 +9,22 @@ use crate::device::request::slot::{Access, Slot};
 impl<G: Gate> Queue<G> {
     /// Asks the gate, and starts, parks or refuses the request.
     pub(super) fn admit(&mut self, ring: &mut Ring<'_>, token: usize) -> Result<(), RingError> {
-        self.admit_or(ring, token, |queue| queue.parked = Some(token))
+        self.admit_or(ring, token, |queue, alone| match alone {
+            true => {
+                let again = queue.intake.last_was_again();
+                queue.alone.add(token, again);
+            }
+            false => queue.parked = Some(token),
+        })
     }
 
     /// Asks the gate, and starts or refuses the request; one that has to wait goes where
-    /// `waits` puts it.
+    /// `waits` puts it, which is told whether it waits alone.
     pub(super) fn admit_or(
         &mut self,
         ring: &mut Ring<'_>,
         token: usize,
-        waits: impl FnOnce(&mut Self),
+        waits: impl FnOnce(&mut Self, bool),
     ) -> Result<(), RingError> {
         let Some(slot) = self.slots.get_mut(token) else {
             return Ok(());
@@ -28,8 +34,8 @@ impl<G: Gate> Queue<G> {
                 let next = slot.next(&self.shared.disk, &mut self.pool);
                 self.go_on(ring, token, next, true)
             }
-            Admission::Wait => {
-                waits(self);
+            answer @ (Admission::Wait | Admission::WaitAlone) => {
+                waits(self, answer == Admission::WaitAlone);
                 Ok(())
             }
             Admission::Refuse => self.finish(ring, token, Status::IoError, false),
@@ -43,8 +49,8 @@ impl<G: Gate> Queue<G> {
         }
     }
 
-    /// Once the kernel is done with the others, puts back what waits: the parked request,
-    /// which was the last taken, and what there is no room for.
+    /// Once the kernel is done with the others, lets go of what waits: puts back the parked request,
+    /// which was the last taken; what waits alone, or for room, see there.
     pub(super) fn put_back(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
         if self.engine.in_flight() > 0 {
             return Ok(());
@@ -56,10 +62,41 @@ impl<G: Gate> Queue<G> {
             let settled = slot.abandon();
             self.slots.free(token, settled);
         }
-        self.let_go_of_held(ring)?;
+        // What stays in the record is done when the ring starts again.
+        let kept = !self.broken && !self.shared.gate.must_answer() && self.intake.has_record();
+        let mut tokens = self.end_holding();
+        if kept {
+            tokens.extend(self.alone.take());
+            self.leave_in_record(tokens);
+        } else {
+            self.fail_held(ring, tokens)?;
+            self.end_alone(ring)?;
+        }
+        if self.engine.in_flight() > 0 || self.alone.len() > 0 {
+            return Ok(());
+        }
         self.answer_lost(ring)?;
         self.intake.stop(ring, self.view.current());
         Ok(())
+    }
+
+    /// Whoever has the record next does these again.
+    fn leave_in_record(&mut self, mut tokens: Vec<usize>) {
+        tokens.sort_unstable_by_key(|&token| self.slots.get(token).map(|slot| slot.order));
+        let heads = tokens.iter().filter_map(|&token| self.abandon(token));
+        let heads = heads.collect();
+        self.intake.give_up(heads);
+    }
+
+    /// Frees the slot of a request that is not answered here; returns the head of its chain.
+    pub(super) fn abandon(&mut self, token: usize) -> Option<u16> {
+        let slot = self.slots.get_mut(token)?;
+        if slot.held_since.is_some() {
+            self.shared.space.wait_over();
+        }
+        let (head, settled) = (slot.head(), slot.abandon());
+        self.slots.free(token, settled);
+        Some(head)
     }
 
     /// The ring stops, and every request is answered or given back by now. One that is not

@@ -159,15 +159,12 @@ impl<G: Gate> Queue<G> {
         let slots = &self.slots;
         let since = |token: usize| slots.get(token).and_then(|slot| slot.held_since);
         let overdue = |token| since(token).is_some_and(|since| since.elapsed() >= limit);
-        for token in self.holding.take_if(overdue) {
-            let status = io_error("a write that waited for room", libc::ENOSPC);
-            self.finish(ring, token, status, false)?;
-        }
-        Ok(())
+        let tokens = self.holding.take_if(overdue);
+        self.fail_all(ring, tokens, no_room)
     }
 
     fn try_again(&mut self, ring: &mut Ring<'_>, token: usize) -> Result<(), RingError> {
-        self.admit_or(ring, token, |queue| queue.holding.put_back(token))
+        self.admit_or(ring, token, |queue, _| queue.holding.put_back(token))
     }
 
     /// There is room again.
@@ -176,37 +173,50 @@ impl<G: Gate> Queue<G> {
         ring: &mut Ring<'_>,
         tokens: VecDeque<usize>,
     ) -> Result<(), RingError> {
+        let mut result = Ok(());
         for token in tokens {
-            self.try_again(ring, token)?;
+            // None is forgotten for what befell another.
+            let tried = self.try_again(ring, token);
+            result = result.and(tried);
         }
-        Ok(())
+        result
     }
 
-    /// The ring stops, with nothing in the kernel any more: whoever starts it next does what
-    /// waits here, or it fails.
-    pub(super) fn let_go_of_held(&mut self, ring: &mut Ring<'_>) -> Result<(), RingError> {
-        let mut tokens: Vec<_> = std::mem::take(&mut self.holding.waiting).into();
-        self.holding = Holding::new();
-        tokens.sort_unstable_by_key(|&token| self.slots.get(token).map(|slot| slot.order));
-        let kept = !self.broken && !self.shared.gate.must_answer() && self.intake.has_record();
-        let mut heads = Vec::new();
-        for token in tokens {
-            let Some(slot) = self.slots.get_mut(token) else {
-                continue;
-            };
-            if !kept {
-                let status = io_error("a write that waited for room", libc::ENOSPC);
-                self.finish(ring, token, status, false)?;
-                continue;
-            }
-            heads.push(slot.head());
-            let settled = slot.abandon();
-            self.slots.free(token, settled);
-            self.shared.space.wait_over();
-        }
-        self.intake.give_up(heads);
-        Ok(())
+    /// The ring stops, with nothing in the kernel any more. Returns those that wait here, which do
+    /// no longer.
+    pub(super) fn end_holding(&mut self) -> Vec<usize> {
+        let holding = std::mem::replace(&mut self.holding, Holding::new());
+        holding.waiting.into()
     }
+
+    /// Nobody is going to do these.
+    pub(super) fn fail_held(
+        &mut self,
+        ring: &mut Ring<'_>,
+        mut tokens: Vec<usize>,
+    ) -> Result<(), RingError> {
+        tokens.sort_unstable_by_key(|&token| self.slots.get(token).map(|slot| slot.order));
+        self.fail_all(ring, tokens, no_room)
+    }
+
+    /// Answers all of these so, though they were not done.
+    pub(super) fn fail_all(
+        &mut self,
+        ring: &mut Ring<'_>,
+        tokens: Vec<usize>,
+        status: impl Fn() -> Status,
+    ) -> Result<(), RingError> {
+        let mut result = Ok(());
+        for token in tokens {
+            let finished = self.finish(ring, token, status(), false);
+            result = result.and(finished);
+        }
+        result
+    }
+}
+
+fn no_room() -> Status {
+    io_error("a write that waited for room", libc::ENOSPC)
 }
 
 #[cfg(test)]
