@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod faulty_disk;
 pub mod flushing_guest;
 pub mod front_end;
+pub mod pieces;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};

@@ -22,6 +22,7 @@ mod admission;
 mod alone;
 mod batches;
 mod holding;
+mod syncing;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -47,6 +48,7 @@ use super::vring::Vring;
 use alone::Alone;
 use batches::Batches;
 use holding::Holding;
+use syncing::Syncing;
 use waiting::Waiting;
 
 /// One queue, for one connection.
@@ -62,6 +64,7 @@ pub struct Queue<G> {
     parked: Option<usize>,
     alone: Alone,
     holding: Holding,
+    syncing: Syncing,
     /// Requests taken.
     taken: u64,
     stopwatch: Stopwatch,
@@ -100,9 +103,10 @@ impl<G: Gate> Queue<G> {
         view: View,
     ) -> std::io::Result<Self> {
         let size = shared.config.queue_size;
+        let syncing = Syncing::new(&shared.disk, size);
         Ok(Self {
             index,
-            engine: Engine::new(shared.disk.files(), size, control.event())?,
+            engine: Engine::new(shared.disk.files(), syncing.tokens(), control.event())?,
             shared,
             control,
             view,
@@ -112,6 +116,7 @@ impl<G: Gate> Queue<G> {
             parked: None,
             alone: Alone::default(),
             holding: Holding::new(),
+            syncing,
             taken: 0,
             stopwatch: Stopwatch::default(),
             pool: BouncePool::default(),
@@ -259,6 +264,7 @@ impl<G: Gate> Queue<G> {
                 }
             };
             let Some(slot) = self.slots.get_mut(token) else {
+                self.lane_ended(ring, token, result)?;
                 continue;
             };
             let next = slot.completed(result, buffer, &self.shared.disk, &mut self.pool);
@@ -331,6 +337,10 @@ impl<G: Gate> Queue<G> {
                     Status::IoError
                 }
             },
+            Step::SyncFiles => {
+                self.syncing.add(token);
+                return self.begin_syncs(ring);
+            }
             Step::Done(status) => status,
             Step::Full(errno) => {
                 self.hold(token, errno);

@@ -10,6 +10,8 @@ use super::decode::Status;
 pub enum Step {
     /// This operation; its result goes to [`Slot::completed`](super::slot::Slot::completed).
     Submit(Operation),
+    /// The syncs of a flush, several at a time: [`Slot::begin_sync`](super::slot::Slot::begin_sync).
+    SyncFiles,
     /// Answer it.
     Done(Status),
     /// There is no room on the disk for the next operation, for this error number; it is

@@ -192,7 +192,9 @@ mod tests {
             let operation = match ranges.next(&EXTENTS, &mut vectors, disk) {
                 Step::Done(status) => return (asked, status),
                 Step::Submit(operation) => operation,
-                Step::Full(_) | Step::Unsynced(_) => unreachable!("no range decides that"),
+                Step::Full(_) | Step::Unsynced(_) | Step::SyncFiles => {
+                    unreachable!("no range decides that")
+                }
             };
             let (name, offset, method, bytes) = match operation {
                 Operation::PunchHole { offset, .. } => ("punch", offset, Some(Method::Punch), 0),

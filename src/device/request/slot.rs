@@ -7,6 +7,8 @@
 //! submits nothing and asks no gate; that is the queue's part. Slots are reused,
 //! and so is what they have allocated.
 
+mod flush;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -267,6 +269,7 @@ impl Slot {
     pub fn next(&mut self, disk: &Disk, pool: &mut BouncePool) -> Step {
         match (&mut self.work, &self.memory) {
             (Work::Idle, _) | (Work::Transfer(_), None) => Step::Done(Status::IoError),
+            (Work::Flush(_), _) if !disk.is_whole() => Step::SyncFiles,
             (Work::Flush(syncs), _) => {
                 let operation = syncs.next(disk);
                 operation.map_or(Step::Done(Status::Ok), Step::Submit)

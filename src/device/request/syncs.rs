@@ -1,20 +1,34 @@
 //! The syncs that make everything written so far durable, for one request: each file of the disk
-//! that has changes which may not be, one after the other. A disk of one whole file has one sync,
-//! whatever was written.
+//! that has changes which may not be. A disk of one whole file has one sync, whatever was written.
+//!
+//! Either one after the other ([`next`](Syncs::next), [`succeeded`](Syncs::succeeded)), or several at a
+//! time, which [`begin`](Syncs::begin) and [`ended`](Syncs::ended) count.
 
 use crate::device::io::disk::Disk;
 use crate::device::io::engine::Operation;
 use crate::device::io::unsynced::Covered;
 
+/// A sync under way: of which file, and what it covers.
+#[derive(Clone, Copy, Debug)]
+pub struct FileSync {
+    /// Index of the file.
+    pub file: u32,
+    covered: Covered,
+}
+
 /// How far they are.
 #[derive(Debug, Default)]
 pub struct Syncs {
-    /// Files before this one are done with.
+    /// Files before this one are done with, or under way.
     from: u32,
-    /// The file that is synced now, and what that covers.
-    now: Option<(u32, Covered)>,
+    /// The one of those that come one after the other.
+    now: Option<FileSync>,
     /// The one file is synced.
     whole: bool,
+    /// Those of several at a time that are under way.
+    running: usize,
+    /// The first error number of those.
+    failed: Option<i32>,
 }
 
 impl Syncs {
@@ -25,17 +39,52 @@ impl Syncs {
             return (!self.whole).then_some(Operation::Sync { file: 0 });
         }
         if self.now.is_none() {
-            self.now = disk.files().unsynced(self.from);
+            self.now = self.find(disk);
         }
-        self.now.map(|(file, _)| Operation::Sync { file })
+        self.now
+            .map(|FileSync { file, .. }| Operation::Sync { file })
     }
 
     /// The operation last given has succeeded.
     pub fn succeeded(&mut self, disk: &Disk) {
         self.whole = true;
-        if let Some((file, covered)) = self.now.take() {
+        if let Some(FileSync { file, covered }) = self.now.take() {
             disk.files().synced(file, covered);
-            self.from = file + 1;
         }
+    }
+
+    /// One more, beside those under way; `None`: there is none, or one has failed already.
+    pub fn begin(&mut self, disk: &Disk) -> Option<FileSync> {
+        let found = match self.failed {
+            None => self.find(disk),
+            Some(_) => None,
+        };
+        self.running += usize::from(found.is_some());
+        found
+    }
+
+    /// One of them has ended, with this error number if it failed.
+    pub fn ended(&mut self, disk: &Disk, sync: FileSync, failed: Option<i32>) {
+        self.running = self.running.saturating_sub(1);
+        match failed {
+            None => disk.files().synced(sync.file, sync.covered),
+            Some(errno) => self.failed = self.failed.or(Some(errno)),
+        }
+    }
+
+    /// How many are under way.
+    pub fn running(&self) -> usize {
+        self.running
+    }
+
+    /// The error number of the first that failed.
+    pub fn failed(&self) -> Option<i32> {
+        self.failed
+    }
+
+    fn find(&mut self, disk: &Disk) -> Option<FileSync> {
+        let (file, covered) = disk.files().unsynced(self.from)?;
+        self.from = file + 1;
+        Some(FileSync { file, covered })
     }
 }
