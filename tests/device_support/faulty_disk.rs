@@ -1,6 +1,6 @@
-//! A disk that fails when it is told to: one file on a file system in this process, which says
-//! that it is full, or that a sync failed, and later that all is well again. Needs root, for the
-//! mount.
+//! A disk that fails when it is told to: files on a file system in this process, which says
+//! that it is full, or that a sync failed, or keeps who syncs waiting, and later that all is well again.
+//! Needs root, for the mount.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -18,11 +18,11 @@ use fuser::{
 use super::{DISK_SIZE, SERIAL};
 use bypass_blk::device::Disk;
 
-const NAME: &str = "disk";
-const INODE: INodeNo = INodeNo(2);
+/// Of the first file.
+const INODE: u64 = 2;
 const TTL: Duration = Duration::from_secs(3600);
 
-/// What it is told to do, and what it did.
+/// What a file is told to do, and what it did.
 #[derive(Default)]
 pub struct Faults {
     /// The error number with which changes fail; 0: there is room.
@@ -33,6 +33,8 @@ pub struct Faults {
     pub refused: AtomicUsize,
     /// Syncs that were asked for.
     pub syncs: AtomicUsize,
+    /// Who waits for a sync, while they are kept waiting.
+    kept: Mutex<Option<Vec<ReplyEmpty>>>,
     bytes: Mutex<Vec<u8>>,
 }
 
@@ -47,6 +49,17 @@ impl Faults {
 
     pub fn fail_syncs(&self, count: usize) {
         self.failing_syncs.store(count, Ordering::SeqCst);
+    }
+
+    /// Syncs do not end from now on.
+    pub fn keep_syncs(&self) {
+        *self.kept.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// They do, and those that were kept.
+    pub fn let_syncs_go(&self) {
+        let kept = self.kept.lock().unwrap().take();
+        kept.into_iter().flatten().for_each(ReplyEmpty::ok);
     }
 
     pub fn read(&self, offset: usize, len: usize) -> Vec<u8> {
@@ -67,43 +80,57 @@ impl Faults {
     }
 }
 
-struct OneFile(Arc<Faults>);
+struct Files(Vec<Arc<Faults>>);
 
-fn attributes(inode: INodeNo) -> FileAttr {
-    let folder = inode == INodeNo::ROOT;
-    FileAttr {
-        ino: inode,
-        size: if folder { 0 } else { DISK_SIZE },
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: if folder {
-            FileType::Directory
-        } else {
-            FileType::RegularFile
-        },
-        perm: 0o700,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
+impl Files {
+    fn of(&self, inode: INodeNo) -> &Faults {
+        &self.0[(inode.0 - INODE) as usize]
+    }
+
+    fn attributes(&self, inode: INodeNo) -> FileAttr {
+        let folder = inode == INodeNo::ROOT;
+        let size = match folder {
+            true => 0,
+            false => self.of(inode).bytes.lock().unwrap().len() as u64,
+        };
+        FileAttr {
+            ino: inode,
+            size,
+            blocks: 0,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: if folder {
+                FileType::Directory
+            } else {
+                FileType::RegularFile
+            },
+            perm: 0o700,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
     }
 }
 
-impl Filesystem for OneFile {
+impl Filesystem for Files {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match name == NAME {
-            true => reply.entry(&TTL, &attributes(INODE), Generation(0)),
-            false => reply.error(Errno::ENOENT),
+        let index = name.to_str().and_then(|name| name.parse().ok());
+        match index.filter(|&index: &u64| index < self.0.len() as u64) {
+            Some(index) => {
+                let attributes = self.attributes(INodeNo(INODE + index));
+                reply.entry(&TTL, &attributes, Generation(0));
+            }
+            None => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&TTL, &attributes(inode));
+        reply.attr(&TTL, &self.attributes(inode));
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -115,7 +142,7 @@ impl Filesystem for OneFile {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        inode: INodeNo,
         _: FileHandle,
         offset: u64,
         size: u32,
@@ -123,13 +150,13 @@ impl Filesystem for OneFile {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        reply.data(&self.0.read(offset as usize, size as usize));
+        reply.data(&self.of(inode).read(offset as usize, size as usize));
     }
 
     fn write(
         &self,
         _: &Request,
-        _: INodeNo,
+        inode: INodeNo,
         _: FileHandle,
         offset: u64,
         data: &[u8],
@@ -140,7 +167,7 @@ impl Filesystem for OneFile {
     ) {
         let at = offset as usize;
         let write = |bytes: &mut [u8]| bytes[at..at + data.len()].copy_from_slice(data);
-        match self.0.change(write) {
+        match self.of(inode).change(write) {
             Ok(()) => reply.written(data.len() as u32),
             Err(errno) => reply.error(errno),
         }
@@ -149,7 +176,7 @@ impl Filesystem for OneFile {
     fn fallocate(
         &self,
         _: &Request,
-        _: INodeNo,
+        inode: INodeNo,
         _: FileHandle,
         offset: u64,
         len: u64,
@@ -157,17 +184,22 @@ impl Filesystem for OneFile {
         reply: ReplyEmpty,
     ) {
         let range = offset as usize..(offset + len) as usize;
-        match self.0.change(|bytes| bytes[range].fill(0)) {
+        match self.of(inode).change(|bytes| bytes[range].fill(0)) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.0.syncs.fetch_add(1, Ordering::SeqCst);
+    fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let faults = self.of(inode);
+        faults.syncs.fetch_add(1, Ordering::SeqCst);
+        if let Some(kept) = &mut *faults.kept.lock().unwrap() {
+            kept.push(reply);
+            return;
+        }
         let fails = |left: usize| left.checked_sub(1);
         let order = Ordering::SeqCst;
-        match self.0.failing_syncs.fetch_update(order, order, fails) {
+        match faults.failing_syncs.fetch_update(order, order, fails) {
             Ok(_) => reply.error(Errno::EIO),
             Err(_) => reply.ok(),
         }
@@ -176,7 +208,10 @@ impl Filesystem for OneFile {
 
 /// Unmounted when dropped.
 pub struct FaultyDisk {
+    /// Of the first file.
     pub faults: Arc<Faults>,
+    /// Of each.
+    pub all: Vec<Arc<Faults>>,
     folder: tempfile::TempDir,
     _mounted: BackgroundSession,
 }
@@ -184,30 +219,46 @@ pub struct FaultyDisk {
 impl FaultyDisk {
     /// Every byte of it is `contents`.
     pub fn new(contents: u8) -> Self {
+        Self::of_files(1, DISK_SIZE, contents)
+    }
+
+    /// So many files of `size` bytes each.
+    pub fn of_files(count: usize, size: u64, contents: u8) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let faults = Arc::new(Faults {
-            bytes: Mutex::new(vec![contents; DISK_SIZE as usize]),
+        let faults = || Faults {
+            bytes: Mutex::new(vec![contents; size as usize]),
             ..Faults::default()
-        });
-        let mounted =
-            fuser::spawn_mount(OneFile(faults.clone()), folder.path(), &Config::default());
+        };
+        let all: Vec<_> = (0..count).map(|_| Arc::new(faults())).collect();
+        let files = Files(all.clone());
+        let mounted = fuser::spawn_mount(files, folder.path(), &Config::default());
         Self {
-            faults,
+            faults: all[0].clone(),
+            all,
             _mounted: mounted.unwrap(),
             folder,
         }
     }
 
-    fn open(&self) -> File {
+    fn open(&self, index: usize) -> File {
         OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_DIRECT)
-            .open(self.folder.path().join(NAME))
+            .open(self.folder.path().join(index.to_string()))
             .unwrap()
     }
 
+    /// Over the first file.
     pub fn disk(&self) -> Disk {
-        Disk::new(self.open(), SERIAL).unwrap()
+        Disk::new(self.open(0), SERIAL).unwrap()
+    }
+
+    /// Over all of them.
+    pub fn whole_disk(&self) -> Disk {
+        let files: Vec<_> = (0..self.all.len()).map(|index| self.open(index)).collect();
+        let piece = self.faults.bytes.lock().unwrap().len() as u64;
+        let size = piece * files.len() as u64;
+        Disk::over_files(files, piece, size, SERIAL).unwrap()
     }
 }
