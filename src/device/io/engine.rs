@@ -104,9 +104,10 @@ enum AlarmState {
 
 impl Engine {
     /// An engine for `slots` operations on `files` at a time, which looks out for `event`. Those that
-    /// are there now are registered with the ring: these very open files, so that what a killed
-    /// process leaves in the kernel keeps the locks on them. Later ones are used as they come,
-    /// which costs a little more.
+    /// are there now are registered with the ring, these very open files: the ring of a killed
+    /// process outlives it as long as the kernel is at work on any of its requests, and holds the
+    /// files open with it, so also the lock that says whose they are. Later ones are used as they
+    /// come, which costs a little more.
     ///
     /// # Errors
     /// What the kernel refused.

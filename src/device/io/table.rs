@@ -74,11 +74,19 @@ impl Table {
     /// The first file from `from` on with changes that may not be durable, and what a sync
     /// that begins now will cover.
     pub fn unsynced(&self, from: u32) -> Option<(u32, Covered)> {
-        let parts = self.0.load();
-        let entries = parts.iter().flat_map(|part| part.iter());
-        // The number of files fits, see `Disk`.
-        let mut entries = (0u32..).zip(entries).skip(from as usize);
-        entries.find_map(|(file, entry)| Some((file, entry.changes.unsynced()?)))
+        // How many files there are fits, see `Disk`.
+        let mut first = 0u32;
+        for part in self.0.load().iter() {
+            let skip = from.saturating_sub(first);
+            let files = (first.saturating_add(skip)..).zip(part.iter().skip(skip as usize));
+            for (file, entry) in files {
+                if let Some(covered) = entry.changes.unsynced() {
+                    return Some((file, covered));
+                }
+            }
+            first += part.len() as u32;
+        }
+        None
     }
 
     /// The sync of this file that covers this much has succeeded.
@@ -95,5 +103,46 @@ impl Table {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(count: usize) -> Vec<File> {
+        let file = |_| tempfile::tempfile().unwrap();
+        (0..count).map(file).collect()
+    }
+
+    /// All that are unsynced, from `from` on.
+    fn unsynced(table: &Table, from: u32) -> Vec<u32> {
+        let next = |&file: &u32| table.unsynced(file + 1).map(|(file, _)| file);
+        let first = table.unsynced(from).map(|(file, _)| file);
+        std::iter::successors(first, next).collect()
+    }
+
+    #[test]
+    fn files_are_found_by_their_index_whenever_they_were_added() {
+        let table = Table::new(files(3), false);
+        table.append(files(1), true);
+        table.append(files(2), false);
+        assert_eq!(table.len(), 6);
+        let descriptors: Vec<_> = (0..6).map_while(|file| table.descriptor(file)).collect();
+        assert_eq!(descriptors, table.descriptors());
+        assert_eq!(table.descriptor(6), None);
+        for file in [0, 2, 5] {
+            table.changed(file);
+        }
+        assert_eq!(unsynced(&table, 0), [0, 2, 3, 5]);
+        assert_eq!(unsynced(&table, 3), [3, 5]);
+        assert_eq!(unsynced(&table, 6), [0; 0]);
+        let (file, covered) = table.unsynced(1).unwrap();
+        table.changed(2);
+        table.synced(file, covered);
+        assert_eq!(unsynced(&table, 0), [0, 2, 3, 5], "changed meanwhile");
+        let (file, covered) = table.unsynced(1).unwrap();
+        table.synced(file, covered);
+        assert_eq!(unsynced(&table, 0), [0, 3, 5]);
     }
 }
