@@ -63,6 +63,15 @@ impl Alone {
         waiters.into_iter().map(|waiter| waiter.token)
     }
 
+    /// Whether none waits, so that a stop has nothing to wait for.
+    fn is_over(&mut self) -> bool {
+        let over = self.waiters.is_empty();
+        if over {
+            self.stopping = None;
+        }
+        over
+    }
+
     /// How long a stop that waits for them goes on waiting.
     fn patience(&mut self) -> Duration {
         let since = *self.stopping.get_or_insert_with(Instant::now);
@@ -101,7 +110,7 @@ impl<G: Gate> Queue<G> {
             }
             self.retry_alone(ring)?;
         }
-        if self.alone.len() == 0 {
+        if self.alone.is_over() {
             return Ok(());
         }
         let patience = self.alone.patience();
@@ -116,5 +125,25 @@ impl<G: Gate> Queue<G> {
             waiters.len()
         );
         self.fail_all(ring, waiters, || Status::IoError)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_stop_waits_as_long_as_the_one_before() {
+        let mut alone = Alone::default();
+        alone.add(1, false);
+        assert!(!alone.is_over());
+        assert!(alone.patience() > Duration::ZERO);
+        alone.stopping = Instant::now().checked_sub(LONGEST_STOP);
+        assert_eq!(alone.patience(), Duration::ZERO);
+        // The gate has let it go.
+        alone.waiters.clear();
+        assert!(alone.is_over());
+        alone.add(2, false);
+        assert!(alone.patience() > Duration::ZERO);
     }
 }
