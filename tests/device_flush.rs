@@ -117,8 +117,9 @@ fn a_flush_syncs_the_files_that_were_changed_since_and_no_others() {
         .set_config(WRITEBACK, none, &[0])
         .unwrap();
     device.write(0, 0);
-    assert_eq!(device.syncs(), [2, 2, 1], "written through");
-    expect(&mut device, [2, 2, 1]);
+    let durable = device.files.all[0].durable.load(Ordering::SeqCst);
+    assert_eq!(durable, 1, "written through");
+    expect(&mut device, [1, 2, 1]);
     assert_eq!(device.gate.unbalanced(), []);
 }
 
@@ -184,7 +185,8 @@ fn more_files_than_can_be_synced_at_once_are_synced_all_the_same() {
     device.files.all.iter().for_each(|file| file.keep_syncs());
     let flushes = [(); 3].map(|()| device.begin_flush(0));
     let asked = |device: &Device| device.syncs().iter().sum::<usize>();
-    wait_for("some to be asked", || asked(&device) == 32);
+    // How many at once is also the kernel's choice: four for each processor.
+    wait_for("some to be asked", || asked(&device) > 1);
     device.files.all.iter().for_each(|file| file.let_syncs_go());
     for _ in flushes {
         device.guest.wait_used(0);

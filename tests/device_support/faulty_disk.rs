@@ -33,6 +33,8 @@ pub struct Faults {
     pub refused: AtomicUsize,
     /// Syncs that were asked for.
     pub syncs: AtomicUsize,
+    /// Writes that were to be durable when they end.
+    pub durable: AtomicUsize,
     /// Who waits for a sync, while they are kept waiting.
     kept: Mutex<Option<Vec<ReplyEmpty>>>,
     bytes: Mutex<Vec<u8>>,
@@ -161,10 +163,12 @@ impl Filesystem for Files {
         offset: u64,
         data: &[u8],
         _: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let durable = usize::from(flags.0 & libc::O_DSYNC != 0);
+        self.of(inode).durable.fetch_add(durable, Ordering::SeqCst);
         let at = offset as usize;
         let write = |bytes: &mut [u8]| bytes[at..at + data.len()].copy_from_slice(data);
         match self.of(inode).change(write) {
@@ -214,6 +218,12 @@ pub struct FaultyDisk {
     pub all: Vec<Arc<Faults>>,
     folder: tempfile::TempDir,
     _mounted: BackgroundSession,
+}
+
+impl Drop for FaultyDisk {
+    fn drop(&mut self) {
+        self.all.iter().for_each(|file| file.let_syncs_go());
+    }
 }
 
 impl FaultyDisk {
