@@ -225,7 +225,11 @@ impl Relay {
             match self.tls.write_tls(&mut &self.tcp) {
                 Ok(_) => {}
                 Err(error) if is_later(&error) => break,
-                Err(error) => return Err(Disconnect::Socket(error)),
+                // The peer has gone, and may have said why before.
+                Err(error) => match self.receive() {
+                    Err(why @ Disconnect::Tls(_)) => return Err(why),
+                    _ => return Err(Disconnect::Socket(error)),
+                },
             }
         }
         Ok(())

@@ -86,13 +86,17 @@ fn a_host_that_is_not_accepted_is_told_so() {
         let why = match connect(port, &files("host", "peer")) {
             Err(ConnectError::Tls(why)) => why.to_string(),
             Err(other) => panic!("{other}"),
-            Ok(connection) => match answer(ask(&connection, b"")).unwrap_err() {
-                CallError::Disconnected(why) => match &*why {
-                    Disconnect::Tls(why) => why.to_string(),
+            Ok(connection) => {
+                let deadline = Deadline::after(PATIENCE);
+                let sent = connection.call(&ECHO, Weight::Counted, deadline);
+                match sent.and_then(answer).unwrap_err() {
+                    CallError::Disconnected(why) => match &*why {
+                        Disconnect::Tls(why) => why.to_string(),
+                        other => panic!("{other}"),
+                    },
                     other => panic!("{other}"),
-                },
-                other => panic!("{other}"),
-            },
+                }
+            }
         };
         assert!(why.contains("does not accept"), "{why}");
         assert!(why.contains("host.pem"), "{why}");
