@@ -1,5 +1,6 @@
 //! Connections with TLS, to a peer that speaks it as a brick does: it wants a certificate, too.
 
+use std::io::Read;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -18,11 +19,8 @@ use crate::gluster::fake_peer::{Peer, accept, eventually, listen};
 use crate::gluster::tls::PeerFault;
 use crate::gluster::tls::tests::{data, files};
 
-/// Runs `script` for a peer that shows *peer*, and believes whom *ca* signed.
-fn brick<T: Send + 'static>(
-    version: &'static SupportedProtocolVersion,
-    script: impl FnOnce(Peer) -> T + Send + 'static,
-) -> (u16, JoinHandle<T>) {
+/// A peer that shows *peer*, and believes whom *ca* signed.
+fn config(version: &'static SupportedProtocolVersion) -> Arc<ServerConfig> {
     let provider = Arc::new(ring::default_provider());
     let mut believed = RootCertStore::empty();
     let certificate = |name| CertificateDer::from_pem_file(data(name)).unwrap();
@@ -33,10 +31,18 @@ fn brick<T: Send + 'static>(
         .with_protocol_versions(&[version])
         .unwrap()
         .with_client_cert_verifier(clients.build().unwrap())
-        .with_single_cert(vec![certificate("peer.pem")], key)
-        .unwrap();
+        .with_single_cert(vec![certificate("peer.pem")], key);
+    Arc::new(config.unwrap())
+}
+
+/// Runs `script` for such a peer.
+fn brick<T: Send + 'static>(
+    version: &'static SupportedProtocolVersion,
+    script: impl FnOnce(Peer) -> T + Send + 'static,
+) -> (u16, JoinHandle<T>) {
+    let config = config(version);
     accept(move |stream: TcpStream| {
-        let tls = ServerConnection::new(Arc::new(config)).unwrap();
+        let tls = ServerConnection::new(config).unwrap();
         script(Peer(Box::new(StreamOwned::new(tls, stream))))
     })
 }
@@ -75,6 +81,46 @@ fn calls_are_answered_in_both_versions_however_long_they_are() {
             })
             .collect();
         threads.into_iter().for_each(|one| one.join().unwrap());
+    }
+}
+
+/// The plain bytes of the next TLS record.
+fn next_plain(tls: &mut ServerConnection, mut stream: &TcpStream) -> Vec<u8> {
+    while tls.wants_write() {
+        tls.write_tls(&mut stream).unwrap();
+    }
+    let mut record = vec![0; 5];
+    stream.read_exact(&mut record).unwrap();
+    let length = u16::from_be_bytes([record[3], record[4]]);
+    record.resize(5 + usize::from(length), 0);
+    stream.read_exact(&mut record[5..]).unwrap();
+    let mut unread = &record[..];
+    while !unread.is_empty() {
+        tls.read_tls(&mut unread).unwrap();
+    }
+    let decrypted = tls.process_new_packets().unwrap();
+    let mut plain = vec![0; decrypted.plaintext_bytes_to_read()];
+    tls.reader().read_exact(&mut plain).unwrap();
+    plain
+}
+
+#[test]
+fn calls_that_are_sent_together_come_in_records_of_tls_of_their_own() {
+    let config = config(&TLS13);
+    let (port, peer) = accept(move |stream| {
+        let mut tls = ServerConnection::new(config).unwrap();
+        let records = std::iter::repeat_with(|| next_plain(&mut tls, &stream));
+        let calls = records.filter(|plain| !plain.is_empty()).take(3);
+        let lengths = calls.map(|call| (call.len(), call[..4].try_into().unwrap()));
+        lengths.collect::<Vec<(usize, [u8; 4])>>()
+    });
+    let connection = connect(port, &files("signed", "peer")).unwrap();
+    let deadline = Deadline::after(PATIENCE);
+    let sent = connection.call_all(&[ECHO, ECHO, ECHO], Weight::Counted, deadline);
+    assert_eq!(sent.unwrap().len(), 3);
+    for (length, mark) in peer.join().unwrap() {
+        // The highest bit says that it is the record's last fragment.
+        assert_eq!(length - 4, u32::from_be_bytes(mark) as usize & 0x7fff_ffff);
     }
 }
 
