@@ -5,6 +5,7 @@ mod support;
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use bypass_blk::gluster::fops::OpenMode;
 use bypass_blk::gluster::{Brick, INTERNAL_PID, Identity, LkOwner, LockKind, Timeouts, glusterd};
@@ -63,7 +64,8 @@ fn holder(volume: &Volume) -> Option<Holder> {
 
 fn connect(volume: &Volume, session: Uuid) -> Result<GlusterPeer, PeerError> {
     on_node(volume, move |located| {
-        GlusterPeer::connect(located, PEER, session, &Timeouts::default())
+        let layout = Arc::new(located.layout());
+        GlusterPeer::connect(located, PEER, &layout, session, &Timeouts::default())
     })
 }
 

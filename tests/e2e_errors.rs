@@ -120,14 +120,15 @@ fn volumes_that_cannot_be_served_are_refused_by_name() {
     let pieces = volume.mount(0).unwrap();
     fs::write(pieces.path().join("pieces.img"), vec![7; 5 << 20]).unwrap();
     drop(pieces);
-    let in_pieces = image(&volume, "/pieces.img", &brick);
-    refused(node, 14, &["gv0", "/pieces.img", "shard"], &in_pieces);
+    let mut in_pieces = image(&volume, "/pieces.img", &brick);
+    in_pieces.extend(["--fence", "mandatory"]);
+    refused(node, 46, &["/pieces.img", "--fence advisory"], &in_pieces);
+    // For good, whatever the option says later.
     volume.set("features.shard", "off").unwrap();
-    refused(node, 14, &["/pieces.img"], &in_pieces);
-    let (code, text) = run_on(
-        node,
-        &["verify", "gv0/pieces.img", "--server", node.address()],
-    );
+    refused(node, 46, &["/pieces.img"], &in_pieces);
+    let server = ["--server", node.address(), "--brick", &brick];
+    let resize = [&["resize", "gv0/pieces.img", "1G"][..], &server].concat();
+    let (code, text) = run_on(node, &resize);
     assert_eq!(code, Some(14), "{text}");
     volume.stop().unwrap();
     refused(node, 12, &["gv0"], &args);

@@ -28,7 +28,7 @@ use bypass_blk::image::replica::brick_port::{
 use bypass_blk::image::replica::holder::Holder;
 use bypass_blk::image::session::life::{Session, Setup};
 use bypass_blk::image::session::map_place::MapPlace;
-use bypass_blk::image::session::terms::{FenceWish, Terms};
+use bypass_blk::image::session::terms::{FenceWish, HOT_FILES, Terms};
 use bypass_blk::image::session::write_gate::WriteGate;
 use bypass_harness::{Cluster, Volume, wait_until};
 use support::netns::on_node;
@@ -139,13 +139,15 @@ impl Writer {
                 shape: located.shape(LOCAL),
                 names: located.names(),
                 ports: ports.into_iter().map(wrap).collect(),
-                pending_names: located.set.pending_names.clone(),
+                pending_names: located.set.pending_names.clone().into(),
+                layout: located.layout(),
                 me,
                 terms: Terms {
                     read_only: false,
                     fence: FenceWish::Auto,
                     lock_timeout: PATIENCE,
                     urgent: false,
+                    hot_files: HOT_FILES,
                 },
                 quorum_timeout: PATIENCE,
                 map: MapPlace {

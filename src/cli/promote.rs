@@ -50,7 +50,8 @@ pub(super) fn run(args: PromoteArgs) -> Result<(), Failure> {
     let Target { volume, image } = &args.target;
     let brick = args.brick.as_deref();
     let server = &args.server.server;
-    let place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
+    let mut place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
+    place.located = place.located.whole_only("promoted")?;
     let names = place.located.names();
     let mut candidate = Candidate::lock(place)?;
     let plan = candidate.plan()?;

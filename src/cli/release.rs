@@ -37,6 +37,7 @@ pub(super) fn run(args: ReleaseArgs) -> Result<(), Failure> {
     let claim = Claim {
         session: view.me.session,
         read_only: false,
+        files: 1,
     };
     let connected = view.connected;
     let failed = |brick: usize, why: String| OpenError::BrickFailed {
@@ -69,7 +70,7 @@ pub(super) fn run(args: ReleaseArgs) -> Result<(), Failure> {
             lifted += 1;
         }
     }
-    for copy in view.copies().iter().filter(|copy| !copy.reachable) {
+    for copy in view.copies().0.iter().filter(|copy| !copy.reachable) {
         log::warn!(
             "{} was not reached and may still be fenced: release again when it is back",
             copy.brick

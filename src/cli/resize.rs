@@ -106,7 +106,8 @@ fn resize_alone(args: &ResizeArgs, name: &str) -> Result<(), Failure> {
     let Target { volume, image } = &args.target;
     let server = &args.server.server;
     let brick = args.brick.as_deref();
-    let place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
+    let mut place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
+    place.located = place.located.whole_only("resized")?;
     session_setup::take_over(&args.run_dir.run_dir, place.located.gfid)?;
     let terms = LocalTerms {
         read_only: true,

@@ -18,7 +18,7 @@ use crate::device::Config;
 use crate::image::dirty_map::{ExtentSize, MapError};
 use crate::image::locate::Bypassable;
 use crate::image::replica::brick_port::Fence;
-use crate::image::session::terms::{FenceWish, Terms};
+use crate::image::session::terms::{FenceWish, HOT_FILES, Terms};
 
 use super::arguments::{LogArgs, RunDirArgs, ServerArgs, StateDirArgs};
 
@@ -126,6 +126,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", value_parser = extent_size)]
     extent_size: Option<ExtentSize>,
 
+    /// Of an image in shards, how many may be marked as missing on the other copies before
+    /// those that are healed lose their marks at once (else they do after some quiet
+    /// seconds). What is marked when this host crashes is compared as a whole afterwards:
+    /// so many shards
+    #[arg(long, value_name = "N", default_value_t = HOT_FILES)]
+    hot_files: usize,
+
     /// Give metrics of the image to Prometheus: unix:PATH answers HTTP on a unix
     /// socket, textfile:PATH.prom is written every 15 s for node_exporter. They are
     /// described in docs/status.md
@@ -218,6 +225,7 @@ impl ServeArgs {
                     fence: self.fence.into(),
                     lock_timeout: Duration::from(self.lock_timeout),
                     urgent: self.incoming,
+                    hot_files: self.hot_files,
                 },
                 quorum_timeout: Duration::from(self.quorum_timeout),
                 force_raw: self.force_raw,

@@ -42,6 +42,10 @@ pub struct StatusArgs {
     #[arg(long)]
     details: bool,
 
+    /// Of an image in shards, name each shard that is marked: some copy of it misses data
+    #[arg(long)]
+    files: bool,
+
     /// Show it again and again, every so many seconds (0.1 or more), until Ctrl-C: in
     /// place on a terminal; into a pipe one after the other, with --json one a line
     #[arg(
@@ -138,12 +142,13 @@ fn look(args: &StatusArgs) -> Result<SeenImages<'_>, Failure> {
 fn from_bricks(args: &StatusArgs, target: &Target, here: &[Status]) -> Result<Status, Failure> {
     let mut view = BrickView::load(&args.server.server, target, Timeouts::default())?;
     let holder = view.holder();
-    let copies = view.copies();
+    let (copies, files) = view.copies();
     let mut identity = view.identity();
     let state = StateDir::new(&args.state_dir.state_dir);
     let entry = state.entry(&identity.volume, identity.gfid);
     identity.last_verified = entry.and_then(|entry| entry.verified.as_ref().map(Verified::from));
     let mut status = Status::of_bricks(&identity, copies, holder.as_ref());
+    status.files = files;
     let is_it = |known: &&Status| known.gfid == status.gfid && known.volume == status.volume;
     if let Some(known) = here.iter().find(is_it)
         && known.unserved.is_some()
@@ -178,9 +183,16 @@ impl SeenImages<'_> {
                 self.args.state_dir.state_dir.display()
             ),
             images @ [_, _, ..] if !self.args.details => render::table(images),
-            images => images.iter().map(render::status).collect(),
+            images => images.iter().map(|image| self.one(image)).collect(),
         };
         out
+    }
+
+    fn one(&self, image: &Status) -> String {
+        match self.args.files {
+            true => render::status(image) + &render::marked_files(image),
+            false => render::status(image),
+        }
     }
 
     /// All that could not be seen.

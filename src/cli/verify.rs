@@ -215,6 +215,7 @@ fn connect(
     let owner = lock_owner(&Holder::here(&host_name()))?;
     let catalog = Catalog::load(&server.host, server.port, &target.volume, &timeouts)?;
     let located = catalog.find(&target.image.0, &identity(owner.clone()), &timeouts)?;
+    let located = located.whole_only("compared")?;
     let mut subjects = Vec::new();
     for (child, spec) in located.set.bricks.iter().enumerate() {
         let connected = GlusterBrick::connect(&located, spec, owner.clone(), &timeouts);

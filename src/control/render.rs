@@ -12,7 +12,7 @@ use super::copy_status::CopyStatus;
 use super::one_line::OneLine;
 use super::serving_status::{QueueStatus, Serving};
 use super::severity::away;
-use super::status::{Fate, State, Status, SyncFailed, Verified};
+use super::status::{Fate, FilesStatus, State, Status, SyncFailed, Verified};
 
 pub use table::table;
 
@@ -50,6 +50,9 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
             "  size     {} ({size} bytes), gfid {gfid}",
             bytes(*size)
         )?,
+    }
+    if let Some(files) = &status.files {
+        write_files(out, files)?;
     }
     if status.copies.is_empty() && status.unserved.is_some() {
         return writeln!(
@@ -99,6 +102,41 @@ fn write_status(out: &mut String, status: &Status) -> std::fmt::Result {
         write_serving(out, serving)?;
     }
     Ok(())
+}
+
+/// Each file of the image that is marked, by its path in the volume.
+pub fn marked_files(status: &Status) -> String {
+    let marked = status.files.iter().flat_map(|files| &files.marked);
+    let path = |number: &u32| match number {
+        0 => format!("  marked   {}\n", OneLine(&status.image)),
+        number => format!("  marked   /.shard/{}.{number}\n", status.gfid),
+    };
+    marked.map(path).collect()
+}
+
+/// The marked ones by their numbers, as far as they fit into a line.
+fn write_files(out: &mut String, files: &FilesStatus) -> std::fmt::Result {
+    const NAMED: usize = 8;
+    let (count, piece) = (files.count, bytes(files.piece_bytes));
+    write!(
+        out,
+        "  shards   {count} of {piece}, {} marked",
+        files.marked.len()
+    )?;
+    let named: Vec<_> = files
+        .marked
+        .iter()
+        .take(NAMED)
+        .map(u32::to_string)
+        .collect();
+    let more = match files.marked.len() > NAMED {
+        true => " …",
+        false => "",
+    };
+    match named.is_empty() {
+        true => writeln!(out),
+        false => writeln!(out, ": {}{more}", named.join(" ")),
+    }
 }
 
 fn headline(status: &Status) -> String {

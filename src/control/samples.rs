@@ -49,6 +49,7 @@ pub fn clean() -> Snapshot {
         copies: (1..=3).map(copy).collect(),
         write_waiting: false,
         clean_before_writes: None,
+        files: None,
         healing: Some(Healing {
             behind: vec![behind(1, 0), behind(2, 0)],
             extent_size: 65536,

@@ -14,7 +14,7 @@ use crate::image::replica::brick_set::{BrickSet, SetChange, Shape};
 use crate::image::replica::holder::Holder;
 use crate::image::replica::names::Names;
 use crate::image::session::error::stop_message;
-use crate::image::session::snapshot::Snapshot;
+use crate::image::session::snapshot::{FilesSnapshot, Snapshot};
 use crate::image::session::state_machine::Phase;
 use crate::image::verify::VerifyRecord;
 
@@ -52,6 +52,9 @@ pub struct Status {
     pub fence: Option<String>,
     /// The copies in the order of the volume's bricks.
     pub copies: Vec<CopyStatus>,
+    /// The files that the image is made of; absent when it is one.
+    #[serde(default)]
+    pub files: Option<FilesStatus>,
     /// What the peers miss and how they are healed; absent when the report was read
     /// from the bricks alone, or the disk is read-only.
     pub heal: Option<HealStatus>,
@@ -67,6 +70,27 @@ pub struct Status {
     /// and when nothing is remembered here that is still to be done.
     #[serde(default)]
     pub unserved: Option<Unserved>,
+}
+
+/// The files of an image in shards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesStatus {
+    /// How many there are; number 0 is the one at the image's path.
+    pub count: usize,
+    /// Bytes of the image in each but the last.
+    pub piece_bytes: u64,
+    /// The numbers of those that are marked: some copy of them misses data, or may.
+    pub marked: Vec<u32>,
+}
+
+impl From<&FilesSnapshot> for FilesStatus {
+    fn from(files: &FilesSnapshot) -> Self {
+        Self {
+            count: files.count,
+            piece_bytes: files.piece,
+            marked: files.marked.iter().map(|file| file.0).collect(),
+        }
+    }
 }
 
 /// What is known on this host of an image for which no daemon answers.
@@ -289,6 +313,7 @@ impl Status {
             warnings: Vec::new(),
             holder: Some(HolderStatus::from(&session.holder)),
             fence: Some(fence_name(session.fence)),
+            files: session.files.as_ref().map(FilesStatus::from),
             heal: healing.map(|healing| HealStatus::of(healing, &copies)),
             copies,
             last_verified: identity.last_verified,
@@ -316,6 +341,7 @@ impl Status {
             holder: None,
             fence: None,
             copies: Vec::new(),
+            files: None,
             heal: None,
             last_verified: identity.last_verified,
             sync_failed: None,
@@ -345,6 +371,7 @@ impl Status {
             holder: None,
             fence: None,
             copies: Vec::new(),
+            files: None,
             heal: None,
             last_verified: None,
             sync_failed: None,
@@ -386,6 +413,7 @@ impl Status {
             holder: holder.map(HolderStatus::from),
             fence: None,
             copies,
+            files: None,
             heal: None,
             last_verified: identity.last_verified,
             sync_failed: None,

@@ -1,11 +1,14 @@
 //! An image as its bricks tell it, for commands that open no session.
 
+use std::collections::BTreeSet;
+
 use crate::control::copy_status::CopyStatus;
-use crate::control::status::Identity;
+use crate::control::status::{FilesStatus, Identity};
 use crate::gluster::{LkOwner, Timeouts};
 use crate::image::brick_client::session_port::{GlusterPort, identity};
-use crate::image::locate::{Catalog, Located};
-use crate::image::replica::brick_port::{BrickPort, CopyState, PortError};
+use crate::image::brick_client::shards;
+use crate::image::locate::{Catalog, LocateError, Located};
+use crate::image::replica::brick_port::{BrickPort, CopyState, PortError, merged};
 use crate::image::replica::brick_set::BrickSet;
 use crate::image::replica::holder::Holder;
 
@@ -35,7 +38,12 @@ impl BrickView {
         let me = Holder::here(&host_name());
         let owner = lock_owner(&me)?;
         let catalog = Catalog::load(&server.host, server.port, &target.volume, &timeouts)?;
-        let located = catalog.find(&target.image.0, &identity(owner.clone()), &timeouts)?;
+        let mut located = catalog.find(&target.image.0, &identity(owner.clone()), &timeouts)?;
+        if let Some(cut) = located.cut() {
+            let identity = identity(owner.clone());
+            let seen = shards::seen(&located, cut, &identity, &timeouts);
+            located.pieces = Some(seen.map_err(LocateError::from)?);
+        }
         let mut ports = GlusterPort::for_set(&located, &owner, timeouts, None);
         let mut connected = BrickSet::EMPTY;
         let mut away = Vec::new();
@@ -68,19 +76,35 @@ impl BrickView {
         ports.find_map(|(_, port)| port.holder().ok().flatten())
     }
 
-    /// Every copy as its brick tells it.
-    pub fn copies(&mut self) -> Vec<CopyStatus> {
+    /// Every copy as its brick tells it, and which files of the image are marked, if it is
+    /// several.
+    pub fn copies(&mut self) -> (Vec<CopyStatus>, Option<FilesStatus>) {
         let names = self.located.names();
+        let layout = self.located.layout();
+        let mut marked = BTreeSet::new();
         let ports = self.ports.iter_mut().zip(&self.away).enumerate();
-        ports
-            .map(|(brick, (port, away))| {
-                let answer = match away {
-                    Some(why) => Err(PortError::Away(why.clone())),
-                    None => port.probe(),
-                };
-                copy_status(names.one(brick), answer)
-            })
-            .collect()
+        let copies = ports.map(|(brick, (port, away))| {
+            let answer = match away {
+                Some(why) => Err(PortError::Away(why.clone())),
+                None if layout.is_whole() => port.probe(),
+                None => port.look_at_all(layout.len() as u32).map(|files| {
+                    let each = files.iter().zip(0..);
+                    marked.extend(
+                        each.filter(|(f, _)| !f.accuses().is_empty())
+                            .map(|(_, n)| n),
+                    );
+                    as_one(files)
+                }),
+            };
+            copy_status(names.one(brick), answer)
+        });
+        let copies = copies.collect();
+        let files = (!layout.is_whole()).then(|| FilesStatus {
+            count: layout.len(),
+            piece_bytes: layout.piece(),
+            marked: marked.into_iter().collect(),
+        });
+        (copies, files)
     }
 
     /// What the status document says of the image itself.
@@ -94,6 +118,20 @@ impl BrickView {
             arbiter: self.located.arbiter(),
             last_verified: None,
         }
+    }
+}
+
+/// A copy of which any file is accused is.
+fn as_one(files: Vec<CopyState>) -> CopyState {
+    let pending = merged(files.iter().map(|file| file.pending.as_slice()));
+    let dirty = files.iter().map(|file| file.dirty).max();
+    let base = files.into_iter().next();
+    CopyState {
+        gfid: base.as_ref().map(|base| base.gfid).unwrap_or_default(),
+        size: base.as_ref().map_or(0, |base| base.size),
+        pending,
+        dirty: dirty.unwrap_or_default(),
+        fenced: base.is_some_and(|base| base.fenced),
     }
 }
 

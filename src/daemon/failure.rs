@@ -33,7 +33,7 @@ Exit codes:
   11  unknown volume                           46  mandatory fencing is not available
   12  volume not started                       50  socket path in use
   13  volume not replicated                    51  socket cannot be made or used
-  14  image in shards                          52  the disk cannot be served by this device
+  14  shards: refused                          52  the disk cannot be served by this device
   15  would bypass quota, bitrot, …            60  the session stopped while serving
   16  no brick answers                         70  not everything could be healed
   17  the volume refuses changes               71  verify: the copies differ
@@ -287,7 +287,11 @@ fn locate_code(error: &LocateError) -> u8 {
         ) => 13,
         LocateError::Volfile(_) | LocateError::TooManyBricks { .. } => 1,
         LocateError::NotStarted { .. } => 12,
-        LocateError::Sharded { .. } => 14,
+        LocateError::ShardsSpread { .. }
+        | LocateError::BadShards { .. }
+        | LocateError::ShardsNotYet { .. }
+        | LocateError::Shards(_) => 14,
+        LocateError::ShardsFence { .. } => 46,
         LocateError::Bypassed { .. } => 15,
         LocateError::Unchangeable { .. } => 17,
         LocateError::LocksRevoked { .. } => 18,
@@ -309,6 +313,7 @@ fn locate_code(error: &LocateError) -> u8 {
 
 fn open_code(error: &OpenError) -> u8 {
     match error {
+        OpenError::Shard { why, .. } => open_code(why),
         OpenError::Locked { .. } => 40,
         OpenError::InUse { .. } => 41,
         OpenError::Stale { .. } | OpenError::PromotedElsewhere { .. } => 42,
@@ -337,7 +342,8 @@ fn local_code(error: &LocalError) -> u8 {
         LocalError::Formatted { .. } => 25,
         LocalError::OtherFile { .. } => 33,
         LocalError::Privilege { .. } => 34,
-        LocalError::Replaced { .. } => 33,
+        LocalError::Replaced { .. } | LocalError::NoShard { .. } => 33,
+        LocalError::BadShards { .. } => 14,
         LocalError::InUse { .. } => 40,
         LocalError::WrittenSince { .. } => 60,
         LocalError::Map(_) | LocalError::State(_) => 36,

@@ -15,7 +15,7 @@ use crate::image::session::life::Session;
 use crate::image::session::resize::{Insist, NewSize, ResizeError, Resized};
 use crate::image::session::snapshot::Snapshot;
 use crate::image::session::state_machine::StopReason;
-use crate::image::session::terms::{FenceWish, Terms};
+use crate::image::session::terms::{FenceWish, HOT_FILES, Terms};
 use crate::image::state_dir::StateDir;
 
 use super::control_service::{ControlService, Image};
@@ -75,6 +75,7 @@ impl MaintenanceSession {
                 fence: FenceWish::Exactly(Fence::Advisory),
                 lock_timeout: wanted.lock_timeout,
                 urgent: false,
+                hot_files: HOT_FILES,
             },
             quorum_timeout: QUORUM_TIMEOUT,
             force_raw: true,

@@ -26,6 +26,7 @@ pub mod heald;
 pub mod listener;
 pub mod logging;
 pub mod maintenance_session;
+pub mod open_files;
 pub mod options;
 pub mod ownership_worker;
 pub mod promote;

@@ -104,6 +104,7 @@ impl Candidate {
         let claim = Claim {
             session: self.place.me.session,
             read_only: false,
+            files: 1,
         };
         for (brick, port) in reached(&mut self.ports, self.reached) {
             lock_session(port, &claim)

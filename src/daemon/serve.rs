@@ -12,6 +12,7 @@ use crate::control::socket::ControlSocket;
 use crate::control::status::Identity;
 use crate::device::{CacheMode, Disk, Server};
 use crate::image::error_chain::chain;
+use crate::image::local::LocalFile;
 use crate::image::locate::Located;
 use crate::image::session::error::stop_message;
 use crate::image::state_dir::StateDir;
@@ -66,10 +67,7 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
     };
     let incoming = options.incoming && !upgraded;
     let (size, path) = (local.size, local.path.clone());
-    let disk = local
-        .try_clone()
-        .map_err(|error| Failure::Open(error.into()))?;
-    let disk = Disk::new(disk.file, &serial(&options, &place.located))?;
+    let disk = disk_over(&local, &place.located, &serial(&options, &place.located))?;
     let block = disk.block_size().into();
     // From here on the image may be ours. Whatever ends this, by an error or a panic, ends
     // the session as well, and last: the worker is dropped after all that is made below.
@@ -166,6 +164,28 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
         ))),
         None => Ok(()),
     }
+}
+
+/// The image's files as a disk. All of what was written to them before is durable when the
+/// guest can flush: opening the session syncs every file that may have been written to.
+fn disk_over(local: &LocalFile, located: &Located, serial: &str) -> Result<Disk, Failure> {
+    let again = |source| Failure::System {
+        what: "open the image's files once more",
+        source,
+    };
+    let base = local.file.try_clone().map_err(again)?;
+    let layout = located.layout();
+    if layout.is_whole() {
+        return Ok(Disk::new(base, serial)?);
+    }
+    let more = local.pieces.iter().map(|piece| piece.file.try_clone());
+    let files: Vec<_> = [Ok(base)]
+        .into_iter()
+        .chain(more)
+        .collect::<Result<_, _>>()
+        .map_err(again)?;
+    let disk = Disk::over_files(files, layout.piece(), layout.size(), serial)?;
+    Ok(disk.all_synced())
 }
 
 /// A daemon that is started again under a running guest is not told its cache mode.

@@ -9,24 +9,27 @@ use std::time::{Duration, Instant};
 use crate::control::socket::{self, Request};
 use crate::gluster::Timeouts;
 use crate::image::brick_client::session_port::{GlusterPort, Overruled, identity};
+use crate::image::brick_client::shards;
 use crate::image::dirty_map::ExtentSize;
 use crate::image::error_chain::chain;
 use crate::image::heal::Job;
+use crate::image::layout::Layout;
 use crate::image::local::error::LocalError;
-use crate::image::local::{self, LocalFile, LocalTerms, Name};
-use crate::image::locate::{Allowed, Catalog, Located, local_brick};
-use crate::image::replica::brick_port::{CopyState, KeptBrick};
+use crate::image::local::{self, LocalFile, LocalPlace, LocalTerms, Name};
+use crate::image::locate::{Allowed, Catalog, LocateError, Located, local_brick};
+use crate::image::replica::brick_port::{CopyState, Fence, KeptBrick};
 use crate::image::replica::holder::Holder;
 use crate::image::session::ending::{Ending, Parting};
 use crate::image::session::life::{Session, Setup};
 use crate::image::session::map_place::{self, MapPlace};
 use crate::image::session::state_machine::StopReason;
-use crate::image::session::terms::Terms;
+use crate::image::session::terms::{FenceWish, Terms};
 use crate::image::state_dir::{Entry, StateDir};
 use crate::image::surroundings::{Prompt, Surroundings};
 
 use super::brick_view::{host_name, lock_owner};
 use super::failure::Failure;
+use super::open_files;
 use super::target::GlusterdAddress;
 
 /// How long a healer may take to give an image up: it waits for what it sent.
@@ -65,9 +68,15 @@ pub fn find(
     let me = Holder::here(&host_name());
     let catalog = Catalog::load(&server.host, server.port, volume, &timeouts)?;
     let identity = identity(lock_owner(&me)?);
-    let located = catalog.find(image, &identity, &timeouts)?;
+    let mut located = catalog.find(image, &identity, &timeouts)?;
     catalog.check_features(&located.set, allowed, read_only)?;
     let local = local_brick(&catalog, &located, brick, &identity, &timeouts)?;
+    if let Some(cut) = located.cut() {
+        open_files::allow_all();
+        let shape = located.shape(local);
+        let found = shards::find(&located, cut, &shape, &identity, &timeouts, !read_only);
+        located.pieces = Some(found.map_err(LocateError::from)?);
+    }
     Ok(Place {
         located,
         local,
@@ -101,9 +110,12 @@ pub fn open(
     cancelled: &AtomicBool,
     on_stop: impl Fn(StopReason) + Send + 'static,
 ) -> Result<(Session, LocalFile), Failure> {
-    let path = place.local_path();
-    let terms = setup.local_terms();
-    let open_local = |copy: &CopyState| local::open(&path, copy.gfid, terms);
+    let (here, terms) = (place.local_place(), setup.local_terms());
+    let open_local = |copy: &CopyState| match here.layout.is_whole() {
+        // What the brick says of it under the session's locks counts.
+        true => local::open(&here.path, copy.gfid, terms),
+        false => local::open_image(&here, terms),
+    };
     open_with(place, setup, state, cancelled, None, open_local, on_stop)
 }
 
@@ -149,6 +161,7 @@ pub fn open_with(
     let prompt = place.prompt.clone();
     let setup = Setup {
         shape: located.shape(*local),
+        layout: located.layout(),
         names: located.names(),
         ports: GlusterPort::for_set_from(
             located,
@@ -157,15 +170,29 @@ pub fn open_with(
             overruled.as_ref().filter(|_| !read_only),
             kept,
         ),
-        pending_names: located.set.pending_names.clone(),
+        pending_names: located.set.pending_names.clone().into(),
         me: me.clone(),
-        terms: setup.terms,
+        terms: terms_of(located, setup.terms)?,
         quorum_timeout: setup.quorum_timeout,
         map: place.map_place(state, extent_size),
         on_end: note_end(state.clone(), located),
         on_return: Box::new(move || prompt.ask()),
     };
     Ok(Session::open(setup, cancelled, open_local, on_stop)?)
+}
+
+/// As far as they can be had of this image.
+fn terms_of(located: &Located, terms: Terms) -> Result<Terms, LocateError> {
+    match (&located.pieces, terms.fence) {
+        (None, _) | (_, FenceWish::Exactly(Fence::Advisory)) => Ok(terms),
+        (Some(_), FenceWish::Auto) => Ok(Terms {
+            fence: FenceWish::Exactly(Fence::Advisory),
+            ..terms
+        }),
+        (Some(_), FenceWish::Exactly(Fence::Mandatory)) => Err(LocateError::ShardsFence {
+            image: located.image.clone(),
+        }),
+    }
 }
 
 /// Makes what a session on an image of `size` bytes will need and takes long to make.
@@ -182,7 +209,8 @@ pub fn prepare(
     let Place { located, local, .. } = place;
     let map = place.map_place(state, setup.extent_size);
     let shape = located.shape(*local);
-    map_place::prepare_map(&map, &shape, &located.names(), located.gfid, size)
+    let layout = Layout::new(located.gfid, size, located.pieces.as_ref());
+    map_place::prepare_map(&map, &shape, &located.names(), &layout)
         .map_err(|error| Failure::Open(LocalError::Map(error).into()))
 }
 
@@ -230,6 +258,15 @@ impl Place {
     /// The image's file on the local brick.
     pub fn local_path(&self) -> PathBuf {
         self.located.local_path(self.local)
+    }
+
+    /// All its files there.
+    pub fn local_place(&self) -> LocalPlace {
+        LocalPlace {
+            path: self.local_path(),
+            shards: self.located.local_shards(self.local),
+            layout: self.located.layout(),
+        }
     }
 
     /// The same for another session, by the name that the image has now.

@@ -57,12 +57,8 @@ pub fn begin(options: &ServeOptions, state: &StateDir) -> Result<Startup, Failur
     let place = find(options)?;
     let Located { volume, gfid, .. } = &place.located;
     ControlSocket::check(&options.run_dir, volume, *gfid)?;
-    let local = local::look_at(
-        &place.local_path(),
-        place.located.gfid,
-        options.setup.local_terms(),
-    )
-    .map_err(|error| Failure::Open(error.into()))?;
+    let local = local::look_at_image(&place.local_place(), options.setup.local_terms());
+    let local = local.map_err(|error| Failure::Open(error.into()))?;
     if options.incoming && !options.read_only() {
         session_setup::prepare(&place, &options.setup, state, local.size)?;
     }
@@ -86,6 +82,8 @@ fn resume(options: &ServeOptions, mut kept: UpgradeState) -> Result<Startup, Fai
             size,
             // Nobody upgrades after a failure.
             durability: Arc::default(),
+            // Nor an image in pieces.
+            pieces: Arc::default(),
         })
     });
     let front_ends = match (kept.listener.take(), &options.front_ends) {

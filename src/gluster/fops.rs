@@ -29,7 +29,7 @@ const FSYNC: Operation = operation(16, "FSYNC");
 const SETXATTR: Operation = operation(17, "SETXATTR");
 const GETXATTR: Operation = operation(18, "GETXATTR");
 const REMOVEXATTR: Operation = operation(19, "REMOVEXATTR");
-const LOOKUP: Operation = operation(27, "LOOKUP");
+pub(super) const LOOKUP: Operation = operation(27, "LOOKUP");
 const XATTROP: Operation = operation(33, "XATTROP");
 const RELEASE: Operation = operation(41, "RELEASE");
 
@@ -322,10 +322,19 @@ impl Brick {
     /// `datasync` its bytes. Through a file opened before it was written to, an error of
     /// writing it back is told whoever else was told of it.
     pub fn fsync(&self, file: impl Into<RemoteFd>, datasync: bool) -> Result<(), BrickError> {
+        self.start_fsync(file, datasync)?.wait()
+    }
+
+    /// [`Brick::fsync`], begun.
+    pub fn start_fsync(
+        &self,
+        file: impl Into<RemoteFd>,
+        datasync: bool,
+    ) -> Result<InFlight<()>, BrickError> {
         let mut arguments = by_fd(file.into());
         arguments.u32(datasync.into());
         Dict::new().encode(&mut arguments);
-        self.run(FSYNC, arguments, |_| Ok(()))
+        self.begin(FSYNC, arguments, &[], |_, _| Ok(()))
     }
 
     /// Sets an extended attribute.

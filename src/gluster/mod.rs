@@ -13,11 +13,12 @@
 //! * [`tls`] — certificates: what this host shows, and whom it believes;
 //! * [`connection`] — one TCP connection with many calls in flight;
 //! * [`glusterd`], [`volfile`], [`volume`] — what the volume looks like;
-//! * [`brick`], [`fops`], [`io`], [`locks`], [`pending`] — what a brick can do.
+//! * [`brick`], [`fops`], [`entries`], [`io`], [`locks`], [`pending`] — what a brick can do.
 
 pub mod brick;
 pub mod connection;
 pub mod dict;
+pub mod entries;
 pub mod error;
 #[cfg(test)]
 mod fake_peer;

@@ -5,13 +5,15 @@
 //! first bytes only, to recognise an image format; it writes nothing.
 
 mod by_gfid;
+mod cut;
 mod durability;
 pub mod error;
+mod pieces;
 mod watch;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,10 +22,14 @@ use rustix::fs::FlockOperation;
 use uuid::Uuid;
 use xattr::FileExt as _;
 
+use crate::image::layout::FileIndex;
+
 use super::local::error::LocalError;
 
 pub use by_gfid::{Name, file_of, name_of};
+pub use cut::place_of;
 pub use durability::{Durability, SyncFailure};
+pub use pieces::{LocalPlace, PieceFile};
 pub use watch::{CopyWatch, Fingerprint, LocalWatch};
 
 /// Gluster's identity of a file, on the brick.
@@ -58,6 +64,8 @@ pub struct LocalFile {
     pub size: u64,
     /// What is known of its syncs.
     pub durability: Arc<Durability>,
+    /// The files behind it, of an image in shards.
+    pub pieces: Arc<[PieceFile]>,
 }
 
 impl LocalFile {
@@ -73,11 +81,17 @@ impl LocalFile {
             source,
         };
         claim(&self.file, &self.path)?;
-        let ours = self.file.metadata().map_err(io_error)?;
+        if let Err(error) = pieces::claim_all(&self.pieces) {
+            give_back(&self.file, &self.path);
+            return Err(error);
+        }
         let there = self.path_now().map_err(io_error)?;
-        let there = std::fs::symlink_metadata(there).map_err(io_error)?;
-        let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
-        if !same || ours.len() != self.size {
+        let mut same = pieces::is_at(&self.file, &there).map_err(io_error)?;
+        for piece in self.pieces.iter() {
+            same &= pieces::is_at(&piece.file, &piece.path).map_err(io_error)?;
+        }
+        let size = self.file.metadata().map_err(io_error)?.len();
+        if !same || self.pieces.is_empty() && size != self.size {
             self.give_back();
             return Err(LocalError::Replaced {
                 path: self.path.clone(),
@@ -98,18 +112,22 @@ impl LocalFile {
     /// # Errors
     /// [`LocalError::Io`].
     pub fn fingerprint(&self) -> Result<Fingerprint, LocalError> {
-        Fingerprint::of(&self.file).map_err(|source| LocalError::Io {
-            what: "look at",
-            path: self.path.clone(),
-            source,
-        })
+        let pieces = self.pieces.iter().map(|piece| (&piece.file, &piece.path));
+        let files = [(&self.file, &self.path)].into_iter().chain(pieces);
+        let each = files.map(|(file, path)| {
+            Fingerprint::of(file).map_err(|source| LocalError::Io {
+                what: "look at",
+                path: path.clone(),
+                source,
+            })
+        });
+        Ok(Fingerprint::combined(each.collect::<Result<_, _>>()?))
     }
 
     /// Gives the claim back; the file stays open.
     pub fn give_back(&self) {
-        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
-            log::warn!("cannot unlock {}: {error}", self.path.display());
-        }
+        give_back(&self.file, &self.path);
+        pieces::give_back_all(&self.pieces);
     }
 
     /// Another handle of the same open file: a claim is that of both.
@@ -127,7 +145,14 @@ impl LocalFile {
             path: self.path.clone(),
             size: self.size,
             durability: self.durability.clone(),
+            pieces: self.pieces.clone(),
         })
+    }
+}
+
+fn give_back(file: &File, path: &Path) {
+    if let Err(error) = rustix::fs::flock(file, FlockOperation::Unlock) {
+        log::warn!("cannot unlock {}: {error}", path.display());
     }
 }
 
@@ -144,7 +169,18 @@ pub trait Local {
     ///
     /// # Errors
     /// [`LocalError::Io`].
-    fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn CopyWatch>, LocalError>;
+    fn watch(&self, pending_names: Arc<[String]>) -> Result<Box<dyn CopyWatch>, LocalError>;
+
+    /// The same of each file that it is made of.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    fn watch_all(
+        &self,
+        pending_names: Arc<[String]>,
+    ) -> Result<Vec<Box<dyn CopyWatch>>, LocalError> {
+        Ok(vec![self.watch(pending_names)?])
+    }
 }
 
 impl Local for LocalFile {
@@ -156,8 +192,24 @@ impl Local for LocalFile {
         self.durability.clone()
     }
 
-    fn watch(&self, pending_names: Vec<String>) -> Result<Box<dyn CopyWatch>, LocalError> {
-        Ok(Box::new(LocalWatch::begin(self, pending_names)?))
+    fn watch(&self, pending_names: Arc<[String]>) -> Result<Box<dyn CopyWatch>, LocalError> {
+        let watch = LocalWatch::begin(&self.file, &self.path, pending_names)?;
+        Ok(Box::new(watch))
+    }
+
+    fn watch_all(
+        &self,
+        pending_names: Arc<[String]>,
+    ) -> Result<Vec<Box<dyn CopyWatch>>, LocalError> {
+        let mut all = vec![self.watch(pending_names.clone())?];
+        for PieceFile { file, path } in self.pieces.iter() {
+            all.push(Box::new(LocalWatch::begin(
+                file,
+                path,
+                pending_names.clone(),
+            )?));
+        }
+        Ok(all)
     }
 }
 
@@ -183,11 +235,63 @@ pub fn open(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, Loc
     Ok(local)
 }
 
+/// [`open`] of an image that may be several files.
+///
+/// # Errors
+/// See [`LocalError`].
+pub fn open_image(place: &LocalPlace, terms: LocalTerms) -> Result<LocalFile, LocalError> {
+    let local = look_at_image(place, terms)?;
+    if !terms.read_only {
+        claim(&local.file, &local.path)?;
+        pieces::claim_all(&local.pieces)?;
+    }
+    Ok(local)
+}
+
+/// [`look_at`] of an image that may be several files.
+///
+/// # Errors
+/// See [`LocalError`].
+pub fn look_at_image(place: &LocalPlace, terms: LocalTerms) -> Result<LocalFile, LocalError> {
+    let gfid = place.layout.gfid(FileIndex::BASE);
+    if place.layout.is_whole() {
+        return look_at(&place.path, gfid, terms);
+    }
+    let (file, path) = open_checked(&place.path, gfid, terms)?;
+    let size = place.layout.size();
+    check_size(&path, size)?;
+    Ok(LocalFile {
+        file,
+        path,
+        size,
+        durability: Arc::default(),
+        pieces: pieces::open(place, terms)?.into(),
+    })
+}
+
 /// [`open`] without the claim: whose the image is, is not known yet.
 ///
 /// # Errors
 /// See [`LocalError`].
 pub fn look_at(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, LocalError> {
+    let (file, path) = open_checked(path, gfid, terms)?;
+    let size = file.metadata().map_err(|source| LocalError::Io {
+        what: "stat",
+        path: path.clone(),
+        source,
+    })?;
+    check_size(&path, size.len())?;
+    Ok(LocalFile {
+        file,
+        path,
+        size: size.len(),
+        durability: Arc::default(),
+        pieces: Arc::default(),
+    })
+}
+
+/// The file at the image's path, and where it is.
+fn open_checked(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<(File, PathBuf), LocalError> {
     let path = &*file_of(path, gfid);
     let io_error = |what| {
         move |source| LocalError::Io {
@@ -222,14 +326,7 @@ pub fn look_at(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, 
             format,
         });
     }
-    let size = file.metadata().map_err(io_error("stat"))?.len();
-    check_size(path, size)?;
-    Ok(LocalFile {
-        file,
-        path: path.to_owned(),
-        size,
-        durability: Arc::default(),
-    })
+    Ok((file, path.to_owned()))
 }
 
 /// One writer per file on this host. The claim lasts as long as the open file, and

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error_chain::chain;
+use super::layout::shards::{self, BadCut, Cut};
+use super::layout::{Layout, Pieces};
 use super::local::{Name, name_of};
 use super::replica::brick_set::{MAX_BRICKS, SetChange, Shape};
 use super::replica::names::Names;
@@ -31,9 +33,8 @@ pub use local_brick::local_brick;
 /// DHT's pointer from the brick where a name hashes to, to the replica set that
 /// has the file.
 const LINK_XATTR: &str = "trusted.glusterfs.dht.linkto";
-/// Size of the pieces into which a file was cut when it was made (`GF_XATTR_SHARD_BLOCK_SIZE`,
-/// `libglusterfs/src/glusterfs/glusterfs.h`), whatever `features.shard` says today.
-const SHARD_XATTR: &str = "trusted.glusterfs.shard.block-size";
+/// What a file is judged by.
+const WANTED: [&str; 3] = [LINK_XATTR, shards::BLOCK_SIZE, shards::FILE_SIZE];
 
 /// A volume that can be served.
 pub struct Catalog {
@@ -56,9 +57,41 @@ pub struct Located {
     pub gfid: Uuid,
     /// Size in bytes.
     pub size: u64,
+    /// How it is cut, if it is in shards; which files they are is known once they were looked
+    /// up ([`crate::image::brick_client::shards`]).
+    #[serde(default)]
+    pub pieces: Option<Pieces>,
 }
 
 impl Located {
+    /// The files that it is made of.
+    pub fn layout(&self) -> Layout {
+        Layout::new(self.gfid, self.size, self.pieces.as_ref())
+    }
+
+    /// Refuses what cannot be done with shards yet: that an image is `what`.
+    ///
+    /// # Errors
+    /// [`LocateError::ShardsNotYet`].
+    pub fn whole_only(self, what: &'static str) -> Result<Self, LocateError> {
+        match self.pieces {
+            None => Ok(self),
+            Some(_) => Err(LocateError::ShardsNotYet {
+                image: self.image,
+                what,
+            }),
+        }
+    }
+
+    /// How it is cut, if it is in shards.
+    pub fn cut(&self) -> Option<Cut> {
+        let pieces = self.pieces.as_ref()?;
+        Some(Cut {
+            block: pieces.size,
+            size: self.size,
+        })
+    }
+
     /// Names of the replica set's bricks.
     pub fn names(&self) -> Names {
         Names {
@@ -92,6 +125,14 @@ impl Located {
     pub fn local_path(&self, local: usize) -> PathBuf {
         let brick = self.set.bricks.get(local).map(|brick| brick.path.as_str());
         Path::new(brick.unwrap_or_default()).join(self.image.trim_start_matches('/'))
+    }
+}
+
+impl Located {
+    /// The folder of shards in the brick directory of child `local`.
+    pub fn local_shards(&self, local: usize) -> PathBuf {
+        let brick = self.set.bricks.get(local).map(|brick| brick.path.as_str());
+        Path::new(brick.unwrap_or_default()).join(shards::FOLDER)
     }
 }
 
@@ -149,7 +190,14 @@ impl Catalog {
         for set in &self.volume.replica_sets {
             for spec in &set.bricks {
                 match self.look_on(spec, image, identity, timeouts) {
-                    Ok(Look::File { gfid, size }) => {
+                    Ok(Look::File { gfid, size, pieces }) => {
+                        if pieces.is_some() && self.volume.replica_sets.len() > 1 {
+                            return Err(LocateError::ShardsSpread {
+                                volume: self.volume.name.clone(),
+                                image: image.to_owned(),
+                                sets: self.volume.replica_sets.len(),
+                            });
+                        }
                         return Ok(Located {
                             volume: self.volume.name.clone(),
                             volume_id: self.volume.volume_id,
@@ -157,12 +205,14 @@ impl Catalog {
                             set: set.clone(),
                             gfid,
                             size,
+                            pieces,
                         });
                     }
-                    Ok(Look::Shards) => {
-                        return Err(LocateError::Sharded {
+                    Ok(Look::BadShards(source)) => {
+                        return Err(LocateError::BadShards {
                             volume: self.volume.name.clone(),
                             image: image.to_owned(),
+                            source,
                         });
                     }
                     // An arbiter's file is empty, and a brick may lack what its
@@ -183,7 +233,7 @@ impl Catalog {
         timeouts: &Timeouts,
     ) -> Result<Look, BrickError> {
         let brick = Brick::connect(spec, self.volume.volume_id, identity, timeouts)?;
-        let answer = brick.resolve(image, &[LINK_XATTR, SHARD_XATTR]);
+        let answer = brick.resolve(image, &WANTED);
         brick.close();
         match answer {
             Ok(entry) => Ok(Look::of(&entry)),
@@ -198,8 +248,12 @@ impl Catalog {
 /// What a brick has under the image's name.
 #[derive(Debug, PartialEq, Eq)]
 enum Look {
-    File { gfid: Uuid, size: u64 },
-    Shards,
+    File {
+        gfid: Uuid,
+        size: u64,
+        pieces: Option<Pieces>,
+    },
+    BadShards(BadCut),
     Link(String),
     NotAFile(&'static str),
     Missing(String),
@@ -218,11 +272,20 @@ impl Look {
             let target = String::from_utf8_lossy(target);
             return Self::Link(target.trim_end_matches('\0').to_owned());
         }
-        match value(SHARD_XATTR) {
-            Some(_) => Self::Shards,
-            None => Self::File {
-                gfid: entry.iatt.gfid.0,
-                size: entry.iatt.size,
+        let gfid = entry.iatt.gfid.0;
+        let Some(block) = value(shards::BLOCK_SIZE) else {
+            let (size, pieces) = (entry.iatt.size, None);
+            return Self::File { gfid, size, pieces };
+        };
+        match Cut::parse(block, value(shards::FILE_SIZE).map(Vec::as_slice)) {
+            Err(bad) => Self::BadShards(bad),
+            Ok(Cut { block, size }) => Self::File {
+                gfid,
+                size,
+                pieces: Some(Pieces {
+                    size: block,
+                    gfids: Vec::new(),
+                }),
             },
         }
     }
@@ -242,7 +305,7 @@ struct Search {
 impl Search {
     fn add(&mut self, look: Look) {
         match look {
-            Look::File { .. } | Look::Shards => {}
+            Look::File { .. } | Look::BadShards(_) => {}
             Look::Link(target) => self.link = Some(target),
             Look::NotAFile(what) => self.not_a_file = Some(what),
             Look::Missing(component) => self.missing = Some(component),

@@ -2,6 +2,7 @@
 //! and healed. Knows nothing of virtio.
 //!
 //! * [`locate`] finds it in a volume; [`surroundings`] looks whether the volume changes.
+//! * [`layout`]: which files it is made of.
 //! * [`replica`]: the copies and AFR's rules. [`session`]: the image open.
 //! * [`dirty_map`]: which extents the other copies miss. [`heal`] copies them,
 //!   [`verify`] compares; [`holes`] is what both need not read.
@@ -17,6 +18,7 @@ pub mod durable;
 pub mod error_chain;
 pub mod heal;
 pub mod holes;
+pub mod layout;
 pub mod local;
 pub mod locate;
 pub mod replica;

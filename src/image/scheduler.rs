@@ -1,4 +1,4 @@
-//! Threads and waiting, as the session sees them: the system's, or those of a
+//! Scheduler and waiting, as the session sees them: the system's, or those of a
 //! simulator that lets one go on at a time and decides which.
 //!
 //! Used by the session, its workers and its healer for everything that blocks, but

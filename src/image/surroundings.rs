@@ -314,6 +314,7 @@ mod tests {
             set: volume.replica_sets[0].clone(),
             gfid: Uuid::from_u128(7),
             size: 4096,
+            pieces: None,
         }
     }
 

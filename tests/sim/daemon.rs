@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bypass_blk::image::dirty_map::{DirtyMap, ExtentSize};
+use bypass_blk::image::layout::Layout;
 use bypass_blk::image::replica::brick_port::{BrickPort, Fence};
 use bypass_blk::image::replica::holder::Holder;
 use bypass_blk::image::replica::names::Names;
@@ -12,15 +13,15 @@ use bypass_blk::image::scheduler::Scheduler;
 use bypass_blk::image::session::ending::Ending;
 use bypass_blk::image::session::life::{Session, Setup};
 use bypass_blk::image::session::map_place::MapPlace;
-use bypass_blk::image::session::terms::{FenceWish, Terms};
+use bypass_blk::image::session::terms::{FenceWish, HOT_FILES, Terms};
 
-use super::brick::EXTENT;
+use super::brick::{EXTENT, SIZE};
 use super::guest::Guest;
 use super::local::SimLocal;
 use super::port::SimPort;
 use super::sched::{self, Process};
 use super::sim::Sim;
-use super::world::Serving;
+use super::world::{GFID, Serving};
 
 /// How long a write waits for a quorum: about as long as a short partition.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(4);
@@ -45,7 +46,7 @@ pub fn start(sim: &Sim, host: usize) {
 
 fn serve(sim: &Sim, host: usize, process: Process) {
     let me = holder(sim, host, process);
-    let threads = Scheduler::simulated(Arc::new(sched::Threads {
+    let threads = Scheduler::simulated(Arc::new(sched::Scheduler {
         sched: sim.sched.clone(),
         process,
     }));
@@ -154,13 +155,15 @@ fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
                 .collect(),
         },
         ports: ports(sim, host, process, me),
-        pending_names: vec![String::new(); shape.bricks],
+        layout: Layout::new(GFID, SIZE, None),
+        pending_names: vec![String::new(); shape.bricks].into(),
         me: me.clone(),
         terms: Terms {
             read_only: false,
             fence: FenceWish::Exactly(Fence::Advisory),
             lock_timeout: LOCK_TIMEOUT,
             urgent: false,
+            hot_files: HOT_FILES,
         },
         quorum_timeout: QUORUM_TIMEOUT,
         map: MapPlace {

@@ -1,16 +1,16 @@
 //! A healer's process: the real follower, engines and all, of the session that its host
 //! had when it began.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bypass_blk::image::dirty_map::{DirtyMap, Peer};
 use bypass_blk::image::heal::{
-    Copies, FollowOptions, Follower, HealPeer, HealReport, Hint, Job, LinkError, PeerError,
-    SessionLink, Unmarked, Wait,
+    Copies, FollowOptions, Follower, HealPeer, HealReport, Hint, Job, LinkError, LocalFiles,
+    PeerError, SessionLink, Unmarked, Wait,
 };
+use bypass_blk::image::layout::Layout;
 use bypass_blk::image::local::error::LocalError;
 use bypass_blk::image::replica::copy_lock;
 use bypass_blk::image::scheduler::Scheduler;
@@ -48,7 +48,7 @@ pub fn start(sim: &Sim, host: usize) {
 
 /// Until the session is over. An image that cannot be healed now is left to the next.
 fn follow(healing: &Arc<Healing>) {
-    let threads = Scheduler::simulated(Arc::new(sched::Threads {
+    let threads = Scheduler::simulated(Arc::new(sched::Scheduler {
         sched: healing.sim.sched.clone(),
         process: healing.process,
     }));
@@ -139,18 +139,24 @@ impl SessionLink for Healing {
 }
 
 impl Copies for Healing {
-    fn local(&self) -> Result<File, LocalError> {
+    fn local(&self, map: &DirtyMap) -> Result<LocalFiles, LocalError> {
         let file = self.sim.world().bricks[self.host].file.try_clone();
-        file.map_err(|source| LocalError::Io {
+        let file = file.map_err(|source| LocalError::Io {
             what: "open",
             path: PathBuf::new(),
             source,
-        })
+        })?;
+        Ok(LocalFiles::whole(GFID, map.geometry().size(), file))
     }
 
     /// Connects, takes the copy lock, and only then looks whether the session has the
     /// brick.
-    fn connect(&self, map: &DirtyMap, peer: Peer) -> Result<Box<dyn HealPeer>, PeerError> {
+    fn connect(
+        &self,
+        map: &DirtyMap,
+        _: &Arc<Layout>,
+        peer: Peer,
+    ) -> Result<Box<dyn HealPeer>, PeerError> {
         let child = self
             .sim
             .world()

@@ -35,7 +35,7 @@ impl Local for SimLocal {
         self.durability.clone()
     }
 
-    fn watch(&self, _pending_names: Vec<String>) -> Result<Box<dyn CopyWatch>, LocalError> {
+    fn watch(&self, _pending_names: Arc<[String]>) -> Result<Box<dyn CopyWatch>, LocalError> {
         Ok(Box::new(SimWatch {
             sim: self.sim.clone(),
             host: self.host,

@@ -1,12 +1,14 @@
 //! The healer's side of a brick: [`HealPeer`] over the simulated network. Writes are
 //! carried out late, in any order.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bypass_blk::gluster::StrongChecksum;
 use bypass_blk::image::heal::{Answer, HealPeer, PeerError};
+use bypass_blk::image::layout::FileIndex;
 use bypass_blk::image::replica::holder::Holder;
 use sha2::{Digest, Sha256};
 
@@ -216,7 +218,7 @@ impl HealPeer for SimPeer {
         self.0.call("size", |_| SIZE)
     }
 
-    fn own_mark(&self) -> Result<i32, PeerError> {
+    fn own_mark(&self, _: u64) -> Result<i32, PeerError> {
         let brick = self.0.brick;
         self.0
             .call("own mark", |world| world.bricks[brick].row.pending[brick])
@@ -266,7 +268,7 @@ impl HealPeer for SimPeer {
         Ok(Answer::new(|| Ok(sum)))
     }
 
-    fn fsync(&self) -> Result<(), PeerError> {
+    fn fsync(&self, _: &BTreeSet<FileIndex>) -> Result<(), PeerError> {
         self.0
             .call("fsync", |world| world.bricks[self.0.brick].fsync())
     }

@@ -58,6 +58,7 @@ fn promote(
     let claim = Claim {
         session: daemon::holder(sim, host, process).session,
         read_only: false,
+        files: 1,
     };
     let mut copies: Vec<Option<CopyState>> = vec![None; ports.len()];
     let mut reached = Vec::new();

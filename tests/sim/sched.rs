@@ -1,4 +1,4 @@
-//! Threads of which one at a time goes on: the one that has the baton. Who gets it
+//! Scheduler of which one at a time goes on: the one that has the baton. Who gets it
 //! next is drawn from the seed, each time its holder waits for something.
 //!
 //! Production code runs on these threads unchanged; it comes here through
@@ -278,12 +278,12 @@ fn choose(inner: &mut Inner) -> Option<usize> {
 }
 
 /// A process's way to its threads.
-pub struct Threads {
+pub struct Scheduler {
     pub sched: Arc<Sched>,
     pub process: Process,
 }
 
-impl Clock for Threads {
+impl Clock for Scheduler {
     fn now(&self) -> Duration {
         self.sched.now()
     }
@@ -294,7 +294,7 @@ impl Clock for Threads {
     }
 }
 
-impl Simulator for Threads {
+impl Simulator for Scheduler {
     fn spawn(&self, name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
         self.sched.spawn(self.process, name, body)
     }

@@ -12,6 +12,7 @@ pub mod locker;
 pub mod migration;
 pub mod netns;
 pub mod power;
+pub mod shards;
 pub mod small_disk;
 pub mod tmpfs;
 pub mod volatile_disk;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use bypass_harness::Node;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Runs `job` in the node's network namespace, on a thread of its own. Threads
+/// Runs `job` in the node's network namespace, on a thread of its own. Scheduler
 /// that `job` starts stay there, and so do the sockets that any of them makes.
 pub fn on_node<T: Send>(node: &Node, job: impl FnOnce() -> T + Send) -> T {
     let netns = File::open(format!("/run/netns/{}", node.netns())).unwrap();

@@ -1,12 +1,13 @@
 //! Where the copies of a volume's image are, for a healer.
 
-use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::gluster::Timeouts;
 use crate::image::brick_client::heal_peer::GlusterPeer;
 use crate::image::dirty_map::{DirtyMap, Distrust, Identity, Peer};
-use crate::image::heal::{Copies, HealPeer, Job, PeerError};
+use crate::image::heal::{Copies, HealPeer, Job, LocalFiles, PeerError};
+use crate::image::layout::Layout;
 use crate::image::local::error::LocalError;
 use crate::image::local::{self, LocalTerms};
 use crate::image::locate::{Catalog, LocateError, Located};
@@ -68,6 +69,7 @@ impl GlusterCopies {
                 set: set.clone(),
                 gfid: *gfid,
                 size: map.geometry().size(),
+                pieces: None,
             }),
             None => Err(LocateError::BrickGone {
                 volume: volume.clone(),
@@ -101,16 +103,37 @@ impl GlusterCopies {
 }
 
 impl Copies for GlusterCopies {
-    fn local(&self) -> Result<File, LocalError> {
+    fn local(&self, map: &DirtyMap) -> Result<LocalFiles, LocalError> {
+        let brick = self.brick(self.job.local);
+        // `HOST:/PATH`.
+        let folder = brick.find(":/").and_then(|colon| brick.get(colon + 1..));
+        let folder = folder.unwrap_or_default();
+        let (path, gfid, size) = (&self.job.local_path, self.job.gfid, map.geometry().size());
+        let place = local::place_of(path, gfid, Path::new(folder), size)?;
         // What it looks like inside was the session's to judge.
         let terms = LocalTerms {
             read_only: true,
             force_raw: true,
         };
-        local::open(&self.job.local_path, self.job.gfid, terms).map(|local| local.file)
+        let opened = local::open_image(&place, terms)?;
+        let mut files = vec![opened.file];
+        for piece in opened.pieces.iter() {
+            let again = piece.file.try_clone().map_err(|source| LocalError::Io {
+                what: "use",
+                path: piece.path.clone(),
+                source,
+            });
+            files.push(again?);
+        }
+        Ok(LocalFiles::new(place.layout, files))
     }
 
-    fn connect(&self, map: &DirtyMap, peer: Peer) -> Result<Box<dyn HealPeer>, PeerError> {
+    fn connect(
+        &self,
+        map: &DirtyMap,
+        layout: &Arc<Layout>,
+        peer: Peer,
+    ) -> Result<Box<dyn HealPeer>, PeerError> {
         self.check(map)?;
         let located = self.located(map)?;
         let child = self.job.peers.get(peer.index());
@@ -122,7 +145,8 @@ impl Copies for GlusterCopies {
                 volume: located.volume,
             });
         };
-        let connected = GlusterPeer::connect(&located, now, self.job.session, &self.timeouts)?;
+        let (session, timeouts) = (self.job.session, &self.timeouts);
+        let connected = GlusterPeer::connect(&located, now, layout, session, timeouts)?;
         Ok(Box::new(connected))
     }
 }

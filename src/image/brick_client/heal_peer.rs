@@ -1,7 +1,10 @@
 //! [`HealPeer`] over Gluster's brick protocol: one brick, by a connection of the
 //! healer's own.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -9,10 +12,11 @@ use uuid::Uuid;
 
 use crate::gluster::fops::InFlight;
 use crate::gluster::{
-    BrickError, Errno, LkOwner, LockKind, LockOp, LockRange, Locked, OpenMode, RemoteFd,
-    StrongChecksum, Timeouts,
+    BrickError, Errno, LkOwner, LockKind, LockOp, Locked, OpenMode, RemoteFd, StrongChecksum,
+    Timeouts,
 };
 use crate::image::heal::peer::{Answer, HealPeer, PeerError};
+use crate::image::layout::{FileIndex, Layout};
 use crate::image::locate::Located;
 use crate::image::replica::copy_lock;
 
@@ -20,20 +24,28 @@ use super::brick_copy::BrickCopy;
 use super::failure::peer_error;
 use super::session_record::holder_of;
 
-/// The image's file on one brick.
+/// The most files that are kept open on a brick from one FSYNC to the next.
+const MOST_OPEN: usize = 512;
+/// The most FSYNCs that are on their way at one time.
+const MOST_FSYNCS: usize = 64;
+
+/// The image's files on one brick.
 pub struct GlusterPeer {
     copy: BrickCopy,
-    /// The file, open as long as the connection lasts: a brick opens and closes it for
-    /// each write without. An FSYNC through it is told of everything that went wrong
-    /// with the writes.
-    fd: RemoteFd,
+    /// The file at the image's path.
+    base: RemoteFd,
+    /// The files that are open, that one among them: a brick opens and closes one for each
+    /// write without. Each is opened before it is written to first, and an FSYNC through it is
+    /// told of everything that went wrong with the writes.
+    open: RefCell<BTreeMap<FileIndex, RemoteFd>>,
     /// The attribute with which bricks accuse this copy.
     pending_name: String,
 }
 
 impl GlusterPeer {
-    /// Connects to brick `child` of the image's replica set, makes sure that it
-    /// has the image's own file there, and takes the copy lock of `session`.
+    /// Connects to brick `child` of the image's replica set, makes sure that it has the file
+    /// at the image's path there, and takes the copy lock of `session`. `layout` says which
+    /// files there are.
     ///
     /// # Errors
     /// [`PeerError::NoBrick`], [`PeerError::Away`], [`PeerError::Unusable`],
@@ -41,6 +53,7 @@ impl GlusterPeer {
     pub fn connect(
         located: &Located,
         child: usize,
+        layout: &Arc<Layout>,
         session: Uuid,
         timeouts: &Timeouts,
     ) -> Result<Self, PeerError> {
@@ -50,11 +63,14 @@ impl GlusterPeer {
             volume: located.volume.clone(),
             child,
         })?;
-        let copy = BrickCopy::connect(located, spec, "bypass-blk-heal", lock_owner(), timeouts)?;
-        let fd = copy.brick.open(copy.gfid, OpenMode::ReadWrite);
+        let (process, owner) = ("bypass-blk-heal", lock_owner());
+        let copy = BrickCopy::connect(located, spec, layout, process, owner, timeouts)?;
+        let base = copy.brick.open(copy.base(), OpenMode::ReadWrite);
+        let base = base.map_err(|error| copy.failed(error))?;
         let peer = Self {
-            fd: fd.map_err(|error| copy.failed(error))?,
             copy,
+            base,
+            open: RefCell::new(BTreeMap::from([(FileIndex::BASE, base)])),
             pending_name: pending_name.clone(),
         };
         peer.lock_copies(session)?;
@@ -66,18 +82,13 @@ impl GlusterPeer {
     fn lock_copies(&self, session: Uuid) -> Result<(), PeerError> {
         let peer = self.name().to_owned();
         let range = copy_lock::own(session);
-        let BrickCopy { brick, gfid, .. } = &self.copy;
-        let taken = brick.inodelk(
-            *gfid,
-            copy_lock::DOMAIN,
-            LockOp::Try,
-            LockKind::Write,
-            range,
-        );
+        let (brick, domain) = (&self.copy.brick, copy_lock::DOMAIN);
+        let base = self.copy.base();
+        let taken = brick.inodelk(base, domain, LockOp::Try, LockKind::Write, range);
         if taken.map_err(|error| self.failed(error))? == Locked::WouldBlock {
             return Err(PeerError::CopyLocked { peer });
         }
-        let holder = holder_of(brick, self.fd).map_err(|error| self.failed(error))?;
+        let holder = holder_of(brick, self.base).map_err(|error| self.failed(error))?;
         match holder {
             Some(holder) if holder.session == session => Ok(()),
             holder => Err(PeerError::NotHeld { peer, holder }),
@@ -86,6 +97,31 @@ impl GlusterPeer {
 
     fn failed(&self, error: BrickError) -> PeerError {
         self.copy.failed(error)
+    }
+
+    /// The file, opened if it is not.
+    fn opened(&self, file: FileIndex) -> Result<RemoteFd, PeerError> {
+        if let Some(fd) = self.open.borrow().get(&file) {
+            return Ok(*fd);
+        }
+        let opened = self
+            .copy
+            .brick
+            .open(self.copy.gfid(file), OpenMode::ReadWrite);
+        let fd = opened.map_err(self.copy.failed_on(file))?;
+        self.open.borrow_mut().insert(file, fd);
+        Ok(fd)
+    }
+
+    /// After an FSYNC of all that were written to. One that cannot be closed goes with the
+    /// connection.
+    fn close_some(&self) {
+        let mut open = self.open.borrow_mut();
+        if open.len() > MOST_OPEN {
+            for fd in open.split_off(&FileIndex(1)).into_values() {
+                let _ = self.copy.brick.release(fd);
+            }
+        }
     }
 }
 
@@ -97,13 +133,6 @@ fn wait_all(sent: Vec<InFlight<()>>) -> Result<(), BrickError> {
         outcome = write.wait().and(outcome);
     }
     outcome
-}
-
-fn lock_range(range: &Range<u64>) -> LockRange {
-    LockRange {
-        start: range.start,
-        len: range.end - range.start,
-    }
 }
 
 impl HealPeer for GlusterPeer {
@@ -120,14 +149,15 @@ impl HealPeer for GlusterPeer {
     }
 
     fn size(&self) -> Result<u64, PeerError> {
-        let entry = self.copy.brick.lookup_gfid(self.copy.gfid, &[]);
+        let entry = self.copy.brick.lookup_gfid(self.copy.base(), &[]);
         Ok(entry.map_err(|error| self.failed(error))?.iatt.size)
     }
 
-    fn own_mark(&self) -> Result<i32, PeerError> {
+    fn own_mark(&self, at: u64) -> Result<i32, PeerError> {
         let name = self.pending_name.as_str();
-        let entry = self.copy.brick.lookup_gfid(self.copy.gfid, &[name]);
-        let entry = entry.map_err(|error| self.failed(error))?;
+        let (file, gfid, _) = self.copy.place(at);
+        let entry = self.copy.brick.lookup_gfid(gfid, &[name]);
+        let entry = entry.map_err(self.copy.failed_on(file))?;
         entry
             .pending_data(name)
             .map_err(|error| PeerError::Refused {
@@ -137,12 +167,21 @@ impl HealPeer for GlusterPeer {
     }
 
     fn truncate(&self, size: u64) -> Result<(), PeerError> {
-        let done = self.copy.brick.ftruncate(self.copy.gfid, size);
+        let done = self.copy.brick.ftruncate(self.copy.base(), size);
         done.map_err(|error| self.failed(error))
     }
 
     fn start_writes(&self, writes: &[(u64, &[u8])]) -> Result<Answer<()>, PeerError> {
-        let sent = self.copy.brick.start_writes(self.fd, writes);
+        let layout = &self.copy.layout;
+        let Some((first, _)) = writes.first() else {
+            return Ok(Answer::new(|| Ok(())));
+        };
+        let fd = self.opened(layout.place(*first).0)?;
+        let in_file = writes
+            .iter()
+            .map(|&(offset, bytes)| (layout.place(offset).1, bytes));
+        let in_file: Vec<_> = in_file.collect();
+        let sent = self.copy.brick.start_writes(fd, &in_file);
         let sent = sent.map_err(|error| self.failed(error))?;
         let peer = self.copy.brick.name().to_owned();
         Ok(Answer::new(move || {
@@ -152,12 +191,14 @@ impl HealPeer for GlusterPeer {
 
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
         let length = range.end - range.start;
-        let done = match self.copy.brick.discard(self.copy.gfid, range.start, length) {
+        let (file, gfid, start) = self.copy.place(range.start);
+        self.opened(file)?;
+        let brick = &self.copy.brick;
+        let done = match brick.discard(gfid, start, length) {
             // A file system without holes.
-            Err(error) if error.errno() == Some(Errno(libc::EOPNOTSUPP)) => self
-                .copy
-                .brick
-                .zerofill(self.copy.gfid, range.start, length),
+            Err(error) if error.errno() == Some(Errno(libc::EOPNOTSUPP)) => {
+                brick.zerofill(gfid, start, length)
+            }
             done => done,
         };
         done.map_err(|error| self.failed(error))?;
@@ -172,9 +213,19 @@ impl HealPeer for GlusterPeer {
         self.copy.start_checksum(range)
     }
 
-    fn fsync(&self) -> Result<(), PeerError> {
-        let done = self.copy.brick.fsync(self.fd, false);
-        done.map_err(|error| self.failed(error))
+    fn fsync(&self, files: &BTreeSet<FileIndex>) -> Result<(), PeerError> {
+        let files: Vec<_> = files.iter().copied().collect();
+        for some in files.chunks(MOST_FSYNCS) {
+            let mut sent = Vec::with_capacity(some.len());
+            for file in some {
+                let fd = self.opened(*file)?;
+                let started = self.copy.brick.start_fsync(fd, false);
+                sent.push(started.map_err(|error| self.failed(error))?);
+            }
+            wait_all(sent).map_err(|error| self.failed(error))?;
+        }
+        self.close_some();
+        Ok(())
     }
 
     fn lock(
@@ -186,14 +237,14 @@ impl HealPeer for GlusterPeer {
         let stopped = || stop.load(Ordering::Relaxed);
         let patient = self.copy.brick.with_timeout(limit);
         self.copy
-            .queue_data_lock(&patient, lock_range(&range), stopped)
-            .map_err(|error| self.failed(error))
+            .queue_data_lock(&patient, &range, stopped)
+            .map_err(self.copy.failed_at(range.start))
     }
 
     fn unlock(&self, range: Range<u64>) -> Result<(), PeerError> {
         let (op, kind) = (LockOp::Unlock, LockKind::Write);
         let copy = &self.copy;
-        let done = copy.data_lock(&copy.brick, op, kind, lock_range(&range));
+        let done = copy.data_lock(&copy.brick, op, kind, &range);
         done.map(|_| ()).map_err(|error| self.failed(error))
     }
 }

@@ -15,6 +15,7 @@ use crate::gluster::{
     Locked, Timeouts,
 };
 use crate::image::error_chain::chain;
+use crate::image::layout::{FileIndex, Layout};
 use crate::image::locate::Located;
 use crate::image::replica::brick_port::{
     BrickPort, CopyState, Counter, Fence, KeptBrick, Lock, PortError, Publication,
@@ -28,9 +29,11 @@ use super::session_record::{SESSION_DOMAIN, holder_of};
 
 mod alert;
 mod counters;
+mod files;
 mod publishing;
 
 use alert::Alert;
+use files::FileLocks;
 
 /// The attribute by which a file is fenced where the volume allows it
 /// (`GF_ENFORCE_MANDATORY_LOCK`, `libglusterfs/src/glusterfs/glusterfs.h`).
@@ -48,6 +51,10 @@ const HOLD_LIMIT: Duration = Duration::from_millis(500);
 
 /// One brick's port.
 pub struct GlusterPort {
+    /// The files of the image.
+    layout: Layout,
+    /// The one that is asked about.
+    file: FileIndex,
     /// Its child index.
     child: usize,
     spec: BrickSpec,
@@ -84,19 +91,14 @@ pub struct Overruled {
 /// What exists only while connected.
 struct Live {
     brick: Brick,
-    gfid: Gfid,
+    /// The first file, as this brick knows it.
+    base: Gfid,
+    /// That file, open.
     fd: Option<RemoteFd>,
-    /// AFR's data lock is held through this connection.
-    data_locked: bool,
-    /// Names of the counters that were not zero when the copy was last read; some may be of
-    /// a brick that was added, or replaced, since the session was opened.
-    accusing: Vec<String>,
-    /// Locks that the process before took through it.
-    standing: Vec<Lock>,
-    /// Locks that this one did.
-    taken: Vec<Lock>,
     /// What stands of the record and the fence.
     published: Option<Fence>,
+    /// In the layout's order.
+    files: Vec<FileLocks>,
 }
 
 impl GlusterPort {
@@ -129,6 +131,8 @@ impl GlusterPort {
                 Some(None) => Next::Away,
             };
             Box::new(Self {
+                layout: located.layout(),
+                file: FileIndex::BASE,
                 child,
                 spec: spec.clone(),
                 located: located.clone(),
@@ -149,20 +153,6 @@ impl GlusterPort {
             .ok_or_else(|| PortError::Away("not connected".to_owned()))
     }
 
-    /// The open file, opened when first needed.
-    fn fd(&mut self, mode: OpenMode) -> Result<(Brick, RemoteFd), PortError> {
-        let Some(live) = &mut self.live else {
-            return Err(PortError::Away("not connected".to_owned()));
-        };
-        let fd = match live.fd {
-            Some(fd) => fd,
-            None => *live
-                .fd
-                .insert(live.brick.open(live.gfid, mode).map_err(port_error)?),
-        };
-        Ok((live.brick.clone(), fd))
-    }
-
     fn domain(&self, lock: Lock) -> (String, LockKind) {
         let set = &self.located.set;
         match lock {
@@ -179,24 +169,8 @@ impl GlusterPort {
         let live = self.live()?;
         let (domain, kind) = self.domain(lock);
         live.brick
-            .inodelk(live.gfid, &domain, op, kind, range)
+            .inodelk(self.gfid(), &domain, op, kind, range)
             .map_err(port_error)
-    }
-
-    fn note_data_lock(&mut self, lock: Lock, held: bool) {
-        if let Some(live) = self.live.as_mut().filter(|_| lock == Lock::Data) {
-            live.data_locked = held;
-        }
-    }
-
-    /// What is changed follows from what was read under the lock. After a new connection
-    /// it may be wrong.
-    fn data_locked(&self) -> Result<&Live, PortError> {
-        let live = self.live()?;
-        match live.data_locked {
-            true => Ok(live),
-            false => Err(PortError::Away("its data lock was lost".to_owned())),
-        }
     }
 }
 
@@ -205,8 +179,17 @@ impl BrickPort for GlusterPort {
         self.alert = Some(Arc::new(Alert::new(tell)));
     }
 
+    fn select(&mut self, file: FileIndex) {
+        self.file = file;
+    }
+
+    fn look_at_all(&mut self, count: u32) -> Result<Vec<CopyState>, PortError> {
+        self.look_up_all(count)
+    }
+
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
+        self.file = FileIndex::BASE;
         let (mut open, mut published, mut standing) = (None, None, Vec::new());
         let next = std::mem::replace(&mut self.next, Next::Later);
         let by_name = matches!(next, Next::Opening);
@@ -246,15 +229,16 @@ impl BrickPort for GlusterPort {
             let name = self.spec.to_string();
             brick.on_contention(move |contention| alert.raise(&name, contention));
         }
+        let mut files = vec![FileLocks::default(); self.layout.len()];
+        if let Some(base) = files.first_mut() {
+            base.standing = standing;
+        }
         self.live = Some(Live {
             brick,
-            gfid: entry.gfid(),
+            base: entry.gfid(),
             fd: open.map(|number| RemoteFd::adopt(entry.gfid(), number)),
-            data_locked: false,
-            accusing: Vec::new(),
-            standing,
-            taken: Vec::new(),
             published,
+            files,
         });
         Ok(())
     }
@@ -277,28 +261,27 @@ impl BrickPort for GlusterPort {
     }
 
     fn stood(&self) -> bool {
-        let live = self.live.as_ref();
-        live.is_some_and(|live| live.standing == LASTING)
+        self.locks().is_ok_and(|locks| locks.standing == LASTING)
     }
 
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
         // As long as the connection is the same, the brick keeps it.
-        if self.live()?.standing.contains(&lock) {
+        if self.locks()?.standing.contains(&lock) {
             return Ok(true);
         }
         let granted = self.inodelk(lock, LockOp::Try, LockRange::WHOLE)? == Locked::Granted;
         self.note_data_lock(lock, granted);
-        if let Some(live) = self.live.as_mut().filter(|_| granted) {
-            live.taken.push(lock);
+        if let Some(locks) = self.locks_mut().filter(|_| granted) {
+            locks.taken.push(lock);
         }
         Ok(granted)
     }
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
         self.note_data_lock(lock, false);
-        if let Some(live) = &mut self.live {
-            live.standing.retain(|standing| *standing != lock);
-            live.taken.retain(|taken| *taken != lock);
+        if let Some(locks) = self.locks_mut() {
+            locks.standing.retain(|standing| *standing != lock);
+            locks.taken.retain(|taken| *taken != lock);
         }
         let _ = self.inodelk(lock, LockOp::Unlock, LockRange::WHOLE)?;
         Ok(())
@@ -309,7 +292,7 @@ impl BrickPort for GlusterPort {
         let live = self.live()?;
         let count = |domain: String| {
             live.brick
-                .inodelk_count(live.gfid, &domain)
+                .inodelk_count(self.gfid(), &domain)
                 .map_err(port_error)
         };
         let waiting = count(domain::self_heal(set))? > 1;
@@ -317,7 +300,7 @@ impl BrickPort for GlusterPort {
             return Ok(false);
         }
         live.brick
-            .fail_waiting_inodelks(live.gfid)
+            .fail_waiting_inodelks(self.gfid())
             .map_err(port_error)?;
         Ok(true)
     }
@@ -346,7 +329,7 @@ impl BrickPort for GlusterPort {
             live.published = None;
         }
         let live = self.live()?;
-        match live.brick.removexattr(live.gfid, FENCE_XATTR) {
+        match live.brick.removexattr(self.gfid(), FENCE_XATTR) {
             Err(error) if error.errno() == Some(Errno::NODATA) => Ok(()),
             done => done.map_err(port_error),
         }
@@ -401,17 +384,17 @@ impl BrickPort for GlusterPort {
 
     fn truncate(&mut self, size: u64) -> Result<(), PortError> {
         let live = self.data_locked()?;
-        live.brick.ftruncate(live.gfid, size).map_err(port_error)
+        live.brick.ftruncate(self.gfid(), size).map_err(port_error)
     }
 
     fn set_times(&mut self, time: Duration) -> Result<(), PortError> {
         let live = self.data_locked()?;
-        live.brick.set_times(live.gfid, time).map_err(port_error)
+        live.brick.set_times(self.gfid(), time).map_err(port_error)
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {
         let live = self.live()?;
-        let synced = live.brick.fsync(live.gfid, false);
+        let synced = live.brick.fsync(self.gfid(), false);
         synced.map_err(|error| match port_error(error) {
             PortError::Refused(why) => PortError::Unsynced(why),
             other => other,

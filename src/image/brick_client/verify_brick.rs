@@ -2,6 +2,7 @@
 //! own, which may also hold the shared session lock.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::gluster::{
@@ -11,7 +12,7 @@ use crate::gluster::{
 use crate::image::heal::{Answer, PeerError};
 use crate::image::locate::Located;
 use crate::image::replica::brick_port::CopyState;
-use crate::image::verify::brick::{VerifyBrick, WHOLE};
+use crate::image::verify::brick::VerifyBrick;
 use crate::image::verify::error::VerifyError;
 
 use super::brick_copy::BrickCopy;
@@ -35,8 +36,9 @@ impl GlusterBrick {
         owner: LkOwner,
         timeouts: &Timeouts,
     ) -> Result<Self, PeerError> {
+        let (process, layout) = ("bypass-blk-verify", Arc::new(located.layout()));
         Ok(Self {
-            copy: BrickCopy::connect(located, spec, "bypass-blk-verify", owner, timeouts)?,
+            copy: BrickCopy::connect(located, spec, &layout, process, owner, timeouts)?,
             pending_names: located.set.pending_names.clone(),
         })
     }
@@ -49,7 +51,7 @@ impl GlusterBrick {
     /// [`Unheld::By`] when a session has the image; [`Unheld::Failed`].
     pub fn hold(&self) -> Result<(), Unheld> {
         let session = self.copy.brick.inodelk(
-            self.copy.gfid,
+            self.copy.base(),
             SESSION_DOMAIN,
             LockOp::Try,
             LockKind::Read,
@@ -57,7 +59,7 @@ impl GlusterBrick {
         );
         let taken = session.map_err(|error| self.failed(error))?;
         // Locks of open files go with the connection, like all others.
-        let fd = self.copy.brick.open(self.copy.gfid, OpenMode::Read);
+        let fd = self.copy.brick.open(self.copy.base(), OpenMode::Read);
         let fd = fd.map_err(|error| self.failed(error))?;
         if taken == Locked::Granted {
             // Where it is not free nothing is lost but a name in a message.
@@ -86,14 +88,6 @@ impl GlusterBrick {
         op: LockOp,
         range: &Range<u64>,
     ) -> Result<Locked, BrickError> {
-        let range = LockRange {
-            start: range.start,
-            len: if *range == WHOLE {
-                0
-            } else {
-                range.end - range.start
-            },
-        };
         self.copy.data_lock(brick, op, LockKind::Read, range)
     }
 }
@@ -116,7 +110,7 @@ impl From<PeerError> for Unheld {
 impl VerifyBrick for GlusterBrick {
     fn state(&self) -> Result<CopyState, PeerError> {
         let want: Vec<&str> = self.pending_names.iter().map(String::as_str).collect();
-        let entry = self.copy.brick.lookup_gfid(self.copy.gfid, &want);
+        let entry = self.copy.brick.lookup_gfid(self.copy.base(), &want);
         let entry = entry.map_err(|error| self.failed(error))?;
         let counter = |name: &String| {
             let counter = entry.pending_data(name);

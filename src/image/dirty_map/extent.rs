@@ -158,6 +158,11 @@ pub enum Copied {
 pub struct ExtentState(pub u16);
 
 impl ExtentState {
+    /// All of it, as in the map.
+    pub(super) fn bits(self) -> u16 {
+        self.0
+    }
+
     /// Writes in flight.
     pub fn in_flight(self) -> u8 {
         (self.0 & IN_FLIGHT) as u8

@@ -17,6 +17,7 @@
 //! * [`mapping`]: the file in memory and the locks on it; the only `unsafe` code.
 //! * [`open`]: creating, re-opening and closing the file.
 //! * [`map`]: the operations. [`healer`]: those that only one healer may do.
+//! * `part`: those on a part of the image.
 //! * [`grow`]: a larger map in place of one, when the image grows.
 
 pub mod error;
@@ -28,6 +29,7 @@ pub mod healer;
 pub mod map;
 pub mod mapping;
 pub mod open;
+mod part;
 pub mod scan;
 mod terms;
 

@@ -42,7 +42,7 @@
 //! is sent as it is, without a claim to be clean: the peer then has every write
 //! that was over, and the extent stays dirty for the one that was not.
 
-use std::fs::File;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -50,10 +50,11 @@ use std::time::Duration;
 
 use crate::gluster::MAX_IO;
 use crate::image::dirty_map::{Copied, Healer, Peer, Peers};
+use crate::image::layout::{FileIndex, Layout};
 
 use super::copy::Copier;
 use super::error::HealError;
-use super::local::LocalCopy;
+use super::local::{LocalCopy, LocalFiles};
 use super::pass::{Pass, PassEnd, PassOptions};
 use super::peer::HealPeer;
 use super::plan::{self, Limits};
@@ -88,6 +89,8 @@ pub struct Engine {
     pub(super) id: Peer,
     pub(super) peer: Box<dyn HealPeer>,
     pub(super) local: LocalCopy,
+    /// Of both copies.
+    pub(super) layout: Arc<Layout>,
     pub(super) options: PassOptions,
     /// The extents whose copy was begun and not ended yet.
     pub(super) begun: Vec<u64>,
@@ -99,9 +102,11 @@ pub struct Engine {
     uncommitted: u64,
     /// When the last FSYNC was answered, or the pass began.
     committed: Duration,
-    /// Changes may have been made without an FSYNC after them: true at first, for
-    /// an earlier engine may have changed the file's size.
-    pub(super) unsynced: bool,
+    /// The files in which changes may have been made without an FSYNC after them: at
+    /// first the one whose size an earlier engine may have changed.
+    unsynced: BTreeSet<FileIndex>,
+    /// A file of several that this pass left out: see [`Engine::leave_unmarked`].
+    pub(super) unmarked: Option<HealError>,
     /// The peer was left alone for [`PassOptions::quiet`], its file has the right size.
     ready: bool,
     /// The last pass compared: see [`PassOptions::compare_first`].
@@ -111,12 +116,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Copies from `file`, the local copy, open for reading (direct I/O or not),
-    /// what `healer`'s map says that peer `id` misses, to `peer`.
+    /// Copies from `files`, the local copy, what `healer`'s map says that peer `id`
+    /// misses, to `peer`.
     pub fn new(
         healer: Arc<Healer>,
         id: Peer,
-        file: Arc<File>,
+        files: Arc<LocalFiles>,
         peer: Box<dyn HealPeer>,
         options: PassOptions,
     ) -> Self {
@@ -124,14 +129,16 @@ impl Engine {
             healer,
             id,
             peer,
-            local: LocalCopy::new(file, MAX_IO),
+            layout: Arc::clone(files.layout()),
+            local: LocalCopy::new(files, MAX_IO),
             options,
             begun: Vec::new(),
             accepted: 0,
             missed: Vec::new(),
             uncommitted: 0,
             committed: Duration::ZERO,
-            unsynced: true,
+            unsynced: BTreeSet::from([FileIndex::BASE]),
+            unmarked: None,
             ready: false,
             compares: false,
             broken: false,
@@ -174,12 +181,16 @@ impl Engine {
             return Err(HealError::Broken { peer });
         }
         self.missed.clear();
+        self.unmarked = None;
         self.committed = self.options.clock.now();
         pass.covered = true;
         pass.end = self.all_stretches(&mut pass)?;
         pass.covered &= pass.end == PassEnd::Complete;
         self.commit(&mut pass)?;
-        Ok(pass)
+        match self.unmarked.take() {
+            Some(error) if pass.end == PassEnd::Complete => Err(error),
+            _ => Ok(pass),
+        }
     }
 
     fn all_stretches(&mut self, pass: &mut Pass) -> Result<PassEnd, HealError> {
@@ -197,24 +208,26 @@ impl Engine {
             if !self.options.wait_for_tokens() {
                 return Ok(PassEnd::Stopped);
             }
-            if let Some(hole) = self.hole_at(extent)? {
-                let (end, equal) = self.hole(&hole, pass)?;
-                if end != PassEnd::Complete {
-                    return Ok(end);
-                }
-                if equal {
-                    from = hole.end;
-                    continue;
-                }
-            }
-            let extents = self.stretch_of(self.dirty_from(extent));
-            from = extents.last().map_or(extent, |last| *last) + 1;
-            match self.stretch(&extents, InFlight::Later, pass)? {
-                PassEnd::Complete => {}
-                end => return Ok(end),
+            match self.next_stretch(extent, pass) {
+                Ok((PassEnd::Complete, next)) => from = next,
+                Ok((end, _)) => return Ok(end),
+                Err(error) => from = self.leave_unmarked(error, extent, pass)?,
             }
         }
         self.missed_stretches(pass)
+    }
+
+    /// What begins with this extent: where to go on.
+    fn next_stretch(&mut self, extent: u64, pass: &mut Pass) -> Result<(PassEnd, u64), HealError> {
+        if let Some(hole) = self.hole_at(extent)? {
+            let (end, equal) = self.hole(&hole, pass)?;
+            if equal || end != PassEnd::Complete {
+                return Ok((end, hole.end));
+            }
+        }
+        let extents = self.stretch_of(self.dirty_from(extent));
+        let next = extents.last().map_or(extent, |last| *last) + 1;
+        Ok((self.stretch(&extents, InFlight::Later, pass)?, next))
     }
 
     /// What had a write in flight, again and again; in the end as it is.
@@ -235,9 +248,11 @@ impl Engine {
                 }
                 let extents = self.stretch_of(rest.iter().copied());
                 rest = rest.get(extents.len()..).unwrap_or_default();
-                match self.stretch(&extents, in_flight, pass)? {
-                    PassEnd::Complete => {}
-                    end => return Ok(end),
+                let first = extents.first().copied().unwrap_or_default();
+                match self.stretch(&extents, in_flight, pass) {
+                    Ok(PassEnd::Complete) => {}
+                    Ok(end) => return Ok(end),
+                    Err(error) => drop(self.leave_unmarked(error, first, pass)?),
                 }
             }
         }
@@ -276,12 +291,24 @@ impl Engine {
         self.missed.extend(busy.iter().take(room));
     }
 
+    /// The copies of these extents, which lie in one file, may not be durable.
+    pub(super) fn note_unsynced(&mut self, extents: &[u64]) {
+        if let Some(first) = extents.first() {
+            let start = self.healer.map().geometry().bytes_of(*first).start;
+            self.unsynced.insert(self.layout.place(start).0);
+        }
+    }
+
     /// Before the first pass: see [`PassOptions::quiet`], and the files must be of one
-    /// size. What the peer's lacks counts as dirty.
+    /// size. What the peer's lacks counts as dirty. Those of an image in several are as long
+    /// as they were written: what one lacks reads as zeros, and the session levels them.
     fn prepare(&mut self) -> Result<PassEnd, HealError> {
         let until = self.options.clock.now() + self.options.quiet;
         if !self.options.sleep_until(until) {
             return Ok(PassEnd::Stopped);
+        }
+        if !self.layout.is_whole() {
+            return Ok(PassEnd::Complete);
         }
         let expected = self.healer.map().geometry().size();
         self.under_lock(0..expected, |engine| {
@@ -298,7 +325,7 @@ impl Engine {
                 map.mark_dirty(Peers::from(engine.id), size, expected - size);
             }
             if size != expected {
-                engine.unsynced = true;
+                engine.unsynced.insert(FileIndex::BASE);
                 engine.peer.truncate(expected)?;
             }
             Ok(())
@@ -311,7 +338,7 @@ impl Engine {
             bytes: self.options.window.min(self.options.quantum()),
             span: LOCK_SPAN,
         };
-        plan::stretch(extents, self.healer.map().geometry(), limits)
+        plan::stretch(extents, self.healer.map().geometry(), &self.layout, limits)
     }
 
     pub(super) fn dirty_from(&self, mut from: u64) -> impl Iterator<Item = u64> {
@@ -342,7 +369,7 @@ impl Engine {
             }
         };
         self.begun.extend(&begun);
-        self.unsynced |= !extents.is_empty();
+        self.note_unsynced(extents);
         let geometry = *self.healer.map().geometry();
         let runs = plan::runs(extents, &geometry, MAX_IO as u64);
         let compare = self.options.compare_first.load(Ordering::Relaxed);
@@ -359,15 +386,15 @@ impl Engine {
 
     /// Makes what was copied durable at the peer, and only then clears it.
     fn commit(&mut self, pass: &mut Pass) -> Result<(), HealError> {
-        if !self.unsynced {
+        if self.unsynced.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.peer.fsync() {
+        if let Err(error) = self.peer.fsync(&self.unsynced) {
             // Asked again it may say yes though bytes are gone: all of it is sent again.
             self.abandon(0);
             return Err(error.into());
         }
-        self.unsynced = false;
+        self.unsynced.clear();
         self.accepted = 0;
         self.committed = self.options.clock.now();
         let mut figures = Figures::default();

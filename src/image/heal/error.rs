@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use crate::image::dirty_map::MapError;
+use crate::image::layout::FileIndex;
 
 use super::link::Obstacle;
 use super::peer::PeerError;
@@ -36,11 +37,14 @@ pub enum HealError {
     /// The peer does not accuse itself with a stamp of the map. Its copy may have been
     /// healed and written to by others.
     #[error(
-        "{peer} does not carry this session's mark now, but {counter}: somebody else healed or marked it. Copying goes on when the session has marked it again"
+        "{peer} does not carry this session's mark{} now, but {counter}: somebody else healed or marked it. Copying goes on when the session has marked it again",
+        on_shard(*.file)
     )]
     Unexplained {
         /// `host:path`.
         peer: String,
+        /// The file of the image's layout.
+        file: FileIndex,
         /// Its counter against itself.
         counter: i32,
     },
@@ -57,6 +61,13 @@ pub enum HealError {
         /// The file's, in bytes.
         found: u64,
     },
+}
+
+fn on_shard(file: FileIndex) -> String {
+    match file {
+        FileIndex::BASE => String::new(),
+        FileIndex(shard) => format!(" on shard {shard}"),
+    }
 }
 
 impl HealError {

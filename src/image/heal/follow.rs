@@ -151,7 +151,7 @@ impl Follower {
         }
         let healer = Arc::new(Healer::claim(Arc::clone(&map))?);
         let copies = copies(&job);
-        let file = Arc::new(copies.local()?);
+        let files = Arc::new(copies.local(&map)?);
         let board = Arc::new(Board::new(peers.len(), options.threads.clone()));
         let throttle = Arc::new(Throttle::default());
         let snapshot = Arc::new(Mutex::new(FollowSnapshot::default()));
@@ -167,7 +167,7 @@ impl Follower {
                 board: Arc::clone(&board),
                 healer: Arc::clone(&healer),
                 copies: Arc::clone(&copies),
-                file: Arc::clone(&file),
+                files: Arc::clone(&files),
                 options: engine,
                 state: healer::Connection::default(),
             };

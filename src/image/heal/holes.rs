@@ -18,10 +18,10 @@ impl Engine {
         let geometry = self.healer.map().geometry();
         let start = geometry.bytes_of(extent).start;
         let measure = Measure {
-            size: geometry.size(),
+            end: self.layout.border(start),
             extent_size: geometry.extent_size().bytes(),
         };
-        let Some(here) = measure.end(start, self.local.data_from(start)) else {
+        let Some(here) = measure.reach(start, self.local.data_from(start)) else {
             return Ok(None);
         };
         let there = self.peer.data_from(start)?;
@@ -56,7 +56,7 @@ impl Engine {
                 return there.map(drop).map_err(HealError::from);
             }
             engine.leave_for_later(&busy, pass);
-            engine.unsynced |= !begun.is_empty();
+            engine.note_unsynced(&begun);
             engine.options.progress.add(Figures {
                 bytes_compared: begun.len() as u64 * extent_size,
                 ..Figures::default()

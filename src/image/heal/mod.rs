@@ -14,7 +14,7 @@
 //!   `under_lock`: what keeps others from the peer's copy meanwhile.
 //! * [`plan`]: which bytes go together; `copy`: one stretch of them; `holes`: what is
 //!   equal without a look at it.
-//! * [`local`]: reading and summing the local copy. `ring`: many reads at one time.
+//! * [`local`]: the files of the local copy, read and summed. `ring`: many reads at one time.
 //! * [`throttle`]: the bandwidth limit. [`backoff`]: a lower one for the guest's sake.
 //! * [`progress`]: what a status shows.
 
@@ -45,6 +45,7 @@ pub use follow::{FollowEnd, FollowError, FollowOptions, FollowSnapshot, Follower
 pub use link::{
     HealReport, HealState, Hint, Job, LinkError, Obstacle, PeerReport, SessionLink, Unmarked, Wait,
 };
+pub use local::LocalFiles;
 pub use pass::{Pass, PassEnd, PassOptions};
 pub use peer::{Answer, HealPeer, PeerError};
 pub use progress::{Figures, Progress};

@@ -3,6 +3,7 @@
 //! The seam to Gluster: [`crate::image::brick_client::heal_peer`] implements it over the brick
 //! protocol, tests put simulated bricks here. It decides nothing.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use crate::gluster::StrongChecksum;
 use crate::image::dirty_map::Distrust;
+use crate::image::layout::FileIndex;
 use crate::image::replica::holder::Holder;
 
 use super::link::Obstacle;
@@ -19,6 +21,9 @@ use super::link::Obstacle;
 /// own. It is never renewed: once it broke, every call fails. So an answer to
 /// [`HealPeer::fsync`] covers every write that was answered before, by the same
 /// life of the brick's process.
+///
+/// Offsets are those of the disk. What one call is about lies in one file of the image's
+/// layout.
 ///
 /// With it comes the copy lock ([`crate::image::replica::copy_lock`]): taken before the first
 /// call, given back by [`HealPeer::close`] or a drop at the latest. Whoever ends the
@@ -34,20 +39,21 @@ pub trait HealPeer: Send {
     /// Ends the connection; locks held through it go.
     fn close(&self);
 
-    /// The size of its file in bytes.
+    /// The size in bytes of an image that is one file.
     ///
     /// # Errors
     /// See [`PeerError`], here and below.
     fn size(&self) -> Result<u64, PeerError>;
 
-    /// The counter with which its brick accuses this very copy. The session stores its
-    /// stamp there; another value says that somebody else has healed or marked it since.
+    /// The counter with which its brick accuses this very copy of the file that byte `at`
+    /// lies in. The session stores its stamp there; another value says that somebody else has
+    /// healed or marked it since.
     ///
     /// # Errors
     /// See [`PeerError`].
-    fn own_mark(&self) -> Result<i32, PeerError>;
+    fn own_mark(&self, at: u64) -> Result<i32, PeerError>;
 
-    /// Makes its file `size` bytes long; what is new reads as zeros.
+    /// Makes an image that is one file `size` bytes long; what is new reads as zeros.
     ///
     /// # Errors
     /// See [`PeerError`].
@@ -69,23 +75,24 @@ pub trait HealPeer: Send {
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError>;
 
     /// Where data may begin at or after a byte; what is before it reads as zeros. `None`:
-    /// nowhere up to the end.
+    /// nowhere up to the end of the file that the byte lies in.
     ///
     /// # Errors
     /// See [`PeerError`].
     fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError>;
 
-    /// The strong checksum of a range of at most [`crate::gluster::MAX_IO`] bytes.
+    /// The strong checksum of a range of at most [`crate::gluster::MAX_IO`] bytes. Behind
+    /// the end of a file of several there are zeros.
     ///
     /// # Errors
     /// See [`PeerError`].
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError>;
 
-    /// Makes everything durable that was answered.
+    /// Makes everything durable in these files that was answered.
     ///
     /// # Errors
     /// See [`PeerError`].
-    fn fsync(&self) -> Result<(), PeerError>;
+    fn fsync(&self, files: &BTreeSet<FileIndex>) -> Result<(), PeerError>;
 
     /// Queues for AFR's data lock on a range, for at most `limit` and until `stop` is
     /// set. `false`: somebody else has had it for that long, though the brick asked them
@@ -206,6 +213,16 @@ pub enum PeerError {
         /// `host:path`.
         peer: String,
     },
+    /// It lacks a file of the image in shards.
+    #[error(
+        "{peer} has no file for shard {shard} of the image. Let `gluster volume heal VOLUME` make it"
+    )]
+    NoShard {
+        /// `host:path`.
+        peer: String,
+        /// Which, as the last part of its name.
+        shard: u32,
+    },
     /// It was replaced or removed while the session had the image.
     #[error(
         "{peer} is no brick of the volume {volume} any more. Start the daemon anew, its guest may run on: then what came in its place is healed"
@@ -230,6 +247,7 @@ impl PeerError {
             | Self::OtherMap { .. }
             | Self::NoBrick { .. }
             | Self::NoImage { .. }
+            | Self::NoShard { .. }
             | Self::Replaced { .. } => Obstacle::Peer,
         }
     }

@@ -1,12 +1,13 @@
 //! Which extents are copied together. Pure arithmetic.
 //!
-//! A *stretch* is copied under one lock. It falls into *runs* of neighbours, each no
+//! A *stretch* is copied under one lock, and so lies in one file. It falls into *runs* of neighbours, each no
 //! longer than one request takes; several runs are read and sent together, as a
 //! *batch*; and a run falls into *parts* that are zero or are not.
 
 use std::ops::Range;
 
 use crate::image::dirty_map::geometry::Geometry;
+use crate::image::layout::Layout;
 
 /// The limits of one stretch.
 #[derive(Clone, Copy, Debug)]
@@ -17,8 +18,14 @@ pub struct Limits {
     pub span: u64,
 }
 
-/// The first extents of `dirty`, which are in ascending order, up to the limits.
-pub fn stretch(dirty: impl Iterator<Item = u64>, geometry: &Geometry, limits: Limits) -> Vec<u64> {
+/// The first extents of `dirty`, which are in ascending order, up to the limits and to the
+/// border of the file that they lie in.
+pub fn stretch(
+    dirty: impl Iterator<Item = u64>,
+    geometry: &Geometry,
+    layout: &Layout,
+    limits: Limits,
+) -> Vec<u64> {
     let mut extents = Vec::new();
     let mut end = u64::MAX;
     let mut room = limits.bytes;
@@ -27,6 +34,7 @@ pub fn stretch(dirty: impl Iterator<Item = u64>, geometry: &Geometry, limits: Li
         let length = bytes.end - bytes.start;
         if extents.is_empty() {
             end = bytes.start.saturating_add(limits.span);
+            end = end.min(layout.border(bytes.start));
         } else if length > room || bytes.end > end {
             break;
         }
@@ -93,8 +101,12 @@ pub fn split<K: PartialEq>(run: Range<u64>, kind: impl Fn(u64) -> K) -> Vec<(K, 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
     use super::*;
     use crate::image::dirty_map::ExtentSize;
+    use crate::image::layout::Pieces;
 
     const EXTENT: u64 = 4096;
 
@@ -104,12 +116,47 @@ mod tests {
         Geometry::new(99 * EXTENT + 512, extent, 1).unwrap()
     }
 
+    fn whole() -> Layout {
+        Layout::new(Uuid::nil(), geometry().size(), None)
+    }
+
+    /// In files of so many extents.
+    fn cut(extents: u64) -> Layout {
+        let size = extents * EXTENT;
+        let gfids = vec![Uuid::nil(); Layout::count(geometry().size(), size) as usize - 1];
+        let pieces = Pieces { size, gfids };
+        Layout::new(Uuid::nil(), geometry().size(), Some(&pieces))
+    }
+
+    proptest! {
+        #[test]
+        fn stretches_cross_no_border_and_leave_nothing_out(
+            dirty in proptest::collection::btree_set(0u64..100, 0..60),
+            piece in 1u64..40, bytes in 0u64..30, span in 0u64..60,
+        ) {
+            let (geometry, layout) = (geometry(), cut(piece));
+            let limits = Limits { bytes: bytes * EXTENT, span: span * EXTENT };
+            let dirty: Vec<u64> = dirty.into_iter().collect();
+            let mut rest = dirty.as_slice();
+            while !rest.is_empty() {
+                let some = stretch(rest.iter().copied(), &geometry, &layout, limits);
+                prop_assert!(!some.is_empty());
+                prop_assert_eq!(&some[..], &rest[..some.len()]);
+                let files = some.iter().map(|extent| extent / piece);
+                prop_assert!(files.clone().all(|file| Some(file) == files.clone().next()));
+                let in_one = stretch(rest.iter().copied(), &geometry, &whole(), limits);
+                prop_assert!(in_one.starts_with(&some));
+                rest = &rest[some.len()..];
+            }
+        }
+    }
+
     fn first_stretch(dirty: &[u64], bytes: u64, span: u64) -> Vec<u64> {
         let limits = Limits {
             bytes: bytes * EXTENT,
             span: span * EXTENT,
         };
-        stretch(dirty.iter().copied(), &geometry(), limits)
+        stretch(dirty.iter().copied(), &geometry(), &whole(), limits)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Many reads of one file at one time, by io_uring, into a buffer of its own.
+//! Many reads of an image's files at one time, by io_uring, into a buffer of its own.
 //!
 //! The only file of the healer with `unsafe` code. Reads may come back short or not
 //! at all; whoever asked ([`super::local`]) reads what is missing in the plain way, and
@@ -20,9 +20,11 @@ pub const PAGE: usize = 4096;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE]);
 
-/// One read: where in the file, and into which bytes of the buffer.
+/// One read: where in which file, and into which bytes of the buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
+    /// Its place in the list of files.
+    pub file: usize,
     /// In bytes.
     pub offset: u64,
     /// The first byte in the buffer.
@@ -72,7 +74,7 @@ impl Ring {
 
     /// Reads all pieces and returns how many bytes came of each, from its beginning: 0
     /// where a read failed or was not made.
-    pub fn read(&mut self, file: &File, pieces: &[Piece]) -> Vec<usize> {
+    pub fn read(&mut self, files: &[File], pieces: &[Piece]) -> Vec<usize> {
         let mut came = vec![0; pieces.len()];
         let Some(ring) = &mut self.ring else {
             return came;
@@ -82,8 +84,12 @@ impl Ring {
         let mut under_way = 0;
         for (index, piece) in pieces.iter().enumerate() {
             let end = piece.start.checked_add(piece.length);
-            let (Some(..), Ok(length)) = (end.filter(|end| *end <= room), piece.length.try_into())
-            else {
+            let file = files.get(piece.file);
+            let (Some(file), Some(..), Ok(length)) = (
+                file,
+                end.filter(|end| *end <= room),
+                piece.length.try_into(),
+            ) else {
                 continue;
             };
             let place = base.wrapping_add(piece.start);
@@ -94,7 +100,7 @@ impl Ring {
             // SAFETY: the read goes to `length` bytes within `self.buffer`, which nobody
             // touches before this function returns, and which is not freed before the
             // kernel is done with it: either every completion is waited for below, or
-            // the buffer is leaked. `file` is open as long.
+            // the buffer is leaked. `files` are open as long.
             match unsafe { ring.submission().push(&read) } {
                 Ok(()) => under_way += 1,
                 // The others are not made.

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use crate::image::dirty_map::MapError;
+use crate::image::layout::shards::BadCut;
 use crate::image::state_dir::StateError;
 
 use super::SyncFailure;
@@ -69,6 +70,23 @@ pub enum LocalError {
         path: PathBuf,
         /// The format's name.
         format: &'static str,
+    },
+    /// How it is cut into shards is not known.
+    #[error("the image {} is in shards, but cannot be read", .path.display())]
+    BadShards {
+        /// The file at the image's path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: BadCut,
+    },
+    /// A shard of it cannot be used.
+    #[error("the shard {} of the image {why}. Let Gluster heal it (gluster volume heal VOLUME), then open the image anew", .path.display())]
+    NoShard {
+        /// The shard's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// Another process on this host has it open to serve it.
     #[error("the image {} is still open in another bypass-blk process on this host, or requests of a killed one are not over yet. End that process, or look at the disk if there is none", .path.display())]

@@ -116,7 +116,8 @@ fn marks_are_stored_on_the_file_once_and_keep_the_other_counters() {
     };
     xattr::set(file.path(), names[1], &metadata.to_bytes()).unwrap();
     let local = open(file.path(), GFID, RAW).unwrap();
-    let watch = LocalWatch::begin(&local, names.map(str::to_owned).into()).unwrap();
+    let watch =
+        LocalWatch::begin(&local.file, &local.path, names.map(str::to_owned).into()).unwrap();
     for _ in 0..2 {
         watch.mark(BrickSet::only(1), 5).unwrap();
     }

@@ -7,14 +7,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use xattr::FileExt as _;
 
 use crate::gluster::Pending;
 use crate::image::replica::brick_set::BrickSet;
 
-use super::LocalFile;
 use super::error::LocalError;
 
 /// What changes when somebody writes to the file behind our back.
@@ -25,6 +25,28 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
+    /// Of several files as of one; of one it is that one's.
+    pub fn combined(each: Vec<Self>) -> Self {
+        if let [one] = each.as_slice() {
+            return *one;
+        }
+        // Whatever changes in one changes in the whole: odd factors lose nothing.
+        const FACTOR: i64 = 0x5851_f42d_4c95_7f2d;
+        let mix = |sum: i64, value: i64| sum.wrapping_mul(FACTOR).wrapping_add(value);
+        each.iter().fold(Self::NONE, |all, one| Self {
+            size: all.size.wrapping_mul(31).wrapping_add(one.size),
+            modified: (
+                mix(all.modified.0, one.modified.0),
+                mix(all.modified.1, one.modified.1),
+            ),
+        })
+    }
+
+    const NONE: Self = Self {
+        size: 0,
+        modified: (0, 0),
+    };
+
     /// Of the file as it is now.
     pub(super) fn of(file: &File) -> io::Result<Self> {
         let meta = file.metadata()?;
@@ -91,7 +113,7 @@ pub struct LocalWatch {
     path: PathBuf,
     baseline: Fingerprint,
     /// Names of the pending attributes per child.
-    pending_names: Vec<String>,
+    pending_names: Arc<[String]>,
 }
 
 impl LocalWatch {
@@ -99,17 +121,21 @@ impl LocalWatch {
     ///
     /// # Errors
     /// [`LocalError::Io`].
-    pub fn begin(local: &LocalFile, pending_names: Vec<String>) -> Result<Self, LocalError> {
+    pub fn begin(
+        file: &File,
+        path: &Path,
+        pending_names: Arc<[String]>,
+    ) -> Result<Self, LocalError> {
         let io_error = |source| LocalError::Io {
             what: "watch",
-            path: local.path.clone(),
+            path: path.to_owned(),
             source,
         };
-        let file = open_again(&local.file).map_err(io_error)?;
+        let file = open_again(file).map_err(io_error)?;
         let baseline = Fingerprint::of(&file).map_err(io_error)?;
         Ok(Self {
             file,
-            path: local.path.clone(),
+            path: path.to_owned(),
             baseline,
             pending_names,
         })

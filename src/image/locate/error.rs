@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use crate::gluster::GlusterdError;
 use crate::gluster::volume::VolfileError;
+use crate::image::layout::error::ShardsError;
+use crate::image::layout::shards::BadCut;
 use crate::image::replica::brick_set::MAX_BRICKS;
 
 use super::Bypassable;
@@ -23,16 +25,48 @@ pub enum LocateError {
         /// Its name.
         volume: String,
     },
-    /// The image was cut into shards when it was made.
+    /// The image is in shards, which a volume of several replica sets spreads over all.
     #[error(
-        "{image} in the volume {volume} was made while features.shard was on, and is in pieces for good, also where that is off now: it cannot be served yet. Copy it to a new file while features.shard is off"
+        "{image} is in shards, and the volume {volume} has {sets} replica sets: Gluster spreads the shards over all of them, and no host has them all. Copy it to a volume of one replica set, or to a new file while features.shard is off"
     )]
-    Sharded {
+    ShardsSpread {
         /// The volume.
         volume: String,
         /// The path in it.
         image: String,
+        /// How many replica sets there are.
+        sets: usize,
     },
+    /// The image is in shards, and its attributes make no sense.
+    #[error("{image} in the volume {volume} is in shards, but cannot be read")]
+    BadShards {
+        /// The volume.
+        volume: String,
+        /// The path in it.
+        image: String,
+        /// Why.
+        #[source]
+        source: BadCut,
+    },
+    /// The image is in shards, of which a command cannot do this yet.
+    #[error("{image} is in shards, which cannot be {what} yet")]
+    ShardsNotYet {
+        /// The path in the volume.
+        image: String,
+        /// Done what with.
+        what: &'static str,
+    },
+    /// The bricks enforce a fence on one file of an image only.
+    #[error(
+        "{image} is in shards: a mandatory fence would cover its first one only, and a truncate through a mount would still delete the others. Serve it with --fence advisory"
+    )]
+    ShardsFence {
+        /// The path in the volume.
+        image: String,
+    },
+    /// The image is in shards that cannot be served.
+    #[error(transparent)]
+    Shards(#[from] ShardsError),
     /// The replica set is larger than this program's sets of bricks.
     #[error("the replica set {set} has {bricks} bricks; at most {MAX_BRICKS} can be handled")]
     TooManyBricks {

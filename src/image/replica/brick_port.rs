@@ -13,6 +13,8 @@ use uuid::Uuid;
 
 use crate::gluster::KeptConnection;
 
+use crate::image::layout::FileIndex;
+
 use super::brick_set::BrickSet;
 use super::holder::Holder;
 
@@ -82,6 +84,10 @@ pub struct CopyState {
     pub fenced: bool,
 }
 
+/// What each brick told about its copy of one file, in child order; absent for those that
+/// were not reached.
+pub type FileCopies = Vec<Option<CopyState>>;
+
 impl CopyState {
     /// The children with a non-zero counter.
     pub fn accuses(&self) -> BrickSet {
@@ -94,6 +100,20 @@ pub fn accused(pending: &[i32]) -> BrickSet {
     let counters = pending.iter().enumerate();
     let accused = counters.filter(|(_, counter)| **counter != 0);
     accused.map(|(child, _)| child).collect()
+}
+
+/// What several files say of each child, as of one: a counter that is not zero counts.
+pub fn merged<'a>(rows: impl Iterator<Item = &'a [i32]>) -> Vec<i32> {
+    let mut merged: Vec<i32> = Vec::new();
+    for row in rows {
+        merged.resize(merged.len().max(row.len()), 0);
+        for (counter, of_file) in merged.iter_mut().zip(row) {
+            if *of_file != 0 {
+                *counter = *of_file;
+            }
+        }
+    }
+    merged
 }
 
 /// One of AFR's counters of a file on one brick.
@@ -147,6 +167,11 @@ pub enum PortError {
     /// The brick answers but has no such file (a replaced brick, say).
     #[error("the image is not on this brick")]
     NoImage,
+    /// The brick answers, and has the image, but not this file of it.
+    #[error(
+        "shard {0} is not on this brick yet. Gluster's own heal makes it there: is its self-heal daemon on?"
+    )]
+    NoPiece(u32),
     /// The connection stands, but not all locks that were taken through it: somebody
     /// cleared them (`gluster volume clear-locks`), or the brick revoked them
     /// (`features.locks-revocation-secs`).
@@ -174,7 +199,31 @@ pub struct KeptBrick {
 }
 
 /// One brick, for one image. Blocking; called from one thread.
+///
+/// An image may be several files ([`crate::image::layout`]). What is asked is about the one
+/// that was selected last; the session lock and the record are of the first.
 pub trait BrickPort: Send {
+    /// From now on what is asked is about this file of the image. At first, and after each
+    /// [`BrickPort::connect`], it is the first one.
+    fn select(&mut self, file: FileIndex) {
+        debug_assert_eq!(file, FileIndex::BASE, "an image of one file");
+    }
+
+    /// Reads identity, size and marks of the first `count` files, many at one time. They need
+    /// not be locked, and nothing is changed.
+    ///
+    /// # Errors
+    /// As the connection fails; [`PortError::NoPiece`] for one that is not there.
+    fn look_at_all(&mut self, count: u32) -> Result<Vec<CopyState>, PortError> {
+        let look = |file| {
+            self.select(file);
+            self.look()
+        };
+        let copies = (0..count).map(FileIndex).map(look).collect();
+        self.select(FileIndex::BASE);
+        copies
+    }
+
     /// Lets the connection rest, locks and all, for another process to go on with it or
     /// until [`BrickPort::go_on`].
     ///

@@ -6,15 +6,17 @@
 //! brick again before the session's thread has heard of the loss: so what is asked of a
 //! brick in between fails, and nothing begun with one connection goes on with another.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
+use crate::image::layout::FileIndex;
 use crate::image::scheduler::Scheduler;
 
 use super::brick_port::{BrickPort, CopyState, Lock, PortError};
 use super::brick_set::BrickSet;
 use super::holder::Holder;
-use super::session_lock::{Blocked, Claim, lock_background, lock_session, read_copy};
+use super::session_lock::{Blocked, Claim, lock_background, lock_session, read_copies};
 
 /// The pause before the first attempt to join a lost brick again; doubled after
 /// each failure up to [`LONGEST_PAUSE`].
@@ -29,7 +31,12 @@ pub enum BrickReport {
     /// [`Worker::loss_heard`].
     Lost(String),
     /// The brick is back and locked.
-    Rejoined(CopyState),
+    Rejoined {
+        /// What it says of each file of the image, in order.
+        copies: Vec<CopyState>,
+        /// The files from which heals are kept there.
+        guarded: BTreeSet<FileIndex>,
+    },
     /// The brick is back, but another session is established there.
     TakenByOther {
         /// Which.
@@ -48,7 +55,9 @@ pub enum BrickReport {
 type WorkerJob = Box<dyn FnOnce(&mut dyn BrickPort) + Send>;
 
 enum Command {
-    Do(WorkerJob),
+    Do(FileIndex, WorkerJob),
+    /// Whether heals are to be kept from this file, here as on any other brick.
+    Guard(FileIndex, bool),
     Connect(Sender<Result<(), PortError>>),
     /// The connection with this number is gone.
     Lost(u64, String),
@@ -65,6 +74,48 @@ enum Command {
     /// Give the connection up for good.
     Retire(Sender<()>),
     Exit,
+}
+
+/// The workers of all bricks, asked about one file of the image.
+#[derive(Clone, Copy)]
+pub struct Team<'a> {
+    workers: &'a [Worker],
+    file: FileIndex,
+}
+
+impl<'a> Team<'a> {
+    /// `workers[i]` is child `i`'s.
+    pub fn new(workers: &'a [Worker], file: FileIndex) -> Self {
+        Self { workers, file }
+    }
+
+    /// A child's.
+    pub fn get(self, brick: usize) -> Option<TeamWorker<'a>> {
+        let (worker, file) = (self.workers.get(brick)?, self.file);
+        Some(TeamWorker { worker, file })
+    }
+}
+
+/// One of a [`Team`].
+#[derive(Clone, Copy)]
+pub struct TeamWorker<'a> {
+    worker: &'a Worker,
+    file: FileIndex,
+}
+
+impl TeamWorker<'_> {
+    /// As [`Worker::ask`], about the team's file.
+    pub fn ask<T: Send + 'static>(
+        self,
+        job: impl FnOnce(&mut dyn BrickPort) -> T + Send + 'static,
+    ) -> WorkerAnswer<T> {
+        self.worker.ask_about(self.file, job)
+    }
+
+    /// Where the worker's thread is from.
+    pub fn threads(&self) -> &Scheduler {
+        self.worker.threads()
+    }
 }
 
 /// The handle of one worker; dropping it disconnects the brick soon.
@@ -114,6 +165,7 @@ impl Worker {
             connection: 0,
             lost: None,
             keep: Keep::Off,
+            guarded: BTreeSet::from([FileIndex::BASE]),
             told: None,
             report: Box::new(report),
         };
@@ -138,17 +190,33 @@ impl Worker {
     }
 
     /// Runs `job` on the worker's thread with the brick's port, after everything
-    /// asked before.
+    /// asked before. It is about the first file of the image.
     pub fn ask<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut dyn BrickPort) -> T + Send + 'static,
     ) -> WorkerAnswer<T> {
+        self.ask_about(FileIndex::BASE, job)
+    }
+
+    /// The same about another file.
+    pub fn ask_about<T: Send + 'static>(
+        &self,
+        file: FileIndex,
+        job: impl FnOnce(&mut dyn BrickPort) -> T + Send + 'static,
+    ) -> WorkerAnswer<T> {
         let (answer, receiver) = mpsc::channel();
-        self.send(Command::Do(Box::new(move |port| {
+        let job = Box::new(move |port: &mut dyn BrickPort| {
             // The asker may have given up waiting: then nobody wants the answer.
             let _ = answer.send(job(port));
-        })));
+        });
+        self.send(Command::Do(file, job));
         self.answer(receiver)
+    }
+
+    /// Are heals to be kept from this file, whenever the brick is joined? From the first
+    /// file they always are.
+    pub fn guard(&self, file: FileIndex, guarded: bool) {
+        self.send(Command::Guard(file, guarded));
     }
 
     /// From now on the worker keeps the brick joined and reports. `joined` says
@@ -216,6 +284,8 @@ struct WorkerState {
     /// Why the latest connection is gone, if it is.
     lost: Option<String>,
     keep: Keep,
+    /// The files from which heals are to be kept.
+    guarded: BTreeSet<FileIndex>,
     /// The reason last reported by [`BrickReport::Waiting`].
     told: Option<String>,
     report: Box<dyn Fn(BrickReport) + Send>,
@@ -239,7 +309,12 @@ impl WorkerState {
                 Keep::Away { pause } => Some(pause),
             };
             match threads.receive(&self.inbox, limit) {
-                Ok(Command::Do(job)) => job(&mut *self.port),
+                Ok(Command::Do(file, job)) => {
+                    self.port.select(file);
+                    job(&mut *self.port);
+                }
+                Ok(Command::Guard(file, true)) => drop(self.guarded.insert(file)),
+                Ok(Command::Guard(file, false)) => drop(self.guarded.remove(&file)),
                 Ok(Command::Connect(answer)) => {
                     let _ = answer.send(self.connect());
                 }
@@ -302,10 +377,11 @@ impl WorkerState {
 
     fn rejoin(&mut self) {
         match self.try_rejoin() {
-            Ok(copy) => {
+            Ok(copies) => {
                 self.told = None;
                 self.keep = Keep::Joined;
-                (self.report)(BrickReport::Rejoined(copy));
+                let guarded = self.guarded.clone();
+                (self.report)(BrickReport::Rejoined { copies, guarded });
             }
             Err(blocked) => {
                 let healed = matches!(blocked, Blocked::Busy(Lock::Heal));
@@ -323,16 +399,21 @@ impl WorkerState {
         }
     }
 
-    fn try_rejoin(&mut self) -> Result<CopyState, Blocked> {
+    fn try_rejoin(&mut self) -> Result<Vec<CopyState>, Blocked> {
         self.connect()?;
+        self.port.select(FileIndex::BASE);
         lock_session(&mut *self.port, &self.claim)?;
-        lock_background(&mut *self.port, &self.claim)?;
-        Ok(read_copy(&mut *self.port, &self.claim)?)
+        for file in &self.guarded {
+            self.port.select(*file);
+            lock_background(&mut *self.port, &self.claim)?;
+        }
+        Ok(read_copies(&mut *self.port, &self.claim, &self.guarded)?)
     }
 
     fn tell(&mut self, blocked: Blocked) {
         let why = match blocked {
             Blocked::Session(Some(holder)) if holder.session != self.claim.session => {
+                self.port.select(FileIndex::BASE);
                 let accuses = self.port.look().map(|copy| copy.accuses()).ok();
                 return (self.report)(BrickReport::TakenByOther { holder, accuses });
             }

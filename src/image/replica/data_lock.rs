@@ -11,7 +11,7 @@ use crate::image::scheduler::Scheduler;
 
 use super::brick_port::{BrickPort, CopyState, Lock, PortError};
 use super::brick_set::BrickSet;
-use super::brick_worker::{Worker, WorkerAnswer};
+use super::brick_worker::{Team, WorkerAnswer};
 
 /// The pause between two attempts to get the lock. Each attempt makes the
 /// brick tell the holders to give way (`inodelk_contention_notify`), so there is
@@ -40,10 +40,10 @@ impl Round {
     ///
     /// The lock is taken brick after brick in child order, as AFR's own blocking
     /// locks: so two lockers cannot hold each other up for ever.
-    pub fn begin(workers: &[Worker], bricks: BrickSet, limit: Duration) -> Self {
+    pub fn begin(team: Team<'_>, bricks: BrickSet, limit: Duration) -> Self {
         let mut round = Self::default();
         for brick in bricks.iter() {
-            let Some(worker) = workers.get(brick) else {
+            let Some(worker) = team.get(brick) else {
                 continue;
             };
             let threads = worker.threads().clone();
@@ -53,9 +53,7 @@ impl Round {
                 Err(error) => round.failed.push((brick, error)),
             }
         }
-        let asked = ask_each(workers, round.locked, |port: &mut dyn BrickPort| {
-            port.probe()
-        });
+        let asked = ask_each(team, round.locked, |port: &mut dyn BrickPort| port.probe());
         for (brick, answer) in asked {
             match wait(answer) {
                 Ok(copy) => round.copies.push((brick, copy)),
@@ -66,8 +64,8 @@ impl Round {
     }
 
     /// Gives the lock back.
-    pub fn end(&mut self, workers: &[Worker]) {
-        let asked = ask_each(workers, self.locked, |port: &mut dyn BrickPort| {
+    pub fn end(&mut self, team: Team<'_>) {
+        let asked = ask_each(team, self.locked, |port: &mut dyn BrickPort| {
             port.unlock(Lock::Data)
         });
         for (brick, answer) in asked {
@@ -105,14 +103,14 @@ fn take(port: &mut dyn BrickPort, limit: Duration, threads: &Scheduler) -> Resul
     Ok(())
 }
 
-fn ask_each<T, J>(workers: &[Worker], bricks: BrickSet, job: J) -> Vec<(usize, WorkerAnswer<T>)>
+fn ask_each<T, J>(team: Team<'_>, bricks: BrickSet, job: J) -> Vec<(usize, WorkerAnswer<T>)>
 where
     T: Send + 'static,
     J: FnOnce(&mut dyn BrickPort) -> T + Clone + Send + 'static,
 {
     let workers = bricks
         .iter()
-        .filter_map(|brick| Some((brick, workers.get(brick)?)));
+        .filter_map(|brick| Some((brick, team.get(brick)?)));
     workers
         .map(|(brick, worker)| (brick, worker.ask(job.clone())))
         .collect()

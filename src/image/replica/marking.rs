@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::brick_port::{BrickPort, CopyState, Counter, PortError};
 use super::brick_set::{BrickSet, Shape};
-use super::brick_worker::Worker;
+use super::brick_worker::Team;
 use super::data_lock::{self, wait};
 
 /// How long a round waits on one brick for other clients' data locks.
@@ -52,12 +52,12 @@ pub struct MarkingRound {
 /// cannot tell then which of the two is newer.
 pub fn mark(
     shape: &Shape,
-    workers: &[Worker],
+    team: Team<'_>,
     bricks: BrickSet,
     standing: Standing,
     ready: impl FnOnce(&[(usize, CopyState)]) -> Option<i32>,
 ) -> MarkingRound {
-    let mut held = data_lock::Round::begin(workers, bricks, DATA_LOCK_LIMIT);
+    let mut held = data_lock::Round::begin(team, bricks, DATA_LOCK_LIMIT);
     let mut round = MarkingRound::default();
     // Only a quorum that answers now, under its locks, can overrule: we may have lost
     // locks that we believe to hold.
@@ -73,17 +73,17 @@ pub fn mark(
     {
         let local = BrickSet::only(shape.local);
         let others = bricks.without(local);
-        store(shape, workers, stamp, others, &mut held, &mut round.marked);
+        store(shape, team, stamp, others, &mut held, &mut round.marked);
         let with_local = round
             .marked
             .iter()
             .chain(standing.marked.iter())
             .chain(local.iter());
         if shape.is_quorum(with_local.collect()) {
-            store(shape, workers, stamp, local, &mut held, &mut round.marked);
+            store(shape, team, stamp, local, &mut held, &mut round.marked);
         }
     }
-    held.end(workers);
+    held.end(team);
     round.copies = held.copies;
     round.unsure = held.unsure;
     round.failed = held.failed;
@@ -93,7 +93,7 @@ pub fn mark(
 
 fn store(
     shape: &Shape,
-    workers: &[Worker],
+    team: Team<'_>,
     stamp: i32,
     bricks: BrickSet,
     held: &mut data_lock::Round,
@@ -105,7 +105,7 @@ fn store(
         .filter(|(brick, _)| bricks.contains(*brick))
         .filter_map(|(brick, copy)| {
             let changes = changes(shape, copy, stamp);
-            let worker = workers.get(*brick)?;
+            let worker = team.get(*brick)?;
             Some((*brick, worker.ask(move |port| store_on(port, &changes))))
         })
         .collect();

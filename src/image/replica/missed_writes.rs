@@ -5,15 +5,17 @@
 //! it. It judges counters that were read ([`super::map_trust`]) and keeps the map's
 //! record of them; it reads and changes no brick.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::image::dirty_map::{DirtyMap, MapError, Peer, Peers, Record, Trust};
 use crate::image::error_chain::chain;
+use crate::image::layout::{FileIndex, Layout};
 use crate::image::local::Durability;
 
-use super::brick_port::CopyState;
+use super::brick_port::{CopyState, FileCopies};
 use super::brick_set::{BrickSet, Shape};
 use super::map_trust;
 use super::unmarking::{self, Absent};
@@ -24,14 +26,31 @@ const MAX_STAMP: u32 = 1 << 30;
 /// See the module.
 pub struct MissedWrites {
     shape: Shape,
+    layout: Layout,
     map: Arc<DirtyMap>,
     session: Uuid,
+    /// In the layout's order.
+    files: Vec<FileMarks>,
+    durability: Arc<Durability>,
+}
+
+/// What is known of the counters on one file.
+struct FileMarks {
     /// AFR's counters of writes cut short, per brick, for which everything was
     /// made dirty already.
     accounted: Vec<i32>,
     /// Of bricks that were not reached at open.
     not_reached: Absent,
-    durability: Arc<Durability>,
+}
+
+impl FileMarks {
+    fn of(copies: &FileCopies) -> Self {
+        let cut_short = |copy: &Option<CopyState>| copy.as_ref().map_or(0, |copy| copy.dirty);
+        Self {
+            accounted: copies.iter().map(cut_short).collect(),
+            not_reached: unmarking::not_reached(copies),
+        }
+    }
 }
 
 impl MissedWrites {
@@ -42,9 +61,10 @@ impl MissedWrites {
     /// [`MapError::Io`] and the like when its record cannot be kept.
     pub fn adopt(
         shape: Shape,
+        layout: Layout,
         map: Arc<DirtyMap>,
         trust: Trust,
-        copies: &[Option<CopyState>],
+        copies: &[FileCopies],
         session: Uuid,
         durability: Arc<Durability>,
     ) -> Result<Self, MapError> {
@@ -52,37 +72,41 @@ impl MissedWrites {
             Trust::Kept { .. } | Trust::CleanClose => Some(map.record()),
             Trust::Fresh | Trust::Distrusted(_) => None,
         };
-        let mut worth = map_trust::judge(&shape, old, copies);
         // Of a daemon that was killed nobody knows whether it still had its locks at the end.
         // Noted, for this session may end before it marks anything.
         let in_doubt = matches!(trust, Trust::Kept { .. }) && !map.behind().is_empty();
         let unguarded = map.record().unguarded || in_doubt;
-        if unguarded && old.is_none() {
-            worth.unknown = worth.unknown.or(worth.clean);
+        let (mut known, mut unknown) = (Peers::NONE, Peers::NONE);
+        for (file, copies) in layout.files().zip(copies) {
+            let mut belief = map_trust::judge(&shape, old, copies);
+            if unguarded && old.is_none() {
+                belief.unknown = belief.unknown.or(belief.clean);
+            }
+            let bytes = layout.range(file);
+            // Nobody accuses them, so somebody healed. But writes that were in flight when
+            // their daemon was killed, or when every brick was lost, may have landed after
+            // that: what such a map calls dirty stays so, without marks, too.
+            if !unguarded {
+                map.declare_clean_in(bytes.clone(), belief.clean);
+            }
+            map.mark_dirty(belief.unknown, bytes.start, bytes.end - bytes.start);
+            (known, unknown) = (known.or(belief.known), unknown.or(belief.unknown));
         }
-        // Nobody accuses them, so somebody healed. But writes that were in flight when their
-        // daemon was killed, or when every brick was lost, may have landed after that: what
-        // such a map calls dirty stays so, without marks, too.
-        if !unguarded {
-            map.declare_clean(worth.clean);
-        }
-        map.mark_all_dirty(worth.unknown);
         let old = old.unwrap_or_default();
-        let keep_stamp = !worth.known.is_empty();
+        let keep_stamp = !known.is_empty();
         map.set_record(Record {
             stamp: if keep_stamp { old.stamp } else { 0 },
             previous: if keep_stamp { old.previous } else { old.stamp },
-            suspect: old.suspect.and(worth.known).or(worth.unknown),
+            suspect: old.suspect.and(known).or(unknown),
             unguarded,
             unsynced: false,
         })?;
-        let cut_short = |copy: &Option<CopyState>| copy.as_ref().map_or(0, |copy| copy.dirty);
         Ok(Self {
             shape,
+            layout,
             map,
             session,
-            accounted: copies.iter().map(cut_short).collect(),
-            not_reached: unmarking::not_reached(copies),
+            files: copies.iter().map(FileMarks::of).collect(),
             durability,
         })
     }
@@ -104,16 +128,28 @@ impl MissedWrites {
 
     /// The children among the peers that miss something.
     pub fn behind(&self) -> BrickSet {
-        let behind = self.map.behind();
+        self.children(self.map.behind())
+    }
+
+    /// Those that miss something of this file.
+    pub fn behind_in(&self, file: FileIndex) -> BrickSet {
+        match self.layout.is_whole() {
+            true => self.behind(),
+            false => self.children(self.map.behind_in(self.layout.range(file))),
+        }
+    }
+
+    fn children(&self, behind: Peers) -> BrickSet {
         let misses =
             |(index, _): &(usize, usize)| Peer::new(*index).is_some_and(|p| behind.contains(p));
         let peers = self.shape.peers().iter().enumerate();
         peers.filter(misses).map(|(_, child)| child).collect()
     }
 
-    /// Whom a brick accuses that has been away since the session opened.
-    pub fn not_reached(&self) -> Absent {
-        self.not_reached
+    /// Whom a brick accuses, on this file, that has been away since the session opened.
+    pub fn not_reached(&self, file: FileIndex) -> Absent {
+        let known = self.files.get(file.at());
+        known.map_or(Absent::Unknown, |known| known.not_reached)
     }
 
     /// Has this brick the session's marks against every peer?
@@ -129,7 +165,11 @@ impl MissedWrites {
     ///
     /// # Errors
     /// [`MapError::Io`] and the like when its record cannot be kept.
-    pub fn note(&mut self, copies: &[(usize, CopyState)]) -> Result<Peers, MapError> {
+    pub fn note(
+        &mut self,
+        file: FileIndex,
+        copies: &[(usize, CopyState)],
+    ) -> Result<Peers, MapError> {
         let record = self.map.record();
         let mut unknown = Peers::NONE;
         for (brick, copy) in copies {
@@ -139,7 +179,8 @@ impl MissedWrites {
                     unknown = unknown.or(Peer::new(index).into_iter().collect());
                 }
             }
-            if let Some(accounted) = self.accounted.get_mut(*brick)
+            let marks = self.files.get_mut(file.at());
+            if let Some(accounted) = marks.and_then(|marks| marks.accounted.get_mut(*brick))
                 && *accounted != copy.dirty
             {
                 *accounted = copy.dirty;
@@ -149,7 +190,7 @@ impl MissedWrites {
             }
         }
         // What the last session of a suspect peer did not explain is dirty already.
-        self.distrust(unknown)?;
+        self.distrust(self.layout.range(file), unknown)?;
         Ok(unknown)
     }
 
@@ -157,8 +198,13 @@ impl MissedWrites {
     ///
     /// # Errors
     /// [`MapError::Io`] and the like when its record cannot be kept.
-    pub fn distrust(&mut self, peers: Peers) -> Result<(), MapError> {
-        self.map.mark_all_dirty(peers);
+    pub fn distrust_all(&mut self, peers: Peers) -> Result<(), MapError> {
+        self.distrust(0..self.map.geometry().size(), peers)
+    }
+
+    fn distrust(&mut self, bytes: Range<u64>, peers: Peers) -> Result<(), MapError> {
+        self.map
+            .mark_dirty(peers, bytes.start, bytes.end - bytes.start);
         let record = self.map.record();
         self.keep(Record {
             suspect: record.suspect.or(peers),
@@ -240,19 +286,26 @@ impl MissedWrites {
         Ok(stamp)
     }
 
-    /// Marks against these peers are gone: they miss nothing that is not in the map.
+    /// Marks against these peers are gone from this file: they miss nothing of it that is not
+    /// in the map.
     ///
     /// # Errors
     /// [`MapError::Io`] and the like.
-    pub fn settled(&mut self, equal: BrickSet) -> Result<(), MapError> {
+    pub fn settled(&mut self, file: FileIndex, equal: BrickSet) -> Result<(), MapError> {
         let record = self.map.record();
         let peers = self.shape.peers().iter().enumerate();
         let settled = peers
             .filter(|(_, child)| equal.contains(*child))
             .filter_map(|(index, _)| Peer::new(index));
-        let settled: Peers = settled.collect();
-        if equal.covers(self.shape.peers()) {
-            self.accounted.fill(0);
+        let mut settled: Peers = settled.collect();
+        if !self.layout.is_whole() {
+            // What they miss of other files may be as unknown as before.
+            settled = settled.without(self.map.behind());
+        }
+        if equal.covers(self.shape.peers())
+            && let Some(marks) = self.files.get_mut(file.at())
+        {
+            marks.accounted.fill(0);
         }
         self.keep(Record {
             suspect: record.suspect.without(settled),

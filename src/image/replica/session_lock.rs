@@ -4,7 +4,11 @@
 //! Called at open, brick by brick ([`crate::image::session::open`]), and by a worker whose brick
 //! came back. It waits for nothing: a lock is had or it is not.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
+
+use crate::image::layout::FileIndex;
 
 use super::brick_port::{BrickPort, CopyState, Lock, PortError};
 use super::holder::Holder;
@@ -16,6 +20,8 @@ pub struct Claim {
     pub session: Uuid,
     /// Read-only sessions share the session lock and keep no heal away.
     pub read_only: bool,
+    /// How many files the image is made of.
+    pub files: u32,
 }
 
 /// Why a brick could not be locked.
@@ -92,4 +98,29 @@ pub fn read_copy(port: &mut dyn BrickPort, claim: &Claim) -> Result<CopyState, P
         port.fsync()?;
     }
     port.probe()
+}
+
+/// [`read_copy`] of every file of an image, those that were locked being `guarded`, the first
+/// among them. The others are not made durable: nothing is written to one before it is
+/// marked, and that makes what stands there durable.
+///
+/// # Errors
+/// As the connection fails.
+pub fn read_copies(
+    port: &mut dyn BrickPort,
+    claim: &Claim,
+    guarded: &BTreeSet<FileIndex>,
+) -> Result<Vec<CopyState>, PortError> {
+    let mut copies = match claim.files {
+        0 | 1 => vec![None],
+        files => port.look_at_all(files)?.into_iter().map(Some).collect(),
+    };
+    for file in guarded {
+        port.select(*file);
+        if let Some(copy) = copies.get_mut(file.at()) {
+            *copy = Some(read_copy(port, claim)?);
+        }
+    }
+    port.select(FileIndex::BASE);
+    Ok(copies.into_iter().flatten().collect())
 }

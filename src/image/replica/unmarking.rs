@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::brick_port::{BrickPort, CopyState, Counter, PortError};
 use super::brick_set::{BrickSet, Shape};
-use super::brick_worker::Worker;
+use super::brick_worker::Team;
 use super::data_lock::{self, wait};
 
 /// How long a round waits on one brick for other clients' data locks. Nothing is
@@ -18,8 +18,8 @@ const DATA_LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Locks and reads every brick on which the session's locks are. The round has to be
 /// ended by [`data_lock::Round::end`].
-pub fn begin(workers: &[Worker], held: BrickSet) -> data_lock::Round {
-    data_lock::Round::begin(workers, held, DATA_LOCK_LIMIT)
+pub fn begin(team: Team<'_>, held: BrickSet) -> data_lock::Round {
+    data_lock::Round::begin(team, held, DATA_LOCK_LIMIT)
 }
 
 /// Gives the file one new time on every brick of the round that has all data (`fresh`), so
@@ -37,17 +37,12 @@ pub fn begin(workers: &[Worker], held: BrickSet) -> data_lock::Round {
 /// (`afr_selfheal_restore_time`), gives it the time with it. An arbiter misses none, and
 /// nobody reads its times. A metadata mark would be one more thing in which two hosts can
 /// come to accuse each other.
-pub fn set_times(
-    workers: &[Worker],
-    fresh: BrickSet,
-    time: Duration,
-    locked: &mut data_lock::Round,
-) {
+pub fn set_times(team: Team<'_>, fresh: BrickSet, time: Duration, locked: &mut data_lock::Round) {
     let bricks = locked.copies.iter().map(|(brick, _)| *brick);
     let asked: Vec<_> = bricks
         .filter(|&brick| fresh.contains(brick))
         .filter_map(|brick| {
-            let worker = workers.get(brick)?;
+            let worker = team.get(brick)?;
             Some((brick, worker.ask(move |port| port.set_times(time))))
         })
         .collect();
@@ -71,7 +66,7 @@ pub fn set_times(
 ///
 /// The removal is made durable: a mark that came back after a power cut, when the
 /// locks are long gone, could accuse a copy that was written to since.
-pub fn remove(shape: &Shape, workers: &[Worker], equal: BrickSet, locked: &mut data_lock::Round) {
+pub fn remove(shape: &Shape, team: Team<'_>, equal: BrickSet, locked: &mut data_lock::Round) {
     let step = |(brick, copy): &(usize, CopyState)| match *brick == shape.local {
         true => 0,
         false if !copy.accuses().contains(*brick) => 1,
@@ -85,13 +80,13 @@ pub fn remove(shape: &Shape, workers: &[Worker], equal: BrickSet, locked: &mut d
         if !locked.failed.is_empty() {
             return;
         }
-        remove_from(shape, workers, bricks, equal, locked);
+        remove_from(shape, team, bricks, equal, locked);
     }
 }
 
 fn remove_from(
     shape: &Shape,
-    workers: &[Worker],
+    team: Team<'_>,
     bricks: BrickSet,
     equal: BrickSet,
     locked: &mut data_lock::Round,
@@ -102,7 +97,7 @@ fn remove_from(
         .filter(|(brick, _)| bricks.contains(*brick))
         .filter_map(|(brick, copy)| {
             let changes = changes(shape, copy, equal);
-            let worker = workers.get(*brick)?;
+            let worker = team.get(*brick)?;
             Some((*brick, worker.ask(move |port| remove_on(port, &changes))))
         })
         .collect();
@@ -217,7 +212,9 @@ fn note_removal(copies: &mut [(usize, CopyState)], brick: usize, equal: BrickSet
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::layout::FileIndex;
     use crate::image::replica::brick_set::SetChange;
+    use crate::image::replica::brick_worker::Worker;
     use crate::image::replica::recording_port::{Change, Journal, RecordingPort};
     use crate::image::replica::session_lock::Claim;
     use crate::image::scheduler::Scheduler;
@@ -296,6 +293,7 @@ mod tests {
         let claim = Claim {
             session: uuid::Uuid::nil(),
             read_only: false,
+            files: 1,
         };
         [0, 1, 2].map(|brick| {
             let port = RecordingPort {
@@ -306,6 +304,10 @@ mod tests {
             };
             Worker::start("brick", Box::new(port), claim, &threads, |_| {}).unwrap()
         })
+    }
+
+    fn team(workers: &[Worker]) -> Team<'_> {
+        Team::new(workers, FileIndex::BASE)
     }
 
     fn round(rows: [[i32; 3]; 3]) -> data_lock::Round {
@@ -320,7 +322,7 @@ mod tests {
     fn removed(rows: [[i32; 3]; 3], failing: Option<usize>) -> Vec<usize> {
         let journal = Journal::default();
         let workers = workers(&journal, failing);
-        remove(&SHAPE, &workers, set(&[1, 2]), &mut round(rows));
+        remove(&SHAPE, team(&workers), set(&[1, 2]), &mut round(rows));
         let journal = journal.lock().unwrap();
         let mut bricks = Vec::new();
         for change in journal.chunks(2) {
@@ -340,8 +342,8 @@ mod tests {
             let journal = Journal::default();
             let workers = workers(&journal, failing);
             let mut round = round(rows);
-            set_times(&workers, SHAPE.all(), TIME, &mut round);
-            remove(&SHAPE, &workers, set(&[1, 2]), &mut round);
+            set_times(team(&workers), SHAPE.all(), TIME, &mut round);
+            remove(&SHAPE, team(&workers), set(&[1, 2]), &mut round);
             let journal = journal.lock().unwrap();
             let expected = (0..3).filter(|brick| failing != Some(*brick));
             let is_time = |(_, change): &&(usize, Change)| *change == Change::Times(TIME);

@@ -13,6 +13,15 @@ use super::state_machine::StopReason;
 /// Why a session could not be opened over the bricks.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// A file of the image that is not the first forbids it.
+    #[error("shard {shard}")]
+    Shard {
+        /// Its number.
+        shard: usize,
+        /// How.
+        #[source]
+        why: Box<OpenError>,
+    },
     /// Another bypass-blk session has the image.
     #[error("the image is locked on {brick} by another session: {}. End that session first, or serve the image there", holder_or_opening(.holder))]
     Locked {

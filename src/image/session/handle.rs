@@ -269,6 +269,7 @@ mod tests {
             copies: Vec::new(),
             write_waiting: false,
             clean_before_writes: None,
+            files: None,
             healing: None,
             sync_failed: None,
         };

@@ -5,6 +5,7 @@ use std::sync::mpsc::Sender;
 
 use crate::image::dirty_map::Peer;
 use crate::image::heal::Unmarked;
+use crate::image::layout::FileIndex;
 use crate::image::local::Fingerprint;
 use crate::image::replica::brick_set::{BrickSet, SetChange};
 use crate::image::replica::brick_worker::BrickReport;
@@ -16,8 +17,8 @@ use super::resize::{Insist, ResizeError, Resized};
 pub enum Input {
     /// By a brick's worker.
     Brick(usize, BrickReport),
-    /// By a queue: a write waits at the gate.
-    WriteWanted,
+    /// By a queue: a write waits at the gate, or will, of this file.
+    WriteWanted(FileIndex),
     /// By a queue: the guest's flush failed.
     SyncFailed,
     /// By a healer: a peer does not carry the session's mark.

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::image::error_chain::chain;
+use crate::image::layout::{FileIndex, Layout};
 use crate::image::local::error::LocalError;
 use crate::image::local::{Fingerprint, Local};
-use crate::image::replica::brick_port::{BrickPort, CopyState};
+use crate::image::replica::brick_port::{BrickPort, CopyState, FileCopies};
 use crate::image::replica::brick_set::Shape;
 use crate::image::replica::brick_worker::Worker;
 use crate::image::replica::holder::Holder;
@@ -31,7 +32,7 @@ use super::handle::SessionHandle;
 use super::input::Input;
 use super::open::{self, Opened, Waiting};
 use super::resize::{Insist, NewSize, ResizeError, Resized};
-use super::runner::{Runner, gate_over};
+use super::runner::{FileReplica, Runner, gate_over};
 use super::snapshot::{CopySnapshot, Snapshot};
 use super::state_machine::{Machine, Phase, StopReason};
 use super::terms::Terms;
@@ -41,12 +42,14 @@ use super::write_gate::WriteGate;
 pub struct Setup {
     /// The replica set.
     pub shape: Shape,
-    /// Its bricks' names, in child order.
+    /// The files that the image is made of.
+    pub layout: Layout,
+    /// The bricks' names, in child order.
     pub names: Names,
     /// Its bricks, in child order.
     pub ports: Vec<Box<dyn BrickPort>>,
     /// Names of the pending attributes (`trusted.afr.…`), in child order.
-    pub pending_names: Vec<String>,
+    pub pending_names: Arc<[String]>,
     /// Who we are.
     pub me: Holder,
     /// How to open.
@@ -102,6 +105,7 @@ impl Session {
     ) -> Result<(Self, L), OpenError> {
         let Setup {
             shape,
+            layout,
             names,
             ports,
             pending_names,
@@ -115,28 +119,36 @@ impl Session {
         let claim = Claim {
             session: me.session,
             read_only: terms.read_only,
+            files: layout.len() as u32,
         };
         let (inbox, events) = mpsc::channel();
         let workers = start_workers(&names, ports, claim, &threads, &inbox)?;
-        let open_watched = |copy: &CopyState, copies: &[Option<CopyState>]| {
+        let open_watched = |copy: &CopyState, copies: &[FileCopies]| {
             let local = open_local(copy)?;
-            let watch = local.watch(pending_names)?;
+            let watches = local.watch_all(pending_names)?;
             let durability = local.durability();
             let debt = Unbegun(match terms.read_only {
                 true => None,
                 false => {
-                    let (gfid, size) = (copy.gfid, local.size());
-                    let (map, trust) = open_map(&map_place, &shape, &names, gfid, size)?;
-                    sync_first(&*watch, &durability, &map)?;
-                    let durability = durability.clone();
+                    // As large as it is now, and the file that the brick has now.
+                    let layout = layout.as_opened(copy.gfid, local.size());
+                    let (map, trust) = open_map(&map_place, &shape, &names, &layout)?;
+                    let files = layout.files().zip(copies).zip(&watches);
+                    let written = files.filter(|((file, copies), _)| {
+                        let behind = map.behind_in(layout.range(*file));
+                        may_be_written(&layout, copies) || !behind.is_empty()
+                    });
+                    sync_first(written.map(|(_, watch)| &**watch), &durability, &map)?;
+                    let (layout, durability) = (layout.clone(), durability.clone());
+                    let session = me.session;
                     Some(MissedWrites::adopt(
-                        shape, map, trust, copies, me.session, durability,
+                        shape, layout, map, trust, copies, session, durability,
                     )?)
                 }
             });
-            Ok((local, watch, debt, durability))
+            Ok((local, watches, debt, durability))
         };
-        let (opened, (local, watch, debt, durability)) = open::open(
+        let (opened, (local, watches, debt, durability)) = open::open(
             &shape,
             &names,
             &workers,
@@ -148,16 +160,27 @@ impl Session {
             },
             open_watched,
         )?;
+        let layout = layout.as_opened(layout.gfid(FileIndex::BASE), local.size());
         let debt = debt.begin();
         let map = debt.as_ref().map(|debt| debt.map().clone());
         let gate = Arc::new(ArcSwap::from_pointee(gate_over(
+            &layout,
             map,
             durability.clone(),
             &inbox,
         )));
         for (brick, worker) in workers.iter().enumerate() {
+            opened
+                .guarded
+                .iter()
+                .for_each(|file| worker.guard(*file, true));
             worker.watch(opened.held.contains(brick));
         }
+        let files = layout.files().zip(watches).zip(&opened.copies);
+        let files = files.map(|((file, watch), copies)| {
+            let machine = Machine::new(shape, opened.held);
+            FileReplica::new(machine, watch, copies, opened.guarded.contains(&file))
+        });
         let snapshot = Arc::new(Mutex::new(first_snapshot(
             &names,
             &opened,
@@ -166,7 +189,9 @@ impl Session {
         )));
         let bell = Arc::new(Bell::new(threads.clone()));
         let runner = Runner {
-            machine: Machine::new(shape, opened.held),
+            files: files.collect(),
+            layout,
+            claim,
             shape,
             names,
             workers,
@@ -174,8 +199,8 @@ impl Session {
             inbox: inbox.clone(),
             extent_size: map_place.extent_size,
             fence: opened.fence,
+            hot_files: terms.hot_files,
             read_only: terms.read_only,
-            local: watch,
             debt,
             durability,
             sync_failure_noted: false,
@@ -184,6 +209,7 @@ impl Session {
             quorum_deadline: None,
             looked_at: threads.now(),
             contended: false,
+            cooled_at: threads.now(),
             robbed: false,
             threads: threads.clone(),
             snapshot: snapshot.clone(),
@@ -191,6 +217,7 @@ impl Session {
             on_stop: Box::new(on_stop),
             on_end,
             on_return,
+            stopped: false,
             given_back: false,
         };
         let (end, ended) = mpsc::channel();
@@ -339,6 +366,13 @@ impl Drop for Unbegun {
     }
 }
 
+/// Of an image in pieces, those that nobody accuses anybody of, and of which the map knows
+/// nothing, were not written to since they were made durable.
+fn may_be_written(layout: &Layout, copies: &FileCopies) -> bool {
+    let marked = |copy: &CopyState| copy.dirty != 0 || !copy.accuses().is_empty();
+    layout.is_whole() || copies.iter().flatten().any(marked)
+}
+
 fn start_workers(
     names: &Names,
     ports: Vec<Box<dyn BrickPort>>,
@@ -373,9 +407,8 @@ fn first_snapshot(names: &Names, opened: &Opened, me: &Holder, read_only: bool) 
             .map(|(_, why)| why.clone()),
         pending: opened
             .copies
-            .get(brick)
-            .cloned()
-            .flatten()
+            .first()
+            .and_then(|copies| copies.get(brick)?.clone())
             .map(|copy| copy.pending),
         read_at: Some(Instant::now()),
     };
@@ -387,6 +420,7 @@ fn first_snapshot(names: &Names, opened: &Opened, me: &Holder, read_only: bool) 
         copies: names.bricks.iter().enumerate().map(copy).collect(),
         write_waiting: false,
         clean_before_writes: None,
+        files: None,
         healing: None,
         sync_failed: None,
     }

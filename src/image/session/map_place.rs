@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::image::dirty_map::{self, DirtyMap, ExtentSize, MapError, Record, Trust};
 use crate::image::error_chain::chain;
+use crate::image::layout::{FileIndex, Layout};
 use crate::image::local::error::LocalError;
 use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_set::Shape;
@@ -33,13 +34,12 @@ pub fn prepare_map(
     place: &MapPlace,
     shape: &Shape,
     names: &Names,
-    gfid: uuid::Uuid,
-    size: u64,
+    layout: &Layout,
 ) -> Result<(), MapError> {
     if place.path.exists() {
         return Ok(());
     }
-    let (map, trust) = DirtyMap::open(&place.path, &identity(place, shape, names, gfid, size))?;
+    let (map, trust) = DirtyMap::open(&place.path, &identity(place, shape, names, layout))?;
     match trust {
         Trust::Fresh => {
             map.declare_clean(map.geometry().all_peers());
@@ -54,17 +54,28 @@ fn identity(
     place: &MapPlace,
     shape: &Shape,
     names: &Names,
-    gfid: uuid::Uuid,
-    size: u64,
+    layout: &Layout,
 ) -> dirty_map::Identity {
-    let by_default = || ExtentSize::default_for(size);
+    let by_default = || ExtentSize::default_for(layout.size());
+    let extent_size = place.extent_size.unwrap_or_else(by_default);
     dirty_map::Identity {
-        gfid,
-        size,
-        extent_size: place.extent_size.unwrap_or_else(by_default),
+        gfid: layout.gfid(FileIndex::BASE),
+        size: layout.size(),
+        extent_size: within_pieces(layout, extent_size),
         local: names.one(shape.local),
         peers: shape.peers().iter().map(|peer| names.one(peer)).collect(),
     }
+}
+
+/// No extent lies in two files: the largest size up to `wanted` of which a piece has a whole
+/// number. Pieces are of so many times the smallest.
+fn within_pieces(layout: &Layout, wanted: ExtentSize) -> ExtentSize {
+    let mut bytes = wanted.bytes();
+    while !layout.is_whole() && !layout.piece().is_multiple_of(bytes) {
+        bytes /= 2;
+    }
+    let smaller = u32::try_from(bytes).ok().map(ExtentSize::new);
+    smaller.and_then(Result::ok).unwrap_or(wanted)
 }
 
 /// Opens the dirty map, or makes it. What is not trusted counts as dirty.
@@ -72,10 +83,9 @@ pub(super) fn open_map(
     place: &MapPlace,
     shape: &Shape,
     names: &Names,
-    gfid: uuid::Uuid,
-    size: u64,
+    layout: &Layout,
 ) -> Result<(Arc<DirtyMap>, Trust), MapError> {
-    let identity = identity(place, shape, names, gfid, size);
+    let identity = identity(place, shape, names, layout);
     let (map, trust) = DirtyMap::open(&place.path, &identity)?;
     match trust {
         Trust::Fresh | Trust::CleanClose => {}
@@ -93,12 +103,13 @@ pub(super) fn open_map(
 /// What a killed daemon's guest was told is written may be in the disk's cache only, and may
 /// have been copied to the peers meanwhile: it must survive a power cut before anybody
 /// calls them equal. Later it could not be told any more what was lost.
-pub(super) fn sync_first(
-    local: &dyn CopyWatch,
+pub(super) fn sync_first<'a>(
+    mut files: impl Iterator<Item = &'a dyn CopyWatch>,
     durability: &Durability,
     map: &DirtyMap,
 ) -> Result<(), LocalError> {
-    local.sync().inspect_err(|error| {
+    let synced = files.try_for_each(CopyWatch::sync);
+    synced.inspect_err(|error| {
         durability.fail("the sync of the local copy at open", &chain(error));
         let unsynced = Record {
             unsynced: true,

@@ -5,19 +5,21 @@
 //! lock is given back when opening fails: the workers are dropped, and their
 //! connections with them.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::image::layout::FileIndex;
 use crate::image::local::error::LocalError;
-use crate::image::replica::brick_port::{BrickPort, CopyState, Fence, Lock, PortError};
+use crate::image::replica::brick_port::{BrickPort, CopyState, Fence, FileCopies, Lock, PortError};
 use crate::image::replica::brick_set::{BrickSet, Shape};
-use crate::image::replica::brick_worker::Worker;
+use crate::image::replica::brick_worker::{Team, Worker};
 use crate::image::replica::data_lock::{self, wait};
 use crate::image::replica::freshness::{self, Opening, Seen};
 use crate::image::replica::names::Names;
 use crate::image::replica::promotion;
 use crate::image::replica::session_lock::{
-    Blocked, Claim, lock_background, lock_session, read_copy,
+    Blocked, Claim, lock_background, lock_session, read_copies,
 };
 use crate::image::scheduler::Scheduler;
 
@@ -50,10 +52,10 @@ pub struct Waiting<'a> {
 pub struct Opened {
     /// Bricks on which all our locks are held.
     pub held: BrickSet,
-    /// What those bricks told about their copies.
-    pub copies: Vec<Option<CopyState>>,
-    /// The state of the copies.
-    pub opening: Opening,
+    /// What those bricks told about their copies of each file, in the layout's order.
+    pub copies: Vec<FileCopies>,
+    /// The files from which heals are kept, on all bricks that are held.
+    pub guarded: BTreeSet<FileIndex>,
     /// The fence that stands.
     pub fence: Fence,
     /// Why each of the other bricks is away.
@@ -73,13 +75,14 @@ pub fn open<L>(
     claim: Claim,
     terms: &Terms,
     waiting: Waiting<'_>,
-    open_local: impl FnOnce(&CopyState, &[Option<CopyState>]) -> Result<L, LocalError>,
+    open_local: impl FnOnce(&CopyState, &[FileCopies]) -> Result<L, LocalError>,
 ) -> Result<(Opened, L), OpenError> {
     let mut attempt = Attempt {
         shape,
         names,
         workers,
         claim,
+        guarded: BTreeSet::from([FileIndex::BASE]),
         away: Vec::new(),
     };
     let connected = attempt.connect();
@@ -92,22 +95,31 @@ pub fn open<L>(
         },
         waiting,
     };
-    let locked = attempt.lock(connected, &patience)?;
+    let mut locked = attempt.lock(connected, &patience)?;
     let mut copies = attempt.probe(locked);
+    while !terms.read_only && attempt.guard_marked(&copies) {
+        // A lock that is taken twice is held twice.
+        attempt.unlock_all(locked);
+        locked = attempt.lock(attempt.answered(&copies), &patience)?;
+        copies = attempt.probe(locked);
+    }
     if !terms.read_only {
         attempt.end_writes_under_way(&mut copies);
     }
-    let held = (0..copies.len()).filter(|&i| copies[i].is_some()).collect();
-    let opening = attempt.decide(&copies)?;
-    let local = copies.get(shape.local).cloned().flatten();
+    let held = attempt.answered(&copies);
+    for (file, copies) in copies.iter().enumerate() {
+        attempt.decide(file, copies)?;
+    }
+    let base = copies.first().cloned().unwrap_or_default();
+    let local = base.get(shape.local).cloned().flatten();
     let local = local.ok_or_else(|| attempt.failed(shape.local, "no answer"))?;
     // Before anything is published: what fails until here leaves no trace.
     let local_file = open_local(&local, &copies)?;
-    let fence = fencing::publish(names, workers, held, &copies, terms)?;
+    let fence = fencing::publish(names, workers, held, &base, terms)?;
     let opened = Opened {
         held,
         copies,
-        opening,
+        guarded: attempt.guarded,
         fence,
         away: attempt.away,
     };
@@ -119,6 +131,8 @@ struct Attempt<'a> {
     names: &'a Names,
     workers: &'a [Worker],
     claim: Claim,
+    /// Files whose heal lock is to be taken.
+    guarded: BTreeSet<FileIndex>,
     away: Vec<(usize, String)>,
 }
 
@@ -217,9 +231,10 @@ impl Attempt<'_> {
     /// one that gets the first brick gets them all, and none waits on the other
     /// while holding what that one needs.
     fn try_lock(&self, bricks: BrickSet) -> Result<(), (usize, Blocked)> {
-        let result = self
-            .lock_each(bricks, lock_session)
-            .and_then(|()| self.lock_each(bricks, lock_background));
+        let mut result = self.lock_each(FileIndex::BASE, bricks, lock_session);
+        for file in &self.guarded {
+            result = result.and_then(|()| self.lock_each(*file, bricks, lock_background));
+        }
         if result.is_err() {
             self.unlock_all(bricks);
         }
@@ -228,6 +243,7 @@ impl Attempt<'_> {
 
     fn lock_each(
         &self,
+        file: FileIndex,
         bricks: BrickSet,
         lock: fn(&mut dyn BrickPort, &Claim) -> Result<(), Blocked>,
     ) -> Result<(), (usize, Blocked)> {
@@ -236,7 +252,9 @@ impl Attempt<'_> {
             let Some(worker) = self.workers.get(brick) else {
                 continue;
             };
-            let answer = worker.ask(move |port| lock(port, &claim)).wait();
+            let answer = worker
+                .ask_about(file, move |port| lock(port, &claim))
+                .wait();
             let gone = || {
                 Err(Blocked::Port(PortError::Away(
                     "the brick's worker ended".to_owned(),
@@ -255,11 +273,17 @@ impl Attempt<'_> {
             .iter()
             .filter_map(|brick| self.workers.get(brick))
             .map(|worker| {
+                let guarded = self.guarded.clone();
                 worker.ask(move |port| {
                     // A lock that was never granted is refused here: nothing to do.
-                    for lock in [Lock::Rebalance, Lock::Heal, Lock::Session { shared }] {
-                        let _ = port.unlock(lock);
+                    for file in guarded {
+                        port.select(file);
+                        for lock in [Lock::Rebalance, Lock::Heal] {
+                            let _ = port.unlock(lock);
+                        }
                     }
+                    port.select(FileIndex::BASE);
+                    let _ = port.unlock(Lock::Session { shared });
                 })
             })
             .collect();
@@ -269,41 +293,78 @@ impl Attempt<'_> {
         }
     }
 
-    fn probe(&mut self, bricks: BrickSet) -> Vec<Option<CopyState>> {
+    fn probe(&mut self, bricks: BrickSet) -> Vec<FileCopies> {
         let claim = self.claim;
         let ask = |brick: usize| {
-            let worker = self.workers.get(brick)?;
-            Some((brick, worker.ask(move |port| read_copy(port, &claim))))
+            let (worker, guarded) = (self.workers.get(brick)?, self.guarded.clone());
+            let read = move |port: &mut dyn BrickPort| read_copies(port, &claim, &guarded);
+            Some((brick, worker.ask(read)))
         };
         let asked: Vec<_> = bricks.iter().filter_map(ask).collect();
-        let mut copies = vec![None; self.shape.bricks];
+        let files = claim.files.max(1) as usize;
+        let mut copies = vec![vec![None; self.shape.bricks]; files];
         for (brick, answer) in asked {
             match wait(answer) {
-                Ok(copy) => copies[brick] = Some(copy),
+                Ok(read) => {
+                    for (copies, copy) in copies.iter_mut().zip(read) {
+                        copies[brick] = Some(copy);
+                    }
+                }
                 Err(error) => self.away.push((brick, error.to_string())),
             }
         }
         copies
     }
 
+    /// The bricks that told about their copies.
+    fn answered(&self, copies: &[FileCopies]) -> BrickSet {
+        let base = copies.first().into_iter().flatten().enumerate();
+        base.filter_map(|(brick, copy)| copy.as_ref().map(|_| brick))
+            .collect()
+    }
+
+    /// Files that somebody marked: a heal of theirs may be under way, and must be over before
+    /// what is read of them counts. Are there any from which heals are not kept yet?
+    fn guard_marked(&mut self, copies: &[FileCopies]) -> bool {
+        let is_marked = |copy: &CopyState| copy.dirty != 0 || !copy.accuses().is_empty();
+        let before = self.guarded.len();
+        for (file, copies) in (0..).map(FileIndex).zip(copies) {
+            if copies.iter().flatten().any(is_marked) {
+                self.guarded.insert(file);
+            }
+        }
+        self.guarded.len() > before
+    }
+
     /// A client that wrote a moment ago keeps AFR's counter of writes under way up until
     /// its lock is wanted. What is left then is of a write that was cut short.
-    fn end_writes_under_way(&mut self, copies: &mut [Option<CopyState>]) {
-        if copies.iter().flatten().all(|copy| copy.dirty == 0) {
-            return;
-        }
-        let answered = (0..copies.len()).filter(|&i| copies[i].is_some()).collect();
-        let mut round = data_lock::Round::begin(self.workers, answered, DATA_LOCK_LIMIT);
-        round.end(self.workers);
-        for (brick, copy) in round.copies {
-            copies[brick] = Some(copy);
+    fn end_writes_under_way(&mut self, copies: &mut [FileCopies]) {
+        let answered = self.answered(copies);
+        for (file, copies) in (0..).map(FileIndex).zip(copies) {
+            if copies.iter().flatten().all(|copy| copy.dirty == 0) {
+                continue;
+            }
+            let team = Team::new(self.workers, file);
+            let mut round = data_lock::Round::begin(team, answered, DATA_LOCK_LIMIT);
+            round.end(team);
+            for (brick, copy) in round.copies {
+                copies[brick] = Some(copy);
+            }
         }
     }
 
-    fn decide(&self, copies: &[Option<CopyState>]) -> Result<Opening, OpenError> {
-        self.refuse_beside_a_promoted_copy(copies)?;
-        let seen: Vec<_> = copies.iter().map(seen).collect();
-        freshness::decide(self.shape, &seen).map_err(|refusal| self.refusal(refusal))
+    fn decide(&self, file: usize, copies: &FileCopies) -> Result<Opening, OpenError> {
+        let decided = self.refuse_beside_a_promoted_copy(copies).and_then(|()| {
+            let seen: Vec<_> = copies.iter().map(seen).collect();
+            freshness::decide(self.shape, &seen).map_err(|refusal| self.refusal(refusal))
+        });
+        decided.map_err(|why| match file {
+            0 => why,
+            shard => OpenError::Shard {
+                shard,
+                why: Box::new(why),
+            },
+        })
     }
 
     /// When the lost copy comes back, stock Gluster heals everything from the promoted

@@ -11,13 +11,15 @@ use arc_swap::ArcSwap;
 
 use crate::image::dirty_map::{DirtyMap, ExtentSize};
 use crate::image::error_chain::chain;
-use crate::image::local::{CopyWatch, Durability};
-use crate::image::replica::brick_port::{CopyState, Fence, PortError, Publication};
+use crate::image::layout::{FileIndex, Layout};
+use crate::image::local::{Durability, Fingerprint};
+use crate::image::replica::brick_port::{CopyState, Fence, PortError, Publication, merged};
 use crate::image::replica::brick_set::{BrickSet, Shape};
-use crate::image::replica::brick_worker::{BrickReport, Worker};
+use crate::image::replica::brick_worker::Worker;
 use crate::image::replica::data_lock::wait;
 use crate::image::replica::missed_writes::MissedWrites;
 use crate::image::replica::names::Names;
+use crate::image::replica::session_lock::Claim;
 use crate::image::scheduler::Scheduler;
 
 use super::bell::Bell;
@@ -25,11 +27,14 @@ use super::ending::{Ending, Parting};
 use super::error::stop_message;
 use super::fencing;
 use super::input::Input;
-use super::snapshot::{CopySnapshot, Snapshot};
-use super::state_machine::{Action, Event, GateState, Machine, StopReason};
+use super::snapshot::{CopySnapshot, FilesSnapshot, Snapshot};
+use super::state_machine::{Action, Event, GateState, Phase, StopReason};
 use super::write_gate::WriteGate;
 
+mod brick_news;
 mod broken;
+mod cooling;
+mod files;
 mod growing;
 mod healing;
 mod keeping;
@@ -37,11 +42,18 @@ mod looking;
 mod rounds;
 mod settling;
 mod syncing;
+mod unmarking;
+
+pub use files::FileReplica;
 
 /// The thread's state.
 pub struct Runner {
-    /// The decisions.
-    pub machine: Machine,
+    /// Each file of the image, in the layout's order.
+    pub files: Vec<FileReplica>,
+    /// Which they are.
+    pub layout: Layout,
+    /// Who the session is.
+    pub claim: Claim,
     /// The replica set.
     pub shape: Shape,
     /// Its bricks' names.
@@ -56,10 +68,10 @@ pub struct Runner {
     pub extent_size: Option<ExtentSize>,
     /// The fence that was published at open.
     pub fence: Fence,
+    /// See [`super::terms::Terms::hot_files`].
+    pub hot_files: usize,
     /// The session never writes.
     pub read_only: bool,
-    /// The local file.
-    pub local: Box<dyn CopyWatch>,
     /// What the peers miss. Absent in a read-only session.
     pub debt: Option<MissedWrites>,
     /// What is known of the local copy's syncs, the guest's among them.
@@ -76,6 +88,8 @@ pub struct Runner {
     pub looked_at: Duration,
     /// A brick said since that somebody wants a lock of this session's.
     pub contended: bool,
+    /// When it was last looked whether files are quiet, by the same clock.
+    pub cooled_at: Duration,
     /// Locks were taken away, and marks are not known to stand since.
     pub robbed: bool,
     /// For waiting.
@@ -90,29 +104,34 @@ pub struct Runner {
     pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
     /// Told when a brick that was away is back.
     pub on_return: Box<dyn Fn() + Send>,
+    /// The session has ended by itself.
+    pub stopped: bool,
     /// Fence and locks are given back.
     pub given_back: bool,
 }
 
 /// A gate that tells the session's thread when a write wants to get through, or a flush failed.
 pub fn gate_over(
+    layout: &Layout,
     map: Option<Arc<DirtyMap>>,
     durability: Arc<Durability>,
     inbox: &Sender<Input>,
 ) -> WriteGate {
-    let tell = |input: fn() -> Input| {
-        let inbox = inbox.clone();
-        move || {
-            // To a session that is over it makes no difference.
-            let _ = inbox.send(input());
-        }
-    };
-    let gate = WriteGate::new(map, tell(|| Input::WriteWanted));
-    gate.over(durability, tell(|| Input::SyncFailed))
+    let (wanted, failed) = (inbox.clone(), inbox.clone());
+    // To a session that is over neither makes a difference.
+    let gate = WriteGate::over_files(layout, map, move |file| {
+        let _ = wanted.send(Input::WriteWanted(file));
+    });
+    gate.over(durability, move || {
+        let _ = failed.send(Input::SyncFailed);
+    })
 }
 
 impl Runner {
     fn run_until_closed(&mut self, events: &Receiver<Input>) -> Ending {
+        if !self.layout.is_whole() {
+            (0..self.shape.bricks).for_each(|brick| self.show(brick));
+        }
         self.mark_debt();
         self.update_snapshot();
         loop {
@@ -120,13 +139,13 @@ impl Runner {
             let limit = self.next_due().map(|end| end.saturating_sub(now));
             match self.threads.receive(events, limit) {
                 Ok(Input::Brick(brick, report)) => self.heard(brick, report),
-                Ok(Input::WriteWanted) => self.take(Event::WriteWanted),
+                Ok(Input::WriteWanted(file)) => self.take(file, Event::WriteWanted),
                 // What there is to do about it is done below.
                 Ok(Input::SyncFailed) => {}
-                Ok(Input::MarkAgain) => self.take(Event::MarkAgain),
+                Ok(Input::MarkAgain) => self.mark_again(),
                 Ok(Input::SetChanged(change)) => {
                     self.shape.since = change;
-                    self.take(Event::SetChanged(change));
+                    self.take_all(Event::SetChanged(change));
                 }
                 Ok(Input::Unmark { despite, answer }) => {
                     let unmarked = self.unmark(despite);
@@ -153,7 +172,7 @@ impl Runner {
                         Ok(ending) => {
                             self.update_snapshot();
                             // Nobody else can write to it before the locks are given back.
-                            let left = self.local.fingerprint();
+                            let left = self.fingerprint();
                             self.let_go_of_all(Parting::HandedOver, ending);
                             let _ = answer.send(Ok(left));
                             return ending;
@@ -177,7 +196,7 @@ impl Runner {
     }
 
     fn let_go_of_all(&mut self, parting: Parting, ending: Ending) {
-        if let Err(error) = self.sync_local() {
+        if let Err(error) = self.sync_all() {
             log::error!(
                 "the dirty map is not closed as one to trust: {}",
                 chain(&error)
@@ -192,100 +211,72 @@ impl Runner {
         self.let_go("the session is closed");
     }
 
-    fn heard(&mut self, brick: usize, report: BrickReport) {
-        let name = self.names.one(brick);
-        match report {
-            BrickReport::Lost(why) => {
-                log::warn!("brick {name} lost: {why}");
-                self.note(brick, |copy| {
-                    copy.locked = false;
-                    copy.why_away = Some(why);
-                });
-                self.take(Event::Lost(brick));
-                if let Some(worker) = self.workers.get(brick) {
-                    worker.loss_heard();
-                }
-            }
-            BrickReport::Waiting(why) => {
-                log::info!("brick {name} not joined yet: {why}");
-                self.note(brick, |copy| copy.why_away = Some(why));
-            }
-            BrickReport::HealInTheWay => self.turn_heals_away(),
-            BrickReport::Contended => self.contended = true,
-            BrickReport::TakenByOther { holder, accuses } => {
-                log::warn!("brick {name} is back, but locked by another session: {holder}");
-                self.note(brick, |copy| {
-                    copy.why_away = Some(format!("locked by {holder}"))
-                });
-                let accused = accuses.is_some_and(|accuses| accuses.contains(self.shape.local));
-                self.take(Event::TakenByOther { brick, accused });
-            }
-            BrickReport::Rejoined(copy) => self.rejoined(brick, copy),
+    /// The same for every file.
+    fn take_all(&mut self, event: Event) {
+        for file in self.layout.files() {
+            self.take(file, event);
         }
     }
 
-    fn rejoined(&mut self, brick: usize, copy: CopyState) {
-        log::info!("brick {} is back and locked", self.names.one(brick));
-        (self.on_return)();
-        let accuses = copy.accuses();
-        let marks_stand = self.debt.as_ref().is_none_or(|debt| debt.stands_on(&copy));
-        self.reached.insert(brick);
-        self.check_size(brick, &copy);
-        self.note(brick, |known| {
-            known.locked = true;
-            known.why_away = None;
-            known.saw(Some(copy.pending));
-        });
-        let accused = accuses.contains(self.shape.local);
-        // Another brick's word counts more: it was not away.
-        let local_accused_by = self.accuser_among_held().or(accused.then_some(brick));
-        let local_untouched = self.local.is_untouched();
-        self.take(Event::Rejoined {
-            brick,
-            marks_stand,
-            local_accused_by,
-            local_untouched,
-        });
+    /// A healer misses a mark of some file's.
+    fn mark_again(&mut self) {
+        for file in self.layout.files() {
+            if self.layout.is_whole() || self.phase(file) == &Phase::Dirty {
+                self.take(file, Event::MarkAgain);
+            }
+        }
         self.mark_debt();
     }
 
-    /// Marks can change on a brick that never went away, while another one did.
-    fn accuser_among_held(&mut self) -> Option<usize> {
-        let copies = self.read_held().into_iter();
-        let mut accusers = copies.filter(|(_, copy)| copy.accuses().contains(self.shape.local));
-        accusers.next().map(|(brick, _)| brick)
-    }
-
-    /// The one way to tell the machine what happened: what it wants is done before
+    /// The one way to tell a file's machine what happened: what it wants is done before
     /// anything else happens, also where an action has events of its own.
-    fn take(&mut self, event: Event) {
-        for action in self.machine.step(event) {
+    fn take(&mut self, file: FileIndex, event: Event) {
+        for action in self.file_mut(file).machine.step(event) {
             match action {
-                Action::SetGate(state) => self.set_gate(state),
-                Action::Publish(brick) => self.publish(brick),
-                Action::Mark(bricks) => self.mark(bricks),
-                Action::WatchLocal => self.watch_local(),
-                Action::StartQuorumTimer => {
-                    let timeout = self.quorum_timeout;
-                    log::warn!(
-                        "no quorum to store the marks: the guest's writes wait, and fail after {}",
-                        humantime::format_duration(timeout)
-                    );
-                    self.quorum_deadline
-                        .get_or_insert(self.threads.now() + timeout);
+                Action::SetGate(state) => self.set_gate(file, state),
+                Action::Publish(brick) if file == FileIndex::BASE => self.publish(brick),
+                Action::Publish(_) => {}
+                Action::Mark(bricks) => self.mark(file, bricks),
+                Action::WatchLocal => self.watch_local(file),
+                Action::StartQuorumTimer => self.start_quorum_timer(),
+                Action::StopQuorumTimer => {
+                    let waits = |file: &FileReplica| file.machine.phase() == &Phase::Stalled;
+                    if !self.files.iter().any(waits) {
+                        self.quorum_deadline = None;
+                    }
                 }
-                Action::StopQuorumTimer => self.quorum_deadline = None,
-                Action::Stop(reason) => {
-                    log::error!("{}", stop_message(reason, &self.names));
-                    (self.on_stop)(reason);
-                    self.let_go("the session has stopped");
-                }
+                Action::Stop(reason) => self.stop(reason),
             }
         }
     }
 
-    fn set_gate(&self, state: GateState) {
+    fn start_quorum_timer(&mut self) {
+        if self.quorum_deadline.is_none() {
+            let timeout = self.quorum_timeout;
+            log::warn!(
+                "no quorum to store the marks: the guest's writes wait, and fail after {}",
+                humantime::format_duration(timeout)
+            );
+            self.quorum_deadline = Some(self.threads.now() + timeout);
+        }
+    }
+
+    /// What ends the session for one file ends it for all.
+    fn stop(&mut self, reason: StopReason) {
+        if std::mem::replace(&mut self.stopped, true) {
+            return;
+        }
+        log::error!("{}", stop_message(reason, &self.names));
+        (self.on_stop)(reason);
+        self.take_all(Event::StoppedElsewhere(reason));
+        self.let_go("the session has stopped");
+    }
+
+    fn set_gate(&self, file: FileIndex, state: GateState) {
         match state {
+            GateState::Open if !self.layout.is_whole() => {
+                log::debug!("shard {}: marks are stored on a quorum", file.0)
+            }
             GateState::Open => log::info!("marks are stored on a quorum: the guest's writes go on"),
             GateState::Hold => {
                 log::debug!("the guest's writes wait; the next one stores the marks")
@@ -293,9 +284,10 @@ impl Runner {
             GateState::FailWrites => {
                 log::error!("still no quorum: the guest's writes fail until it is back")
             }
+            GateState::FailAll if self.stopped => {}
             GateState::FailAll => log::error!("every request of the guest fails from now on"),
         }
-        self.gate.load().set(state);
+        self.gate.load().set_file(file, state);
     }
 
     fn publish(&mut self, brick: usize) {
@@ -325,23 +317,62 @@ impl Runner {
         if matches!(error, PortError::LockGone(_)) {
             self.note_robbed();
         }
-        self.take(Event::Lost(brick));
+        self.lost(brick);
         if let Some(worker) = self.workers.get(brick) {
             worker.drop_connection(format!("{what} failed: {error}"));
         }
     }
 
-    fn note_copies(&self, copies: Vec<(usize, CopyState)>, unsure: BrickSet) {
+    fn note_copies(&mut self, file: FileIndex, copies: Vec<(usize, CopyState)>, unsure: BrickSet) {
         for (brick, copy) in copies {
             let pending = (!unsure.contains(brick)).then_some(copy.pending);
-            self.note(brick, |known| known.saw(pending));
+            self.saw(file, brick, pending);
         }
+    }
+
+    /// A file's counters on a brick were just read, or a change of them was not answered.
+    fn saw(&mut self, file: FileIndex, brick: usize, pending: Option<Vec<i32>>) {
+        self.know(file, brick, pending);
+        self.show(brick);
+    }
+
+    fn know(&mut self, file: FileIndex, brick: usize, pending: Option<Vec<i32>>) {
+        if let Some(known) = self.file_mut(file).known.get_mut(brick) {
+            *known = pending;
+        }
+    }
+
+    /// What a brick says, for the status.
+    fn show(&self, brick: usize) {
+        let rows = self.files.iter().filter_map(|file| file.known.get(brick));
+        let rows = rows.map(|row| row.as_deref());
+        let known = rows.collect::<Option<Vec<_>>>();
+        let merged = known.map(|rows| merged(rows.into_iter()));
+        self.note(brick, |copy| copy.saw(merged));
     }
 
     fn note(&self, brick: usize, change: impl FnOnce(&mut CopySnapshot)) {
         let mut snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(copy) = snapshot.copies.get_mut(brick) {
             change(copy);
+        }
+    }
+
+    /// Of the local copy as it is left.
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        let each = self.files.iter().map(|file| file.local.fingerprint());
+        each.collect::<Option<Vec<_>>>().map(Fingerprint::combined)
+    }
+
+    fn files_snapshot(&self) -> FilesSnapshot {
+        let marked = |file: &FileIndex| {
+            let file = self.file(*file);
+            file.machine.phase() != &Phase::Unmarked || file.is_accused()
+        };
+        FilesSnapshot {
+            count: self.files.len(),
+            piece: self.layout.piece(),
+            marked: self.layout.files().filter(marked).collect(),
         }
     }
 
@@ -354,8 +385,14 @@ impl Runner {
     }
 
     fn update_snapshot(&self) {
+        let phases = self.files.iter().map(|file| file.machine.phase());
+        let phase = phases.max_by_key(|phase| weight(phase)).cloned();
+        let files = (!self.layout.is_whole()).then(|| self.files_snapshot());
         let mut snapshot = self.snapshot.lock().unwrap_or_else(|e| e.into_inner());
-        snapshot.phase = self.machine.phase().clone();
+        if let Some(phase) = phase {
+            snapshot.phase = phase;
+        }
+        snapshot.files = files;
         drop(snapshot);
         self.bell.ring();
     }
@@ -365,7 +402,7 @@ impl Runner {
     fn let_go(&mut self, why: &str) {
         self.given_back = true;
         if self.fence == Fence::Mandatory {
-            fencing::lift(&self.workers, self.machine.held());
+            fencing::lift(&self.workers, self.held());
         }
         let asked: Vec<_> = self.workers.iter().map(Worker::retire).collect();
         for (brick, answer) in asked.into_iter().enumerate() {
@@ -373,11 +410,25 @@ impl Runner {
                 copy.locked = false;
                 copy.why_away = Some(why.to_owned());
             });
-            if self.machine.held().contains(brick) {
+            if self.held().contains(brick) {
                 // Only the waiting matters; a worker that is gone holds nothing.
                 let _ = answer.wait();
             }
         }
+    }
+}
+
+/// Of several files that stand in different places the status tells the one that matters most.
+fn weight(phase: &Phase) -> u8 {
+    match phase {
+        Phase::Unmarked => 0,
+        Phase::Unmarking { was_dirty: false } => 1,
+        Phase::Unmarking { was_dirty: true } => 2,
+        Phase::Dirty => 3,
+        Phase::Marking => 4,
+        Phase::Stalled => 5,
+        Phase::Failed => 6,
+        Phase::Stopped(_) => 7,
     }
 }
 

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::image::heal::HealReport;
+use crate::image::layout::FileIndex;
 use crate::image::local::SyncFailure;
 use crate::image::replica::brick_port::Fence;
 use crate::image::replica::brick_set::BrickSet;
@@ -135,6 +136,17 @@ pub struct Healing {
     pub healer: Option<HealReport>,
 }
 
+/// Of an image that is several files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilesSnapshot {
+    /// How many there are.
+    pub count: usize,
+    /// Bytes of the image in each but the last.
+    pub piece: u64,
+    /// Those that are marked, or are being marked.
+    pub marked: Vec<FileIndex>,
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -153,6 +165,8 @@ pub struct Snapshot {
     /// When the gate was last about to be opened, and the children that missed nothing
     /// then.
     pub clean_before_writes: Option<(Instant, BrickSet)>,
+    /// Absent for an image that is one file.
+    pub files: Option<FilesSnapshot>,
     /// Absent in a read-only session.
     pub healing: Option<Healing>,
     /// Why the local copy cannot be vouched for.

@@ -178,6 +178,10 @@ impl Machine {
             },
             Event::SetChanged(change) => self.set_changed(change),
             Event::TakenByOther { brick, accused } => self.taken_by_other(brick, accused),
+            Event::StoppedElsewhere(reason) => {
+                self.phase = Phase::Stopped(reason);
+                vec![Action::SetGate(GateState::FailAll)]
+            }
             Event::LocalChanged => self.stop(StopReason::ChangedUnderneath),
             Event::QuorumTimeout => self.quorum_timeout(),
             Event::UnmarkBegun => self.unmark_begun(),

@@ -24,4 +24,11 @@ pub struct Terms {
     pub lock_timeout: Duration,
     /// A guest stands still meanwhile: ask for them more often.
     pub urgent: bool,
+    /// Above so many files that are marked, those whose peers miss nothing lose their marks at
+    /// once, of an image in shards.
+    pub hot_files: usize,
 }
+
+/// The default of [`Terms::hot_files`]: in shards of 64 MiB, 4 GiB are compared at most after a
+/// crash of this host, if the peers were reached and healed meanwhile.
+pub const HOT_FILES: usize = 64;

@@ -16,34 +16,56 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::gate::{Admission, Gate};
 use crate::image::dirty_map::{Begun, DirtyMap, Ended};
+use crate::image::layout::{FileIndex, Layout};
 use crate::image::local::Durability;
 
 use super::state_machine::GateState;
 
 /// Told when the session's thread has something to do.
 type Tell = Box<dyn Fn() + Send + Sync>;
+/// The same about a file of the image.
+type TellOf = Box<dyn Fn(FileIndex) + Send + Sync>;
+
+/// How near to the end of a file a write has to come for the next file to be made ready, as a
+/// part of the file's size: a quarter. Marks take some milliseconds, in which a fast writer
+/// gets some ten MiB far; a file of 64 MiB has 16 left then.
+const AHEAD: u64 = 4;
 
 /// See the module.
 pub struct WriteGate {
-    state: AtomicU8,
+    base: FileGate,
+    /// Those of the other files, if the image is several.
+    more: Box<[FileGate]>,
+    /// Bytes of the image in each file but the last.
+    piece: u64,
     /// Absent in a read-only session.
     map: Option<Arc<DirtyMap>>,
-    wanted: AtomicBool,
-    on_wanted: Tell,
+    on_wanted: TellOf,
     durability: Arc<Durability>,
     on_sync_failed: Tell,
     wakers: Mutex<Vec<Arc<EventFd>>>,
 }
 
 impl WriteGate {
-    /// A held gate. `on_wanted` is called from a queue thread when the first
-    /// write waits, and again after each change to [`GateState::Hold`]. Without a map
-    /// no write is let through.
+    /// A held gate over an image of one file. `on_wanted` is called from a queue thread when
+    /// the first write waits, and again after each change to [`GateState::Hold`]. Without a
+    /// map no write is let through.
     pub fn new(map: Option<Arc<DirtyMap>>, on_wanted: impl Fn() + Send + Sync + 'static) -> Self {
+        let whole = Layout::new(uuid::Uuid::nil(), 0, None);
+        Self::over_files(&whole, map, move |_| on_wanted())
+    }
+
+    /// The same over an image of several files: each has a state of its own.
+    pub fn over_files(
+        layout: &Layout,
+        map: Option<Arc<DirtyMap>>,
+        on_wanted: impl Fn(FileIndex) + Send + Sync + 'static,
+    ) -> Self {
         Self {
-            state: AtomicU8::new(encode(GateState::Hold)),
+            base: FileGate::held(),
+            more: layout.files().skip(1).map(|_| FileGate::held()).collect(),
+            piece: layout.piece(),
             map,
-            wanted: AtomicBool::new(false),
             on_wanted: Box::new(on_wanted),
             durability: Arc::default(),
             on_sync_failed: Box::new(|| {}),
@@ -76,15 +98,29 @@ impl WriteGate {
         self.map.as_ref()
     }
 
-    /// Changes the answer and wakes every queue. Whoever looks at the map after this
-    /// has returned sees every write that the state before let through.
+    /// Changes the answer for every file and wakes every queue. Whoever looks at the map
+    /// after this has returned sees every write that the state before let through.
     pub fn set(&self, state: GateState) {
-        if state == GateState::Hold {
-            self.wanted.store(false, Ordering::SeqCst);
-        }
-        self.state.store(encode(state), Ordering::SeqCst);
+        self.base.set(state);
+        self.more.iter().for_each(|file| file.set(state));
         fence(Ordering::SeqCst);
         self.wake_all();
+    }
+
+    /// The same for one file.
+    pub fn set_file(&self, file: FileIndex, state: GateState) {
+        if let Some(file) = self.file(file.at() as u64) {
+            file.set(state);
+        }
+        fence(Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    fn file(&self, index: u64) -> Option<&FileGate> {
+        match index.checked_sub(1) {
+            None => Some(&self.base),
+            Some(index) => self.more.get(usize::try_from(index).ok()?),
+        }
     }
 
     fn wake_all(&self) {
@@ -96,34 +132,109 @@ impl WriteGate {
         }
     }
 
-    /// The present answer.
+    /// The present answer for the first file.
     pub fn state(&self) -> GateState {
-        decode(self.state.load(Ordering::SeqCst))
+        self.base.state()
     }
 
-    /// What a write is told now.
-    fn ask(&self) -> Admission {
-        match self.state() {
+    /// What a write of `len` bytes at `offset` is told now.
+    fn ask(&self, offset: u64, len: u64) -> Admission {
+        match self.more.is_empty() {
+            true => self.ask_file(FileIndex::BASE, &self.base),
+            false => self.ask_files(offset, len),
+        }
+    }
+
+    fn ask_file(&self, index: FileIndex, file: &FileGate) -> Admission {
+        match file.state() {
             GateState::Open => Admission::Go,
             GateState::Hold => {
-                if !self.wanted.swap(true, Ordering::SeqCst) {
-                    (self.on_wanted)();
-                }
+                self.want(index, file);
                 Admission::Wait
             }
             GateState::FailWrites | GateState::FailAll => Admission::Refuse,
         }
     }
 
+    fn want(&self, index: FileIndex, file: &FileGate) {
+        if !file.wanted.swap(true, Ordering::SeqCst) {
+            (self.on_wanted)(index);
+        }
+    }
+
+    /// All files that it touches are asked, so that they are made ready together.
+    fn ask_files(&self, offset: u64, len: u64) -> Admission {
+        let end = offset.saturating_add(len.max(1));
+        let (first, last) = (offset / self.piece, (end - 1) / self.piece);
+        let mut answer = Admission::Go;
+        for number in first..=last {
+            let index = FileIndex(u32::try_from(number).unwrap_or(u32::MAX));
+            let Some(file) = self.file(number) else {
+                return Admission::Refuse;
+            };
+            match self.ask_file(index, file) {
+                Admission::Go => {}
+                Admission::Refuse => return Admission::Refuse,
+                // The others' files may be open.
+                Admission::Wait | Admission::WaitAlone => answer = Admission::WaitAlone,
+            }
+        }
+        self.make_next_ready(last, end);
+        answer
+    }
+
+    /// Of whoever writes up to here in one file, the next write may be in the one behind.
+    fn make_next_ready(&self, last: u64, end: u64) {
+        let left = (last + 1).saturating_mul(self.piece).saturating_sub(end);
+        if left < self.piece / AHEAD
+            && let Some(next) = self.file(last + 1)
+            && next.state() == GateState::Hold
+        {
+            let index = u32::try_from(last + 1).unwrap_or(u32::MAX);
+            self.want(FileIndex(index), next);
+        }
+    }
+
     /// Is a write waiting now?
     pub fn is_wanted(&self) -> bool {
+        let mut files = [&self.base].into_iter().chain(self.more.iter());
+        files.any(FileGate::is_wanted)
+    }
+}
+
+/// What is known of one file.
+struct FileGate {
+    state: AtomicU8,
+    wanted: AtomicBool,
+}
+
+impl FileGate {
+    fn held() -> Self {
+        Self {
+            state: AtomicU8::new(encode(GateState::Hold)),
+            wanted: AtomicBool::new(false),
+        }
+    }
+
+    fn set(&self, state: GateState) {
+        if state == GateState::Hold {
+            self.wanted.store(false, Ordering::SeqCst);
+        }
+        self.state.store(encode(state), Ordering::SeqCst);
+    }
+
+    fn state(&self) -> GateState {
+        decode(self.state.load(Ordering::SeqCst))
+    }
+
+    fn is_wanted(&self) -> bool {
         self.state() == GateState::Hold && self.wanted.load(Ordering::SeqCst)
     }
 }
 
 impl Gate for WriteGate {
     fn admit_read(&self) -> Admission {
-        match decode(self.state.load(Ordering::Acquire)) {
+        match decode(self.base.state.load(Ordering::Acquire)) {
             GateState::FailAll => Admission::Refuse,
             GateState::Hold | GateState::Open | GateState::FailWrites => Admission::Go,
         }
@@ -133,7 +244,7 @@ impl Gate for WriteGate {
         let Some(map) = &self.map else {
             return Admission::Refuse;
         };
-        let answer = self.ask();
+        let answer = self.ask(offset, len);
         if answer != Admission::Go {
             return answer;
         }
@@ -143,7 +254,7 @@ impl Gate for WriteGate {
             Begun::Outside => return Admission::Refuse,
         }
         fence(Ordering::SeqCst);
-        let answer = self.ask();
+        let answer = self.ask(offset, len);
         if answer != Admission::Go {
             self.end_write(offset, len);
         }

@@ -63,10 +63,10 @@ impl Comparison<'_> {
         }
         let start = self.bytes_of(&(from..extents)).start;
         let measure = Measure {
-            size: self.size,
+            end: self.size,
             extent_size: self.extent_size,
         };
-        let end = measure.end(start, Some(self.data_from(start)))?;
+        let end = measure.reach(start, Some(self.data_from(start)))?;
         let last = measure.extents(from, end).end.min(extents);
         let is_clean = |extent: &u64| self.is_clean_there(&(*extent..extent + 1));
         let clean = (from..last).take_while(is_clean).last()?;

@@ -1,9 +1,10 @@
 //! AFR's counters on one brick's copy: those that the session changes, and those that it
 //! leaves alone, which may be of bricks that it does not know.
 
-use crate::gluster::Pending;
 use crate::gluster::fops::Entry;
 use crate::gluster::pending::PENDING_PREFIX;
+use crate::gluster::{Gfid, Pending};
+use crate::image::layout::FileIndex;
 use crate::image::replica::brick_port::{CopyState, Counter, Lock, PortError};
 
 use super::{FENCE_XATTR, GlusterPort};
@@ -14,6 +15,14 @@ const DIRTY_XATTR: &str = "trusted.afr.dirty";
 /// Every counter of AFR's on a file, known by name or not: a brick takes a pattern for a
 /// name (`_posix_xattr_get_set`, posix-helpers.c).
 const ALL_COUNTERS: &str = "trusted.afr.*";
+/// What is read of a file that is not there.
+const NO_FILE: CopyState = CopyState {
+    gfid: uuid::Uuid::nil(),
+    size: 0,
+    pending: Vec::new(),
+    dirty: 0,
+    fenced: false,
+};
 /// What names a counter without a change.
 const ADD_NOTHING: Pending = Pending {
     data: 0,
@@ -25,7 +34,7 @@ impl GlusterPort {
     /// Identity, size and marks of the copy.
     pub(super) fn look_up(&mut self) -> Result<CopyState, PortError> {
         let live = self.live()?;
-        let entry = live.brick.lookup_gfid(live.gfid, &self.wanted());
+        let entry = live.brick.lookup_gfid(self.gfid(), &self.wanted());
         self.noted(&entry.map_err(port_error)?)
     }
 
@@ -34,18 +43,20 @@ impl GlusterPort {
     /// writes, its work shows in the counters, or it keeps us from the next lock there.
     pub(super) fn look_up_locked(&mut self) -> Result<CopyState, PortError> {
         let live = self.live()?;
-        let locks: Vec<Lock> = live.standing.iter().chain(&live.taken).copied().collect();
+        let held = self.locks()?;
+        let locks: Vec<Lock> = held.standing.iter().chain(&held.taken).copied().collect();
         let domains: Vec<String> = locks.iter().map(|lock| self.domain(*lock).0).collect();
         let domains: Vec<&str> = domains.iter().map(String::as_str).collect();
         let found = live
             .brick
-            .lookup_and_count(live.gfid, &self.wanted(), &domains);
+            .lookup_and_count(self.gfid(), &self.wanted(), &domains);
         let (entry, counts) = found.map_err(port_error)?;
         let mut held = locks.iter().zip(&counts.inodelks);
         if let Some((lock, _)) = held.find(|(_, count)| **count == 0) {
             return Err(PortError::LockGone(format!("{lock} lock")));
         }
-        if live.published.is_some() && counts.posix == 0 {
+        let is_base = self.file == FileIndex::BASE;
+        if is_base && live.published.is_some() && counts.posix == 0 {
             return Err(PortError::LockGone("record of this session".to_owned()));
         }
         self.noted(&entry)
@@ -59,9 +70,41 @@ impl GlusterPort {
             .collect()
     }
 
+    /// Of the first `count` files, in order. One without an identity is none (that of an
+    /// image that is only read), and misses nothing.
+    pub(super) fn look_up_all(&mut self, count: u32) -> Result<Vec<CopyState>, PortError> {
+        let files: Vec<_> = self.layout.files().take(count as usize).collect();
+        let is_there = |file: &&FileIndex| !self.layout.gfid(**file).is_nil();
+        let asked: Vec<_> = files.iter().filter(is_there).copied().collect();
+        let gfid_of = |file: &FileIndex| match *file {
+            FileIndex::BASE => Ok(self.live()?.base),
+            file => Ok(Gfid(self.layout.gfid(file))),
+        };
+        let gfids = asked.iter().map(gfid_of);
+        let gfids: Vec<_> = gfids.collect::<Result<_, PortError>>()?;
+        let found = self.live()?.brick.lookup_gfids(&gfids, &self.wanted());
+        let mut found = asked.into_iter().zip(found.map_err(port_error)?);
+        let mut next = found.next();
+        let mut copies = Vec::with_capacity(files.len());
+        for file in files {
+            self.file = file;
+            copies.push(match next.take_if(|(asked, _)| *asked == file) {
+                None => NO_FILE,
+                Some((_, None)) if file == FileIndex::BASE => return Err(PortError::NoImage),
+                Some((_, None)) => return Err(PortError::NoPiece(file.0)),
+                Some((_, Some(entry))) => {
+                    next = found.next();
+                    self.noted(&entry)?
+                }
+            });
+        }
+        self.file = FileIndex::BASE;
+        Ok(copies)
+    }
+
     fn noted(&mut self, entry: &Entry) -> Result<CopyState, PortError> {
-        if let Some(live) = &mut self.live {
-            live.accusing = accusing(entry);
+        if let Some(locks) = self.locks_mut() {
+            locks.accusing = accusing(entry);
         }
         let data_counter = |name: &str| {
             let counter = entry.pending_data(name);
@@ -91,14 +134,14 @@ impl GlusterPort {
             Some((name, Pending::data(*change)))
         });
         let mut named: Vec<_> = changed.collect();
-        for name in &live.accusing {
+        for name in &self.locks()?.accusing {
             if !named.iter().any(|(known, _)| known == name) {
                 named.push((name, ADD_NOTHING));
             }
         }
         let after = live
             .brick
-            .xattrop_add(live.gfid, &named)
+            .xattrop_add(self.gfid(), &named)
             .map_err(port_error)?;
         let mut accusing = after.iter().filter(|(name, _)| *name != DIRTY_XATTR);
         match accusing.all(|(_, counter)| counter.is_zero()) {
@@ -113,7 +156,7 @@ impl GlusterPort {
     /// they marked meanwhile is named once more, and with it the file is back in the index.
     fn keep_in_index(&self) -> Result<(), PortError> {
         let live = self.live()?;
-        let entry = live.brick.lookup_gfid(live.gfid, &[ALL_COUNTERS]);
+        let entry = live.brick.lookup_gfid(self.gfid(), &[ALL_COUNTERS]);
         let accusing = accusing(&entry.map_err(port_error)?);
         let named = accusing.iter().map(|name| (name.as_str(), ADD_NOTHING));
         let named: Vec<_> = named.collect();
@@ -121,7 +164,7 @@ impl GlusterPort {
             return Ok(());
         }
         live.brick
-            .xattrop_add(live.gfid, &named)
+            .xattrop_add(self.gfid(), &named)
             .map_err(port_error)?;
         Ok(())
     }

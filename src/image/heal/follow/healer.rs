@@ -3,7 +3,6 @@
 //! It copies only while the session holds the peer and has marks against it, and
 //! only what is dirty: with nothing dirty it looks at the map and at nothing else.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use crate::image::error_chain::chain;
 use crate::image::heal::copies::Copies;
 use crate::image::heal::engine::Engine;
 use crate::image::heal::link::{HealState, Obstacle};
+use crate::image::heal::local::LocalFiles;
 use crate::image::heal::pass::{PassEnd, PassOptions};
 
 use super::board::{Board, Orders};
@@ -60,7 +60,7 @@ pub struct PeerHealer {
     pub healer: Arc<Healer>,
     pub copies: Arc<dyn Copies>,
     /// The local copy.
-    pub file: Arc<File>,
+    pub files: Arc<LocalFiles>,
     /// For its engines, the board's switches among them.
     pub options: PassOptions,
     pub state: Connection,
@@ -194,13 +194,14 @@ impl PeerHealer {
     }
 
     fn connect(&self) -> Result<Engine, Hindrance> {
-        let peer = self.copies.connect(self.healer.map(), self.id);
+        let (map, layout) = (self.healer.map(), self.files.layout());
+        let peer = self.copies.connect(map, layout, self.id);
         let peer = peer.map_err(|error| Hindrance::new(error.obstacle(), false, &error))?;
-        let (healer, file) = (Arc::clone(&self.healer), Arc::clone(&self.file));
+        let (healer, files) = (Arc::clone(&self.healer), Arc::clone(&self.files));
         Ok(Engine::new(
             healer,
             self.id,
-            file,
+            files,
             peer,
             self.options.clone(),
         ))

@@ -4,6 +4,7 @@
 
 mod peer;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -12,6 +13,7 @@ use uuid::Uuid;
 use super::super::peer::PeerError;
 use super::Rng;
 use super::world::STAMP;
+use crate::image::layout::{FileIndex, Layout};
 pub use peer::SimPeer;
 
 /// The owner of a healer's locks.
@@ -51,6 +53,8 @@ pub struct State {
     pub zeroed: Vec<Range<u64>>,
     pub compared: u64,
     pub fsyncs: u64,
+    /// The files of an image in several that were made durable, each time.
+    pub synced: Vec<FileIndex>,
     /// Calls of any kind, and connections.
     pub calls: u64,
     /// Times that writes were sent, several at once.
@@ -63,6 +67,9 @@ pub struct State {
     pub refusals: u64,
     /// Its counter against itself.
     pub own_mark: i32,
+    /// Another one on these files.
+    pub own_marks: BTreeMap<FileIndex, i32>,
+    layout: Option<Layout>,
     /// The session whose record is there.
     pub record: Option<Uuid>,
     /// The connection that has the copy lock.
@@ -83,8 +90,38 @@ pub struct State {
 impl State {
     fn carry_out(&mut self, index: usize) {
         let (_, offset, data) = self.late.swap_remove(index);
+        self.write(offset, &data);
+    }
+
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
         let start = offset as usize;
-        self.cache[start..start + data.len()].copy_from_slice(&data);
+        self.cache[start..start + data.len()].copy_from_slice(data);
+    }
+
+    /// What is asked for at one time lies in one file.
+    fn check_border(&mut self, range: &Range<u64>, call: &str) {
+        let border = self
+            .layout
+            .as_ref()
+            .map(|layout| layout.border(range.start));
+        if border.is_some_and(|border| border < range.end) {
+            let crossed = format!("{call} of {range:?} crosses a border");
+            self.violations.push(crossed);
+        }
+    }
+
+    fn fsync(&mut self, files: &BTreeSet<FileIndex>) {
+        let layout = self.layout.as_ref();
+        let Some(layout) = layout else {
+            self.disk = self.cache.clone();
+            return;
+        };
+        self.synced.extend(files);
+        for file in files {
+            let range = layout.range(*file);
+            let range = range.start as usize..range.end as usize;
+            self.disk[range.clone()].copy_from_slice(&self.cache[range]);
+        }
     }
 
     fn carry_out_some(&mut self) {
@@ -149,6 +186,24 @@ impl Brick {
             state: Arc::new(Mutex::new(state)),
             hook: Arc::default(),
         }
+    }
+
+    /// With an image in several files, each of some length, and zeros after that.
+    pub fn cut(mut contents: Vec<u8>, seed: u64, layout: Layout) -> Self {
+        let mut rng = Rng(seed ^ 0x1e46);
+        for file in layout.files() {
+            let range = layout.range(file);
+            let length = match rng.below(3) {
+                0 => 0,
+                1 => range.end - range.start,
+                _ => rng.below(range.end - range.start),
+            };
+            let end = range.start + length;
+            contents[end as usize..range.end as usize].fill(0);
+        }
+        let brick = Self::new(contents, seed);
+        brick.state().layout = Some(layout);
+        brick
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

@@ -1,6 +1,8 @@
 //! The healer against a simulated brick.
 
 mod brick;
+mod cut;
+mod disk;
 mod follow;
 mod race;
 mod rest;

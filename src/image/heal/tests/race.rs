@@ -33,7 +33,7 @@ fn pass(world: &World, engine: &mut Option<Engine>) {
 #[test]
 fn what_the_guest_writes_meanwhile_is_never_lost() {
     for seed in 0..ROUNDS {
-        let mut world = World::new(seed);
+        let mut world = World::either(seed);
         world.options.compare_first = Arc::new((seed % 10 == 0).into());
         let guest = Arc::new(Mutex::new(Guest::new(&world, SIZE)));
         let (acting, mut rng) = (guest.clone(), Rng(seed));
@@ -56,7 +56,7 @@ fn what_the_guest_writes_meanwhile_is_never_lost() {
 fn a_pass_that_covers_leaves_out_no_write_that_was_over() {
     let mut in_flight = 0;
     for seed in 0..ROUNDS {
-        let world = World::new(seed);
+        let world = World::either(seed);
         let guest = Arc::new(Mutex::new(Guest::new(&world, SIZE)));
         let mut engine = world.engine();
         let (acting, mut rng) = (guest.clone(), Rng(seed));
@@ -86,7 +86,7 @@ fn a_pass_that_covers_leaves_out_no_write_that_was_over() {
 fn nothing_is_clean_that_a_crash_takes_away_again() {
     let mut faults = 0;
     for seed in 0..ROUNDS {
-        let world = World::new(seed);
+        let world = World::either(seed);
         let mut rng = Rng(seed);
         let mut guest = Guest::new(&world, SIZE);
         let mut engine = None;
@@ -120,7 +120,7 @@ fn nothing_is_clean_that_a_crash_takes_away_again() {
 fn an_ordinary_client_s_write_is_never_overtaken() {
     let border = 20 * EXTENT;
     for seed in 0..ROUNDS {
-        let world = World::new(seed);
+        let world = World::either(seed);
         let guest = Arc::new(Mutex::new(Guest::new(&world, border)));
         let client = Arc::new(Mutex::new(Client::new(&world, border)));
         let acting = (guest.clone(), client.clone());
@@ -148,7 +148,7 @@ fn an_ordinary_client_s_write_is_never_overtaken() {
 #[test]
 fn a_guest_on_another_thread_ends_with_equal_copies() {
     for seed in 0..60 {
-        let world = World::new(seed);
+        let world = World::either(seed);
         let mut guest = Guest::new(&world, SIZE);
         let over = AtomicBool::new(false);
         let mut engine = world.engine();

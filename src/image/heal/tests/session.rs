@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::image::dirty_map::{Begun, DirtyMap, Peer, Peers};
+use crate::image::layout::Layout;
 use crate::image::local::error::LocalError;
 
 use super::super::{
     Copies, FollowOptions, Follower, HealPeer, HealReport, HealState, Hint, Job, LinkError,
-    PeerError, PeerReport, SessionLink, Unmarked, Wait,
+    LocalFiles, PeerError, PeerReport, SessionLink, Unmarked, Wait,
 };
 use super::Rng;
 use super::brick::Brick;
@@ -323,11 +324,17 @@ struct SimCopies {
 }
 
 impl Copies for SimCopies {
-    fn local(&self) -> Result<File, LocalError> {
-        Ok(File::open(&self.local).unwrap())
+    fn local(&self, _: &DirtyMap) -> Result<LocalFiles, LocalError> {
+        let file = File::open(&self.local).unwrap();
+        Ok(LocalFiles::whole(Uuid::from_u128(7), SIZE, file))
     }
 
-    fn connect(&self, _: &DirtyMap, peer: Peer) -> Result<Box<dyn HealPeer>, PeerError> {
+    fn connect(
+        &self,
+        _: &DirtyMap,
+        _: &Arc<Layout>,
+        peer: Peer,
+    ) -> Result<Box<dyn HealPeer>, PeerError> {
         Ok(self.bricks[peer.index()].connect_for(self.session)?)
     }
 }

@@ -3,7 +3,6 @@
 use crate::image::scheduler::clock::Clock;
 use std::collections::HashSet;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,14 +11,19 @@ use uuid::Uuid;
 
 use crate::image::dirty_map::{Begun, DirtyMap, ExtentSize, Healer, Identity, Peer, Peers, Record};
 
-use super::super::{Engine, PassOptions};
+use super::super::{Engine, LocalFiles, PassOptions};
 use super::brick::Brick;
+use super::disk::Disk;
 use super::{CLIENT, Rng};
+use crate::image::layout::Layout;
 
 /// Bytes of an extent.
 pub const EXTENT: u64 = 4096;
 /// 40 extents, the last of them cut short.
 pub const SIZE: u64 = 39 * EXTENT + 512;
+
+/// Gluster's identity of the image.
+const GFID: Uuid = Uuid::from_u128(7);
 
 /// What the session marks with.
 pub const STAMP: i32 = 77;
@@ -60,7 +64,7 @@ pub fn image(seed: u64, peers: usize) -> (tempfile::TempDir, PathBuf, DirtyMap) 
     }
     std::fs::write(&path, bytes).unwrap();
     let identity = Identity {
-        gfid: Uuid::from_u128(7),
+        gfid: GFID,
         size: SIZE,
         extent_size: ExtentSize::new(EXTENT as u32).unwrap(),
         local: "a:/brick".into(),
@@ -80,7 +84,7 @@ pub fn image(seed: u64, peers: usize) -> (tempfile::TempDir, PathBuf, DirtyMap) 
 
 pub struct World {
     _directory: tempfile::TempDir,
-    path: PathBuf,
+    pub disk: Disk,
     pub map: Arc<DirtyMap>,
     pub brick: Brick,
     pub clock: Arc<SimClock>,
@@ -93,13 +97,39 @@ impl World {
     pub fn new(seed: u64) -> Self {
         let (directory, path, map) = image(seed, 1);
         let brick = Brick::new(Rng(!seed).bytes(SIZE), seed);
+        let disk = Disk::new(Layout::new(GFID, SIZE, None), &path);
+        Self::of(directory, disk, map, brick)
+    }
+
+    /// As [`World::new`], in files of a few extents each, of any length, here as there.
+    pub fn cut(seed: u64) -> Self {
+        Self::cut_by(seed, EXTENT * (4 + Rng(seed ^ 0xc07).below(16)))
+    }
+
+    /// In files of so many bytes.
+    pub fn cut_by(seed: u64, piece: u64) -> Self {
+        let (directory, path, map) = image(seed, 1);
+        let disk = Disk::cut(GFID, &path, piece, &mut Rng(seed));
+        let brick = Brick::cut(Rng(!seed).bytes(SIZE), seed, disk.layout().clone());
+        Self::of(directory, disk, map, brick)
+    }
+
+    /// One or the other.
+    pub fn either(seed: u64) -> Self {
+        match seed.is_multiple_of(2) {
+            true => Self::new(seed),
+            false => Self::cut(seed),
+        }
+    }
+
+    fn of(directory: tempfile::TempDir, disk: Disk, map: DirtyMap, brick: Brick) -> Self {
         let clock = Arc::new(SimClock {
             now: Mutex::default(),
             brick: brick.clone(),
         });
         Self {
             _directory: directory,
-            path,
+            disk,
             map: Arc::new(map),
             brick,
             options: PassOptions {
@@ -114,25 +144,27 @@ impl World {
 
     /// As [`World::new`], but both copies are equal and the map is clean.
     pub fn healed(seed: u64) -> Self {
-        let world = Self::new(seed);
-        {
-            let mut brick = world.brick.state();
-            (brick.cache, brick.disk) = (world.local(), world.local());
-        }
-        world.map.declare_clean(Peers::first(1));
-        world
+        Self::new(seed).made_equal()
     }
 
+    /// Both copies are equal and the map is clean.
+    pub fn made_equal(self) -> Self {
+        {
+            let mut brick = self.brick.state();
+            brick.write(0, &self.local());
+            brick.disk = self.local();
+        }
+        self.map.declare_clean(Peers::first(1));
+        self
+    }
+
+    /// The one of an image that is one.
     pub fn file(&self) -> File {
-        File::options()
-            .read(true)
-            .write(true)
-            .open(&self.path)
-            .unwrap()
+        self.disk.file(0)
     }
 
     pub fn local(&self) -> Vec<u8> {
-        std::fs::read(&self.path).unwrap()
+        self.disk.read()
     }
 
     /// A new healer with a new connection.
@@ -140,20 +172,15 @@ impl World {
         let healer = Healer::claim(self.map.clone()).unwrap();
         let peer = self.brick.connect();
         let options = self.options.clone();
-        Engine::new(
-            Arc::new(healer),
-            the_peer(),
-            Arc::new(self.file()),
-            peer,
-            options,
-        )
+        let files = LocalFiles::new(self.disk.layout().clone(), self.disk.files());
+        Engine::new(Arc::new(healer), the_peer(), Arc::new(files), peer, options)
     }
 
     /// A write as the session does it, all at once.
     pub fn write(&self, offset: u64, data: &[u8]) {
         let length = data.len() as u64;
         assert_eq!(self.map.begin_write(offset, length), Begun::Yes);
-        self.file().write_all_at(data, offset).unwrap();
+        self.disk.write(offset, data);
         let _ = self.map.end_write(offset, length);
     }
 
@@ -191,7 +218,7 @@ impl World {
 /// The guest: writes that begin, land and end in steps, many at one time.
 pub struct Guest {
     map: Arc<DirtyMap>,
-    file: File,
+    disk: Disk,
     in_flight: Vec<Write>,
     /// Where it writes to ends here.
     end: u64,
@@ -216,7 +243,7 @@ impl Guest {
     pub fn new(world: &World, end: u64) -> Self {
         Self {
             map: world.map.clone(),
-            file: world.file(),
+            disk: world.disk.clone(),
             in_flight: Vec::new(),
             end,
             unsure: HashSet::new(),
@@ -231,8 +258,7 @@ impl Guest {
     /// Has the brick on its disk every byte that was written, and no more written
     /// to, when [`Guest::remember`] was called?
     pub fn is_all_at(&self, brick: &Brick) -> bool {
-        let mut local = vec![0; SIZE as usize];
-        self.file.read_exact_at(&mut local, 0).unwrap();
+        let local = self.disk.read();
         let brick = &brick.state().disk;
         let sectors = local.chunks(512).zip(brick.chunks(512));
         (0..)
@@ -272,7 +298,7 @@ impl Guest {
             let write = self.in_flight.swap_remove(index);
             let _ = self.map.end_write(write.offset, write.data.len() as u64);
         } else {
-            self.file.write_all_at(&write.data, write.offset).unwrap();
+            self.disk.write(write.offset, &write.data);
             write.landed = true;
         }
     }
@@ -281,7 +307,7 @@ impl Guest {
 /// An ordinary client: locks a range, writes to both bricks in any order, unlocks.
 pub struct Client {
     brick: Brick,
-    file: File,
+    disk: Disk,
     /// What it is writing, and on which bricks it still has to land.
     write: Option<(u64, Vec<u8>, Vec<bool>)>,
     /// It writes from here on.
@@ -292,7 +318,7 @@ impl Client {
     pub fn new(world: &World, begin: u64) -> Self {
         Self {
             brick: world.brick.clone(),
-            file: world.file(),
+            disk: world.disk.clone(),
             write: None,
             begin,
         }
@@ -311,14 +337,14 @@ impl Client {
             }
             Some((offset, data, mut left)) => match left.pop() {
                 Some(true) => {
-                    self.file.write_all_at(&data, offset).unwrap();
+                    self.disk.write(offset, &data);
                     self.write = Some((offset, data, left));
                 }
                 Some(false) => {
                     let mut brick = self.brick.state();
-                    let place = offset as usize..offset as usize + data.len();
-                    brick.cache[place.clone()].copy_from_slice(&data);
+                    brick.write(offset, &data);
                     // Its own fsyncs are its own affair.
+                    let place = offset as usize..offset as usize + data.len();
                     brick.disk[place].copy_from_slice(&data);
                     self.write = Some((offset, data, left));
                 }

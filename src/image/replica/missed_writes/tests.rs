@@ -13,6 +13,10 @@ const SHAPE: Shape = Shape {
     since: SetChange::NONE,
 };
 
+fn layout() -> Layout {
+    Layout::new(Uuid::from_u128(1), 8192, None)
+}
+
 fn identity() -> Identity {
     Identity {
         gfid: Uuid::from_u128(1),
@@ -42,9 +46,10 @@ fn adopt_over(path: &std::path::Path, mark: i32, durability: Arc<Durability>) ->
         dirty: 0,
         fenced: false,
     };
-    let copies = [Some(copy.clone()), Some(copy)];
+    let copies = [vec![Some(copy.clone()), Some(copy)]];
     let map = Arc::new(map);
-    MissedWrites::adopt(SHAPE, map, trust, &copies, Uuid::new_v4(), durability).unwrap()
+    let session = Uuid::new_v4();
+    MissedWrites::adopt(SHAPE, layout(), map, trust, &copies, session, durability).unwrap()
 }
 
 /// Its session ends as it should.
@@ -129,7 +134,7 @@ fn a_map_that_was_made_before_its_session_says_nothing_that_the_marks_do_not() {
         };
         // The second time there is one.
         for _ in 0..2 {
-            prepare_map(&place, &SHAPE, &names, Uuid::from_u128(1), 8192).unwrap();
+            prepare_map(&place, &SHAPE, &names, &layout()).unwrap();
         }
         let prepared = adopt_marked(&place.path, mark);
         let fresh = adopt_marked(&directory.path().join(format!("{name}-fresh")), mark);
@@ -146,7 +151,7 @@ fn a_map_that_was_made_before_its_session_says_nothing_that_the_marks_do_not() {
         path: kept.clone(),
         extent_size: None,
     };
-    prepare_map(&place, &SHAPE, &names, Uuid::from_u128(1), 8192).unwrap();
+    prepare_map(&place, &SHAPE, &names, &layout()).unwrap();
     let (map, _) = DirtyMap::open(&kept, &identity()).unwrap();
     assert_eq!(map.dirty_extents(Peer::new(0).unwrap()), 1, "left as it is");
 }

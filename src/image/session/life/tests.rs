@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_set::{BrickSet, SetChange};
 use crate::image::replica::recording_port::{Change, Journal, RecordingPort};
-use crate::image::session::terms::FenceWish;
+use crate::image::session::terms::{FenceWish, HOT_FILES};
 
 use super::*;
 
@@ -21,7 +21,7 @@ impl Local for Quiet {
         SIZE
     }
 
-    fn watch(&self, _pending_names: Vec<String>) -> Result<Box<dyn CopyWatch>, LocalError> {
+    fn watch(&self, _pending_names: Arc<[String]>) -> Result<Box<dyn CopyWatch>, LocalError> {
         Ok(Box::new(Quiet))
     }
 
@@ -90,13 +90,15 @@ fn open(map: &std::path::Path, journal: &Journal, in_use: bool) -> Result<Sessio
             bricks: vec!["a:/b".into(), "b:/b".into()],
         },
         ports: vec![port(0), port(1)],
-        pending_names: Vec::new(),
+        pending_names: Arc::default(),
+        layout: Layout::new(Uuid::nil(), SIZE, None),
         me: Holder::here("a"),
         terms: Terms {
             read_only: false,
             fence: FenceWish::Exactly(Fence::Mandatory),
             lock_timeout: Duration::ZERO,
             urgent: false,
+            hot_files: HOT_FILES,
         },
         quorum_timeout: Duration::from_secs(60),
         map: MapPlace {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::image::dirty_map::{DirtyMap, Draft, Peer, Peers};
 use crate::image::error_chain::chain;
+use crate::image::layout::{FileIndex, Layout};
 use crate::image::local::error::LocalError;
 use crate::image::replica::brick_port::{CopyState, PortError};
 use crate::image::replica::brick_set::BrickSet;
@@ -41,24 +42,29 @@ struct GrowStep {
 impl Runner {
     /// Makes all copies `to` bytes long.
     pub(super) fn grow(&mut self, to: u64, insist: Insist) -> Result<Resized, ResizeError> {
-        if let Phase::Stopped(reason) = self.machine.phase() {
+        const BASE: FileIndex = FileIndex::BASE;
+        if let Phase::Stopped(reason) = self.phase(BASE) {
             return Err(ResizeError::Over(stop_message(*reason, &self.names)));
+        }
+        if !self.layout.is_whole() {
+            let why = "an image in shards cannot be resized yet";
+            return Err(ResizeError::NotNow(why.to_owned()));
         }
         let from = self.map()?.geometry().size();
         let step = GrowStep { from, to };
         let extent_size = extent_size(to, self.extent_size)?;
         if !insist.overcommit {
-            check_room(from, to, self.local.free()?)?;
+            check_room(from, to, self.file(BASE).local.free()?)?;
         }
         self.refuse_while_away(insist.away)?;
-        if self.machine.phase() == &Phase::Unmarked {
-            self.take(Event::WriteWanted);
+        if self.phase(BASE) == &Phase::Unmarked {
+            self.take(BASE, Event::WriteWanted);
         }
         // Storing the marks may have shown that a brick is gone.
         self.refuse_while_away(insist.away)?;
         let draft = self.map()?.draft(to, extent_size)?;
-        let mut round = Round::begin(&self.workers, self.machine.held(), DATA_LOCK_LIMIT);
-        let stand = self.note_marks(&round).and_then(|foreign| {
+        let mut round = Round::begin(self.team(BASE), self.held(), DATA_LOCK_LIMIT);
+        let stand = self.note_marks(BASE, &round).and_then(|foreign| {
             match !foreign && self.marks_stand(&round.copies) {
                 true => Ok(()),
                 false => Err("the marks are not stored on every copy that is reached".to_owned()),
@@ -69,13 +75,13 @@ impl Runner {
             Ok(()) => self.grow_copies(step, draft, &mut round),
             Err(why) => Err(ResizeError::NotNow(why)),
         };
-        round.end(&self.workers);
+        round.end(self.team(BASE));
         for (brick, error) in &round.failed {
             self.give_up(*brick, "resizing", error);
         }
-        self.note_copies(round.copies, round.unsure);
+        self.note_copies(BASE, round.copies, round.unsure);
         if !stands {
-            self.take(Event::MarkAgain);
+            self.take(BASE, Event::MarkAgain);
         }
         let lacking = grown?;
         log::info!("the image has grown from {from} to {to} bytes");
@@ -87,7 +93,7 @@ impl Runner {
     }
 
     fn resize_local(&mut self, from: u64, to: u64) -> Result<(), LocalError> {
-        let resized = self.local.resize(from, to);
+        let resized = self.file_mut(FileIndex::BASE).local.resize(from, to);
         syncing::noted(&self.durability, resized)
     }
 
@@ -97,7 +103,7 @@ impl Runner {
     }
 
     fn refuse_while_away(&self, force: bool) -> Result<(), ResizeError> {
-        let held = self.machine.held();
+        let held = self.held();
         let away = self.shape.peers().without(held);
         if !self.shape.is_quorum(held) {
             let away = self.names.list(away);
@@ -117,7 +123,7 @@ impl Runner {
         let Some(debt) = &self.debt else { return false };
         let marked = copies.iter().filter(|(_, copy)| debt.stands_on(copy));
         let marked: BrickSet = marked.map(|(brick, _)| *brick).collect();
-        self.machine.phase() == &Phase::Dirty
+        self.phase(FileIndex::BASE) == &Phase::Dirty
             && marked.len() == copies.len()
             && self.shape.is_quorum(marked)
     }
@@ -232,7 +238,13 @@ impl Runner {
         };
         let map = Arc::new(draft.finish(debt.map(), lacking)?);
         debt.replace_map(map.clone());
+        self.layout = Layout::new(
+            self.layout.gfid(FileIndex::BASE),
+            map.geometry().size(),
+            None,
+        );
         self.gate.store(Arc::new(gate_over(
+            &self.layout,
             Some(map),
             self.durability.clone(),
             &self.inbox,

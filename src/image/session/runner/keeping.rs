@@ -6,6 +6,7 @@
 
 use std::sync::mpsc::{self, Sender};
 
+use crate::image::layout::FileIndex;
 use crate::image::replica::brick_port::KeptBrick;
 use crate::image::replica::brick_set::BrickSet;
 use crate::image::replica::data_lock::wait;
@@ -17,7 +18,7 @@ use super::Runner;
 impl Runner {
     /// Rests until whoever asked lets go of what it was given, which it may do never.
     pub(super) fn rest(&mut self, answer: &Sender<Result<KeptSession, String>>) {
-        let held = self.machine.held();
+        let held = self.held();
         let (resting, over) = mpsc::channel();
         let kept = self.keep(held).map(|bricks| KeptSession {
             bricks,
@@ -36,17 +37,24 @@ impl Runner {
 
     /// Only what the next process can open again for sure: else it would end the session.
     fn keep(&mut self, held: BrickSet) -> Result<Vec<Option<KeptBrick>>, String> {
-        match self.machine.phase() {
+        if !self.layout.is_whole() {
+            return Err(
+                "an image in shards cannot be taken over yet: start the daemon anew".to_owned(),
+            );
+        }
+        let base = &self.file(FileIndex::BASE).machine;
+        match base.phase() {
             Phase::Unmarked | Phase::Dirty => {}
             Phase::Stopped(_) => return Err("the session has stopped".to_owned()),
             _ => return Err("the guest's writes wait for a quorum of bricks".to_owned()),
         }
+        let overruled = base.overruled();
         // The next process would not know.
         self.vouch()?;
         if !self.shape.is_quorum(held) || !held.contains(self.shape.local) {
             return Err("this host's brick and a quorum of all must be held".to_owned());
         }
-        if !self.machine.overruled().is_empty() || self.accuser_among_held().is_some() {
+        if !overruled.is_empty() || self.accuser_among_held(FileIndex::BASE).is_some() {
             return Err("a brick says that the local copy misses data".to_owned());
         }
         let asked: Vec<_> = self

@@ -11,12 +11,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use crate::image::error_chain::chain;
+use crate::image::layout::FileIndex;
 use crate::image::replica::brick_port::{CopyState, PortError};
 use crate::image::replica::data_lock::wait;
 use crate::image::session::input::Input;
 use crate::image::session::state_machine::{Event, Phase};
 
-use super::Runner;
+use super::{FileReplica, Runner};
 
 /// Between two looks while the guest's writes go through.
 const WHILE_DIRTY: Duration = Duration::from_secs(1);
@@ -31,7 +32,8 @@ impl Runner {
     /// Until when nothing is to be done unasked, by the clock of the threads.
     pub(super) fn next_due(&self) -> Option<Duration> {
         let look = self.looks().then(|| self.next_look());
-        look.into_iter().chain(self.quorum_deadline).min()
+        let due = look.into_iter().chain(self.quorum_deadline);
+        due.chain(self.next_cooling()).min()
     }
 
     /// Does what is due.
@@ -39,53 +41,63 @@ impl Runner {
         let now = self.threads.now();
         if self.quorum_deadline.is_some_and(|end| end <= now) {
             self.quorum_deadline = None;
-            self.take(Event::QuorumTimeout);
+            self.take_all(Event::QuorumTimeout);
         }
         if self.looks() && self.next_look() <= now {
             self.look();
+        }
+        if self.next_cooling().is_some_and(|due| due <= now) {
+            self.cool_down();
         }
     }
 
     /// As soon as the guest writes, or somebody wants a lock, the last look counts for a moment
     /// only.
     fn next_look(&self) -> Duration {
-        let pause = match self.machine.phase() {
+        let clean = |file: &FileReplica| {
+            matches!(file.machine.phase(), Phase::Unmarked | Phase::Stopped(_))
+        };
+        let pause = match self.files.iter().all(clean) {
             _ if self.contended => WHEN_CONTENDED,
-            Phase::Unmarked | Phase::Stopped(_) => WHILE_CLEAN,
-            _ => WHILE_DIRTY,
+            true => WHILE_CLEAN,
+            false => WHILE_DIRTY,
         };
         self.looked_at + pause
     }
 
     /// Is there anything to lose? A session that only reads lets heals go on.
     fn looks(&self) -> bool {
-        let over = matches!(self.machine.phase(), Phase::Stopped(_));
-        !self.read_only && !over && !self.machine.held().is_empty()
+        !self.read_only && !self.stopped && !self.held().is_empty()
     }
 
-    /// Looks at every brick that is held.
+    /// Looks at every brick that is held, and every file of which somebody may miss something.
     pub(super) fn look(&mut self) {
         self.contended = false;
-        let copies = self.read_held();
-        let over = self.machine.overruled();
+        for file in self.hot_files() {
+            self.look_at(file);
+        }
+        // Of a peer that cannot be healed the marks stand, while others are unmarked.
+        self.mark_debt();
+        self.looked_at = self.threads.now();
+    }
+
+    fn look_at(&mut self, file: FileIndex) {
+        let copies = self.read_held(file);
+        let over = self.file(file).machine.overruled();
         let accuses_local = |(brick, copy): &&(usize, CopyState)| {
             copy.accuses().contains(self.shape.local) && !over.contains(*brick)
         };
         if let Some(&(by, _)) = copies.iter().find(accuses_local) {
-            self.take(Event::LocalAccused { by });
+            self.take(file, Event::LocalAccused { by });
         }
-        match self.machine.phase() {
-            Phase::Dirty => self.look_after_marks(&copies),
-            // Of a peer that cannot be healed the marks stand, while others are unmarked.
-            Phase::Unmarked => self.mark_debt(),
-            _ => {}
+        if self.phase(file) == &Phase::Dirty {
+            self.look_after_marks(file, &copies);
         }
-        self.looked_at = self.threads.now();
     }
 
     /// Bricks that were not marked yet are being marked, or have not come so far.
-    fn look_after_marks(&mut self, copies: &[(usize, CopyState)]) {
-        let marked = self.machine.marked_bricks();
+    fn look_after_marks(&mut self, file: FileIndex, copies: &[(usize, CopyState)]) {
+        let marked = self.file(file).machine.marked_bricks();
         let Some(debt) = &self.debt else { return };
         let changed: Vec<_> = copies
             .iter()
@@ -100,27 +112,28 @@ impl Runner {
             }
             if !accuses_all {
                 self.distrust_all();
-                self.take(Event::MarksGone { on });
+                self.take(file, Event::MarksGone { on });
             }
         }
         if changed.iter().any(|(_, accuses_all)| *accuses_all) {
-            self.take(Event::MarkAgain);
+            self.take(file, Event::MarkAgain);
         }
     }
 
-    /// What the bricks that are held say now. One that has not all locks any more is given
-    /// up.
-    pub(super) fn read_held(&mut self) -> Vec<(usize, CopyState)> {
-        let held = self.machine.held();
+    /// What the bricks that are held say now of a file. One that has not all locks any more is
+    /// given up.
+    pub(super) fn read_held(&mut self, file: FileIndex) -> Vec<(usize, CopyState)> {
+        let held = self.held();
+        let team = self.team(file);
         let asked: Vec<_> = held
             .iter()
-            .filter_map(|brick| Some((brick, self.workers.get(brick)?.ask(|port| port.probe()))))
+            .filter_map(|brick| Some((brick, team.get(brick)?.ask(|port| port.probe()))))
             .collect();
         let mut copies = Vec::new();
         for (brick, answer) in asked {
             match wait(answer) {
                 Ok(copy) => {
-                    self.note(brick, |known| known.saw(Some(copy.pending.clone())));
+                    self.saw(file, brick, Some(copy.pending.clone()));
                     copies.push((brick, copy));
                 }
                 Err(error @ PortError::LockGone(_)) => self.give_up(brick, "looking", &error),
@@ -135,7 +148,8 @@ impl Runner {
     /// with them, and whatever stock Gluster copied meanwhile may have been older than what
     /// a healer sent: the map vouches for nothing that it calls clean.
     pub(super) fn note_robbed(&mut self) {
-        if self.machine.phase() == &Phase::Unmarked || self.robbed {
+        let unmarked = |file: &FileReplica| file.machine.phase() == &Phase::Unmarked;
+        if self.files.iter().all(unmarked) || self.robbed {
             return;
         }
         self.robbed = true;
@@ -146,7 +160,7 @@ impl Runner {
     fn distrust_all(&mut self) {
         let Some(debt) = &mut self.debt else { return };
         let all = debt.map().geometry().all_peers();
-        if let Err(error) = debt.distrust(all) {
+        if let Err(error) = debt.distrust_all(all) {
             log::error!("{}", chain(&error));
         }
     }
@@ -154,8 +168,11 @@ impl Runner {
     /// Before the session ends: whoever still misses something is marked then. Bricks whose
     /// locks were taken away are waited for. Is it certain?
     pub(super) fn secure_marks(&mut self, events: &Receiver<Input>) -> bool {
-        if matches!(self.machine.phase(), Phase::Dirty | Phase::Unmarked) {
+        let calm =
+            |file: &FileReplica| matches!(file.machine.phase(), Phase::Dirty | Phase::Unmarked);
+        if self.files.iter().any(calm) {
             self.look();
+            self.mark_debt_of_files(usize::MAX);
         }
         let end = self.threads.now() + REJOIN_LIMIT;
         while self.waits_for_locks() {
@@ -180,6 +197,8 @@ impl Runner {
 
     /// Since they were taken away, marks do not stand on a quorum again.
     fn waits_for_locks(&self) -> bool {
-        self.robbed && matches!(self.machine.phase(), Phase::Stalled | Phase::Marking)
+        let waits =
+            |file: &FileReplica| matches!(file.machine.phase(), Phase::Stalled | Phase::Marking);
+        self.robbed && self.files.iter().any(waits)
     }
 }

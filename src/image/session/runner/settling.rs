@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use super::Runner;
 use crate::image::heal::Unmarked;
+use crate::image::layout::FileIndex;
 use crate::image::replica::brick_set::BrickSet;
+use crate::image::replica::brick_worker::Worker;
 use crate::image::replica::missed_writes::MissedWrites;
 use crate::image::replica::{data_lock, unmarking};
 use crate::image::session::ending::Ending;
@@ -17,7 +19,7 @@ impl Runner {
         let Some(debt) = &self.debt else {
             return Ending::Behind;
         };
-        let all_held = self.machine.held() == self.shape.all();
+        let all_held = self.held() == self.shape.all();
         let behind = debt.behind();
         if self.marked().without(behind).is_empty() {
             // Nothing to remove. A brick that is away may have marks.
@@ -42,12 +44,21 @@ impl Runner {
     /// The marks stay, and with them the times; but what the guest has written is to be
     /// seen through mounts.
     fn end_caches(&mut self) {
-        if self.machine.phase() != &Phase::Dirty {
-            return;
+        if self
+            .files
+            .iter()
+            .any(|file| file.machine.phase() == &Phase::Dirty)
+        {
+            self.renew_times();
         }
-        let mut round = unmarking::begin(&self.workers, self.machine.held());
+    }
+
+    /// Times are the image's, and so its first file's.
+    pub(super) fn renew_times(&mut self) {
+        let team = self.team(FileIndex::BASE);
+        let mut round = unmarking::begin(team, self.held());
         self.set_times(&mut round);
-        round.end(&self.workers);
+        round.end(team);
         for (brick, error) in round.busy.iter().chain(&round.failed) {
             let name = self.names.one(*brick);
             log::warn!("mounts may go on reading old pages of the image: brick {name}: {error}");
@@ -61,7 +72,8 @@ impl Runner {
             .as_ref()
             .map_or(self.shape.peers(), MissedWrites::behind);
         let fresh = self.shape.all().without(behind);
-        unmarking::set_times(&self.workers, fresh, since_epoch(), round);
+        let team = self.team(FileIndex::BASE);
+        unmarking::set_times(team, fresh, since_epoch(), round);
     }
 
     /// Is every copy that is held as good as ours, with no mark against it, so that
@@ -72,7 +84,7 @@ impl Runner {
             return Ok(Ending::Behind);
         };
         self.vouch()?;
-        let held = self.machine.held();
+        let held = self.held();
         if !self.shape.is_quorum(held) {
             return Err("fewer bricks than a quorum are reached".to_owned());
         }
@@ -107,10 +119,17 @@ impl Runner {
 
     /// Marks that somebody removed without an fsync would be back after a power cut.
     fn made_durable(&self) -> Ending {
-        let workers = self.workers.iter();
-        let asked: Vec<_> = workers
-            .map(|worker| worker.ask(|port| port.fsync()))
-            .collect();
+        let files = self.hot_files();
+        let sync = |worker: &Worker| {
+            let files = files.clone();
+            worker.ask(move |port| {
+                files.into_iter().try_for_each(|file| {
+                    port.select(file);
+                    port.fsync()
+                })
+            })
+        };
+        let asked: Vec<_> = self.workers.iter().map(sync).collect();
         let mut all = true;
         for (brick, answer) in asked.into_iter().enumerate() {
             if let Err(error) = data_lock::wait(answer) {

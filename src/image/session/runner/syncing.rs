@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::image::error_chain::chain;
+use crate::image::layout::FileIndex;
 use crate::image::local::error::LocalError;
 use crate::image::local::{CopyWatch, Durability};
 use crate::image::replica::brick_port::PortError;
@@ -17,9 +18,16 @@ const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 const FLUSH_PAUSE: Duration = Duration::from_millis(1);
 
 impl Runner {
-    /// Makes the local copy durable. An error, too, if an earlier sync failed.
-    pub(super) fn sync_local(&self) -> Result<(), LocalError> {
-        sync(&self.durability, &*self.local)
+    /// Makes a file of the local copy durable. An error, too, if an earlier sync failed.
+    pub(super) fn sync_local(&self, file: FileIndex) -> Result<(), LocalError> {
+        sync(&self.durability, &*self.file(file).local)
+    }
+
+    /// The same of every file that may have been written to since its marks were stored.
+    pub(super) fn sync_all(&self) -> Result<(), LocalError> {
+        self.hot_files()
+            .into_iter()
+            .try_for_each(|file| self.sync_local(file))
     }
 
     /// Is nothing known to be lost?

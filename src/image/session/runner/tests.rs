@@ -7,8 +7,10 @@ mod looking;
 use crate::image::dirty_map::Peer;
 use crate::image::heal::Unmarked;
 use crate::image::replica::brick_set::SetChange;
+use crate::image::replica::brick_worker::BrickReport;
 use crate::image::replica::marking;
-use crate::image::session::state_machine::Phase;
+use crate::image::session::state_machine::{Machine, Phase};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
@@ -16,11 +18,11 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::image::dirty_map::{Identity, Peers};
+use crate::image::local::CopyWatch;
 use crate::image::local::error::LocalError;
 use crate::image::replica::brick_port::Counter;
 use crate::image::replica::holder::Holder;
 use crate::image::replica::recording_port::{Change, Journal, RecordingPort};
-use crate::image::replica::session_lock::Claim;
 
 use super::*;
 
@@ -95,6 +97,14 @@ fn identity() -> Identity {
     }
 }
 
+/// A brick that is back as it went.
+fn rejoined() -> BrickReport {
+    BrickReport::Rejoined {
+        copies: vec![unmarked()],
+        guarded: BTreeSet::from([FileIndex::BASE]),
+    }
+}
+
 /// A session that has opened with all bricks.
 struct Session {
     runner: Runner,
@@ -114,14 +124,26 @@ impl Session {
         let claim = Claim {
             session: me.session,
             read_only: false,
+            files: 1,
         };
         let (map, trust) = DirtyMap::open(&folder.path().join("map"), &identity()).unwrap();
         let map = Arc::new(map);
-        let copies = vec![Some(unmarked()); SHAPE.bricks];
+        let copies = [vec![Some(unmarked()); SHAPE.bricks]];
+        let layout = Layout::new(unmarked().gfid, SIZE, None);
         let durability = Arc::<Durability>::default();
         let known = durability.clone();
-        let debt =
-            MissedWrites::adopt(SHAPE, map.clone(), trust, &copies, me.session, known).unwrap();
+        let debt = MissedWrites::adopt(
+            SHAPE,
+            layout.clone(),
+            map.clone(),
+            trust,
+            &copies,
+            me.session,
+            known,
+        )
+        .unwrap();
+        let machine = Machine::new(SHAPE, SHAPE.all());
+        let base = FileReplica::new(machine, Box::new(local), &copies[0], true);
         let threads = Scheduler::default();
         let journal = Journal::default();
         let answer = |brick| answering.contains(&brick).then(unmarked);
@@ -142,11 +164,15 @@ impl Session {
         };
         let (inbox, _) = channel();
         let runner = Runner {
-            machine: Machine::new(SHAPE, SHAPE.all()),
+            files: vec![base],
+            layout: layout.clone(),
+            claim,
+            stopped: false,
             shape: SHAPE,
             names: names(),
             workers: (0..SHAPE.bricks).map(worker).collect(),
             gate: Arc::new(ArcSwap::from_pointee(gate_over(
+                &layout,
                 Some(map),
                 durability.clone(),
                 &inbox,
@@ -154,8 +180,8 @@ impl Session {
             inbox,
             extent_size: None,
             fence: Fence::Advisory,
+            hot_files: 1,
             read_only: false,
-            local: Box::new(local),
             debt: Some(debt),
             durability,
             sync_failure_noted: false,
@@ -164,6 +190,7 @@ impl Session {
             quorum_deadline: None,
             looked_at: Duration::ZERO,
             contended: false,
+            cooled_at: Duration::ZERO,
             robbed: false,
             threads,
             snapshot: Arc::new(Mutex::new(Snapshot {
@@ -174,6 +201,7 @@ impl Session {
                 copies: Vec::new(),
                 write_waiting: false,
                 clean_before_writes: None,
+                files: None,
                 healing: None,
                 sync_failed: None,
             })),
@@ -195,11 +223,11 @@ impl Session {
     fn brick_was_away(&mut self, brick: usize) {
         self.runner
             .heard(brick, BrickReport::Lost("cut off".into()));
-        self.runner.heard(brick, BrickReport::Rejoined(unmarked()));
+        self.runner.heard(brick, rejoined());
     }
 
     fn write_wanted(&mut self) {
-        self.runner.take(Event::WriteWanted);
+        self.runner.take(FileIndex::BASE, Event::WriteWanted);
     }
 
     /// A session whose marks stand on all bricks.
@@ -236,7 +264,7 @@ impl Session {
     }
 
     fn phase(&self) -> &Phase {
-        self.runner.machine.phase()
+        self.runner.phase(FileIndex::BASE)
     }
 
     /// The bricks that were changed.
@@ -302,7 +330,7 @@ fn a_round_that_loses_every_brick_shuts_the_gate() {
     let mut session = Session::dirty();
     assert_eq!(session.gate(), GateState::Open);
     (0..3).for_each(|brick| session.silence(brick));
-    session.runner.take(Event::MarkAgain);
+    session.runner.mark_again();
     assert_eq!(session.phase(), &Phase::Stalled);
     assert_eq!(session.gate(), GateState::Hold);
     assert!(session.runner.quorum_deadline.is_some(), "and not for ever");
@@ -313,11 +341,12 @@ fn a_round_that_loses_every_brick_shuts_the_gate() {
 fn a_data_lock_that_a_client_keeps_costs_a_marked_brick_none_of_its_locks() {
     let mut session = Session::dirty();
     let busy = |brick| (brick, PortError::Refused("another client".into()));
-    session.runner.conclude(marking::MarkingRound {
+    let round = marking::MarkingRound {
         busy: vec![busy(0), busy(1), busy(2)],
         ..marking::MarkingRound::default()
-    });
-    assert_eq!(session.runner.machine.held(), SHAPE.all());
+    };
+    session.runner.conclude(FileIndex::BASE, round);
+    assert_eq!(session.runner.held(), SHAPE.all());
     assert_eq!(session.phase(), &Phase::Dirty);
     assert_eq!(session.gate(), GateState::Open);
 }

@@ -96,6 +96,8 @@ pub enum Event {
         /// It says that the local copy misses data.
         accused: bool,
     },
+    /// Another file of the image has ended the session.
+    StoppedElsewhere(StopReason),
     /// The local file changed behind our back; see [`Machine::watches_local`].
     LocalChanged,
     /// The time that writes may wait for a quorum is over.

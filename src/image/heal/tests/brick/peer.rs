@@ -1,6 +1,7 @@
 //! A connection to a simulated brick, as the healer calls it. Others act before each call, and
 //! the fault that is due comes.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +13,7 @@ use super::super::super::peer::{Answer, HealPeer, PeerError};
 use super::super::KILLED;
 use super::{Brick, Call, Fault, HEALER, State, away, data_from};
 use crate::gluster::StrongChecksum;
+use crate::image::layout::FileIndex;
 
 /// Calls of others that a healer waits for a lock.
 const PATIENCE: usize = 100;
@@ -80,6 +82,7 @@ impl Link {
         state.check_copy_lock("write");
         let number = state.next_write;
         let length = data.len() as u64;
+        state.check_border(&(offset..offset + length), "write");
         state.next_write += 1;
         state.unanswered += length;
         state.most_unanswered = state.most_unanswered.max(state.unanswered);
@@ -152,13 +155,21 @@ impl HealPeer for SimPeer {
         Ok(self.0.call(Call::Any)?.cache.len() as u64)
     }
 
-    fn own_mark(&self) -> Result<i32, PeerError> {
-        Ok(self.0.call(Call::Any)?.own_mark)
+    fn own_mark(&self, at: u64) -> Result<i32, PeerError> {
+        let state = self.0.call(Call::Any)?;
+        let file = state.layout.as_ref().map(|layout| layout.place(at).0);
+        let other = file.and_then(|file| state.own_marks.get(&file));
+        Ok(other.copied().unwrap_or(state.own_mark))
     }
 
     fn truncate(&self, size: u64) -> Result<(), PeerError> {
         let mut state = self.0.call(Call::Any)?;
         state.check_copy_lock("truncate");
+        if state.layout.is_some() {
+            state
+                .violations
+                .push("truncate of one file of several".into());
+        }
         state.cache.resize(size as usize, 0);
         Ok(())
     }
@@ -181,6 +192,7 @@ impl HealPeer for SimPeer {
     fn start_zero(&self, range: Range<u64>) -> Result<Answer<()>, PeerError> {
         let mut state = self.0.call(Call::Write)?;
         state.check_copy_lock("zero");
+        state.check_border(&range, "zero");
         state.cache[range.start as usize..range.end as usize].fill(0);
         state.zeroed.push(range);
         Ok(Answer::new(|| Ok(())))
@@ -188,21 +200,24 @@ impl HealPeer for SimPeer {
 
     fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
         let state = self.0.call(Call::Any)?;
-        Ok(data_from(&state.cache, offset))
+        let data = data_from(&state.cache, offset);
+        let border = state.layout.as_ref().map(|layout| layout.border(offset));
+        Ok(data.filter(|data| border.is_none_or(|border| *data < border)))
     }
 
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
         let mut state = self.0.call(Call::Any)?;
         state.compared += range.end - range.start;
+        state.check_border(&range, "checksum");
         let bytes = &state.cache[range.start as usize..range.end as usize];
         let sum = StrongChecksum::Sha256(Sha256::digest(bytes).into());
         Ok(Answer::new(|| Ok(sum)))
     }
 
-    fn fsync(&self) -> Result<(), PeerError> {
+    fn fsync(&self, files: &BTreeSet<FileIndex>) -> Result<(), PeerError> {
         let mut state = self.0.call(Call::Fsync)?;
         state.fsyncs += 1;
-        state.disk = state.cache.clone();
+        state.fsync(files);
         Ok(())
     }
 
@@ -212,6 +227,7 @@ impl HealPeer for SimPeer {
         _limit: Duration,
         stop: &AtomicBool,
     ) -> Result<bool, PeerError> {
+        self.0.brick.state().check_border(&range, "lock");
         for _ in 0..PATIENCE {
             if stop.load(Ordering::Relaxed) {
                 break;

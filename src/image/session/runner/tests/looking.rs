@@ -10,7 +10,7 @@ fn a_brick_whose_locks_were_taken_away_is_lost_and_nothing_is_believed_to_be_equ
     }
     session.runner.look();
     assert_eq!(session.gate(), GateState::Hold);
-    assert!(session.runner.machine.held().is_empty());
+    assert!(session.runner.held().is_empty());
     let all = SHAPE.peers();
     assert_eq!(session.debt().behind(), all, "all of it is compared");
     assert_eq!(session.debt().map().record().suspect, Peers::first(2));
@@ -23,7 +23,7 @@ fn one_brick_s_locks_taken_away_leave_the_others_at_work() {
     session.runner.look();
     assert_eq!(session.gate(), GateState::Open);
     assert_eq!(
-        session.runner.machine.held(),
+        session.runner.held(),
         SHAPE.all().without(BrickSet::only(2))
     );
 }
@@ -84,7 +84,7 @@ fn a_brick_that_says_that_a_lock_is_wanted_is_looked_at_at_once_and_no_sooner_ag
     let soon = session.runner.next_due();
     assert!(soon < usual, "{soon:?} {usual:?}");
     session.robbed[1].store(true, Ordering::SeqCst);
-    while session.runner.machine.held().contains(1) {
+    while session.runner.held().contains(1) {
         session.runner.do_what_is_due();
     }
     assert!(session.runner.threads.now() < usual.unwrap());

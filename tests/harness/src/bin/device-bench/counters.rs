@@ -54,7 +54,7 @@ impl Counters {
     }
 }
 
-/// Threads that ended meanwhile make it smaller, never negative.
+/// Scheduler that ended meanwhile make it smaller, never negative.
 impl Sub for Counters {
     type Output = Counters;
 

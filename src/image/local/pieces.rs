@@ -1,0 +1,122 @@
+//! The files of an image in shards on the local brick, all but the one at its path: opened,
+//! known to be those that Gluster means, and claimed for this process.
+//!
+//! Each is claimed by itself: what a killed process left with the kernel keeps open, and so
+//! claimed, the file that it goes to and no other.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::image::layout::{FileIndex, Layout, shards};
+
+use super::error::LocalError;
+use super::{LocalTerms, check_gfid, claim, give_back, kind_name};
+
+/// What reads as nothing: for a piece that no brick has, of an image that is only read.
+const NOTHING: &str = "/dev/null";
+
+/// Where an image is on the local brick.
+#[derive(Clone, Debug)]
+pub struct LocalPlace {
+    /// The file at the image's path.
+    pub path: PathBuf,
+    /// The brick's folder of shards.
+    pub shards: PathBuf,
+    /// The files.
+    pub layout: Layout,
+}
+
+impl LocalPlace {
+    /// Where a file is, or was when it was looked up.
+    pub fn file(&self, file: FileIndex) -> PathBuf {
+        let base = self.layout.gfid(FileIndex::BASE);
+        match file {
+            FileIndex::BASE => self.path.clone(),
+            file => self.shards.join(shards::name(base, file.0.into())),
+        }
+    }
+}
+
+/// One of them, open for direct I/O.
+#[derive(Debug)]
+pub struct PieceFile {
+    /// For reading and writing, or for reading only.
+    pub file: File,
+    /// Where it was opened.
+    pub path: PathBuf,
+}
+
+/// Opens all but the first.
+///
+/// # Errors
+/// See [`LocalError`].
+pub(super) fn open(place: &LocalPlace, terms: LocalTerms) -> Result<Vec<PieceFile>, LocalError> {
+    let files = place.layout.files().skip(1);
+    files.map(|file| open_one(place, file, terms)).collect()
+}
+
+fn open_one(
+    place: &LocalPlace,
+    index: FileIndex,
+    terms: LocalTerms,
+) -> Result<PieceFile, LocalError> {
+    let gfid = place.layout.gfid(index);
+    let absent = gfid.is_nil() && terms.read_only;
+    let path = match absent {
+        true => PathBuf::from(NOTHING),
+        false => place.file(index),
+    };
+    let io_error = |what| {
+        let path = path.clone();
+        move |source| LocalError::Io { what, path, source }
+    };
+    if !absent {
+        let kind = std::fs::symlink_metadata(&path).map_err(io_error("look at"))?;
+        if !kind.is_file() {
+            let what = kind_name(&kind.file_type());
+            return Err(LocalError::NotAFile { path, what });
+        }
+    }
+    let flags = match absent {
+        true => 0,
+        false => libc::O_DIRECT | libc::O_NOFOLLOW,
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!terms.read_only)
+        .custom_flags(flags)
+        .open(&path)
+        .map_err(io_error("open"))?;
+    if !absent {
+        check_gfid(&file, &path, gfid)?;
+    }
+    Ok(PieceFile { file, path })
+}
+
+/// Claims all of them, or none.
+///
+/// # Errors
+/// [`LocalError::InUse`], [`LocalError::Io`].
+pub(super) fn claim_all(pieces: &[PieceFile]) -> Result<(), LocalError> {
+    for (number, piece) in pieces.iter().enumerate() {
+        if let Err(error) = claim(&piece.file, &piece.path) {
+            give_back_all(pieces.get(..number).unwrap_or_default());
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Gives the claims back.
+pub(super) fn give_back_all(pieces: &[PieceFile]) {
+    for piece in pieces {
+        give_back(&piece.file, &piece.path);
+    }
+}
+
+/// Is this still the file at its path?
+pub(super) fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
+    let (ours, there) = (file.metadata()?, std::fs::symlink_metadata(path)?);
+    Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+}
