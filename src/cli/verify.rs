@@ -19,10 +19,11 @@ use crate::daemon::logging;
 use crate::daemon::target::{GlusterdAddress, Target};
 use crate::gluster::Timeouts;
 use crate::image::brick_client::session_port::identity;
+use crate::image::brick_client::shards;
 use crate::image::brick_client::verify_brick::{GlusterBrick, Unheld};
 use crate::image::error_chain::chain;
 use crate::image::heal::LinkError;
-use crate::image::locate::{Catalog, Located};
+use crate::image::locate::{Catalog, LocateError, Located};
 use crate::image::replica::holder::Holder;
 use crate::image::state_dir::{Entry, StateDir};
 use crate::image::verify::{
@@ -105,7 +106,7 @@ pub(super) fn run(args: VerifyArgs) -> Result<(), Failure> {
         Situation::Served(Box::new(served))
     });
     let report = with_bar(&options.progress, || {
-        verify::verify(bricks, situation, &options, repair)
+        verify::verify(bricks, located.layout(), situation, &options, repair)
     })?;
     if !report.is_empty() {
         remember(&args, &located, &server, &report);
@@ -214,8 +215,12 @@ fn connect(
     let timeouts = Timeouts::default();
     let owner = lock_owner(&Holder::here(&host_name()))?;
     let catalog = Catalog::load(&server.host, server.port, &target.volume, &timeouts)?;
-    let located = catalog.find(&target.image.0, &identity(owner.clone()), &timeouts)?;
-    let located = located.whole_only("compared")?;
+    let identity = identity(owner.clone());
+    let mut located = catalog.find(&target.image.0, &identity, &timeouts)?;
+    if let Some(cut) = located.cut() {
+        let found = shards::seen(&located, cut, &identity, &timeouts);
+        located.pieces = Some(found.map_err(LocateError::from)?);
+    }
     let mut subjects = Vec::new();
     for (child, spec) in located.set.bricks.iter().enumerate() {
         let connected = GlusterBrick::connect(&located, spec, owner.clone(), &timeouts);

@@ -268,7 +268,9 @@ fn verify_code(error: &VerifyError) -> u8 {
         VerifyError::Held { .. } => 40,
         VerifyError::Healing => 45,
         VerifyError::NoCopy { .. } => 16,
-        VerifyError::NoReference { .. } | VerifyError::Size { .. } => 43,
+        VerifyError::NoReference { .. }
+        | VerifyError::Size { .. }
+        | VerifyError::Extents { .. } => 43,
         VerifyError::ReferenceAway { .. } => 35,
         VerifyError::Locked => 41,
         VerifyError::Map(_) => 36,

@@ -1,24 +1,25 @@
 //! [`VerifyBrick`] over Gluster's brick protocol: one brick, by a connection of its
 //! own, which may also hold the shared session lock.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::gluster::{
-    Brick, BrickError, BrickSpec, LkOwner, LockKind, LockOp, LockRange, Locked, OpenMode,
+    Brick, BrickError, BrickSpec, Gfid, LkOwner, LockKind, LockOp, LockRange, Locked, OpenMode,
     StrongChecksum, Timeouts,
 };
 use crate::image::heal::{Answer, PeerError};
+use crate::image::layout::FileIndex;
 use crate::image::locate::Located;
-use crate::image::replica::brick_port::CopyState;
-use crate::image::verify::brick::VerifyBrick;
+use crate::image::verify::brick::{CopyMarks, VerifyBrick};
 use crate::image::verify::error::VerifyError;
 
 use super::brick_copy::BrickCopy;
 use super::session_record::{RECORD, SESSION_DOMAIN, holder_of};
 
-/// The image's file on one brick.
+/// The image's files on one brick.
 pub struct GlusterBrick {
     copy: BrickCopy,
     pending_names: Vec<String>,
@@ -26,7 +27,7 @@ pub struct GlusterBrick {
 
 impl GlusterBrick {
     /// Connects to `spec`, a brick of the image's replica set, and makes sure that it
-    /// has the image's own file there. `owner` goes with every lock.
+    /// has the file at the image's path there. `owner` goes with every lock.
     ///
     /// # Errors
     /// [`PeerError::Away`], [`PeerError::Unusable`], [`PeerError::NoImage`].
@@ -82,6 +83,28 @@ impl GlusterBrick {
         self.copy.failed(error)
     }
 
+    /// The files that a part of the disk lies in, as far as there are any.
+    fn files(&self, part: &Range<u64>) -> Vec<FileIndex> {
+        let layout = &self.copy.layout;
+        if layout.is_whole() {
+            return vec![FileIndex::BASE];
+        }
+        let last = part.end.min(layout.size()).saturating_sub(1);
+        let (first, last) = (layout.place(part.start).0, layout.place(last).0);
+        let within = layout.files().filter(|file| (first..=last).contains(file));
+        within
+            .filter(|file| self.copy.gfid(*file) != Gfid::NONE)
+            .collect()
+    }
+
+    fn missing(&self, file: FileIndex) -> PeerError {
+        let peer = self.copy.name().to_owned();
+        match file {
+            FileIndex::BASE => PeerError::NoImage { peer },
+            FileIndex(shard) => PeerError::NoShard { peer, shard },
+        }
+    }
+
     fn data_lock(
         &self,
         brick: &Brick,
@@ -108,26 +131,33 @@ impl From<PeerError> for Unheld {
 }
 
 impl VerifyBrick for GlusterBrick {
-    fn state(&self) -> Result<CopyState, PeerError> {
+    fn state(&self, part: &Range<u64>) -> Result<CopyMarks, PeerError> {
         let want: Vec<&str> = self.pending_names.iter().map(String::as_str).collect();
-        let entry = self.copy.brick.lookup_gfid(self.copy.base(), &want);
-        let entry = entry.map_err(|error| self.failed(error))?;
-        let counter = |name: &String| {
-            let counter = entry.pending_data(name);
-            counter.map_err(|error| PeerError::Refused {
-                peer: self.copy.brick.name().to_owned(),
-                source: format!("{name}: {error}").into(),
-            })
+        let files = self.files(part);
+        let gfids: Vec<_> = files.iter().map(|file| self.copy.gfid(*file)).collect();
+        let entries = self.copy.brick.lookup_gfids(&gfids, &want);
+        let entries = entries.map_err(|error| self.failed(error))?;
+        let mut marks = CopyMarks {
+            size: self.copy.layout.size(),
+            accused: BTreeMap::new(),
         };
-        let pending = self.pending_names.iter().map(counter);
-        Ok(CopyState {
-            gfid: entry.iatt.gfid.0,
-            size: entry.iatt.size,
-            pending: pending.collect::<Result<_, _>>()?,
-            // Nobody here asks for these.
-            dirty: 0,
-            fenced: false,
-        })
+        for (file, entry) in files.into_iter().zip(entries) {
+            let entry = entry.ok_or_else(|| self.missing(file))?;
+            for (child, name) in self.pending_names.iter().enumerate() {
+                let counter = entry.pending_data(name);
+                let counter = counter.map_err(|error| PeerError::Refused {
+                    peer: self.copy.name().to_owned(),
+                    source: format!("{name}: {error}").into(),
+                });
+                if counter? != 0 {
+                    marks.accused.entry(child).or_insert(file);
+                }
+            }
+            if self.copy.layout.is_whole() {
+                marks.size = entry.iatt.size;
+            }
+        }
+        Ok(marks)
     }
 
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
@@ -141,7 +171,7 @@ impl VerifyBrick for GlusterBrick {
     fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
         match self.data_lock(&self.copy.brick, LockOp::Try, &range) {
             Ok(locked) => Ok(locked == Locked::Granted),
-            Err(error) => Err(self.failed(error)),
+            Err(error) => Err(self.copy.failed_at(range.start)(error)),
         }
     }
 

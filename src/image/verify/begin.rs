@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::image::replica::brick_port;
+use std::ops::Range;
+
+use crate::image::layout::FileIndex;
 use crate::image::replica::brick_set::BrickSet;
 
-use super::brick::WHOLE;
+use super::brick::{CopyMarks, WHOLE};
 use super::engine::Comparison;
 use super::error::VerifyError;
 use super::report::CopyVerdict;
@@ -14,18 +16,18 @@ use super::situation::Situation;
 use super::tally::Outcome;
 
 /// What the bricks said, by child index.
-type States = BTreeMap<usize, brick_port::CopyState>;
+type States = BTreeMap<usize, CopyMarks>;
 
 impl Comparison<'_> {
     /// Chooses the reference and the copies to compare with it.
     pub(super) fn begin(&mut self) -> Result<(), VerifyError> {
-        let mut states = self.look();
+        let mut states = self.look(&WHOLE);
         if matches!(self.situation, Situation::Unserved) && self.sizes_differ(&states) {
             // Perhaps a client is just changing the size.
             let all = self.bricks.keys().copied().collect();
             let locked = self.lock(&WHOLE, all, self.options.lock_wait.all);
             let locked = locked.ok_or(VerifyError::Locked)?;
-            states = self.look();
+            states = self.look(&WHOLE);
             self.unlock(&WHOLE, locked);
         }
         let stale = match &self.situation {
@@ -50,6 +52,7 @@ impl Comparison<'_> {
         for child in self.tally.in_state(CopyVerdict::Compared) {
             if stale.contains(child) {
                 self.tally.change(child, CopyVerdict::Stale);
+                self.explain_stale(child, &states);
                 self.tally.settle(child, 0..self.size, Outcome::Behind);
             } else {
                 self.peers.insert(child);
@@ -73,8 +76,13 @@ impl Comparison<'_> {
         }
         let fresh = reached.iter().find(|child| !stale.contains(**child));
         fresh.copied().ok_or_else(|| {
-            let accuses = |(child, copy): (&usize, &brick_port::CopyState)| {
-                (!copy.accuses().is_empty()).then(|| self.tally.name(*child))
+            let accuses = |(child, copy): (&usize, &CopyMarks)| {
+                let file = copy.accused.values().next()?;
+                Some(format!(
+                    "{}{}",
+                    self.tally.name(*child),
+                    self.on_shard(*file)
+                ))
             };
             VerifyError::NoReference {
                 accusers: states
@@ -84,6 +92,24 @@ impl Comparison<'_> {
                     .join(", "),
             }
         })
+    }
+
+    /// Which file of several says so, in words to put after the brick's name.
+    fn on_shard(&self, file: FileIndex) -> String {
+        match (self.layout.is_whole(), file) {
+            (true, _) => String::new(),
+            (false, FileIndex(number)) => format!(" (on shard {number})"),
+        }
+    }
+
+    /// Of an image in several files one is enough; which, and who says so.
+    fn explain_stale(&mut self, child: usize, states: &States) {
+        let by = |(by, copy): (&usize, &CopyMarks)| Some((*by, *copy.accused.get(&child)?));
+        let first = states.iter().filter_map(by).min_by_key(|(_, file)| *file);
+        if let Some((by, file)) = first.filter(|_| !self.layout.is_whole()) {
+            let why = format!("marked by {}{}", self.tally.name(by), self.on_shard(file));
+            self.tally.explain(child, &why);
+        }
     }
 
     /// Do copies that nobody accuses differ in size?
@@ -148,11 +174,11 @@ impl Comparison<'_> {
     }
 
     /// What every brick says now; those that do not answer are lost.
-    fn look(&mut self) -> States {
+    fn look(&mut self, part: &Range<u64>) -> States {
         let mut states = States::new();
         let mut lost = Vec::new();
         for (&child, brick) in &self.bricks {
-            match brick.state() {
+            match brick.state(part) {
                 Ok(state) => drop(states.insert(child, state)),
                 Err(error) => lost.push((child, error)),
             }
@@ -163,13 +189,14 @@ impl Comparison<'_> {
         states
     }
 
-    pub(super) fn accused_now(&mut self) -> BrickSet {
-        accused(&self.look())
+    /// The copies that miss data by the marks of the files that `part` lies in.
+    pub(super) fn accused_now(&mut self, part: &Range<u64>) -> BrickSet {
+        accused(&self.look(part))
     }
 }
 
 /// The copies that somebody says miss data.
 fn accused(states: &States) -> BrickSet {
-    let accused = states.values().flat_map(|copy| copy.accuses().iter());
-    accused.collect()
+    let accused = states.values().flat_map(|copy| copy.accused.keys());
+    accused.copied().collect()
 }

@@ -3,34 +3,49 @@
 //! The seam to Gluster: [`crate::image::brick_client::verify_brick`] implements it over the brick
 //! protocol, tests put simulated bricks here. It decides nothing.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
 use crate::gluster::StrongChecksum;
 use crate::image::heal::{Answer, PeerError};
-use crate::image::replica::brick_port::CopyState;
+use crate::image::layout::FileIndex;
 
-/// Every byte that a file can have, for a lock.
+/// Every byte that an image can have.
 pub const WHOLE: Range<u64> = 0..u64::MAX;
+
+/// What a brick says of its copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyMarks {
+    /// Bytes of the disk. Of an image in several files that is no brick's to say: they are
+    /// as long as they were written.
+    pub size: u64,
+    /// The children that miss data, each with the first of the files whose mark says so.
+    pub accused: BTreeMap<usize, FileIndex>,
+}
 
 /// One connection to one brick, for one image. Every call has a time limit of its
 /// own. It is never renewed: once it broke, every call fails.
+///
+/// Offsets are those of the disk. What one call is about lies in one file of the image's
+/// layout, but for [`VerifyBrick::state`] and for a lock of an image that is one file.
 pub trait VerifyBrick: Send {
-    /// Size and marks, as the brick tells them now.
+    /// Size and marks, as the brick tells them now: those of all files that `part` of the disk
+    /// lies in.
     ///
     /// # Errors
     /// See [`PeerError`], here and below.
-    fn state(&self) -> Result<CopyState, PeerError>;
+    fn state(&self, part: &Range<u64>) -> Result<CopyMarks, PeerError>;
 
     /// The strong checksum of a range of at most [`crate::gluster::MAX_IO`] bytes: of
-    /// the part of it that is in the file.
+    /// the part of it that is in the file. Behind the end of a file of several there are zeros.
     ///
     /// # Errors
     /// See [`PeerError`].
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError>;
 
     /// Where data may begin at or after a byte; what is before it reads as zeros. `None`:
-    /// nowhere up to the end.
+    /// nowhere up to the end of the file that the byte lies in.
     ///
     /// # Errors
     /// See [`PeerError`].

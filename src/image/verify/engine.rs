@@ -1,6 +1,6 @@
 //! The way through an image: which bytes are locked and asked for when.
 //!
-//! Ranges of [`MAX_IO`] are locked one after the other, on every brick compared, in
+//! Ranges of up to [`MAX_IO`], each in one file, are locked one after the other, on every brick compared, in
 //! child order, and several are on their way at one time. For a lock that is not to be
 //! had we queue, with no other lock in hand. What was busy is looked at again in later
 //! rounds.
@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::gluster::MAX_IO;
 use crate::image::error_chain::chain;
 use crate::image::heal::PeerError;
+use crate::image::layout::Layout;
 use crate::image::replica::brick_set::BrickSet;
 
 use super::brick::VerifyBrick;
@@ -44,7 +45,7 @@ pub struct Subject {
     pub brick: Result<Box<dyn VerifyBrick>, String>,
 }
 
-/// Compares the copies. In [`Situation::Served`] the local copy is the reference, else
+/// Compares the copies of an image with this layout. In [`Situation::Served`] the local copy is the reference, else
 /// the first that was reached and that nobody accuses. `repair` is told of every
 /// difference.
 ///
@@ -53,12 +54,13 @@ pub struct Subject {
 /// report.
 pub fn verify(
     subjects: Vec<Subject>,
+    layout: Layout,
     situation: Situation,
     options: &VerifyOptions,
     repair: Option<&dyn Repair>,
 ) -> Result<Report, VerifyError> {
     let (began, start) = (SystemTime::now(), options.clock.now());
-    let mut engine = Comparison::new(subjects, situation, options, repair)?;
+    let mut engine = Comparison::new(subjects, layout, situation, options, repair)?;
     engine.rounds();
     Ok(Report {
         reference: engine.reference,
@@ -91,6 +93,8 @@ pub(super) struct Comparison<'a> {
     pub(super) reach: u64,
     /// The sizes of copies that are shorter than the image.
     pub(super) short: BTreeMap<usize, u64>,
+    /// Where files meet; of an image that is one file, only that it is.
+    pub(super) layout: Layout,
     pub(super) situation: Situation,
     pub(super) tally: Tally,
     pub(super) options: &'a VerifyOptions,
@@ -117,19 +121,28 @@ struct Flight {
 impl<'a> Comparison<'a> {
     fn new(
         subjects: Vec<Subject>,
+        layout: Layout,
         situation: Situation,
         options: &'a VerifyOptions,
         repair: Option<&'a dyn Repair>,
     ) -> Result<Self, VerifyError> {
+        let extent_size = situation.extent_size(&layout);
+        if !layout.is_whole() && !layout.piece().is_multiple_of(extent_size) {
+            return Err(VerifyError::Extents {
+                extent: extent_size,
+                shard: layout.piece(),
+            });
+        }
         let mut engine = Self {
             bricks: BTreeMap::new(),
             reference: 0,
             peers: BrickSet::EMPTY,
             compared: BrickSet::EMPTY,
             size: 0,
-            extent_size: situation.extent_size(),
+            extent_size,
             reach: 0,
             short: BTreeMap::new(),
+            layout,
             situation,
             tally: Tally::default(),
             options,
@@ -165,7 +178,7 @@ impl<'a> Comparison<'a> {
         let mut from = 0;
         self.round(true, |engine| {
             from = engine.skip_holes(from, extents);
-            let extents = from..extents.min(from + each);
+            let extents = from..extents.min(from + each).min(engine.last_with(from));
             from = extents.end;
             let peers = engine.compared;
             (!extents.is_empty()).then_some(ComparedPiece { extents, peers })
@@ -250,10 +263,16 @@ impl<'a> Comparison<'a> {
 
     /// Looks at a piece again in the next round.
     pub(super) fn put_off(&mut self, piece: &ComparedPiece) {
-        let most = self.extents_of_a_piece();
-        let last = self.again.last_mut();
-        if last.is_some_and(|last| last.join(piece, most)) {
-            return;
+        let each = self.extents_of_a_piece();
+        let most = |last: &ComparedPiece| {
+            let from = last.extents.start;
+            each.min(self.last_with(from) - from)
+        };
+        if let Some((last, most)) = self.again.last().map(|last| (last, most(last)))
+            && let Some(joined) = last.joined(piece, most)
+        {
+            self.again.pop();
+            return self.again.push(joined);
         }
         if self.again.len() < MAX_AGAIN {
             self.again.push(piece.clone());
@@ -357,6 +376,20 @@ impl<'a> Comparison<'a> {
         let clean = |extent, child| self.situation.debt(child, extent) == Debt::None;
         let mut extents = piece.extents.clone();
         extents.any(|extent| piece.peers.iter().any(|child| clean(extent, child)))
+    }
+
+    /// Where the file ends, on the disk, that this byte lies in.
+    pub(super) fn border(&self, byte: u64) -> u64 {
+        match self.layout.is_whole() {
+            true => self.size,
+            false => self.layout.border(byte),
+        }
+    }
+
+    /// The first extent that does not lie in one file with this one.
+    fn last_with(&self, extent: u64) -> u64 {
+        let start = extent.saturating_mul(self.extent_size);
+        self.border(start).div_ceil(self.extent_size)
     }
 
     pub(super) fn brick(&self, child: usize) -> Option<&dyn VerifyBrick> {

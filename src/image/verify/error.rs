@@ -63,6 +63,16 @@ pub enum VerifyError {
         /// The file's, in bytes.
         found: u64,
     },
+    /// The session's dirty map counts parts that lie in two files.
+    #[error(
+        "the session's dirty map counts {extent} bytes at a time, and the image is in shards of {shard} bytes. Serve the image anew"
+    )]
+    Extents {
+        /// Bytes of an extent.
+        extent: u64,
+        /// Bytes of a shard.
+        shard: u64,
+    },
     /// The session's dirty map cannot be read.
     #[error("what the session knows of the peers cannot be read")]
     Map(#[from] MapError),

@@ -63,7 +63,7 @@ impl Comparison<'_> {
         }
         let start = self.bytes_of(&(from..extents)).start;
         let measure = Measure {
-            end: self.size,
+            end: self.border(start),
             extent_size: self.extent_size,
         };
         let end = measure.reach(start, Some(self.data_from(start)))?;

@@ -43,7 +43,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
-pub use brick::VerifyBrick;
+pub use brick::{CopyMarks, VerifyBrick};
 pub use engine::{Subject, verify};
 pub use error::VerifyError;
 pub use options::{Repair, VerifyOptions, VerifyProgress};

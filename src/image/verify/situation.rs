@@ -2,10 +2,12 @@
 
 use crate::image::dirty_map::{DirtyMap, Peer};
 use crate::image::heal::{Job, LinkError, SessionLink};
+use crate::image::layout::Layout;
 
 use super::error::VerifyError;
 
-/// Bytes of the pieces that a difference is narrowed down to where there is no map.
+/// Bytes of the pieces that a difference is narrowed down to where there is no map: at most, in
+/// files of a size that is no multiple of it.
 const UNSERVED_EXTENT: u64 = 64 << 10;
 
 /// Who serves the image.
@@ -91,10 +93,11 @@ impl Served {
 
 impl Situation {
     /// Bytes of an extent.
-    pub(super) fn extent_size(&self) -> u64 {
+    pub(super) fn extent_size(&self, layout: &Layout) -> u64 {
         match self {
             Self::Served(served) => served.map.geometry().extent_size().bytes(),
-            Self::Unserved => UNSERVED_EXTENT,
+            Self::Unserved if layout.is_whole() => UNSERVED_EXTENT,
+            Self::Unserved => UNSERVED_EXTENT.min(1 << layout.piece().trailing_zeros()),
         }
     }
 

@@ -114,11 +114,11 @@ impl World {
         Self::of(directory, disk, map, brick)
     }
 
-    /// One or the other.
+    /// One or the other, one in four in several files.
     pub fn either(seed: u64) -> Self {
-        match seed.is_multiple_of(2) {
-            true => Self::new(seed),
-            false => Self::cut(seed),
+        match seed.is_multiple_of(4) {
+            true => Self::cut(seed),
+            false => Self::new(seed),
         }
     }
 

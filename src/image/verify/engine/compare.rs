@@ -29,20 +29,22 @@ pub struct ComparedPiece {
 }
 
 impl ComparedPiece {
-    /// Makes one of two pieces that are of the same extents, or of neighbouring ones of the
-    /// same copies, `most` at the most; `false`: they are neither.
-    pub fn join(&mut self, other: &Self, most: u64) -> bool {
+    /// One of two pieces that are of the same extents, or of neighbouring ones of the same
+    /// copies, `most` at the most; `None`: they are neither.
+    pub fn joined(&self, other: &Self, most: u64) -> Option<Self> {
         if self.extents == other.extents {
-            self.peers = self.peers.iter().chain(other.peers.iter()).collect();
-            return true;
+            return Some(Self {
+                extents: self.extents.clone(),
+                peers: self.peers.iter().chain(other.peers.iter()).collect(),
+            });
         }
         let follows = self.peers == other.peers
             && self.extents.end == other.extents.start
             && other.extents.end - self.extents.start <= most;
-        if follows {
-            self.extents.end = other.extents.end;
-        }
-        follows
+        follows.then_some(Self {
+            extents: self.extents.start..other.extents.end,
+            peers: self.peers,
+        })
     }
 }
 
@@ -252,6 +254,9 @@ impl Comparison<'_> {
             return;
         }
         differing.sort_unstable();
+        let extents = differing.iter().map(|(_, extent)| *extent);
+        let (first, last) = (extents.clone().min(), extents.max());
+        let span = first.unwrap_or_default()..last.unwrap_or_default() + 1;
         let mut explained = BrickSet::EMPTY;
         match &self.situation {
             Situation::Served(served) => {
@@ -259,7 +264,7 @@ impl Comparison<'_> {
                     self.end_early(chain(&error));
                 }
             }
-            Situation::Unserved => explained = self.accused_now(),
+            Situation::Unserved => explained = self.accused_now(&self.bytes_of(&span)),
         }
         for (child, extent) in differing {
             if self.why_over().is_some() || !self.is_compared(child) {

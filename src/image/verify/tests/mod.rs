@@ -2,6 +2,7 @@
 
 mod alone;
 mod beside;
+mod cut;
 mod world;
 
 /// A small generator (splitmix64): the same seed, the same run.

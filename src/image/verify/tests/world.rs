@@ -5,6 +5,7 @@
 mod actors;
 mod brick;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::super::{
 use super::Rng;
 use crate::image::dirty_map::{DirtyMap, ExtentSize, Healer, Identity, Peers};
 use crate::image::heal::{HealReport, Hint, Job, LinkError, SessionLink, Unmarked, Wait};
+use crate::image::layout::{FileIndex, Layout, Pieces};
 use crate::image::scheduler::clock::Clock;
 use actors::Step;
 use brick::SimBrick;
@@ -40,7 +42,10 @@ pub struct Copy {
     pub bytes: Vec<u8>,
     /// What the brick says of its size.
     pub claims: Option<u64>,
+    /// On the file at the image's path.
     pub pending: Vec<i32>,
+    /// On the others of an image in several.
+    pub pending_on: BTreeMap<FileIndex, Vec<i32>>,
     /// Owner, bytes, exclusive.
     pub locks: Vec<(u64, Range<u64>, bool)>,
     pub away: bool,
@@ -74,6 +79,15 @@ impl Copy {
         self.locks.swap_remove(place.expect("a lock that is held"));
     }
 
+    /// The counters on a file.
+    pub fn marks_on(&mut self, file: FileIndex) -> &mut Vec<i32> {
+        let none = vec![0; self.pending.len()];
+        match file {
+            FileIndex::BASE => &mut self.pending,
+            file => self.pending_on.entry(file).or_insert(none),
+        }
+    }
+
     fn read(&self, range: Range<u64>) -> Vec<u8> {
         let end = self.bytes.len();
         let at = |byte: u64| (byte as usize).min(end);
@@ -83,6 +97,7 @@ impl Copy {
 
 /// Everything.
 pub struct Inner {
+    pub layout: Layout,
     pub copies: Vec<Copy>,
     pub map: Option<Arc<DirtyMap>>,
     healer: Option<Healer>,
@@ -97,6 +112,8 @@ pub struct Inner {
     pub hot: Option<u64>,
     /// The client's writes fail on this copy, and it marks that.
     pub fails_on: Option<usize>,
+    /// After so many steps of everybody this copy is marked on this file.
+    pub late_mark: Option<(u64, usize, FileIndex)>,
     /// Of how many of its turns the client uses one.
     pub client_pace: u64,
     /// A write of the guest comes when the local copy's sum of the extent has been
@@ -146,6 +163,7 @@ impl World {
             peers: (1..copies).collect(),
         };
         let inner = Arc::new(Mutex::new(Inner {
+            layout: Layout::new(job.gfid, SIZE, None),
             copies: (0..copies).map(|_| copy()).collect(),
             map: None,
             healer: None,
@@ -156,6 +174,7 @@ impl World {
             client: false,
             hot: None,
             fails_on: None,
+            late_mark: None,
             client_pace: 1,
             strike: None,
             steps: [const { Step::Idle }; 3],
@@ -202,6 +221,17 @@ impl World {
         world
     }
 
+    /// The same image in files of so many bytes.
+    pub fn cut(self, piece: u64) -> Self {
+        let count = Layout::count(SIZE, piece);
+        let pieces = Pieces {
+            size: piece,
+            gfids: (1..count).map(|n| Uuid::from_u128(n.into())).collect(),
+        };
+        self.inner().layout = Layout::new(self.job.gfid, SIZE, Some(&pieces));
+        self
+    }
+
     pub fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
     }
@@ -242,7 +272,8 @@ impl World {
             },
         };
         let subjects = (0..count).map(subject).collect();
-        let report = verify(subjects, situation, &self.options, repair);
+        let layout = self.inner().layout.clone();
+        let report = verify(subjects, layout, situation, &self.options, repair);
         self.assert_no_locks();
         if let Ok(report) = &report {
             for copy in &report.copies {

@@ -28,6 +28,7 @@ impl Inner {
     /// Somebody acts.
     pub(super) fn step(&mut self) {
         self.keep_hot();
+        self.mark_late();
         self.ends_after = self.ends_after.map(|left| left.saturating_sub(1));
         for _ in 0..self.rng.below(4) {
             let who = self.rng.below(3) as usize;
@@ -37,6 +38,18 @@ impl Inner {
                 1 => self.step_healer(step),
                 _ => self.step_client(step),
             };
+        }
+    }
+
+    fn mark_late(&mut self) {
+        let Some((left, failed, file)) = self.late_mark else {
+            return;
+        };
+        self.late_mark = left.checked_sub(1).map(|left| (left, failed, file));
+        if left == 0 {
+            for (child, copy) in self.copies.iter_mut().enumerate() {
+                copy.marks_on(file)[failed] = i32::from(child != failed);
+            }
         }
     }
 
@@ -178,9 +191,13 @@ impl Inner {
                 Step::Writing(range, written + 1, value)
             }
             Step::Writing(range, ..) => {
+                let parts: Vec<_> = self.layout.cut(range.clone()).collect();
                 for (child, copy) in self.copies.iter_mut().enumerate() {
                     if let Some(failed) = self.fails_on.filter(|&failed| failed != child) {
-                        copy.pending[failed] += 1;
+                        for part in &parts {
+                            let (file, _) = self.layout.place(part.start);
+                            copy.marks_on(file)[failed] += 1;
+                        }
                     }
                     copy.unlock(CLIENT, &range);
                 }

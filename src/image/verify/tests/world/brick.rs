@@ -1,17 +1,15 @@
 //! A brick as the verifier calls it. The others act before each call.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use uuid::Uuid;
-
-use super::super::super::brick::VerifyBrick;
+use super::super::super::brick::{CopyMarks, VerifyBrick};
 use super::{EXTENT, Inner, VERIFIER};
 use crate::gluster::StrongChecksum;
 use crate::image::heal::{Answer, PeerError};
-use crate::image::replica::brick_port::CopyState;
 
 pub(super) struct SimBrick(pub(super) Arc<Mutex<Inner>>, pub(super) usize);
 
@@ -36,17 +34,35 @@ impl SimBrick {
     }
 }
 
+impl Inner {
+    fn assert_in_one_file(&self, range: &Range<u64>) {
+        let whole = self.layout.is_whole();
+        let border = self.layout.border(range.start);
+        assert!(whole || range.end <= border, "{range:?} is in two files");
+    }
+}
+
 impl VerifyBrick for SimBrick {
-    fn state(&self) -> Result<CopyState, PeerError> {
-        let inner = self.call()?;
-        let copy = &inner.copies[self.1];
-        Ok(CopyState {
-            gfid: Uuid::from_u128(7),
-            size: copy.claims.unwrap_or(copy.bytes.len() as u64),
-            pending: copy.pending.clone(),
-            dirty: 0,
-            fenced: false,
-        })
+    fn state(&self, part: &Range<u64>) -> Result<CopyMarks, PeerError> {
+        let mut inner = self.call()?;
+        let layout = inner.layout.clone();
+        let copy = &mut inner.copies[self.1];
+        let mut accused = BTreeMap::new();
+        for file in layout.files() {
+            let range = layout.range(file);
+            if !layout.is_whole() && (range.end <= part.start || part.end <= range.start) {
+                continue;
+            }
+            let marks = copy.marks_on(file).iter().enumerate();
+            for (child, _) in marks.filter(|(_, count)| **count != 0) {
+                accused.entry(child).or_insert(file);
+            }
+        }
+        let size = match layout.is_whole() {
+            true => copy.claims.unwrap_or(copy.bytes.len() as u64),
+            false => layout.size(),
+        };
+        Ok(CopyMarks { size, accused })
     }
 
     fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
@@ -54,13 +70,16 @@ impl VerifyBrick for SimBrick {
         let bytes = &inner.copies[self.1].bytes;
         let rest = bytes.get(offset as usize..).unwrap_or_default();
         let first = rest.iter().position(|byte| *byte != 0);
-        Ok(first.map(|first| offset.max((offset + first as u64) / EXTENT * EXTENT)))
+        let data = first.map(|first| offset.max((offset + first as u64) / EXTENT * EXTENT));
+        let whole = inner.layout.is_whole();
+        Ok(data.filter(|data| whole || *data < inner.layout.border(offset)))
     }
 
     /// The brick reads a part at once and the rest when the answer is waited for.
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
         assert!(range.end - range.start <= crate::gluster::MAX_IO as u64);
         let mut inner = self.call()?;
+        inner.assert_in_one_file(&range);
         let split = match inner.strike {
             None => range.start + inner.rng.below(range.end - range.start + 1),
             Some(_) => range.start,
@@ -95,7 +114,9 @@ impl VerifyBrick for SimBrick {
     }
 
     fn try_lock(&self, range: Range<u64>) -> Result<bool, PeerError> {
-        Ok(self.call()?.copies[self.1].lock(VERIFIER, &range, false))
+        let mut inner = self.call()?;
+        inner.assert_in_one_file(&range);
+        Ok(inner.copies[self.1].lock(VERIFIER, &range, false))
     }
 
     /// Nobody may be kept waiting by locks on other bytes meanwhile.
