@@ -15,10 +15,10 @@ use crate::control::socket::{self, ControlSocket};
 use crate::control::status::Status;
 use crate::daemon::failure::Failure;
 use crate::daemon::heald::rate::Rate;
-use crate::daemon::logging;
 use crate::daemon::maintenance_session::{MaintenanceSession, Wanted};
 use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
+use crate::daemon::{logging, open_files};
 use crate::image::brick_client::heal_copies;
 use crate::image::error_chain::chain;
 use crate::image::heal::{Figures, FollowOptions, Follower, SessionLink};
@@ -77,6 +77,7 @@ pub struct HealArgs {
 
 pub(super) fn run(args: HealArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level.min(log::LevelFilter::Warn));
+    open_files::allow_all();
     let stop = Stop::on_signals()?;
     let image = open(&args, &stop)?;
     let mut follower = image.healer(&args)?;

@@ -6,7 +6,7 @@ use crate::control::metrics::Endpoint;
 use crate::daemon::failure::Failure;
 use crate::daemon::heald::host_healer::{self, HealdOptions};
 use crate::daemon::heald::rate::Rate;
-use crate::daemon::logging;
+use crate::daemon::{logging, open_files};
 
 use super::arguments::{LogArgs, RunDirArgs, StateDirArgs};
 
@@ -53,6 +53,7 @@ fn jobs(text: &str) -> Result<usize, String> {
 
 pub(super) fn run(args: HealdArgs) -> Result<(), Failure> {
     logging::start(args.log.log_level);
+    open_files::allow_all();
     host_healer::run(HealdOptions {
         bandwidth: args.bandwidth,
         host_bandwidth: args.host_bandwidth,
