@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::image::layout::FileIndex;
+
 use super::brick_port::{
     BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication,
 };
@@ -27,6 +29,9 @@ pub enum Change {
     Durable,
     /// The fence was lifted.
     Lifted,
+    /// Heals are kept from this file of the image, or not any more. Of the first one that is
+    /// not written down: they always are.
+    Guarded(FileIndex, bool),
 }
 
 /// See the module.
@@ -44,6 +49,8 @@ pub struct RecordingPort {
     pub robbed: Arc<AtomicBool>,
     /// Somebody else has the image open there.
     pub in_use: bool,
+    /// The file that it is asked about.
+    pub file: FileIndex,
 }
 
 impl RecordingPort {
@@ -53,15 +60,25 @@ impl RecordingPort {
 }
 
 impl BrickPort for RecordingPort {
+    fn select(&mut self, file: FileIndex) {
+        self.file = file;
+    }
+
     fn connect(&mut self, _lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         Ok(())
     }
 
-    fn try_lock(&mut self, _lock: Lock) -> Result<bool, PortError> {
+    fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
+        if lock == Lock::Heal && self.file != FileIndex::BASE {
+            self.note(Change::Guarded(self.file, true));
+        }
         Ok(true)
     }
 
-    fn unlock(&mut self, _lock: Lock) -> Result<(), PortError> {
+    fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
+        if lock == Lock::Heal && self.file != FileIndex::BASE {
+            self.note(Change::Guarded(self.file, false));
+        }
         Ok(())
     }
 

@@ -64,6 +64,10 @@ impl Runner {
         }
         let files: Vec<_> = self.layout.files().zip(copies).collect();
         for (file, copy) in files {
+            // To mark one file may have shown that the brick is gone again.
+            if file != FileIndex::BASE && !self.held().contains(brick) {
+                break;
+            }
             self.file_rejoined(file, brick, copy);
         }
         self.show(brick);

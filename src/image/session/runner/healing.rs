@@ -140,7 +140,7 @@ impl Runner {
             .collect()
     }
 
-    fn marked_in(&self, file: FileIndex) -> BrickSet {
+    pub(super) fn marked_in(&self, file: FileIndex) -> BrickSet {
         let unknown = |rows: &Vec<Option<BrickSet>>| rows.iter().any(Option::is_none);
         let rows = self.rows_held(file);
         if self.phase(file) != &Phase::Unmarked || unknown(&rows) {

@@ -21,7 +21,7 @@ impl Runner {
         };
         let all_held = self.held() == self.shape.all();
         let behind = debt.behind();
-        if self.marked().without(behind).is_empty() {
+        if !self.any_mark_can_go() {
             // Nothing to remove. A brick that is away may have marks.
             let settled = all_held && behind.is_empty();
             let durable = self.made_durable();
@@ -39,6 +39,16 @@ impl Runner {
                 Ending::Behind
             }
         }
+    }
+
+    /// Is some child marked on a file of which it misses nothing?
+    fn any_mark_can_go(&self) -> bool {
+        let behind = |file| {
+            let debt = self.debt.as_ref();
+            debt.map_or(self.shape.all(), |debt| debt.behind_in(file))
+        };
+        let mut files = self.layout.files();
+        files.any(|file| !self.marked_in(file).without(behind(file)).is_empty())
     }
 
     /// The marks stay, and with them the times; but what the guest has written is to be
@@ -62,6 +72,9 @@ impl Runner {
         for (brick, error) in round.busy.iter().chain(&round.failed) {
             let name = self.names.one(*brick);
             log::warn!("mounts may go on reading old pages of the image: brick {name}: {error}");
+        }
+        for (brick, error) in &round.failed {
+            self.give_up(*brick, "setting the image's time", error);
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod ending;
 mod looking;
+mod pieces;
 
 use crate::image::dirty_map::Peer;
 use crate::image::heal::Unmarked;
@@ -35,6 +36,7 @@ const SHAPE: Shape = Shape {
 const SIZE: u64 = 8192;
 
 /// The local file, written to by somebody since the session began or not.
+#[derive(Clone, Copy)]
 struct Seen {
     untouched: fn() -> bool,
 }
@@ -119,17 +121,21 @@ struct Session {
 impl Session {
     /// From now on only `answering` answer; no loss was noticed of the others yet.
     fn open(answering: &[usize], local: Seen) -> Self {
+        Self::open_over(Layout::new(unmarked().gfid, SIZE, None), answering, local)
+    }
+
+    /// The same of an image that may be several files.
+    fn open_over(layout: Layout, answering: &[usize], local: Seen) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let me = Holder::here("a");
         let claim = Claim {
             session: me.session,
             read_only: false,
-            files: 1,
+            files: layout.len() as u32,
         };
         let (map, trust) = DirtyMap::open(&folder.path().join("map"), &identity()).unwrap();
         let map = Arc::new(map);
-        let copies = [vec![Some(unmarked()); SHAPE.bricks]];
-        let layout = Layout::new(unmarked().gfid, SIZE, None);
+        let copies = vec![vec![Some(unmarked()); SHAPE.bricks]; layout.len()];
         let durability = Arc::<Durability>::default();
         let known = durability.clone();
         let debt = MissedWrites::adopt(
@@ -142,8 +148,12 @@ impl Session {
             known,
         )
         .unwrap();
-        let machine = Machine::new(SHAPE, SHAPE.all());
-        let base = FileReplica::new(machine, Box::new(local), &copies[0], true);
+        let file = |file: FileIndex| {
+            let machine = Machine::new(SHAPE, SHAPE.all());
+            let guarded = file == FileIndex::BASE;
+            FileReplica::new(machine, Box::new(local), &copies[file.at()], guarded)
+        };
+        let files = layout.files().map(file).collect();
         let threads = Scheduler::default();
         let journal = Journal::default();
         let answer = |brick| answering.contains(&brick).then(unmarked);
@@ -159,12 +169,13 @@ impl Session {
                 copy: copies[brick].clone(),
                 robbed: robbed[brick].clone(),
                 in_use: false,
+                file: FileIndex::BASE,
             };
             Worker::start("brick", Box::new(port), claim, &threads, |_| {}).unwrap()
         };
         let (inbox, _) = channel();
         let runner = Runner {
-            files: vec![base],
+            files,
             layout: layout.clone(),
             claim,
             stopped: false,
