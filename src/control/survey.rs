@@ -110,9 +110,13 @@ fn hear(sockets: &[PathBuf]) -> Vec<(PathBuf, Heard)> {
 }
 
 fn hear_one(path: &Path) -> Heard {
-    match socket::status(path) {
-        Ok(status) => Heard::Status(Box::new(status)),
-        Err(ControlError::Ask { source, .. }) => match source.kind() {
+    let status = |status| Heard::Status(Box::new(status));
+    socket::status(path).map_or_else(without_answer, status)
+}
+
+fn without_answer(error: ControlError) -> Heard {
+    match error {
+        ControlError::Ask { source, .. } => match source.kind() {
             io::ErrorKind::ConnectionRefused => Heard::Killed,
             io::ErrorKind::NotFound => Heard::Nothing,
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -120,10 +124,8 @@ fn hear_one(path: &Path) -> Heard {
             }
             _ => Heard::Silent(source.to_string()),
         },
-        Err(ControlError::Refused { why, .. } | ControlError::Ended { why, .. }) => {
-            Heard::Silent(why)
-        }
-        Err(error) => Heard::Silent(chain(&error)),
+        ControlError::Refused { why, .. } | ControlError::Ended { why, .. } => Heard::Silent(why),
+        error => Heard::Silent(chain(&error)),
     }
 }
 

@@ -153,6 +153,25 @@ fn a_served_image_is_its_daemon_s_alone_and_one_that_is_stuck_is_told() {
 }
 
 #[test]
+fn a_daemon_that_takes_too_long_is_silent_and_one_that_is_gone_was_killed() {
+    let heard = |kind: io::ErrorKind| {
+        without_answer(ControlError::Ask {
+            path: "s".into(),
+            source: kind.into(),
+        })
+    };
+    for kind in [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock] {
+        assert!(matches!(heard(kind), Heard::Silent(why) if why.contains("takes too long")));
+    }
+    let other = heard(io::ErrorKind::PermissionDenied);
+    assert!(matches!(other, Heard::Silent(_)));
+    assert!(matches!(
+        heard(io::ErrorKind::ConnectionRefused),
+        Heard::Killed
+    ));
+}
+
+#[test]
 fn what_cannot_be_looked_at_is_said() {
     let host = Host::new();
     let state = host.places.state.map("v", Uuid::nil());

@@ -370,6 +370,23 @@ mod tests {
     }
 
     #[test]
+    fn after_a_flush_that_failed_none_is_answered_well_not_even_one_that_was_under_way() {
+        let told = Arc::new(AtomicUsize::new(0));
+        let telling = told.clone();
+        let gate = WriteGate::new(None, || {}).over(Arc::default(), move || {
+            telling.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(gate.begin_sync(), Admission::Go);
+        assert!(gate.end_sync());
+        assert_eq!([gate.begin_sync(), gate.begin_sync()], [Admission::Go; 2]);
+        gate.sync_failed(libc::EIO);
+        gate.sync_failed(libc::EIO);
+        assert_eq!(told.load(Ordering::SeqCst), 1);
+        assert_eq!([gate.end_sync(), gate.end_sync()], [false; 2]);
+        assert_eq!(gate.begin_sync(), Admission::Refuse);
+    }
+
+    #[test]
     fn whoever_closes_the_gate_and_then_finds_the_map_clean_is_followed_by_no_write() {
         for _ in 0..300 {
             let (_directory, map) = map();

@@ -13,8 +13,11 @@ use super::*;
 
 const SIZE: u64 = 8192;
 
-/// The local file; nothing happens to it.
-struct Quiet;
+/// The local file; nothing happens to it, but for a disk that fails.
+#[derive(Clone, Copy)]
+struct Quiet {
+    fails_to_sync: bool,
+}
 
 impl Local for Quiet {
     fn size(&self) -> u64 {
@@ -22,7 +25,7 @@ impl Local for Quiet {
     }
 
     fn watch(&self, _pending_names: Arc<[String]>) -> Result<Box<dyn CopyWatch>, LocalError> {
-        Ok(Box::new(Quiet))
+        Ok(Box::new(*self))
     }
 
     fn durability(&self) -> Arc<Durability> {
@@ -56,12 +59,30 @@ impl CopyWatch for Quiet {
     }
 
     fn sync(&self) -> Result<(), LocalError> {
-        Ok(())
+        match self.fails_to_sync {
+            false => Ok(()),
+            true => Err(LocalError::Sync {
+                path: "/b/a.img".into(),
+                source: std::io::Error::from_raw_os_error(libc::EIO),
+            }),
+        }
     }
 }
 
 /// A session on two bricks, in the second of which somebody may have the image open.
 fn open(map: &std::path::Path, journal: &Journal, in_use: bool) -> Result<Session, OpenError> {
+    let local = Quiet {
+        fails_to_sync: false,
+    };
+    open_on(local, map, journal, in_use)
+}
+
+fn open_on(
+    local: Quiet,
+    map: &std::path::Path,
+    journal: &Journal,
+    in_use: bool,
+) -> Result<Session, OpenError> {
     let copy = CopyState {
         gfid: Uuid::from_u128(1),
         size: SIZE,
@@ -108,7 +129,7 @@ fn open(map: &std::path::Path, journal: &Journal, in_use: bool) -> Result<Sessio
         on_end: Box::new(|_, _| {}),
         on_return: Box::new(|| {}),
     };
-    let opened = Session::open(setup, &AtomicBool::new(false), |_| Ok(Quiet), |_| {});
+    let opened = Session::open(setup, &AtomicBool::new(false), |_| Ok(local), |_| {});
     opened.map(|(session, _)| session)
 }
 
@@ -132,4 +153,16 @@ fn an_image_in_use_elsewhere_is_refused_without_a_fence_and_with_its_map_closed(
     assert!(!is_clean());
     drop(session);
     assert!(is_clean(), "also of one that is only dropped");
+}
+
+#[test]
+fn a_local_copy_that_cannot_be_made_durable_is_not_opened_and_the_next_session_compares() {
+    let folder = tempfile::tempdir().unwrap();
+    let map = folder.path().join("map");
+    let local = Quiet {
+        fails_to_sync: true,
+    };
+    let refused = open_on(local, &map, &Journal::default(), false).err();
+    assert!(matches!(refused, Some(OpenError::Local(_))), "{refused:?}");
+    assert!(DirtyMap::attach(&map).unwrap().record().unsynced);
 }

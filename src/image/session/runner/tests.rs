@@ -4,6 +4,7 @@
 mod ending;
 mod looking;
 mod pieces;
+mod syncing;
 
 use crate::image::dirty_map::Peer;
 use crate::image::heal::Unmarked;
