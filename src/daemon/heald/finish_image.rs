@@ -86,7 +86,8 @@ pub fn run(finishing: &Finishing) {
         }
     };
     let mut useful = Instant::now();
-    let mut progress = (progress_of(&own.snapshot()), useful);
+    let mut most = 0;
+    let mut progress = (progress_of(&own.snapshot(), &mut most), useful);
     while !finishing.stop.load(Ordering::SeqCst)
         && !give_way.load(Ordering::SeqCst)
         && !own.is_stopped()
@@ -102,7 +103,7 @@ pub fn run(finishing: &Finishing) {
             log::info!("{volume}{image}: the copies that are left to heal are away");
             break;
         }
-        let done = progress_of(&now);
+        let done = progress_of(&now, &mut most);
         if done != progress.0 {
             progress = (done, Instant::now());
         }
@@ -153,16 +154,21 @@ fn is_finished(now: &Snapshot) -> bool {
         && behind(now).next().is_none()
 }
 
-/// What there is to show: extents healed, and marks.
-fn progress_of(now: &Snapshot) -> (u64, Vec<Option<Vec<i32>>>) {
+/// What there is to show: extents healed, bytes compared, and marks. To compare takes long on a
+/// busy host, and clears nothing before a stretch is over. But what cannot be written to a peer
+/// is compared again and again: so no more counts than was ever missed (`most`, in bytes).
+fn progress_of(now: &Snapshot, most: &mut u64) -> (u64, u64, Vec<Option<Vec<i32>>>) {
+    let behind = now.healing.iter().flat_map(|healing| &healing.behind);
+    *most = (*most).max(behind.map(|peer| peer.bytes).sum());
     let healer = now
         .healing
         .iter()
         .filter_map(|healing| healing.healer.as_ref());
-    let peers = healer.flat_map(|report| &report.peers);
-    let healed = peers.map(|peer| peer.figures.extents_cleared).sum();
+    let peers: Vec<_> = healer.flat_map(|report| &report.peers).collect();
+    let healed = peers.iter().map(|peer| peer.figures.extents_cleared).sum();
+    let compared: u64 = peers.iter().map(|peer| peer.figures.bytes_compared).sum();
     let marks = now.copies.iter().map(|copy| copy.pending.clone());
-    (healed, marks.collect())
+    (healed, compared.min(*most), marks.collect())
 }
 
 /// Some copy that is reached misses something, or some mark could go.
@@ -188,4 +194,44 @@ fn behind(now: &Snapshot) -> impl Iterator<Item = usize> {
     behind
         .filter(|peer| peer.extents > 0)
         .map(|peer| peer.child)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::samples;
+    use crate::image::heal::{Figures, HealReport, HealState, PeerReport};
+
+    /// One peer misses so many bytes, and so many were compared for it.
+    fn compared(missing: u64, bytes_compared: u64) -> Snapshot {
+        let mut now = samples::clean();
+        let healing = now.healing.as_mut().unwrap();
+        healing.behind[0].bytes = missing;
+        healing.healer = Some(HealReport {
+            peers: vec![PeerReport {
+                state: HealState::Copying,
+                rate: 0,
+                sent_before: None,
+                failing_for: None,
+                figures: Figures {
+                    bytes_compared,
+                    ..Figures::default()
+                },
+            }],
+            ..HealReport::default()
+        });
+        now
+    }
+
+    #[test]
+    fn a_slow_comparison_is_progress_and_one_that_begins_again_is_none() {
+        let mut most = 0;
+        let begun = progress_of(&compared(4096, 0), &mut most);
+        let further = progress_of(&compared(4096, 1000), &mut most);
+        assert_ne!(begun, further);
+        let all = progress_of(&compared(4096, 4096), &mut most);
+        assert_ne!(further, all);
+        assert_eq!(progress_of(&compared(4096, 9000), &mut most), all);
+        assert_eq!(progress_of(&compared(512, 90_000), &mut most), all);
+    }
 }
