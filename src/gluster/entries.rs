@@ -9,10 +9,9 @@ use uuid::Uuid;
 use super::brick::{Brick, Operation};
 use super::dict::{Dict, Value};
 use super::error::{BrickError, Errno, ProtocolError};
-use super::fops::{Entry, InFlight, LOOKUP, operation};
-use super::inode::{Gfid, Iatt};
+use super::fops::{Entry, InFlight, operation};
+use super::inode::Gfid;
 use super::locks::Locked;
-use super::pending::PENDING_LEN;
 use super::xdr::{Decoder, Encoder};
 
 // enum gf_fop_procnum of rpc/rpc-lib/src/protocol-common.h
@@ -85,21 +84,9 @@ impl Brick {
         name: &str,
         want: &[&str],
     ) -> Result<InFlight<Entry>, BrickError> {
-        let mut keys = Dict::new();
-        for key in want {
-            keys.set(*key, Value::Bytes(vec![0; PENDING_LEN]));
-        }
-        let mut arguments = Encoder::new();
-        arguments
-            .fixed(gfid.as_bytes())
-            .fixed(parent.as_bytes())
-            .u32(0)
-            .string(name);
-        keys.encode(&mut arguments);
-        self.begin(LOOKUP, arguments, &[], |_, results| {
-            let xattrs = Dict::decode(results)?.into_attributes();
-            let iatt = Iatt::decode(results)?;
-            Ok(Entry { iatt, xattrs })
+        self.start_look_up(gfid, parent, name, want, |values, iatt| Entry {
+            iatt,
+            xattrs: values.into_attributes(),
         })
     }
 

@@ -29,7 +29,7 @@ const FSYNC: Operation = operation(16, "FSYNC");
 const SETXATTR: Operation = operation(17, "SETXATTR");
 const GETXATTR: Operation = operation(18, "GETXATTR");
 const REMOVEXATTR: Operation = operation(19, "REMOVEXATTR");
-pub(super) const LOOKUP: Operation = operation(27, "LOOKUP");
+const LOOKUP: Operation = operation(27, "LOOKUP");
 const XATTROP: Operation = operation(33, "XATTROP");
 const RELEASE: Operation = operation(41, "RELEASE");
 
@@ -230,6 +230,19 @@ impl Brick {
         name: &str,
         want: &[&str],
     ) -> Result<(Dict, Iatt), BrickError> {
+        self.start_look_up(gfid, parent, name, want, |values, iatt| (values, iatt))?
+            .wait()
+    }
+
+    /// [`Brick::look_up_with`], begun; `read` makes of the answer what is wanted.
+    pub(super) fn start_look_up<T: 'static>(
+        &self,
+        gfid: Gfid,
+        parent: Gfid,
+        name: &str,
+        want: &[&str],
+        read: fn(Dict, Iatt) -> T,
+    ) -> Result<InFlight<T>, BrickError> {
         let mut keys = Dict::new();
         for key in want {
             // The value is what AFR sends for its counters; for other attributes
@@ -243,8 +256,8 @@ impl Brick {
             .u32(0)
             .string(name);
         keys.encode(&mut arguments);
-        self.run(LOOKUP, arguments, |results| {
-            Ok((Dict::decode(results)?, Iatt::decode(results)?))
+        self.begin(LOOKUP, arguments, &[], move |_, results| {
+            Ok(read(Dict::decode(results)?, Iatt::decode(results)?))
         })
     }
 

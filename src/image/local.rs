@@ -292,7 +292,24 @@ pub fn look_at(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, 
 
 /// The file at the image's path, and where it is.
 fn open_checked(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<(File, PathBuf), LocalError> {
-    let path = &*file_of(path, gfid);
+    let path = file_of(path, gfid);
+    let file = open_known(&path, gfid, terms)?;
+    // Before the size, which is that of a disk only if the file is one.
+    if !terms.force_raw {
+        let format = format_of(&path).map_err(|source| LocalError::Io {
+            what: "read",
+            path: path.clone(),
+            source,
+        })?;
+        if let Some(format) = format {
+            return Err(LocalError::Formatted { path, format });
+        }
+    }
+    Ok((file, path))
+}
+
+/// A regular file of this identity, open for direct I/O.
+fn open_known(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<File, LocalError> {
     let io_error = |what| {
         move |source| LocalError::Io {
             what,
@@ -317,16 +334,7 @@ fn open_checked(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<(File, Pat
         .open(path)
         .map_err(io_error("open"))?;
     check_gfid(&file, path, gfid)?;
-    // Before the size, which is that of a disk only if the file is one.
-    if !terms.force_raw
-        && let Some(format) = format_of(path).map_err(io_error("read"))?
-    {
-        return Err(LocalError::Formatted {
-            path: path.to_owned(),
-            format,
-        });
-    }
-    Ok((file, path.to_owned()))
+    Ok(file)
 }
 
 /// One writer per file on this host. The claim lasts as long as the open file, and

@@ -4,14 +4,14 @@
 //! Each is claimed by itself: what a killed process left with the kernel keeps open, and so
 //! claimed, the file that it goes to and no other.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::image::layout::{FileIndex, Layout, shards};
 
 use super::error::LocalError;
-use super::{LocalTerms, check_gfid, claim, give_back, kind_name};
+use super::{LocalTerms, claim, give_back, open_known};
 
 /// What reads as nothing: for a piece that no brick has, of an image that is only read.
 const NOTHING: &str = "/dev/null";
@@ -62,35 +62,19 @@ fn open_one(
     terms: LocalTerms,
 ) -> Result<PieceFile, LocalError> {
     let gfid = place.layout.gfid(index);
-    let absent = gfid.is_nil() && terms.read_only;
-    let path = match absent {
-        true => PathBuf::from(NOTHING),
-        false => place.file(index),
-    };
-    let io_error = |what| {
-        let path = path.clone();
-        move |source| LocalError::Io { what, path, source }
-    };
-    if !absent {
-        let kind = std::fs::symlink_metadata(&path).map_err(io_error("look at"))?;
-        if !kind.is_file() {
-            let what = kind_name(&kind.file_type());
-            return Err(LocalError::NotAFile { path, what });
-        }
+    if gfid.is_nil() && terms.read_only {
+        let path = PathBuf::from(NOTHING);
+        return match File::open(&path) {
+            Ok(file) => Ok(PieceFile { file, path }),
+            Err(source) => Err(LocalError::Io {
+                what: "open",
+                path,
+                source,
+            }),
+        };
     }
-    let flags = match absent {
-        true => 0,
-        false => libc::O_DIRECT | libc::O_NOFOLLOW,
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!terms.read_only)
-        .custom_flags(flags)
-        .open(&path)
-        .map_err(io_error("open"))?;
-    if !absent {
-        check_gfid(&file, &path, gfid)?;
-    }
+    let path = place.file(index);
+    let file = open_known(&path, gfid, terms)?;
     Ok(PieceFile { file, path })
 }
 

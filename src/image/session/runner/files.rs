@@ -6,7 +6,7 @@
 
 use crate::image::layout::FileIndex;
 use crate::image::local::CopyWatch;
-use crate::image::replica::brick_port::{CopyState, FileCopies, Lock, PortError};
+use crate::image::replica::brick_port::{BrickPort, CopyState, FileCopies, Lock, PortError};
 use crate::image::replica::brick_set::BrickSet;
 use crate::image::replica::brick_worker::Team;
 use crate::image::replica::data_lock::wait;
@@ -57,14 +57,9 @@ impl FileReplica {
 
     /// May some brick say that a copy of it misses something?
     pub fn has_marks(&self) -> bool {
-        let zero = |marks: &Vec<i32>| marks.iter().all(|count| *count == 0);
-        let held = self.machine.held();
-        held.iter().any(|brick| {
-            !self
-                .known
-                .get(brick)
-                .is_some_and(|m| m.as_ref().is_some_and(zero))
-        })
+        let row = |brick: usize| self.known.get(brick)?.as_deref();
+        let may = |row: Option<&[i32]>| row.is_none_or(|row| row.iter().any(|count| *count != 0));
+        self.machine.held().iter().any(|brick| may(row(brick)))
     }
 
     /// Does some brick say so, as far as known?
@@ -158,7 +153,7 @@ impl Runner {
         let team = self.team(file);
         let ask = |brick: usize| {
             let worker = team.get(brick)?;
-            let unlock = |port: &mut dyn crate::image::replica::brick_port::BrickPort| {
+            let unlock = |port: &mut dyn BrickPort| {
                 port.unlock(Lock::Rebalance)?;
                 port.unlock(Lock::Heal)
             };
