@@ -5,10 +5,11 @@ use bypass_harness::stats::Spread;
 use crate::figures::{Cells, Figures};
 use crate::table::{Goal, Table};
 use crate::way::{Contender, State, Way};
-use crate::workload::Workload;
+use crate::workload::{self, Workload};
 
-/// A goal for a ratio of ours to another way.
+/// A goal for a ratio of one of our ways to another way.
 struct Asked {
+    ours: Way,
     workload: &'static str,
     what: &'static str,
     figure: fn(&Figures) -> f64,
@@ -22,6 +23,7 @@ struct Asked {
 
 const fn speed(workload: &'static str, of: Way, times: f64) -> Asked {
     Asked {
+        ours: Way::Bypass,
         workload,
         what: "requests per second",
         figure: |figures| figures.iops,
@@ -80,18 +82,42 @@ const ASKED: [Asked; 17] = [
     with_marks(cost("randwrite-32", Way::Unmarked, 1.02)),
 ];
 
+/// What an image may cost that is in shards, at every workload, beside one that is whole.
+fn of_shards(workload: &Workload) -> [Asked; 3] {
+    let first = Asked {
+        what: "µs until the first request is answered",
+        figure: |figures| figures.first_us.unwrap_or_default(),
+        goal: Goal::AtMost(1.0),
+        state: Some(State::Clean),
+        ..speed(workload.name, Way::Bypass, 0.0)
+    };
+    let asked = [
+        speed(workload.name, Way::Bypass, 0.97),
+        cost(workload.name, Way::Bypass, 1.05),
+        first,
+    ];
+    asked.map(|asked| Asked {
+        ours: Way::Sharded,
+        ..asked
+    })
+}
+
 /// Adds a row for each goal of what was measured, for each state of ours: the medians of
 /// both, and the median of the ratios of the same round.
 pub fn judge(cells: &Cells, contenders: &[Contender], table: &mut Table) {
-    let ours = contenders
-        .iter()
-        .filter(|contender| contender.way == Way::Bypass);
-    for ours in ours {
-        let of_state = |asked: &&Asked| asked.state.is_none() || asked.state == ours.state;
-        for asked in ASKED.iter().filter(of_state) {
+    let asked: Vec<Asked> = ASKED
+        .into_iter()
+        .chain(workload::ALL.iter().flat_map(of_shards))
+        .collect();
+    for ours in contenders {
+        let of_ours = |asked: &&Asked| {
+            asked.ours == ours.way && (asked.state.is_none() || asked.state == ours.state)
+        };
+        for asked in asked.iter().filter(of_ours) {
+            // Two of ours are compared in the same state.
             let other = Contender {
                 way: asked.of,
-                state: None,
+                state: ours.state.filter(|_| asked.of.is_ours()),
             };
             let (figure, digits) = (asked.figure, asked.digits);
             let ratios = cells.ratios(asked.workload, [*ours, other], figure);
@@ -174,5 +200,16 @@ mod tests {
             judged(State::Clean, &[[500.0, 1000.0]]),
             serde_json::json!([])
         );
+    }
+
+    #[test]
+    fn an_image_in_shards_is_judged_beside_a_whole_one_in_the_same_state() {
+        let [whole, sharded] = [Way::Bypass, Way::Sharded].map(|way| Contender { way, ..OURS });
+        let mut table = Table::default();
+        let cells = cells_of("mix-32", [sharded, whole], &[[96.0, 100.0]]);
+        judge(&cells, &[sharded, whole], &mut table);
+        let text = table.to_string();
+        assert!(text.contains("| 0.960 | ≥ 0.97 | **no** |"), "{text}");
+        assert!(text.contains("| 1.042 | ≤ 1.05 | yes |"), "{text}");
     }
 }

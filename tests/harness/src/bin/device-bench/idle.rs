@@ -132,7 +132,7 @@ impl Idle {
 
 /// RSS and PSS, in bytes, of the mappings of a process whose path is wanted (`smaps` of
 /// proc(5); a mapping without a path has an empty one).
-fn memory(smaps: &str, wanted: impl Fn(&str) -> bool) -> [u64; 2] {
+pub fn memory(smaps: &str, wanted: impl Fn(&str) -> bool) -> [u64; 2] {
     let mut sums = [0; 2];
     let mut counts = false;
     for line in smaps.lines() {

@@ -15,8 +15,10 @@ mod device;
 mod figures;
 mod fio;
 mod goals;
+mod healing;
 mod idle;
 mod load;
+mod many_shards;
 mod plan;
 mod plot;
 #[allow(dead_code)]
@@ -82,7 +84,7 @@ struct Options {
     /// The folder for report.md, report.json and the plots.
     #[arg(long, value_name = "DIR", default_value = "target/device-bench")]
     output: PathBuf,
-    /// What is measured; fuse, gfapi, qsd-gluster, unmarked, null and bare-null
+    /// What is measured; sharded, fuse, gfapi, qsd-gluster, unmarked, null and bare-null
     /// only if named.
     #[arg(
         long,
@@ -108,9 +110,18 @@ struct Options {
     /// Also watch our daemon, idle with a connected front-end, for 20 seconds.
     #[arg(long)]
     idle: bool,
+    /// Also compare what healing sends for an image in shards and for a whole one.
+    #[arg(long)]
+    healing: bool,
+    /// Also open an image of so many shards, on a cluster of its own.
+    #[arg(long, value_name = "SHARDS", value_parser = clap::value_parser!(u64).range(2..=16384))]
+    many_shards: Option<u64>,
     /// Size of the image.
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=65536))]
     image: u64,
+    /// Size of a shard of the image in shards.
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(4..=4096))]
+    shard: u64,
     /// The order of the cells, and where random requests go.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -144,9 +155,11 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     signals::clean_up_when_told_to_end()?;
     let load_before = load_average();
-    let ours = options.idle || options.ways.contains(&Way::Bypass);
+    let (ways, alone) = (&options.ways, options.idle || options.healing);
+    let alone = alone || options.many_shards.is_some();
+    let ours = alone || ways.iter().any(|way| way.is_ours());
     let program = ours.then(|| Program::new(&options.program)).transpose()?;
-    let volumes = Volumes::set_up(options.image * MIB, &options.ways)?;
+    let volumes = Volumes::set_up(options.image * MIB, options.shard, &options.ways)?;
     let rig = volumes.serve(program.as_ref(), &options.bare_device, &options.ways)?;
     let contenders = Contender::all(&options.ways, &options.states);
     let about = || about(options, &load_before);
@@ -161,8 +174,21 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     if let Some(idle) = &idle {
         idle.judge(&mut goals);
     }
+    let healing = options
+        .healing
+        .then(|| healing(&rig, options))
+        .transpose()?;
+    if let Some(healing) = &healing {
+        healing.judge(&mut goals);
+    }
+    let many = program.as_ref().zip(options.many_shards);
+    let many = many.map(|(program, shards)| many_shards(program, shards, options));
+    let many = many.transpose()?;
+    if let Some(many) = &many {
+        many.judge(&mut goals);
+    }
     let mut report = report(options, &contenders, &cells, &goals, about());
-    report.idle = idle;
+    (report.idle, report.healing, report.many_shards) = (idle, healing, many);
     report.write(&options.output)?;
     print!("{}", report.markdown());
     eprintln!("written to {}", options.output.display());
@@ -181,6 +207,8 @@ fn report<'a>(
         contenders,
         cells,
         idle: None,
+        healing: None,
+        many_shards: None,
         goals,
         about,
     }
@@ -220,12 +248,32 @@ fn idle(rig: &Rig<'_>, options: &Options) -> Result<idle::Idle, Box<dyn Error>> 
     Ok(idle)
 }
 
+fn healing(rig: &Rig<'_>, options: &Options) -> Result<healing::Healing, Box<dyn Error>> {
+    let step = Step::begin("what healing sends");
+    let workload = Workload::named("randwrite-32").ok_or("no such workload")?;
+    let healing = healing::measure(rig, options.job(workload, 0))?;
+    step.done("");
+    Ok(healing)
+}
+
+fn many_shards(
+    program: &Program,
+    shards: u64,
+    options: &Options,
+) -> Result<many_shards::ManyShards, Box<dyn Error>> {
+    let step = Step::begin(&format!("an image of {shards} shards"));
+    let many = many_shards::measure(program, shards, options.shard)?;
+    step.done("");
+    Ok(many)
+}
+
 fn about(options: &Options, load_before: &str) -> Value {
     json!({
         "command": std::env::args().collect::<Vec<_>>(),
         "at": now(),
         "load_average": [load_before, load_average()],
         "image_bytes": options.image * MIB,
+        "shard_bytes": options.shard * MIB,
         "seconds": options.seconds,
         "warm_up_seconds": WARM_UP.as_secs_f64(),
     })

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use crate::MIB;
 use crate::figures::{Cells, Figures};
+use crate::healing::Healing;
 use crate::idle::Idle;
+use crate::many_shards::ManyShards;
 use crate::plot::{self, Group};
 use crate::table::Table;
 use crate::way::{Contender, Way};
@@ -25,6 +27,10 @@ pub struct Report<'a> {
     pub cells: &'a Cells,
     /// The idle daemon.
     pub idle: Option<Idle>,
+    /// What healing sends.
+    pub healing: Option<Healing>,
+    /// An image of many shards.
+    pub many_shards: Option<ManyShards>,
     /// The goals.
     pub goals: &'a Table,
     /// How it was measured: command, time, load averages.
@@ -153,6 +159,8 @@ impl Report<'_> {
             "about": self.about,
             "cells": self.cells.0.iter().map(cell).collect::<Vec<_>>(),
             "idle": self.idle,
+            "healing": self.healing,
+            "many_shards": self.many_shards,
             "goals": self.goals,
         })
     }
@@ -199,6 +207,8 @@ mod tests {
             contenders: &[OURS, Contender::LIMIT],
             cells: &cells,
             idle: None,
+            healing: None,
+            many_shards: None,
             goals: &Table::default(),
             about: json!({}),
         };

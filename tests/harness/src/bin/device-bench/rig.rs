@@ -1,5 +1,5 @@
-//! What is measured on: a replica-3 volume with two images, our daemon that holds one of
-//! them all the time, our device without marks beside it, and how each way is begun and ended for a cell.
+//! What is measured on: a replica-3 volume with its images, our daemons that hold theirs
+//! all the time, our device without marks beside one of them, and how each way is begun and ended for a cell.
 //!
 //! fio and qemu-storage-daemon write to the brick's file behind Gluster's back, so the
 //! copies differ afterwards. They are thrown away with the cluster.
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bypass_harness::progress::Step;
 use bypass_harness::{Background, Cluster, Fill, Mount, Volume, VolumeKind, run_command};
+use serde_json::Value;
 
 use crate::bare::{self, Bare};
 use crate::counters::Watched;
@@ -29,6 +30,10 @@ const VOLUME: &str = "vms";
 const IMAGE: &str = "/bench.img";
 /// That of Gluster's own clients: nobody ever writes to it behind their back.
 const ORDINARY: &str = "/ordinary.img";
+/// Ours in shards, the only one that is.
+const SHARDED: &str = "/sharded.img";
+/// Where its pieces are, but the first.
+const PIECES: &str = "/.shard";
 const WARM_UP_DEADLINE: Duration = Duration::from_secs(600);
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,13 +41,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Volumes {
     volume: Volume,
     area: u64,
+    /// Bytes of a shard.
+    shard: u64,
     mount: Option<Mount>,
 }
 
 impl Volumes {
     /// Makes them, of `area` bytes; Gluster's own clients get an image if they are among
-    /// `ways`.
-    pub fn set_up(area: u64, ways: &[Way]) -> Result<Volumes, Box<dyn Error>> {
+    /// `ways`, and so does the way of shards, of `shard` MiB each.
+    pub fn set_up(area: u64, shard: u64, ways: &[Way]) -> Result<Volumes, Box<dyn Error>> {
         let step = Step::begin("a replica-3 volume on three nodes");
         let cluster = Cluster::start(NODES)?;
         let off = [("cluster.self-heal-daemon", "off")];
@@ -59,16 +66,25 @@ impl Volumes {
             volume.create_image(image, area, Fill::Noise)?;
             warm(&volume.brick_file(BRICK, image))?;
         }
+        if ways.contains(&Way::Sharded) {
+            volume.set("features.shard-block-size", &format!("{shard}MB"))?;
+            volume.set("features.shard", "on")?;
+            create_sharded(&volume, area)?;
+            for file in sharded_files(&volume)? {
+                warm(&volume.brick_file(BRICK, &file))?;
+            }
+        }
         let mount = ways.contains(&Way::Fuse).then(|| volume.mount(BRICK));
         step.done("");
         Ok(Volumes {
             mount: mount.transpose()?,
             volume,
             area,
+            shard: shard * MIB,
         })
     }
 
-    /// Starts our daemon if it is given, which holds the image from now on. `bare` is the
+    /// Starts our daemons if the program is given, which hold their images from now on. `bare` is the
     /// program that serves with our device alone: the same file from now on too, if that is
     /// among `ways`, so that both are as old in every cell.
     pub fn serve<'a>(
@@ -78,11 +94,21 @@ impl Volumes {
         ways: &[Way],
     ) -> Result<Rig<'a>, Box<dyn Error>> {
         let options = [format!("--num-queues={QUEUES}")];
-        let serve = |program: &'a Program| -> Result<Ours<'a>, Box<dyn Error>> {
-            let daemon = program.serve_with(&self.volume, IMAGE, &options)?;
-            Ok(Ours { program, daemon })
+        let serve = |program: &'a Program, image, piece| -> Result<Ours<'a>, Box<dyn Error>> {
+            let daemon = program.serve_with(&self.volume, image, &options)?;
+            Ok(Ours {
+                program,
+                daemon,
+                image,
+                area: self.area,
+                piece,
+            })
         };
-        let ours = program.map(serve).transpose()?;
+        let ours = program.map(|program| serve(program, IMAGE, self.area));
+        let ours = ours.transpose()?;
+        let sharded = program.filter(|_| ways.contains(&Way::Sharded));
+        let sharded = sharded.map(|program| serve(program, SHARDED, self.shard));
+        let sharded = sharded.transpose()?;
         let unmarked = ways.contains(&Way::Unmarked).then(|| {
             let path = self.volume.brick_file(BRICK, IMAGE);
             let place = self.volume.brick_node(BRICK).place();
@@ -93,6 +119,7 @@ impl Volumes {
             bare,
             unmarked: unmarked.transpose()?,
             ours,
+            sharded,
         })
     }
 
@@ -124,11 +151,17 @@ pub struct Rig<'a> {
     bare: &'a Path,
     unmarked: Option<Bare>,
     ours: Option<Ours<'a>>,
+    sharded: Option<Ours<'a>>,
 }
 
 struct Ours<'a> {
     program: &'a Program,
     daemon: Daemon<'a>,
+    image: &'static str,
+    /// Bytes of the image.
+    area: u64,
+    /// Bytes of it in each of its files.
+    piece: u64,
 }
 
 impl Rig<'_> {
@@ -145,6 +178,47 @@ impl Rig<'_> {
         Ok(&self.ours.as_ref().ok_or("no daemon of ours")?.daemon)
     }
 
+    fn of(&self, way: Way) -> Result<&Ours<'_>, Box<dyn Error>> {
+        let ours = match way {
+            Way::Sharded => &self.sharded,
+            _ => &self.ours,
+        };
+        Ok(ours.as_ref().ok_or("no daemon of ours")?)
+    }
+
+    /// Makes one of our images clean and then marked, so that a load measures no marks. Returns
+    /// its socket.
+    ///
+    /// # Errors
+    /// When its daemon was not started, or cannot.
+    pub fn begin_dirty(&self, way: Way) -> Result<PathBuf, Box<dyn Error>> {
+        let ours = self.of(way)?;
+        ours.make_clean(&self.volumes.volume)?;
+        ours.make_dirty(&self.volumes.volume)?;
+        Ok(ours.daemon.socket.clone())
+    }
+
+    /// Bytes that all peers together miss of one of our images.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn behind(&self, way: Way) -> Result<u64, Box<dyn Error>> {
+        let status = self.of(way)?.daemon.status()?;
+        let copies = status["copies"].as_array().map(Vec::as_slice);
+        let of_copy = |copy: &Value| copy["behind"]["bytes"].as_u64();
+        Ok(copies.unwrap_or_default().iter().filter_map(of_copy).sum())
+    }
+
+    /// Heals one of our images; returns the bytes that were sent.
+    ///
+    /// # Errors
+    /// As above, and when it is not healed.
+    pub fn heal(&self, way: Way) -> Result<u64, Box<dyn Error>> {
+        let ours = self.of(way)?;
+        ours.program.heal(&self.volumes.volume, ours.image)?;
+        ours.daemon.sent()
+    }
+
     /// The state folder of our daemon, with its map.
     pub fn state_dir(&self) -> PathBuf {
         let node = self.volumes.volume.brick_node(BRICK);
@@ -158,7 +232,9 @@ impl Rig<'_> {
         let path = volume.brick_file(BRICK, IMAGE);
         let file = |aio, iothread| self.qsd(&Disk::File { path: &path, aio }, iothread, job);
         match contender.way {
-            Way::Bypass => self.ours(contender.state.unwrap_or(State::Clean), job),
+            way @ (Way::Bypass | Way::Sharded) => {
+                self.ours(self.of(way)?, contender.state.unwrap_or(State::Clean), job)
+            }
             Way::QsdUring => file("io_uring", false),
             Way::QsdUringIothread => file("io_uring", true),
             Way::QsdNative => file("native", false),
@@ -206,13 +282,14 @@ impl Rig<'_> {
         front_end(&bare.socket, &Watched { serving, gluster }, job)
     }
 
-    fn ours(&self, state: State, job: Job) -> Result<Figures, Box<dyn Error>> {
+    fn ours(&self, ours: &Ours<'_>, state: State, job: Job) -> Result<Figures, Box<dyn Error>> {
+        let volume = &self.volumes.volume;
         match state {
-            State::Clean => self.make_clean()?,
-            State::Dirty => self.make_dirty()?,
+            State::Clean => ours.make_clean(volume)?,
+            State::Dirty => ours.make_dirty(volume)?,
             State::Healing => {}
         }
-        let daemon = self.daemon()?;
+        let daemon = &ours.daemon;
         let healing = state == State::Healing;
         let healer = healing.then(|| daemon.start_healer()).transpose()?;
         let watched = Watched {
@@ -223,34 +300,81 @@ impl Rig<'_> {
         healer.map(end).transpose()?;
         figures
     }
+}
 
-    fn is_clean(&self) -> Result<bool, Box<dyn Error>> {
-        Ok(self.volumes.volume.marks(IMAGE)?.is_clean())
+impl Ours<'_> {
+    /// Where each of its files begins on the disk.
+    fn files_begin(&self) -> impl Iterator<Item = u64> + use<> {
+        (0..self.area).step_by(self.piece as usize)
     }
 
-    fn make_clean(&self) -> Result<(), Box<dyn Error>> {
-        let ours = self.ours.as_ref().ok_or("no daemon of ours")?;
-        if !self.is_clean()? {
-            ours.daemon.wait_no_healer()?;
-            ours.program.heal(&self.volumes.volume, IMAGE)?;
+    fn is_clean(&self, volume: &Volume) -> Result<bool, Box<dyn Error>> {
+        let files = match self.image {
+            SHARDED => sharded_files(volume)?,
+            image => vec![image.to_owned()],
+        };
+        for file in files {
+            if !volume.marks(&file)?.is_clean() {
+                return Ok(false);
+            }
         }
-        ours.daemon.wait_no_healer()
+        Ok(true)
     }
 
-    /// One write does it.
-    fn make_dirty(&self) -> Result<(), Box<dyn Error>> {
-        let daemon = self.daemon()?;
-        daemon.wait_no_healer()?;
-        if self.is_clean()? {
-            let mut device = Device::connect(&daemon.socket, 1, 4096)?;
-            device.submit(0, Kind::Write, 0, 4096);
-            match device.answers(1, PATIENCE).first() {
-                Some((_, 0)) => {}
-                other => return Err(format!("the first write: {other:?}").into()),
+    fn make_clean(&self, volume: &Volume) -> Result<(), Box<dyn Error>> {
+        if !self.is_clean(volume)? {
+            self.daemon.wait_no_healer()?;
+            self.program.heal(volume, self.image)?;
+        }
+        self.daemon.wait_no_healer()
+    }
+
+    /// One write does it; of an image in shards, one to each.
+    fn make_dirty(&self, volume: &Volume) -> Result<(), Box<dyn Error>> {
+        self.daemon.wait_no_healer()?;
+        if self.is_clean(volume)? {
+            let mut device = Device::connect(&self.daemon.socket, 1, 4096)?;
+            for begin in self.files_begin() {
+                device.submit(0, Kind::Write, begin, 4096);
+                match device.answers(1, PATIENCE).first() {
+                    Some((_, 0)) => {}
+                    other => return Err(format!("the first write: {other:?}").into()),
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Through a mount that is there for this alone. (`Volume::create_image` looks at one file.)
+fn create_sharded(volume: &Volume, area: u64) -> Result<(), Box<dyn Error>> {
+    let mount = volume.mount(BRICK)?;
+    let path = mount.path().join(SHARDED.trim_start_matches('/'));
+    let mut command = Command::new("dd");
+    command
+        .arg("if=/dev/urandom")
+        .arg(format!("of={}", path.display()));
+    command
+        .args(["bs=1M", "conv=fsync"])
+        .arg(format!("count={}", area / MIB));
+    run_command(&mut command, WARM_UP_DEADLINE)?;
+    drop(mount);
+    for file in sharded_files(volume)? {
+        volume.wait_healed(&file, PATIENCE)?;
+    }
+    Ok(())
+}
+
+/// The files of the image in shards, as paths in the volume.
+fn sharded_files(volume: &Volume) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut files = vec![SHARDED.to_owned()];
+    for entry in std::fs::read_dir(volume.brick_file(BRICK, PIECES))? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            files.push(format!("{PIECES}/{}", entry.file_name().to_string_lossy()));
+        }
+    }
+    Ok(files)
 }
 
 /// A cell by our own front-end, whatever serves.

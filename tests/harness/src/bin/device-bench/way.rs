@@ -9,6 +9,8 @@ use crate::workload::Workload;
 pub enum Way {
     /// bypass-blk serve
     Bypass,
+    /// The same, of an image in shards on the same volume
+    Sharded,
     /// qemu-storage-daemon on the brick's file, aio=io_uring
     QsdUring,
     /// The same with an iothread
@@ -44,12 +46,19 @@ pub enum State {
     Healing,
 }
 
+impl Way {
+    /// Whether it is bypass-blk serve.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Way::Bypass | Way::Sharded)
+    }
+}
+
 /// A way, with the state of the image where it is ours: a row of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Contender {
     /// The way.
     pub way: Way,
-    /// For [`Way::Bypass`] alone.
+    /// For ours alone.
     pub state: Option<State>,
 }
 
@@ -62,9 +71,9 @@ impl Contender {
 
     /// All of these ways, ours once for each state.
     pub fn all(ways: &[Way], states: &[State]) -> Vec<Contender> {
-        let of_way = |way: &Way| match way {
-            Way::Bypass => states.iter().copied().map(Some).collect(),
-            _ => vec![None],
+        let of_way = |way: &Way| match way.is_ours() {
+            true => states.iter().copied().map(Some).collect(),
+            false => vec![None],
         };
         let all = ways.iter().flat_map(|way| {
             let way = *way;
@@ -85,6 +94,9 @@ impl Contender {
             (Way::Bypass, Some(State::Dirty)) => "bypass-blk, dirty",
             (Way::Bypass, Some(State::Healing)) => "bypass-blk, healing",
             (Way::Bypass, _) => "bypass-blk, clean",
+            (Way::Sharded, Some(State::Dirty)) => "bypass-blk, shards, dirty",
+            (Way::Sharded, Some(State::Healing)) => "bypass-blk, shards, healing",
+            (Way::Sharded, _) => "bypass-blk, shards, clean",
             (Way::QsdUring, _) => "qsd io_uring",
             (Way::QsdUringIothread, _) => "qsd io_uring, iothread",
             (Way::QsdNative, _) => "qsd native",
@@ -105,17 +117,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_our_way_has_states() {
-        let all = Contender::all(&[Way::Bypass, Way::Fio], &[State::Clean, State::Healing]);
+    fn only_our_ways_have_states() {
+        let ways = [Way::Bypass, Way::Sharded, Way::Fio];
+        let all = Contender::all(&ways, &[State::Clean, State::Healing]);
         let names: Vec<&str> = all.iter().map(Contender::name).collect();
         assert_eq!(
             names,
             [
                 "bypass-blk, clean",
                 "bypass-blk, healing",
+                "bypass-blk, shards, clean",
+                "bypass-blk, shards, healing",
                 "fio, brick file"
             ]
         );
-        assert_eq!(all[2], Contender::LIMIT);
+        assert_eq!(all[4], Contender::LIMIT);
     }
 }

@@ -73,7 +73,8 @@ impl Program {
         options: &[String],
     ) -> Result<Daemon<'_>, Box<dyn Error>> {
         let node = volume.brick_node(NODE);
-        let socket = node.place().dir().join("blk.sock");
+        let name = image.replace('/', "-");
+        let socket = node.place().dir().join(format!("blk{name}.sock"));
         let mut command = self.command(node, "serve");
         command
             .args(["--server", node.address(), "--volume", volume.name()])
@@ -81,7 +82,7 @@ impl Program {
             .arg("--socket-path")
             .arg(&socket)
             .args(options);
-        let (mut process, log) = start(&mut command, node, "serve")?;
+        let (mut process, log) = start(&mut command, node, &format!("serve{name}"))?;
         wait_until("bypass-blk to listen", PATIENCE, || {
             let said = fs::read_to_string(&log).unwrap_or_default();
             match process.exited() {
