@@ -66,8 +66,12 @@ fn a_peer_whose_disk_is_full_alone_stays_marked_and_is_healed_when_it_has_room()
             .each_ref()
             .map(|file| file.to_str().unwrap()),
     );
-    let status = daemon.status();
-    assert!(status.to_string().contains("No space left"), "{status}");
+    wait_until("the status to say why", PATIENCE, || {
+        let status = daemon.status().to_string();
+        let said = status.contains("No space left");
+        said.then_some(()).ok_or(status)
+    })
+    .unwrap();
     // It is asked less and less often, and the log says it once.
     assert_eq!(healer.log().matches("No space left").count(), 1);
     small.make_room();

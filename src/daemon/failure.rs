@@ -14,6 +14,7 @@ use crate::gluster::volume::VolfileError;
 use crate::gluster::{GlusterdError, tls};
 use crate::image::error_chain::chain;
 use crate::image::heal::FollowError;
+use crate::image::layout::error::ShardsError;
 use crate::image::local::error::LocalError;
 use crate::image::locate::LocateError;
 use crate::image::replica::brick_port::Lock;
@@ -289,6 +290,7 @@ fn locate_code(error: &LocateError) -> u8 {
         ) => 13,
         LocateError::Volfile(_) | LocateError::TooManyBricks { .. } => 1,
         LocateError::NotStarted { .. } => 12,
+        LocateError::Shards(ShardsError::NoQuorum { .. }) => 44,
         LocateError::ShardsSpread { .. }
         | LocateError::BadShards { .. }
         | LocateError::ShardsNotYet { .. }

@@ -1,7 +1,7 @@
 //! One node of a cluster: its namespace, its folders and its `glusterd`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use crate::process::{alive, kill_and_wait};
 use crate::run::make_dir;
 use crate::{Error, Place, Result, run_command, wait_until};
 
+/// Where the package of glusterfs-server has the groups of volume options.
+const OPTION_GROUPS: &str = "/var/lib/glusterd/groups";
 /// How long a `glusterd` may take to answer its command line.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Above the command line's own time-out of 120 s.
@@ -92,6 +94,20 @@ impl Node {
                     .map_err(|error| error.to_string())
             },
         )
+    }
+
+    /// Lets its `glusterd` know the groups of volume options that the installed package brings.
+    pub(crate) fn install_option_groups(&self) -> Result<()> {
+        let known = self.place.dir().join("work/groups");
+        make_dir(&known)?;
+        let packaged = Path::new(OPTION_GROUPS);
+        for entry in fs::read_dir(packaged).at("list", packaged)? {
+            let from = entry.at("list", packaged)?.path();
+            if let Some(name) = from.file_name() {
+                fs::copy(&from, known.join(name)).at("copy", &from)?;
+            }
+        }
+        Ok(())
     }
 
     /// The process id of its `glusterd`; `None` when it is down.

@@ -237,6 +237,14 @@ impl Volume {
         self.gluster(&["set"], &[key, value]).map(drop)
     }
 
+    /// Sets all options of a group, as `gluster volume set NAME group GROUP` does.
+    pub fn set_group(&self, group: &str) -> Result<()> {
+        for node in self.cluster.nodes() {
+            node.install_option_groups()?;
+        }
+        self.set("group", group)
+    }
+
     /// Takes every lock of an image away, of one kind (`inode`, `posix`), from whoever has it.
     pub fn clear_locks(&self, image: &str, kind: &str) -> Result<()> {
         let path = format!("/{image}");

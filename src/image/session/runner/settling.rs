@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::Runner;
+use crate::image::error_chain::chain;
 use crate::image::heal::Unmarked;
 use crate::image::layout::FileIndex;
 use crate::image::replica::brick_set::BrickSet;
@@ -67,8 +68,17 @@ impl Runner {
     pub(super) fn renew_times(&mut self) {
         let team = self.team(FileIndex::BASE);
         let mut round = unmarking::begin(team, self.held());
+        let untouched = self.file(FileIndex::BASE).local.is_untouched();
         self.set_times(&mut round);
-        round.end(team);
+        // Or the session would take its own doing for somebody else's, when it was cut off.
+        let rebased = match untouched {
+            true => self.file_mut(FileIndex::BASE).local.rebase(),
+            false => Ok(()),
+        };
+        if let Err(error) = rebased {
+            log::error!("{}", chain(&error));
+        }
+        round.end(self.team(FileIndex::BASE));
         for (brick, error) in round.busy.iter().chain(&round.failed) {
             let name = self.names.one(*brick);
             log::warn!("mounts may go on reading old pages of the image: brick {name}: {error}");

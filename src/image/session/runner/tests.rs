@@ -12,6 +12,7 @@ use crate::image::replica::brick_set::SetChange;
 use crate::image::replica::brick_worker::BrickReport;
 use crate::image::replica::marking;
 use crate::image::session::state_machine::{Machine, Phase};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -36,6 +37,11 @@ const SHAPE: Shape = Shape {
 };
 const SIZE: u64 = 8192;
 
+thread_local! {
+    /// How often any local file was remembered anew.
+    static REBASED: Cell<usize> = const { Cell::new(0) };
+}
+
 /// The local file, written to by somebody since the session began or not.
 #[derive(Clone, Copy)]
 struct Seen {
@@ -56,6 +62,7 @@ impl CopyWatch for Seen {
     }
 
     fn rebase(&mut self) -> Result<(), LocalError> {
+        REBASED.set(REBASED.get() + 1);
         Ok(())
     }
 

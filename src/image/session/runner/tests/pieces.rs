@@ -115,6 +115,21 @@ fn a_quiet_file_loses_its_marks_at_the_second_look() {
 }
 
 #[test]
+fn the_time_that_the_session_sets_on_the_first_file_is_no_write_of_somebody_else_s() {
+    let rebased = |untouched| {
+        let mut session = open_marked();
+        session.runner.files[0].local = Box::new(Seen { untouched });
+        session.runner.hot_files = 0;
+        let before = REBASED.get();
+        session.runner.cool_down();
+        assert_eq!(session.runner.phase(SECOND), &Phase::Unmarked);
+        REBASED.get() - before
+    };
+    assert_eq!(rebased(|| true), 2, "the second file lost its marks");
+    assert_eq!(rebased(|| false), 1, "what somebody wrote is still seen");
+}
+
+#[test]
 fn what_stops_one_file_stops_the_image() {
     let mut session = open_marked();
     session.runner.take(SECOND, Event::LocalAccused { by: 1 });
