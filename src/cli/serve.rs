@@ -13,6 +13,7 @@ use crate::daemon::options::{FrontEnds, ServeOptions};
 use crate::daemon::session_setup::SessionSetup;
 use crate::daemon::target::{ImagePath, volume_name};
 use crate::daemon::upgrade::{self, Resume};
+use crate::daemon::upgrade_state;
 use crate::daemon::{logging, serve};
 use crate::device::Config;
 use crate::image::dirty_map::{ExtentSize, MapError};
@@ -187,7 +188,9 @@ pub(super) fn print_capabilities() -> ExitCode {
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     if args.resume == Some(Resume::Check) {
-        println!("{}", upgrade::understood());
+        for version in upgrade_state::VERSIONS {
+            println!("{}", upgrade::understood(version));
+        }
         return Ok(());
     }
     logging::start(args.log.log_level);

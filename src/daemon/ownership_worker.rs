@@ -239,7 +239,9 @@ impl Worker {
     /// Takes no event before the others go on, too.
     fn rest(&self, answer: &Sender<Result<Resting, String>>) {
         let kept = match (self.machine.ownership(), &self.session) {
-            (Ownership::Held, Some((session, place))) => session.keep().map(|kept| (kept, place)),
+            (Ownership::Held, Some((session, place))) => self
+                .can_be_opened_again()
+                .and_then(|()| Ok((session.keep()?, place))),
             _ => Err("the image is not held, or is to be given away".to_owned()),
         };
         let (sender, over) = mpsc::channel();
@@ -251,6 +253,14 @@ impl Worker {
         if answer.send(resting).is_ok() {
             // Nothing is sent: the other end is dropped, at once if it was refused.
             let _ = over.recv();
+        }
+    }
+
+    /// The next process is given the first file, and opens those behind it by their paths.
+    fn can_be_opened_again(&self) -> Result<(), String> {
+        match self.local.pieces.is_empty() {
+            true => Ok(()),
+            false => self.local.check_places().map_err(|error| chain(&error)),
         }
     }
 

@@ -117,7 +117,7 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
             what: "start the control thread",
             source,
         })?;
-    upgrade.listen(wishes, worker.served(), server.pause_handle())?;
+    upgrade.listen(located, wishes, worker.served(), server.pause_handle())?;
 
     let tell = move |change| told_of_changes.set_changed(change);
     let _watching = surroundings.watch(tell).map_err(|source| Failure::System {

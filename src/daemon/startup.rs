@@ -1,8 +1,6 @@
 //! What `serve` begins with: the image found by asking Gluster, or everything from the
 //! process before, at an upgrade.
 
-use std::sync::Arc;
-
 use crate::control::socket::ControlSocket;
 use crate::image::error_chain::chain;
 use crate::image::local::{self, LocalFile};
@@ -73,19 +71,13 @@ pub fn begin(options: &ServeOptions, state: &StateDir) -> Result<Startup, Failur
 /// Goes on where the process before stopped.
 fn resume(options: &ServeOptions, mut kept: UpgradeState) -> Result<Startup, Failure> {
     let place = kept.place.clone();
-    let path = place.local_path();
-    let local = kept.local.try_clone().and_then(|file| {
-        let size = file.metadata()?.len();
-        Ok(LocalFile {
-            file,
-            path,
-            size,
-            // Nobody upgrades after a failure.
-            durability: Arc::default(),
-            // Nor an image in pieces.
-            pieces: Arc::default(),
-        })
-    });
+    let base = kept.local.try_clone().map_err(|source| Failure::System {
+        what: "go on with the image's file",
+        source,
+    })?;
+    // Nobody else has its other files meanwhile: whoever wants them claims the first one before.
+    let local = local::go_on(base, &place.local_place(), options.setup.local_terms());
+    let local = local.map_err(|error| Failure::Open(error.into()))?;
     let front_ends = match (kept.listener.take(), &options.front_ends) {
         (Some(listener), FrontEnds::At(path)) => {
             FrontEndSource::Ready(Listener::at(path, listener))
@@ -95,10 +87,7 @@ fn resume(options: &ServeOptions, mut kept: UpgradeState) -> Result<Startup, Fai
     };
     Ok(Startup {
         place,
-        local: local.map_err(|source| Failure::System {
-            what: "go on with the image's file",
-            source,
-        })?,
+        local,
         front_ends,
         kept: Some(kept),
     })

@@ -22,6 +22,7 @@ use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 use crate::device::PauseHandle;
 use crate::image::error_chain::chain;
+use crate::image::locate::Located;
 use crate::image::session::ownership::Ownership;
 use crate::image::session::state_machine::Phase;
 
@@ -60,9 +61,9 @@ impl std::str::FromStr for Resume {
     }
 }
 
-/// What a program says that understands this one's documents.
-pub fn understood() -> String {
-    format!("bypass-blk resume {}", upgrade_state::VERSION)
+/// What a program says that understands documents of this version.
+pub fn understood(version: u32) -> String {
+    format!("bypass-blk resume {version}")
 }
 
 /// Why there was no upgrade. The daemon goes on.
@@ -148,21 +149,24 @@ impl Upgrade {
         })
     }
 
-    /// At each wish: tries the new program, and asks for the front-end to be paused.
+    /// At each wish: tries whether the new program goes on with this image, and asks for the
+    /// front-end to be paused.
     ///
     /// # Errors
     /// [`Failure::System`].
     pub fn listen(
         self: &Arc<Self>,
+        located: &Located,
         wishes: Wishes,
         served: Arc<ServedImage>,
         pause: PauseHandle,
     ) -> Result<(), Failure> {
         let (this, Wishes(mut signals)) = (Arc::clone(self), wishes);
+        let needed = understood(upgrade_state::version_of(located));
         let listen = move || {
             for _ in signals.forever() {
                 log::info!("SIGUSR1: upgrading to {}", this.program.display());
-                match is_possible(&served).and_then(|()| this.check()) {
+                match is_possible(&served).and_then(|()| this.check(&needed)) {
                     Ok(()) => pause.pause(),
                     Err(why) => log::error!("not upgraded: {}", chain(&why)),
                 }
@@ -178,7 +182,7 @@ impl Upgrade {
     }
 
     /// Does the new program run, with these arguments, and understand what it will find?
-    fn check(&self) -> Result<(), UpgradeError> {
+    fn check(&self, needed: &str) -> Result<(), UpgradeError> {
         let program = &self.program;
         let cannot_run = |source| UpgradeError::Run {
             program: program.clone(),
@@ -214,7 +218,7 @@ impl Upgrade {
             let read = output.take(MAX_ANSWER).read_to_string(&mut said);
             read.map_err(cannot_run)?;
         }
-        match said.lines().any(|line| line == understood()) {
+        match said.lines().any(|line| line == needed) {
             true => Ok(()),
             false => Err(unfit(format!(
                 "it is another version, or does not know the options ({status}, {said:?})"

@@ -3,7 +3,7 @@
 //!
 //! Both go through one socket, whose number is all that the next process is told
 //! (`serve --resume`). They may be of different versions of this program: a document of
-//! another [`VERSION`], or one that is damaged, is not used in part but as a
+//! none of the [`VERSIONS`], or one that is damaged, is not used in part but as a
 //! whole not at all. What is closed with it is then found as after a crash.
 
 use std::fs::File;
@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use crate::device::{Config, FrontEnd, Message};
 use crate::gluster::KeptConnection;
+use crate::image::layout::FileIndex;
 use crate::image::locate::Located;
 use crate::image::replica::brick_port::{Fence, KeptBrick};
 use crate::image::replica::holder::Holder;
@@ -35,8 +36,13 @@ use super::served_image::Resting;
 use super::session_setup::Place;
 use super::target::GlusterdAddress;
 
-/// Of the document. To be raised with every change of what it says or means.
-pub const VERSION: u32 = 1;
+/// Of documents that are understood. There is another with every change of what they say or
+/// mean.
+pub const VERSIONS: [u32; 2] = [WHOLE, SHARDS];
+/// Of an image that is one file: also programs that know nothing of shards go on with it.
+const WHOLE: u32 = 1;
+/// Of one in shards: it says which of them are guarded.
+const SHARDS: u32 = 2;
 
 /// File descriptors sent at once; the kernel takes 253.
 const AT_ONCE: usize = 128;
@@ -93,7 +99,9 @@ pub enum UpgradeStateError {
     #[error("the document of the process before is damaged")]
     Document(#[source] serde_json::Error),
     /// Of an older or newer program.
-    #[error("the process before left a document of version {found}; this program knows {VERSION}")]
+    #[error(
+        "the process before left a document of version {found}; this program knows {VERSIONS:?}"
+    )]
     Version {
         /// As found.
         found: u32,
@@ -135,6 +143,9 @@ struct BrickWords {
     last_xid: u32,
     open: Option<i64>,
     published: Option<Fence>,
+    /// As [`KeptBrick::guarded`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    guarded: Vec<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -143,6 +154,14 @@ struct FrontEndWords {
     writeback: Option<bool>,
     /// Code, payload, file descriptors.
     said: Vec<(u32, Vec<u8>, Vec<usize>)>,
+}
+
+/// The version of the document about an image: who is to go on with it must understand that.
+pub fn version_of(located: &Located) -> u32 {
+    match located.pieces {
+        None => WHOLE,
+        Some(_) => SHARDS,
+    }
 }
 
 /// A socket that holds all of it, and that an exec leaves open.
@@ -204,7 +223,7 @@ pub fn take(number: RawFd) -> Result<UpgradeState, UpgradeStateError> {
 pub fn read(text: &[u8], fds: &mut [Option<OwnedFd>]) -> Result<UpgradeState, UpgradeStateError> {
     let Versioned { version } =
         serde_json::from_slice(text).map_err(UpgradeStateError::Document)?;
-    if version != VERSION {
+    if !VERSIONS.contains(&version) {
         return Err(UpgradeStateError::Version { found: version });
     }
     let document = serde_json::from_slice(text).map_err(UpgradeStateError::Document)?;
@@ -223,10 +242,11 @@ fn document<'a>(leaving: &Leaving<'a>, fds: &mut Vec<BorrowedFd<'a>>) -> Documen
             last_xid: brick.connection.last_xid,
             open: brick.open,
             published: brick.published,
+            guarded: brick.guarded.iter().map(|file| file.0).collect(),
         })
     });
     Document {
-        version: VERSION,
+        version: version_of(&place.located),
         located: place.located.clone(),
         brick: place.local,
         holder: place.me.encode(),
@@ -270,6 +290,7 @@ fn kept(
                 },
                 open: brick.open,
                 published: brick.published,
+                guarded: brick.guarded.into_iter().map(FileIndex).collect(),
             }),
         });
     }

@@ -13,7 +13,7 @@ fn document(socket: usize) -> serde_json::Value {
     });
     let id = uuid::Uuid::new_v4();
     serde_json::json!({
-        "version": VERSION,
+        "version": WHOLE,
         "located": {
             "volume": "v", "volume_id": id, "image": "/i", "gfid": id, "size": 512,
             "set": {
@@ -55,6 +55,26 @@ fn what_is_left_is_found_again() {
 }
 
 #[test]
+fn a_document_of_a_whole_image_is_as_before_shards_and_one_of_shards_says_which_are_guarded() {
+    let files: Vec<File> = (0..6).map(|_| tempfile::tempfile().unwrap()).collect();
+    let fds = || files.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+    let old = taken(&serde_json::to_vec(&document(0)).unwrap(), fds()).unwrap();
+    assert!(old.bricks.bricks[0].as_ref().unwrap().guarded.is_empty());
+    assert_eq!(version_of(&old.place.located), WHOLE);
+
+    let mut shards = document(0);
+    shards["version"] = SHARDS.into();
+    let gfids = [uuid::Uuid::from_u128(7); 3];
+    shards["located"]["pieces"] = serde_json::json!({ "size": 128, "gfids": gfids });
+    shards["bricks"][0]["guarded"] = serde_json::json!([1, 3]);
+    let kept = taken(&serde_json::to_vec(&shards).unwrap(), fds()).unwrap();
+    let guarded = &kept.bricks.bricks[0].as_ref().unwrap().guarded;
+    assert_eq!(guarded, &[FileIndex(1), FileIndex(3)]);
+    assert_eq!(version_of(&kept.place.located), SHARDS);
+    assert_eq!(kept.place.located.layout().len(), 4);
+}
+
+#[test]
 fn more_file_descriptors_than_go_at_once_arrive_in_order() {
     let files: Vec<File> = (0..6).map(|_| tempfile::tempfile().unwrap()).collect();
     let many = 2 * AT_ONCE + 3;
@@ -72,8 +92,8 @@ fn a_document_of_another_version_or_a_damaged_one_is_not_used() {
     let files: Vec<File> = (0..6).map(|_| tempfile::tempfile().unwrap()).collect();
     let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
     assert!(matches!(
-        taken(br#"{"version":2}"#, vec![]),
-        Err(UpgradeStateError::Version { found: 2 })
+        taken(br#"{"version":3}"#, vec![]),
+        Err(UpgradeStateError::Version { found: 3 })
     ));
     let whole = serde_json::to_vec(&document(0)).unwrap();
     for text in [&b""[..], b"{}", &whole[..whole.len() - 1]] {

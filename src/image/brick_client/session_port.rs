@@ -46,6 +46,8 @@ const LASTING: [Lock; 4] = [
     Lock::Heal,
     Lock::Rebalance,
 ];
+/// What it holds of another file than the first as long as that has marks.
+const GUARD: [Lock; 2] = [Lock::Heal, Lock::Rebalance];
 /// How long a brick may take to answer before its connection is kept.
 const HOLD_LIMIT: Duration = Duration::from_millis(500);
 
@@ -190,7 +192,8 @@ impl BrickPort for GlusterPort {
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
         self.file = FileIndex::BASE;
-        let (mut open, mut published, mut standing) = (None, None, Vec::new());
+        let (mut open, mut published) = (None, None);
+        let mut files = vec![FileLocks::default(); self.layout.len()];
         let next = std::mem::replace(&mut self.next, Next::Later);
         let by_name = matches!(next, Next::Opening);
         let connected = match next {
@@ -202,7 +205,10 @@ impl BrickPort for GlusterPort {
             ),
             Next::Kept(kept) => {
                 (open, published) = (kept.open, kept.published);
-                standing = LASTING.to_vec();
+                files::stand(&mut files, FileIndex::BASE, &LASTING);
+                for file in kept.guarded {
+                    files::stand(&mut files, file, &GUARD);
+                }
                 Brick::adopt(&self.spec, kept.connection, &self.identity, &self.timeouts)
             }
             Next::Away => {
@@ -229,10 +235,6 @@ impl BrickPort for GlusterPort {
             let name = self.spec.to_string();
             brick.on_contention(move |contention| alert.raise(&name, contention));
         }
-        let mut files = vec![FileLocks::default(); self.layout.len()];
-        if let Some(base) = files.first_mut() {
-            base.standing = standing;
-        }
         self.live = Some(Live {
             brick,
             base: entry.gfid(),
@@ -251,6 +253,7 @@ impl BrickPort for GlusterPort {
             connection,
             open: live.fd.map(RemoteFd::number),
             published: live.published,
+            guarded: live.guarded(),
         })
     }
 
@@ -260,8 +263,13 @@ impl BrickPort for GlusterPort {
         }
     }
 
+    fn kept_files(&self) -> Vec<FileIndex> {
+        self.live().map(Live::guarded).unwrap_or_default()
+    }
+
     fn stood(&self) -> bool {
-        self.locks().is_ok_and(|locks| locks.standing == LASTING)
+        let stands = |locks: &FileLocks| GUARD.iter().all(|lock| locks.standing.contains(lock));
+        self.locks().is_ok_and(stands)
     }
 
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {

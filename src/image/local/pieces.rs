@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::image::layout::{FileIndex, Layout, shards};
 
 use super::error::LocalError;
-use super::{LocalTerms, claim, give_back, open_known};
+use super::opening::{LocalTerms, claim, give_back, open_known};
 
 /// What reads as nothing: for a piece that no brick has, of an image that is only read.
 const NOTHING: &str = "/dev/null";

@@ -1,7 +1,14 @@
 //! Which files are taken for the local copy, and which are refused.
 
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+
+use super::opening::FORMATS;
 use super::*;
 use crate::gluster::Pending;
+use crate::image::layout::{FileIndex, Layout, Pieces};
 use crate::image::replica::brick_set::BrickSet;
 
 const GFID: Uuid = Uuid::from_u128(0x1234);
@@ -104,6 +111,39 @@ fn a_file_that_was_given_back_is_claimed_again_only_if_it_is_still_there() {
         ours.claim_again(),
         Err(LocalError::Replaced { .. })
     ));
+}
+
+#[test]
+fn whoever_goes_on_has_the_first_file_as_it_was_and_claims_those_behind_it_anew() {
+    let (file, folder) = (image(b"", 4096), tempfile::tempdir_in("/var/tmp").unwrap());
+    let base = open(file.path(), GFID, RAW).unwrap();
+    let second = Uuid::from_u128(0x5678);
+    let gfids = vec![second];
+    let place = LocalPlace {
+        path: file.path().to_owned(),
+        shards: folder.path().to_owned(),
+        layout: Layout::new(GFID, 6144, Some(&Pieces { size: 4096, gfids })),
+    };
+    let kept = || base.file.try_clone().unwrap();
+    assert!(matches!(
+        go_on(kept(), &place, RAW),
+        Err(LocalError::Io { .. })
+    ));
+    let path = place.file(FileIndex(1));
+    std::fs::write(&path, b"").unwrap();
+    xattr::set(&path, GFID_XATTR, second.as_bytes()).unwrap();
+    let local = go_on(kept(), &place, RAW).unwrap();
+    assert_eq!((local.size, local.pieces.len()), (6144, 1));
+    for path in [file.path(), &path] {
+        let other = File::open(path).unwrap();
+        let theirs = rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive);
+        assert!(theirs.is_err(), "{} is claimed", path.display());
+    }
+    local.check_places().unwrap();
+    std::fs::rename(&path, folder.path().join("aside")).unwrap();
+    std::fs::write(&path, b"").unwrap();
+    let replaced = local.check_places();
+    assert!(matches!(replaced, Err(LocalError::Replaced { .. })));
 }
 
 #[test]

@@ -196,6 +196,8 @@ pub struct KeptBrick {
     pub open: Option<i64>,
     /// What was published.
     pub published: Option<Fence>,
+    /// The files after the first from which heals are kept.
+    pub guarded: Vec<FileIndex>,
 }
 
 /// One brick, for one image. Blocking; called from one thread.
@@ -235,6 +237,11 @@ pub trait BrickPort: Send {
 
     /// Ends what [`BrickPort::keep`] began.
     fn go_on(&mut self) {}
+
+    /// The files after the first from which the process before kept heals here, and still does.
+    fn kept_files(&self) -> Vec<FileIndex> {
+        Vec::new()
+    }
 
     /// Have the session's locks stood here since the process before read this copy?
     fn stood(&self) -> bool {

@@ -104,7 +104,8 @@ impl BrickPort for RecordingPort {
     }
 
     fn look(&mut self) -> Result<CopyState, PortError> {
-        Err(PortError::NoImage)
+        let copy = self.copy.lock().unwrap().clone();
+        copy.ok_or(PortError::NoImage)
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {

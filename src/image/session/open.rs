@@ -6,26 +6,28 @@
 //! connections with them.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::image::layout::FileIndex;
 use crate::image::local::error::LocalError;
-use crate::image::replica::brick_port::{BrickPort, CopyState, Fence, FileCopies, Lock, PortError};
+use crate::image::replica::brick_port::{BrickPort, CopyState, Fence, FileCopies};
 use crate::image::replica::brick_set::{BrickSet, Shape};
 use crate::image::replica::brick_worker::{Team, Worker};
 use crate::image::replica::data_lock::{self, wait};
 use crate::image::replica::freshness::{self, Opening, Seen};
 use crate::image::replica::names::Names;
 use crate::image::replica::promotion;
-use crate::image::replica::session_lock::{
-    Blocked, Claim, lock_background, lock_session, read_copies,
-};
+use crate::image::replica::session_lock::{Claim, read_copies};
 use crate::image::scheduler::Scheduler;
 
 use super::error::OpenError;
 use super::fencing;
 use super::terms::Terms;
+
+mod locking;
+
+use locking::{Patience, Wanted};
 
 /// How long to wait on one brick for other clients to finish their writes.
 const DATA_LOCK_LIMIT: Duration = Duration::from_secs(2);
@@ -34,9 +36,6 @@ const DATA_LOCK_LIMIT: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: std::ops::Range<u64> = 80..240;
 /// The same while a guest stands still.
 const URGENT_PAUSE: std::ops::Range<u64> = 5..15;
-
-/// How often a waiting session says so.
-const TELL: Duration = Duration::from_secs(5);
 
 /// The wait for locks.
 #[derive(Clone, Copy)]
@@ -87,6 +86,7 @@ pub fn open<L>(
     };
     let connected = attempt.connect();
     attempt.refuse_without_quorum(connected)?;
+    attempt.guard_kept(connected);
     let patience = Patience {
         end: waiting.threads.now() + terms.lock_timeout,
         pauses: match terms.urgent {
@@ -95,19 +95,26 @@ pub fn open<L>(
         },
         waiting,
     };
-    let mut locked = attempt.lock(connected, &patience)?;
+    let mut wanted = Wanted {
+        session: true,
+        files: attempt.guarded.clone(),
+    };
+    let mut locked = attempt.lock(connected, &wanted, &patience)?;
     let mut copies = attempt.probe(locked);
-    while !terms.read_only && attempt.guard_marked(&copies) {
-        // A lock that is taken twice is held twice.
-        attempt.unlock_all(locked);
-        locked = attempt.lock(attempt.answered(&copies), &patience)?;
+    loop {
+        wanted = attempt.marked_besides(&copies);
+        if terms.read_only || wanted.files.is_empty() {
+            break;
+        }
+        locked = attempt.lock(attempt.answered(&copies), &wanted, &patience)?;
+        attempt.guarded.extend(wanted.files);
         copies = attempt.probe(locked);
     }
     if !terms.read_only {
         attempt.end_writes_under_way(&mut copies);
     }
     let held = attempt.answered(&copies);
-    for (file, copies) in copies.iter().enumerate() {
+    for (file, copies) in (0..).map(FileIndex).zip(&copies) {
         attempt.decide(file, copies)?;
     }
     let base = copies.first().cloned().unwrap_or_default();
@@ -131,37 +138,9 @@ struct Attempt<'a> {
     names: &'a Names,
     workers: &'a [Worker],
     claim: Claim,
-    /// Files whose heal lock is to be taken.
+    /// Files from which heals are kept, where the session's locks are held.
     guarded: BTreeSet<FileIndex>,
     away: Vec<(usize, String)>,
-}
-
-/// How long others' locks are waited for.
-struct Patience<'a> {
-    end: Duration,
-    /// In milliseconds.
-    pauses: std::ops::Range<u64>,
-    waiting: Waiting<'a>,
-}
-
-impl Patience<'_> {
-    /// How long it lasts yet.
-    fn left(&self) -> Duration {
-        self.end.saturating_sub(self.waiting.threads.now())
-    }
-
-    /// Waits a little; `false` when it is time to give up.
-    fn pause(&self) -> bool {
-        if self.waiting.cancelled.load(Ordering::Relaxed) || self.waiting.threads.now() >= self.end
-        {
-            return false;
-        }
-        // The low bits of a fresh UUID are random: no random generator needed.
-        let random = uuid::Uuid::new_v4().as_u128() as u64;
-        let spread = self.pauses.start + random % (self.pauses.end - self.pauses.start);
-        self.waiting.threads.sleep(Duration::from_millis(spread));
-        true
-    }
 }
 
 impl Attempt<'_> {
@@ -186,111 +165,6 @@ impl Attempt<'_> {
             return Err(self.refusal(freshness::Refusal::LocalAway));
         }
         Ok(())
-    }
-
-    /// Takes the locks on all of `bricks`, waiting for those of others. Returns
-    /// the bricks that stayed.
-    fn lock(
-        &mut self,
-        mut bricks: BrickSet,
-        patience: &Patience<'_>,
-    ) -> Result<BrickSet, OpenError> {
-        let (mut told, mut told_at) = (String::new(), Duration::MAX);
-        loop {
-            let error = match self.try_lock(bricks) {
-                Ok(()) => return Ok(bricks),
-                Err((brick, Blocked::Port(error))) => {
-                    bricks.remove(brick);
-                    self.away.push((brick, error.to_string()));
-                    self.refuse_without_quorum(bricks)?;
-                    continue;
-                }
-                Err((brick, Blocked::Session(holder))) => OpenError::Locked {
-                    brick: self.names.one(brick),
-                    holder,
-                },
-                Err((brick, Blocked::Busy(lock))) => OpenError::Busy {
-                    volume: self.names.volume.clone(),
-                    lock,
-                    brick: self.names.one(brick),
-                },
-            };
-            if !patience.pause() {
-                return Err(error);
-            }
-            let (why, left) = (error.to_string(), patience.left());
-            if told != why || told_at.saturating_sub(left) >= TELL {
-                log::info!("waiting for a lock, {} s more: {why}", left.as_secs());
-                (told, told_at) = (why, left);
-            }
-        }
-    }
-
-    /// The session lock on every brick in child order, then the others. On the
-    /// first refusal everything is given back: of two sessions that race, the
-    /// one that gets the first brick gets them all, and none waits on the other
-    /// while holding what that one needs.
-    fn try_lock(&self, bricks: BrickSet) -> Result<(), (usize, Blocked)> {
-        let mut result = self.lock_each(FileIndex::BASE, bricks, lock_session);
-        for file in &self.guarded {
-            result = result.and_then(|()| self.lock_each(*file, bricks, lock_background));
-        }
-        if result.is_err() {
-            self.unlock_all(bricks);
-        }
-        result
-    }
-
-    fn lock_each(
-        &self,
-        file: FileIndex,
-        bricks: BrickSet,
-        lock: fn(&mut dyn BrickPort, &Claim) -> Result<(), Blocked>,
-    ) -> Result<(), (usize, Blocked)> {
-        let claim = self.claim;
-        for brick in bricks.iter() {
-            let Some(worker) = self.workers.get(brick) else {
-                continue;
-            };
-            let answer = worker
-                .ask_about(file, move |port| lock(port, &claim))
-                .wait();
-            let gone = || {
-                Err(Blocked::Port(PortError::Away(
-                    "the brick's worker ended".to_owned(),
-                )))
-            };
-            answer
-                .unwrap_or_else(gone)
-                .map_err(|blocked| (brick, blocked))?;
-        }
-        Ok(())
-    }
-
-    fn unlock_all(&self, bricks: BrickSet) {
-        let shared = self.claim.read_only;
-        let asked: Vec<_> = bricks
-            .iter()
-            .filter_map(|brick| self.workers.get(brick))
-            .map(|worker| {
-                let guarded = self.guarded.clone();
-                worker.ask(move |port| {
-                    // A lock that was never granted is refused here: nothing to do.
-                    for file in guarded {
-                        port.select(file);
-                        for lock in [Lock::Rebalance, Lock::Heal] {
-                            let _ = port.unlock(lock);
-                        }
-                    }
-                    port.select(FileIndex::BASE);
-                    let _ = port.unlock(Lock::Session { shared });
-                })
-            })
-            .collect();
-        for answer in asked {
-            // Only the waiting matters: what cannot be unlocked is gone with its connection.
-            let _ = answer.wait();
-        }
     }
 
     fn probe(&mut self, bricks: BrickSet) -> Vec<FileCopies> {
@@ -323,19 +197,6 @@ impl Attempt<'_> {
             .collect()
     }
 
-    /// Files that somebody marked: a heal of theirs may be under way, and must be over before
-    /// what is read of them counts. Are there any from which heals are not kept yet?
-    fn guard_marked(&mut self, copies: &[FileCopies]) -> bool {
-        let is_marked = |copy: &CopyState| copy.dirty != 0 || !copy.accuses().is_empty();
-        let before = self.guarded.len();
-        for (file, copies) in (0..).map(FileIndex).zip(copies) {
-            if copies.iter().flatten().any(is_marked) {
-                self.guarded.insert(file);
-            }
-        }
-        self.guarded.len() > before
-    }
-
     /// A client that wrote a moment ago keeps AFR's counter of writes under way up until
     /// its lock is wanted. What is left then is of a write that was cut short.
     fn end_writes_under_way(&mut self, copies: &mut [FileCopies]) {
@@ -353,18 +214,12 @@ impl Attempt<'_> {
         }
     }
 
-    fn decide(&self, file: usize, copies: &FileCopies) -> Result<Opening, OpenError> {
+    fn decide(&self, file: FileIndex, copies: &FileCopies) -> Result<Opening, OpenError> {
         let decided = self.refuse_beside_a_promoted_copy(copies).and_then(|()| {
             let seen: Vec<_> = copies.iter().map(seen).collect();
             freshness::decide(self.shape, &seen).map_err(|refusal| self.refusal(refusal))
         });
-        decided.map_err(|why| match file {
-            0 => why,
-            shard => OpenError::Shard {
-                shard,
-                why: Box::new(why),
-            },
-        })
+        decided.map_err(|why| of_file(file, why))
     }
 
     /// When the lost copy comes back, stock Gluster heals everything from the promoted
@@ -406,6 +261,17 @@ impl Attempt<'_> {
     }
 }
 
+/// What stands in the way of a file does in that of the image.
+fn of_file(file: FileIndex, why: OpenError) -> OpenError {
+    match file {
+        FileIndex::BASE => why,
+        file => OpenError::Shard {
+            shard: file.at(),
+            why: Box::new(why),
+        },
+    }
+}
+
 fn seen(copy: &Option<CopyState>) -> Seen {
     match copy {
         None => Seen::Away,
@@ -416,3 +282,6 @@ fn seen(copy: &Option<CopyState>) -> Seen {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

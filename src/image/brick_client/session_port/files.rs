@@ -6,7 +6,7 @@ use crate::image::brick_client::failure::port_error;
 use crate::image::layout::FileIndex;
 use crate::image::replica::brick_port::{Lock, PortError};
 
-use super::{GlusterPort, Live};
+use super::{GUARD, GlusterPort, Live};
 
 /// What is held of a file through a connection, and what was last read of it.
 #[derive(Clone, Default)]
@@ -20,6 +20,28 @@ pub(super) struct FileLocks {
     pub(super) standing: Vec<Lock>,
     /// Locks that this one did.
     pub(super) taken: Vec<Lock>,
+}
+
+impl FileLocks {
+    fn holds(&self, lock: Lock) -> bool {
+        self.standing.contains(&lock) || self.taken.contains(&lock)
+    }
+}
+
+/// The process before took these locks of a file.
+pub(super) fn stand(files: &mut [FileLocks], file: FileIndex, locks: &[Lock]) {
+    if let Some(of_file) = files.get_mut(file.at()) {
+        of_file.standing = locks.to_vec();
+    }
+}
+
+impl Live {
+    /// The files after the first from which heals are kept.
+    pub(super) fn guarded(&self) -> Vec<FileIndex> {
+        let files = (0..).map(FileIndex).zip(&self.files).skip(1);
+        let guarded = files.filter(|(_, locks)| GUARD.iter().all(|lock| locks.holds(*lock)));
+        guarded.map(|(file, _)| file).collect()
+    }
 }
 
 impl GlusterPort {

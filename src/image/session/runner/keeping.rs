@@ -37,25 +37,19 @@ impl Runner {
 
     /// Only what the next process can open again for sure: else it would end the session.
     fn keep(&mut self, held: BrickSet) -> Result<Vec<Option<KeptBrick>>, String> {
-        if !self.layout.is_whole() {
-            return Err(
-                "an image in shards cannot be taken over yet: start the daemon anew".to_owned(),
-            );
+        for file in self.layout.files() {
+            self.rests(file, held)?;
         }
-        let base = &self.file(FileIndex::BASE).machine;
-        match base.phase() {
-            Phase::Unmarked | Phase::Dirty => {}
-            Phase::Stopped(_) => return Err("the session has stopped".to_owned()),
-            _ => return Err("the guest's writes wait for a quorum of bricks".to_owned()),
-        }
-        let overruled = base.overruled();
         // The next process would not know.
         self.vouch()?;
         if !self.shape.is_quorum(held) || !held.contains(self.shape.local) {
             return Err("this host's brick and a quorum of all must be held".to_owned());
         }
-        if !overruled.is_empty() || self.accuser_among_held(FileIndex::BASE).is_some() {
-            return Err("a brick says that the local copy misses data".to_owned());
+        if let Some(file) = self.accused_file(held) {
+            let file = self.names_file(file);
+            return Err(format!(
+                "a brick says that the local copy misses data of {file}"
+            ));
         }
         let asked: Vec<_> = self
             .workers
@@ -74,5 +68,55 @@ impl Runner {
             kept.transpose().map_err(named)
         })
         .collect()
+    }
+
+    /// Is a file in a state that the next process finds again by what stands on the bricks?
+    fn rests(&self, file: FileIndex, held: BrickSet) -> Result<(), String> {
+        let replica = self.file(file);
+        match replica.machine.phase() {
+            Phase::Unmarked | Phase::Dirty => {}
+            Phase::Stopped(_) => return Err("the session has stopped".to_owned()),
+            _ => return Err("the guest's writes wait for a quorum of bricks".to_owned()),
+        }
+        match replica.wants_guard && !replica.guarded.covers(held) {
+            true => Err(format!(
+                "heals are not kept from {} on every brick",
+                self.names_file(file)
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// A file of which a brick says that the local copy misses something. All of them are asked
+    /// about, as the next process does when it opens the image.
+    fn accused_file(&mut self, held: BrickSet) -> Option<FileIndex> {
+        let overruled = |file: &FileIndex| !self.file(*file).machine.overruled().is_empty();
+        if let Some(file) = self.layout.files().find(overruled) {
+            return Some(file);
+        }
+        if self.accuser_among_held(FileIndex::BASE).is_some() {
+            return Some(FileIndex::BASE);
+        }
+        if self.layout.is_whole() {
+            return None;
+        }
+        let (count, local) = (self.layout.len() as u32, self.shape.local);
+        let ask = |brick: usize| {
+            let worker = self.workers.get(brick)?;
+            Some(worker.ask(move |port| port.look_at_all(count)))
+        };
+        let asked: Vec<_> = held.iter().filter_map(ask).collect();
+        // A brick that does not answer is not kept.
+        let told: Vec<_> = asked
+            .into_iter()
+            .filter_map(|asked| wait(asked).ok())
+            .collect();
+        let accused = |file: &FileIndex| {
+            let copies = told.iter().filter_map(|copies| copies.get(file.at()));
+            copies
+                .into_iter()
+                .any(|copy| copy.accuses().contains(local))
+        };
+        self.layout.files().find(accused)
     }
 }

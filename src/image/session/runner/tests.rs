@@ -2,6 +2,7 @@
 //! are told.
 
 mod ending;
+mod keeping;
 mod looking;
 mod pieces;
 mod syncing;

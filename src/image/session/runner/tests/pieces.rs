@@ -7,7 +7,7 @@ use super::*;
 const SECOND: FileIndex = FileIndex(1);
 
 /// Two files, in two extents.
-fn open() -> Session {
+pub(super) fn open() -> Session {
     let pieces = Pieces {
         size: SIZE / 2,
         gfids: vec![Uuid::from_u128(2)],
@@ -20,7 +20,7 @@ fn open() -> Session {
 }
 
 /// The second file is marked on all bricks, and they say so.
-fn open_marked() -> Session {
+pub(super) fn open_marked() -> Session {
     let mut session = open();
     session.runner.take(SECOND, Event::WriteWanted);
     let stamp = session.debt().current_stamp();
