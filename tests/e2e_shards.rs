@@ -3,7 +3,9 @@
 
 mod support;
 
-use bypass_harness::{Cluster, Fill, VolumeKind, wait_until};
+use std::fs;
+
+use bypass_harness::{Cluster, Fill, Volume, VolumeKind, wait_until};
 use support::daemon::Daemon;
 use support::front_end::FrontEnd;
 use support::healer::Healer;
@@ -18,6 +20,7 @@ fn a_write_marks_the_shards_that_it_is_in_and_stock_gluster_heals_them() {
     let cluster = Cluster::start(3).unwrap();
     let volume = sharded(&cluster, VolumeKind::Replica(3), Fill::Noise, &[]);
     let mut expected = shards::disk(&volume, 0);
+    an_image_that_is_being_removed_is_refused(&volume);
     let daemon = Daemon::serve(&volume, 0, &[]);
     assert_eq!(daemon.status()["state"], "clean");
     assert!(shards::marked(&volume).is_empty(), "nothing is written yet");
@@ -51,6 +54,32 @@ fn a_write_marks_the_shards_that_it_is_in_and_stock_gluster_heals_them() {
         shards::read_by_mount(&volume, 1) == expected,
         "through a mount"
     );
+}
+
+/// A client died between the two steps of a removal: the image is to be removed, and still there.
+fn an_image_that_is_being_removed_is_refused(volume: &Volume) {
+    let mount = volume.mount(0).unwrap();
+    let other = mount.path().join("other.img");
+    fs::write(&other, vec![1; 2 * SHARD as usize]).unwrap();
+    fs::remove_file(&other).unwrap();
+    drop(mount);
+    let (name, identity) = (shards::gfid(volume).to_string(), uuid::Uuid::new_v4());
+    let brick = volume.brick_dir(2);
+    let marker = brick.join(".shard/.remove_me").join(name);
+    fs::write(&marker, "").unwrap();
+    xattr::set(&marker, "trusted.gfid", identity.as_bytes()).unwrap();
+    let identity = identity.to_string();
+    let handles = brick
+        .join(".glusterfs")
+        .join(&identity[..2])
+        .join(&identity[2..4]);
+    fs::create_dir_all(&handles).unwrap();
+    fs::hard_link(&marker, handles.join(&identity)).unwrap();
+    let refused = Daemon::try_serve(volume, 0, &[]).err().expect("refused");
+    assert_eq!(refused.code, Some(14), "{}", refused.log);
+    assert!(refused.log.contains("is being removed"), "{}", refused.log);
+    fs::remove_file(handles.join(identity)).unwrap();
+    fs::remove_file(marker).unwrap();
 }
 
 #[test]

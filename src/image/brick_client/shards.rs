@@ -72,7 +72,8 @@ pub fn find(
         return Err(ShardsError::TooMany { image, files });
     }
     let search = PieceSearch::connect(located, shape, files - 1, identity, timeouts);
-    let gfids = match search.look().and_then(|found| search.settle(found)) {
+    let looked = search.refuse_removed().and_then(|()| search.look());
+    let gfids = match looked.and_then(|found| search.settle(found)) {
         Ok(gfids) if make && gfids.contains(&None) => search.make(),
         settled => settled,
     };
@@ -185,6 +186,26 @@ impl<'a> PieceSearch<'a> {
     fn failed(&self, source: BrickError) -> ShardsError {
         let image = self.located.image.clone();
         ShardsError::Make { image, source }
+    }
+
+    /// A client that removes an image says so before it removes anything.
+    fn refuse_removed(&self) -> Result<(), ShardsError> {
+        let (folder, gfid) = (Gfid(shards::REMOVED_GFID), self.located.gfid);
+        for (child, brick) in self.reached() {
+            match brick.lookup(folder, &gfid.to_string(), &[]) {
+                Ok(_) => {
+                    return Err(ShardsError::BeingRemoved {
+                        image: self.located.image.clone(),
+                        gfid,
+                        brick: self.names.one(child),
+                    });
+                }
+                // No image, or no image in shards, was ever removed.
+                Err(error) if error.is_no_file() => {}
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+        Ok(())
     }
 
     /// On every brick at one time.

@@ -57,6 +57,18 @@ pub enum ShardsError {
         /// Who has it.
         on: String,
     },
+    /// Its pieces are going to be deleted.
+    #[error(
+        "{image} is being removed: {brick} has /.shard/.remove_me/{gfid}, by which Gluster's clients delete its shards. If nobody is at it any more, remove that file from every brick, with its link in .glusterfs"
+    )]
+    BeingRemoved {
+        /// The image.
+        image: String,
+        /// Its identity.
+        gfid: uuid::Uuid,
+        /// Who says so.
+        brick: String,
+    },
     /// Two files under one name.
     #[error(
         "shard {name} of {image} is not the same file on all bricks (their gfids differ). Choose one as for a split-brain, before the image is used"

@@ -14,6 +14,10 @@ pub const FOLDER: &str = ".shard";
 /// Its identity, the same in every volume (`SHARD_ROOT_GFID`).
 pub const FOLDER_GFID: Uuid = Uuid::from_u128(0xbe31_8638_e8a0_4c6d_977d_7a93_7aa8_4806);
 
+/// The identity of the folder in it, `.remove_me`, that has a file for each image whose pieces are to be
+/// deleted, named by the image's gfid (`SHARD_REMOVE_ME_GFID`).
+pub const REMOVED_GFID: Uuid = Uuid::from_u128(0x77dd_5a45_dbf5_4592_b31b_b440_3823_02e9);
+
 /// How an image is cut, as its own attributes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
