@@ -13,6 +13,7 @@ use insta::assert_snapshot;
 use super::http::{MAX_HEAD, Wanted, judge};
 use super::*;
 use crate::control::samples::{self, MIB, copying, healer, healing, report, waiting};
+use crate::control::status::FilesStatus;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -33,6 +34,28 @@ fn openmetrics_of_an_image_that_is_healed() {
 #[test]
 fn textfile_of_a_clean_image() {
     assert_snapshot!(textfile(&[report(&samples::clean())]));
+}
+
+#[test]
+fn of_an_image_in_shards_it_says_how_many_are_marked() {
+    let mut image = report(&samples::clean());
+    let of_files = |image: &Status| {
+        let text = textfile(&[image.clone()]);
+        let samples = text.lines().filter(|line| line.contains("_image_files"));
+        samples.filter(|line| !line.starts_with('#')).count()
+    };
+    assert_eq!(of_files(&image), 0, "it is one file");
+    image.files = Some(FilesStatus {
+        count: 16,
+        piece_bytes: 64 * MIB,
+        marked: vec![0, 3],
+    });
+    let text = textfile(&[image]);
+    let labels = r#"{volume="vms",image="/vm1.img"}"#;
+    for (name, value) in [("image_files", "16.0"), ("image_files_marked", "2.0")] {
+        let sample = format!("bypass_blk_{name}{labels} {value}\n");
+        assert!(text.contains(&sample), "{text}");
+    }
 }
 
 #[test]

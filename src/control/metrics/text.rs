@@ -99,6 +99,18 @@ impl Images {
             one(|i| Some(i.size as f64)),
         )?;
         out.gauge(
+            "image_files",
+            "Files of an image in shards",
+            None,
+            one(|i| i.files.as_ref().map(|files| files.count as f64)),
+        )?;
+        out.gauge(
+            "image_files_marked",
+            "Those of them that are marked: after a crash of the host they are compared",
+            None,
+            one(|i| i.files.as_ref().map(|files| files.marked.len() as f64)),
+        )?;
+        out.gauge(
             "image_sync_failed",
             "1 when a sync of the local copy failed: the guest's flushes fail and the marks stay",
             None,
