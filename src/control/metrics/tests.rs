@@ -40,7 +40,7 @@ fn textfile_of_a_clean_image() {
 fn of_an_image_in_shards_it_says_how_many_are_marked() {
     let mut image = report(&samples::clean());
     let of_files = |image: &Status| {
-        let text = textfile(&[image.clone()]);
+        let text = textfile(std::slice::from_ref(image));
         let samples = text.lines().filter(|line| line.contains("_image_files"));
         samples.filter(|line| !line.starts_with('#')).count()
     };
