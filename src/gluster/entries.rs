@@ -49,7 +49,7 @@ impl Brick {
         want: &[&str],
     ) -> Result<Vec<Option<Entry>>, BrickError> {
         let start = |name: &String| self.start_lookup(Gfid::NONE, parent, name, want);
-        all(names, MOST_LOOKUPS, start, present)
+        all(names, MOST_LOOKUPS, start, there)
     }
 
     /// Looks every gfid up, many at one time; `None` for those that are not there.
@@ -62,7 +62,7 @@ impl Brick {
         want: &[&str],
     ) -> Result<Vec<Option<Entry>>, BrickError> {
         let start = |gfid: &Gfid| self.start_lookup_gfid(*gfid, want);
-        all(gfids, MOST_LOOKUPS, start, present)
+        all(gfids, MOST_LOOKUPS, start, there)
     }
 
     /// Begins a [`Brick::lookup_gfid`].
@@ -157,6 +157,16 @@ impl Brick {
         Ok(())
     }
 
+    /// The same, though some may not be there.
+    ///
+    /// # Errors
+    /// The first that failed in another way.
+    pub fn fsync_those_there(&self, gfids: &[Gfid]) -> Result<(), BrickError> {
+        let start = |gfid: &Gfid| self.start_fsync(*gfid, false);
+        all(gfids, MOST_MADE, start, there)?;
+        Ok(())
+    }
+
     /// Tries to take the lock of a name in a directory, or without a name that of all.
     ///
     /// # Errors
@@ -232,10 +242,10 @@ fn all<I, T, R>(
     Ok(found)
 }
 
-/// A name that is not there is no failure.
-fn present(found: Result<Entry, BrickError>) -> Result<Option<Entry>, BrickError> {
+/// A file that is not there is no failure.
+fn there<T>(found: Result<T, BrickError>) -> Result<Option<T>, BrickError> {
     match found {
-        Ok(entry) => Ok(Some(entry)),
+        Ok(found) => Ok(Some(found)),
         Err(error) if error.is_no_file() => Ok(None),
         Err(error) => Err(error),
     }

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::gluster::fops::{OpenMode, RemoteFd};
 use crate::gluster::locks::domain;
 use crate::gluster::{
-    Brick, BrickSpec, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp, LockRange,
-    Locked, Timeouts,
+    Brick, BrickError, BrickSpec, Errno, Gfid, INTERNAL_PID, Identity, LkOwner, LockKind, LockOp,
+    LockRange, Locked, Timeouts,
 };
 use crate::image::error_chain::chain;
 use crate::image::layout::{FileIndex, Layout};
@@ -187,6 +187,12 @@ impl BrickPort for GlusterPort {
 
     fn look_at_all(&mut self, count: u32) -> Result<Vec<CopyState>, PortError> {
         self.look_up_all(count)
+    }
+
+    fn fsync_all(&mut self, count: u32) -> Result<(), PortError> {
+        let (_, gfids) = self.first_files(count)?;
+        let synced = self.live()?.brick.fsync_those_there(&gfids);
+        synced.map_err(sync_error)
     }
 
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
@@ -401,18 +407,21 @@ impl BrickPort for GlusterPort {
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {
-        let live = self.live()?;
-        let synced = live.brick.fsync(self.gfid(), false);
-        synced.map_err(|error| match port_error(error) {
-            PortError::Refused(why) => PortError::Unsynced(why),
-            other => other,
-        })
+        let synced = self.live()?.brick.fsync(self.gfid(), false);
+        synced.map_err(sync_error)
     }
 
     fn disconnect(&mut self) {
         if let Some(live) = self.live.take() {
             live.brick.close();
         }
+    }
+}
+
+fn sync_error(error: BrickError) -> PortError {
+    match port_error(error) {
+        PortError::Refused(why) => PortError::Unsynced(why),
+        other => other,
     }
 }
 

@@ -226,6 +226,20 @@ pub trait BrickPort: Send {
         copies
     }
 
+    /// Makes data and marks of the first `count` files durable, many at one time.
+    ///
+    /// # Errors
+    /// As the connection fails. One that is not there is none.
+    fn fsync_all(&mut self, count: u32) -> Result<(), PortError> {
+        let sync = |file| {
+            self.select(file);
+            self.fsync()
+        };
+        let synced = (0..count).map(FileIndex).try_for_each(sync);
+        self.select(FileIndex::BASE);
+        synced
+    }
+
     /// Lets the connection rest, locks and all, for another process to go on with it or
     /// until [`BrickPort::go_on`].
     ///

@@ -101,8 +101,8 @@ pub fn read_copy(port: &mut dyn BrickPort, claim: &Claim) -> Result<CopyState, P
 }
 
 /// [`read_copy`] of every file of an image, those that were locked being `guarded`, the first
-/// among them. The others are not made durable: nothing is written to one before it is
-/// marked, and that makes what stands there durable.
+/// among them. Those that seem to have no mark are made durable, too: the session may end
+/// without having written to one, and says then that all copies are equal for good.
 ///
 /// # Errors
 /// As the connection fails.
@@ -113,7 +113,13 @@ pub fn read_copies(
 ) -> Result<Vec<CopyState>, PortError> {
     let mut copies = match claim.files {
         0 | 1 => vec![None],
-        files => port.look_at_all(files)?.into_iter().map(Some).collect(),
+        files => {
+            port.select(FileIndex::BASE);
+            if !claim.read_only && !port.stood() {
+                port.fsync_all(files)?;
+            }
+            port.look_at_all(files)?.into_iter().map(Some).collect()
+        }
     };
     for file in guarded {
         port.select(*file);
@@ -123,4 +129,31 @@ pub fn read_copies(
     }
     port.select(FileIndex::BASE);
     Ok(copies.into_iter().flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::replica::recording_port::{Change, Journal, RecordingPort};
+
+    /// Whoever removed marks may have been killed before that was durable.
+    #[test]
+    fn every_file_of_an_image_is_made_durable_before_it_is_read_unless_only_to_read_it() {
+        for (read_only, synced) in [(false, 3), (true, 0)] {
+            let journal = Journal::default();
+            let mut port = RecordingPort {
+                journal: journal.clone(),
+                ..RecordingPort::default()
+            };
+            let claim = Claim {
+                session: Uuid::nil(),
+                read_only,
+                files: 3,
+            };
+            let read = read_copies(&mut port, &claim, &BTreeSet::from([FileIndex::BASE]));
+            assert!(read.is_err(), "this port tells nothing of its copy");
+            let expected = vec![(0, Change::Durable); synced];
+            assert_eq!(*journal.lock().unwrap(), expected);
+        }
+    }
 }

@@ -74,14 +74,7 @@ impl GlusterPort {
     /// image that is only read), and misses nothing.
     pub(super) fn look_up_all(&mut self, count: u32) -> Result<Vec<CopyState>, PortError> {
         let files: Vec<_> = self.layout.files().take(count as usize).collect();
-        let is_there = |file: &&FileIndex| !self.layout.gfid(**file).is_nil();
-        let asked: Vec<_> = files.iter().filter(is_there).copied().collect();
-        let gfid_of = |file: &FileIndex| match *file {
-            FileIndex::BASE => Ok(self.live()?.base),
-            file => Ok(Gfid(self.layout.gfid(file))),
-        };
-        let gfids = asked.iter().map(gfid_of);
-        let gfids: Vec<_> = gfids.collect::<Result<_, PortError>>()?;
+        let (asked, gfids) = self.first_files(count)?;
         let found = self.live()?.brick.lookup_gfids(&gfids, &self.wanted());
         let mut found = asked.into_iter().zip(found.map_err(port_error)?);
         let mut next = found.next();
@@ -100,6 +93,17 @@ impl GlusterPort {
         }
         self.file = FileIndex::BASE;
         Ok(copies)
+    }
+
+    /// Which of the first `count` files are there.
+    pub(super) fn first_files(&self, count: u32) -> Result<(Vec<FileIndex>, Vec<Gfid>), PortError> {
+        let base = self.live()?.base;
+        let files = self.layout.files().take(count as usize);
+        let gfids = files.map(|file| match file {
+            FileIndex::BASE => (file, base),
+            _ => (file, Gfid(self.layout.gfid(file))),
+        });
+        Ok(gfids.filter(|(_, gfid)| *gfid != Gfid::NONE).unzip())
     }
 
     fn noted(&mut self, entry: &Entry) -> Result<CopyState, PortError> {
