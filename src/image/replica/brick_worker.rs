@@ -410,11 +410,23 @@ impl WorkerState {
         Ok(read_copies(&mut *self.port, &self.claim, &self.guarded)?)
     }
 
+    /// Whom the brick accuses, on any file of the image.
+    fn accuses_now(&mut self) -> Result<BrickSet, PortError> {
+        self.port.select(FileIndex::BASE);
+        let copies = match self.claim.files {
+            0 | 1 => vec![self.port.look()?],
+            files => self.port.look_at_all(files)?,
+        };
+        let accused = copies.iter().map(|copy| copy.accuses());
+        Ok(accused
+            .flat_map(|accused| accused.iter().collect::<Vec<_>>())
+            .collect())
+    }
+
     fn tell(&mut self, blocked: Blocked) {
         let why = match blocked {
             Blocked::Session(Some(holder)) if holder.session != self.claim.session => {
-                self.port.select(FileIndex::BASE);
-                let accuses = self.port.look().map(|copy| copy.accuses()).ok();
+                let accuses = self.accuses_now().ok();
                 return (self.report)(BrickReport::TakenByOther { holder, accuses });
             }
             // A lock of our own dead connection: the brick lets it go in time.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::image::layout::FileIndex;
 use crate::image::replica::brick_port::CopyState;
 use crate::image::replica::brick_worker::BrickReport;
-use crate::image::session::state_machine::Event;
+use crate::image::session::state_machine::{Event, Phase};
 
 use super::Runner;
 
@@ -37,10 +37,22 @@ impl Runner {
                     copy.why_away = Some(format!("locked by {holder}"))
                 });
                 let accused = accuses.is_some_and(|accuses| accuses.contains(self.shape.local));
-                self.take_all(Event::TakenByOther { brick, accused });
+                if accused || !self.keeps_others_out() {
+                    self.take_all(Event::TakenByOther { brick, accused });
+                }
             }
             BrickReport::Rejoined { copies, guarded } => self.rejoined(brick, copies, &guarded),
         }
+    }
+
+    /// Marks of one of several files are enough for nobody else to open the image, whatever is
+    /// known of the files that are unmarked. (Of an image that is one file its machine knows.)
+    fn keeps_others_out(&self) -> bool {
+        let marked = |file: FileIndex| {
+            let phase = self.phase(file);
+            matches!(phase, Phase::Dirty | Phase::Unmarking { was_dirty: true })
+        };
+        !self.layout.is_whole() && self.layout.files().any(marked)
     }
 
     /// Every lock there is gone.

@@ -1,6 +1,8 @@
 //! An image of several files: each is marked, guarded and unmarked by itself.
 
 use crate::image::layout::Pieces;
+use crate::image::replica::brick_worker::BrickReport;
+use crate::image::replica::holder::Holder;
 
 use super::*;
 
@@ -127,6 +129,43 @@ fn the_time_that_the_session_sets_on_the_first_file_is_no_write_of_somebody_else
     };
     assert_eq!(rebased(|| true), 2, "the second file lost its marks");
     assert_eq!(rebased(|| false), 1, "what somebody wrote is still seen");
+}
+
+#[test]
+fn marks_of_one_file_keep_another_session_s_lock_from_stopping_the_image() {
+    let taken = |accuses: &[usize]| BrickReport::TakenByOther {
+        holder: another_holder(),
+        accuses: Some(accuses.iter().copied().collect()),
+    };
+    let cut_off = |mut session: Session| {
+        for brick in [1, 2] {
+            session
+                .runner
+                .heard(brick, BrickReport::Lost("gone".into()));
+        }
+        session
+    };
+    let stopped = Phase::Stopped(StopReason::LockTaken { on: 1 });
+
+    let mut session = cut_off(open_marked());
+    session.runner.heard(1, taken(&[1, 2]));
+    assert_eq!(session.runner.phase(SECOND), &Phase::Dirty);
+    assert_eq!(session.phase(), &Phase::Unmarked);
+    session.runner.heard(1, taken(&[0]));
+    assert_eq!(session.runner.phase(SECOND), &stopped, "it was promoted");
+
+    let mut session = cut_off(open());
+    session.runner.heard(1, taken(&[]));
+    assert_eq!(session.phase(), &stopped, "nothing is marked");
+}
+
+fn another_holder() -> Holder {
+    Holder {
+        host: "elsewhere".into(),
+        pid: 1,
+        since: std::time::UNIX_EPOCH,
+        session: Uuid::from_u128(99),
+    }
 }
 
 #[test]
