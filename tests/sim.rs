@@ -30,6 +30,8 @@ mod net;
 mod oracle;
 #[path = "sim/peer.rs"]
 mod peer;
+#[path = "sim/piece.rs"]
+mod piece;
 #[path = "sim/port.rs"]
 mod port;
 #[path = "sim/promotion.rs"]
@@ -54,9 +56,9 @@ use act::Plan;
 use world::Layout;
 
 /// Schedules of each kind that are always run, unless `BYPASS_SIM_COUNT` says otherwise...
-const FIXED: u64 = 100;
-/// ...and so many more, others on each day: in six days, all of [`ROTATING`].
-const EACH_DAY: u64 = 50;
+const FIXED: u64 = 80;
+/// ...and so many more, others on each day: in eight days, all of [`ROTATING`].
+const EACH_DAY: u64 = 40;
 /// Seeds for these.
 const ROTATING: Range<u64> = FIXED..400;
 

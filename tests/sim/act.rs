@@ -217,11 +217,15 @@ fn overtake(sim: &Sim, plan: &Plan) {
 /// Some bricks have the marks that a session stores or removes, and some do not.
 fn changes_marks(world: &World, host: usize) -> bool {
     let serving = world.hosts[host].serving.as_ref();
-    let rows = world.bricks.iter().map(|brick| brick.row.pending);
-    let differ = rows
-        .zip(world.bricks.iter().skip(1))
-        .any(|(row, next)| row != next.row.pending);
-    differ && serving.is_some_and(|_| fault::is_marking(world))
+    let differ = |file: usize| {
+        let rows = world
+            .bricks
+            .iter()
+            .map(|brick| brick.files[file].row.pending);
+        let next = rows.clone().skip(1);
+        rows.zip(next).any(|(row, next)| row != next)
+    };
+    world.each_file().any(differ) && serving.is_some_and(|_| fault::is_marking(world))
 }
 
 /// The session at home is cut off, and another one's guest wrote.
@@ -241,7 +245,7 @@ fn give_up_a_host(sim: &Sim, plan: &mut Plan) {
         return promotion::go_on(sim);
     }
     let copies = world.copies();
-    let accused = |copy: usize| world.bricks.iter().any(|b| b.row.pending[copy] != 0);
+    let accused = |copy: usize| world.each_file().any(|file| world.is_accused(copy, file));
     let fresh: Vec<_> = copies.iter().copied().filter(|&c| !accused(c)).collect();
     let others: Vec<_> = (0..world.bricks.len())
         .filter(|b| !fresh.contains(b))

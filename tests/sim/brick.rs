@@ -1,12 +1,10 @@
-//! A brick: the copy with what a crash of its host takes away again, AFR's counters,
-//! and the locks that its process keeps.
+//! A brick: the copy with what a crash of its host takes away again, the files that it is
+//! made of, and the locks that its process keeps.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::time::Duration;
-
+use bypass_blk::image::layout::Layout;
 use bypass_blk::image::replica::holder::Holder;
 
+use super::piece::Piece;
 use super::rng::Rng;
 
 /// Bricks of a replica set, at most; each is on a host of its own.
@@ -33,21 +31,23 @@ pub enum Domain {
     Copy,
 }
 
-/// A lock on the bytes from `first` to `last`.
+/// A lock on the bytes from `first` to `last` of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     pub owner: Owner,
     pub domain: Domain,
+    pub file: usize,
     pub shared: bool,
     pub first: u64,
     pub last: u64,
 }
 
 impl Held {
-    pub fn whole(owner: Owner, domain: Domain) -> Self {
+    pub fn whole(owner: Owner, domain: Domain, file: usize) -> Self {
         Self {
             owner,
             domain,
+            file,
             shared: false,
             first: 0,
             last: u64::MAX,
@@ -57,17 +57,11 @@ impl Held {
     fn meets(&self, other: &Self) -> bool {
         let overlap = self.first <= other.last && other.first <= self.last;
         self.domain == other.domain
+            && self.file == other.file
             && overlap
             && self.owner != other.owner
             && !(self.shared && other.shared)
     }
-}
-
-/// AFR's data counters on one brick.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Row {
-    pub pending: [i32; BRICKS],
-    pub dirty: i32,
 }
 
 /// Who of a host's daemon syncs the file, by an open file of its own.
@@ -97,29 +91,17 @@ pub struct Brick {
     /// What a sync that failed has lost, though it is read until the daemon is gone: no later
     /// sync writes it.
     lost: Vec<bool>,
-    /// The next sync of this host's own fails.
+    /// The next sync of this host's own fails, of whichever file.
     pub sync_fails: bool,
-    /// Who has not been told yet that one has failed. Linux tells each that has the file open for
-    /// itself, once (errseq), and after that a sync fails no more.
-    untold: Vec<Syncs>,
-    pub row: Row,
-    /// What a crash leaves at least, and what it may leave, in order.
-    rows: Vec<Row>,
-    /// Changes of the file's data, as its times tell.
-    pub changes: u64,
-    /// What somebody set them to.
-    pub times: Duration,
-    /// The cache again, for who reads a file.
-    pub file: File,
+    /// In the order of the image's layout.
+    pub files: Vec<Piece>,
     pub locks: Vec<Held>,
     pub record: Option<(Owner, Holder)>,
 }
 
 impl Brick {
-    pub fn new(has_data: bool) -> Self {
-        let file = rustix::fs::memfd_create("bypass-sim", rustix::fs::MemfdFlags::CLOEXEC);
-        let file = File::from(file.unwrap());
-        file.set_len(SIZE).unwrap();
+    pub fn new(has_data: bool, layout: &Layout) -> Self {
+        let file = |file| Piece::new(layout, file);
         Self {
             has_data,
             up: true,
@@ -130,12 +112,7 @@ impl Brick {
             since: vec![Vec::new(); SECTORS],
             lost: vec![false; SECTORS],
             sync_fails: false,
-            untold: Vec::new(),
-            row: Row::default(),
-            rows: vec![Row::default()],
-            changes: 0,
-            times: Duration::ZERO,
-            file,
+            files: (0..layout.len()).map(file).collect(),
             locks: Vec::new(),
             record: None,
         }
@@ -145,7 +122,6 @@ impl Brick {
         if !self.has_data {
             return;
         }
-        self.changes += 1;
         self.set(sector, version);
         self.since[sector].push(version);
         self.lost[sector] = false;
@@ -153,15 +129,11 @@ impl Brick {
 
     fn set(&mut self, sector: usize, version: Version) {
         self.cache[sector] = version;
-        let bytes = bytes_of(version);
-        self.file
-            .write_all_at(&bytes, sector as u64 * SECTOR)
-            .unwrap();
-    }
-
-    pub fn change_row(&mut self, change: impl FnOnce(&mut Row)) {
-        change(&mut self.row);
-        self.rows.push(self.row);
+        let files = self.files.iter_mut();
+        for file in files.filter(|file| file.sectors.contains(&sector)) {
+            file.changes += 1;
+            file.set(sector, version);
+        }
     }
 
     /// A crash would take something away.
@@ -175,52 +147,48 @@ impl Brick {
         since.chain([&self.disk[sector]]).all(|v| *v == version)
     }
 
-    /// Data and counters are on the disk.
-    pub fn fsync(&mut self) {
-        for sector in (0..SECTORS).filter(|&sector| !self.lost[sector]) {
+    /// A file's data and counters are on the disk.
+    pub fn fsync(&mut self, file: usize) {
+        let file = &mut self.files[file];
+        for sector in file.sectors.clone().filter(|&sector| !self.lost[sector]) {
             self.disk[sector] = self.cache[sector];
             self.since[sector].clear();
         }
-        self.rows = vec![self.row];
+        file.rows = vec![file.row];
     }
 
-    /// A sync of who has the file open here. When one fails, what was not on the disk may never
+    /// A sync of who has a file open here. When one fails, what was not on the disk may never
     /// be.
-    pub fn sync_here(&mut self, who: Syncs, rng: &mut Rng) -> std::io::Result<()> {
+    pub fn sync_here(&mut self, file: usize, who: Syncs, rng: &mut Rng) -> std::io::Result<()> {
+        let of_it = &mut self.files[file];
         if std::mem::take(&mut self.sync_fails) {
-            for sector in 0..SECTORS {
+            for sector in of_it.sectors.clone() {
                 self.lost[sector] |= !self.since[sector].is_empty() && rng.chance(2);
             }
-            self.untold = vec![Syncs::Guest, Syncs::Session];
+            of_it.untold = vec![Syncs::Guest, Syncs::Session];
         }
-        match self.untold.iter().position(|untold| *untold == who) {
+        match of_it.untold.iter().position(|untold| *untold == who) {
             Some(place) => {
-                self.untold.swap_remove(place);
+                of_it.untold.swap_remove(place);
                 Err(std::io::Error::from_raw_os_error(libc::EIO))
             }
             None => {
-                self.fsync();
+                self.fsync(file);
                 Ok(())
             }
         }
     }
 
-    /// Whoever opens the file anew reads what is on the disk. Was anything lost?
+    /// Whoever opens the files anew reads what is on the disk. Was anything lost?
     pub fn reveal_lost(&mut self) -> bool {
-        self.untold.clear();
+        self.files.iter_mut().for_each(|file| file.untold.clear());
         let lost: Vec<_> = (0..SECTORS).filter(|&sector| self.lost[sector]).collect();
         for &sector in &lost {
             self.lost[sector] = false;
             self.since[sector].clear();
             self.set(sector, self.disk[sector]);
-            self.changes += 1;
         }
         !lost.is_empty()
-    }
-
-    /// The counters that a crash cannot take away.
-    pub fn durable_rows(&self) -> &[Row] {
-        &self.rows
     }
 
     /// The process is gone, and every lock with it.
@@ -246,10 +214,13 @@ impl Brick {
         }
         self.lost.fill(false);
         self.sync_fails = false;
-        self.untold.clear();
-        self.changes += 1;
-        self.row = rng.pick(&self.rows).unwrap();
-        self.fsync();
+        for file in 0..self.files.len() {
+            let of_it = &mut self.files[file];
+            of_it.untold.clear();
+            of_it.changes += 1;
+            of_it.row = rng.pick(&of_it.rows).unwrap();
+            self.fsync(file);
+        }
     }
 
     /// Takes a lock if nobody else is in the way.

@@ -2,8 +2,11 @@
 //! lock, count the write on every brick, write, fsync, count it away (and mark the
 //! bricks that failed), unlock.
 
+use std::ops::Range;
+
 use super::brick::{BRICKS, Domain, Held, Owner, SECTOR, SECTORS, Version};
 use super::oracle::is_guests;
+use super::piece;
 use super::world::World;
 
 const CLIENT: Owner = 1;
@@ -36,6 +39,7 @@ enum Phase {
 }
 
 struct Write {
+    file: usize,
     sectors: Vec<usize>,
     version: Version,
     lives: [u64; BRICKS],
@@ -96,16 +100,19 @@ impl Client {
             .filter(|&b| world.bricks[b].up && !self.cut[b])
             .collect();
         let first = world.rng.below(SECTORS);
-        let sectors = (first..(first + 4).min(SECTORS)).filter(|s| !is_guests(*s));
+        let file = piece::file_of(&world.files, first);
+        let end = piece::sectors_of(&world.files, file).end;
+        let sectors = (first..(first + 4).min(end)).filter(|s| !is_guests(*s));
         let sectors: Vec<_> = sectors.collect();
         if !world.is_quorum(&up) || sectors.is_empty() {
             return None;
         }
-        let locked = up
-            .iter()
-            .all(|&b| world.bricks[b].try_lock(lock_of(&sectors)));
+        let bytes = sectors[0]..sectors[sectors.len() - 1] + 1;
+        let lock = lock_of(&bytes, file, world);
+        let locked = up.iter().all(|&b| world.bricks[b].try_lock(lock.clone()));
         // What it read before is as good: a brick that went makes it read again.
-        let accused = |copy: usize| up.iter().any(|&b| world.bricks[b].row.pending[copy] != 0);
+        let says = |on: usize, copy: usize| world.bricks[on].files[file].row.pending[copy] != 0;
+        let accused = |copy: usize| up.iter().any(|&b| says(b, copy));
         let good = |copy: usize| world.bricks[copy].has_data && !accused(copy);
         if !locked || !up.iter().any(|&copy| good(copy)) {
             up.iter().for_each(|&b| world.bricks[b].release(CLIENT));
@@ -116,6 +123,7 @@ impl Client {
         let version = world.next_version;
         world.tell(|| format!("client: begins {version} {sectors:?} on {up:?}"));
         Some(Write {
+            file,
             sectors,
             version,
             lives: world.lives(),
@@ -128,11 +136,12 @@ impl Client {
     }
 }
 
-fn lock_of(sectors: &[usize]) -> Held {
+fn lock_of(write: &Range<usize>, file: usize, world: &World) -> Held {
+    let first = piece::sectors_of(&world.files, file).start;
     Held {
-        first: sectors[0] as u64 * SECTOR,
-        last: (sectors[sectors.len() - 1] as u64 + 1) * SECTOR - 1,
-        ..Held::whole(CLIENT, Domain::Data)
+        first: (write.start - first) as u64 * SECTOR,
+        last: (write.end - first) as u64 * SECTOR - 1,
+        ..Held::whole(CLIENT, Domain::Data, file)
     }
 }
 
@@ -166,23 +175,24 @@ fn go_on(mut write: Write, world: &mut World) -> Option<Write> {
 
 fn step_on(write: &Write, on: usize, world: &mut World) {
     let brick = &mut world.bricks[on];
+    let file = &mut brick.files[write.file];
     match write.phase {
-        Phase::Count => brick.change_row(|row| row.dirty += 1),
+        Phase::Count => file.change_row(|row| row.dirty += 1),
         Phase::Write => {
             for sector in &write.sectors {
                 brick.write(*sector, write.version);
             }
         }
-        Phase::Sync => brick.fsync(),
+        Phase::Sync => brick.fsync(write.file),
         Phase::CountAway => {
-            brick.change_row(|row| {
+            file.change_row(|row| {
                 row.dirty -= 1;
                 for (counter, failed) in row.pending.iter_mut().zip(write.accused) {
                     *counter += i32::from(failed);
                 }
             });
             // As after stock heal.
-            brick.fsync();
+            brick.fsync(write.file);
             let failed = write.accused;
             world.tell(|| {
                 format!(

@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bypass_blk::image::dirty_map::{DirtyMap, ExtentSize};
-use bypass_blk::image::layout::Layout;
 use bypass_blk::image::replica::brick_port::{BrickPort, Fence};
 use bypass_blk::image::replica::holder::Holder;
 use bypass_blk::image::replica::names::Names;
@@ -15,13 +14,13 @@ use bypass_blk::image::session::life::{Session, Setup};
 use bypass_blk::image::session::map_place::MapPlace;
 use bypass_blk::image::session::terms::{FenceWish, HOT_FILES, Terms};
 
-use super::brick::{EXTENT, SIZE};
+use super::brick::EXTENT;
 use super::guest::Guest;
 use super::local::SimLocal;
 use super::port::SimPort;
 use super::sched::{self, Process};
 use super::sim::Sim;
-use super::world::{GFID, Serving};
+use super::world::Serving;
 
 /// How long a write waits for a quorum: about as long as a short partition.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(4);
@@ -126,7 +125,7 @@ pub fn ports(sim: &Sim, host: usize, process: Process, me: &Holder) -> Vec<Box<d
             brick,
             me: me.clone(),
             conn: None,
-            data_locked: false,
+            file: 0,
             taken: Vec::new(),
         })
     };
@@ -145,7 +144,11 @@ pub fn holder(sim: &Sim, host: usize, process: Process) -> Holder {
 }
 
 fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
-    let shape = sim.world().shape(host);
+    let mut world = sim.world();
+    let (shape, layout) = (world.shape(host), world.files.clone());
+    // With few, each file cools down as soon as it is healed.
+    let few = !layout.is_whole() && world.rng.chance(2);
+    drop(world);
     Setup {
         shape,
         names: Names {
@@ -155,7 +158,7 @@ fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
                 .collect(),
         },
         ports: ports(sim, host, process, me),
-        layout: Layout::new(GFID, SIZE, None),
+        layout,
         pending_names: vec![String::new(); shape.bricks].into(),
         me: me.clone(),
         terms: Terms {
@@ -163,7 +166,7 @@ fn setup(sim: &Sim, host: usize, process: Process, me: &Holder) -> Setup {
             fence: FenceWish::Exactly(Fence::Advisory),
             lock_timeout: LOCK_TIMEOUT,
             urgent: false,
-            hot_files: HOT_FILES,
+            hot_files: if few { 1 } else { HOT_FILES },
         },
         quorum_timeout: QUORUM_TIMEOUT,
         map: MapPlace {

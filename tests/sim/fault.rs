@@ -25,7 +25,7 @@ enum Fault {
     Connection,
     Parting(usize),
     Client(usize),
-    /// An administrator clears the locks of the image on every brick.
+    /// An administrator clears the locks of a file of the image on every brick.
     ClearLocks,
     /// A client hangs while it has the data lock of a brick.
     Hang(usize),
@@ -143,13 +143,14 @@ pub fn break_something(sim: &Sim, plan: &mut Plan) {
             let mut world = sim.world();
             // A healer that hangs between its lock and its write would never notice.
             if world.stuck_host().is_none() {
-                world.bricks.iter_mut().for_each(|b| b.locks.clear());
-                world.robbed = true;
+                let file = world.any_file();
+                world.clear_locks(file);
             }
         }
         Fault::Hang(brick) => {
             let mut world = sim.world();
-            world.bricks[brick].try_lock(Held::whole(HANGING, Domain::Data));
+            let file = world.any_file();
+            world.bricks[brick].try_lock(Held::whole(HANGING, Domain::Data, file));
         }
     }
 }

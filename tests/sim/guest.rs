@@ -9,6 +9,7 @@ use bypass_blk::image::session::write_gate::WriteGate;
 
 use super::brick::{SECTOR, SECTORS, Syncs, Version};
 use super::oracle::is_guests;
+use super::piece;
 use super::world::World;
 
 /// Writes in flight at one time, at most.
@@ -27,7 +28,8 @@ pub struct Guest {
 struct Write {
     sectors: Range<usize>,
     version: Version,
-    landed: bool,
+    /// Which parts of it, each in one file, have not landed.
+    left: Vec<Range<usize>>,
 }
 
 impl Write {
@@ -37,7 +39,7 @@ impl Write {
     }
 
     fn guests(&self) -> impl Iterator<Item = usize> {
-        self.sectors.clone().filter(|sector| is_guests(*sector))
+        guests_of(&self.sectors)
     }
 }
 
@@ -83,7 +85,8 @@ impl Guest {
         if self.gate.begin_sync() != Admission::Go {
             return;
         }
-        if let Err(error) = world.sync_disk(host, Syncs::Guest) {
+        let mut files = world.each_file();
+        if let Err(error) = files.try_for_each(|file| world.sync_disk(host, file, Syncs::Guest)) {
             self.gate
                 .sync_failed(error.raw_os_error().unwrap_or(libc::EIO));
         }
@@ -115,9 +118,8 @@ impl Guest {
     }
 
     fn advance(&mut self, host: usize, world: &mut World, index: usize) {
-        if !self.in_flight[index].landed {
-            self.in_flight[index].landed = true;
-            return self.land(host, world, index);
+        if let Some(part) = self.in_flight[index].left.pop() {
+            return self.land(host, world, index, part);
         }
         let write = self.in_flight.swap_remove(index);
         let (offset, len) = write.bytes();
@@ -128,23 +130,25 @@ impl Guest {
         world.tell(|| format!("guest on {host}: {} is done", write.version));
     }
 
-    fn land(&self, host: usize, world: &mut World, index: usize) {
+    fn land(&self, host: usize, world: &mut World, index: usize, part: Range<usize>) {
         let write = &self.in_flight[index];
-        world.tell(|| format!("guest on {host}: {} lands", write.version));
-        for sector in write.guests() {
+        world.tell(|| format!("guest on {host}: {} lands in {part:?}", write.version));
+        for sector in guests_of(&part) {
             world.bricks[host].write(sector, write.version);
         }
         world.landed[host] += 1;
         if !world.robbed {
-            world.check_marked(host);
+            world.check_marked(host, piece::file_of(&world.files, part.start));
         }
     }
 
     /// Its daemon is killed: what was in flight comes through or not.
-    pub fn killed(self, host: usize, world: &mut World) {
+    pub fn killed(mut self, host: usize, world: &mut World) {
         for index in 0..self.in_flight.len() {
-            if !self.in_flight[index].landed && world.rng.chance(2) {
-                self.land(host, world, index);
+            while let Some(part) = self.in_flight[index].left.pop() {
+                if world.rng.chance(2) {
+                    self.land(host, world, index, part);
+                }
             }
         }
     }
@@ -158,9 +162,15 @@ fn new_write(world: &mut World) -> Write {
         true => 0,
         false => world.next_version,
     };
+    let (from, to) = (start as u64 * SECTOR, (start + length) as u64 * SECTOR);
+    let part = |bytes: Range<u64>| (bytes.start / SECTOR) as usize..(bytes.end / SECTOR) as usize;
     Write {
         sectors: start..start + length,
         version,
-        landed: false,
+        left: world.files.cut(from..to).map(part).collect(),
     }
+}
+
+fn guests_of(sectors: &Range<usize>) -> impl Iterator<Item = usize> + use<> {
+    sectors.clone().filter(|sector| is_guests(*sector))
 }

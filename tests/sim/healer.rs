@@ -19,9 +19,9 @@ use uuid::Uuid;
 
 use super::brick::{Domain, EXTENT, Held};
 use super::peer::SimPeer;
+use super::piece::GFID;
 use super::sched::{self, Process};
 use super::sim::Sim;
-use super::world::GFID;
 
 /// Starts one on `host`, if a session is served there.
 pub fn start(sim: &Sim, host: usize) {
@@ -139,14 +139,17 @@ impl SessionLink for Healing {
 }
 
 impl Copies for Healing {
-    fn local(&self, map: &DirtyMap) -> Result<LocalFiles, LocalError> {
-        let file = self.sim.world().bricks[self.host].file.try_clone();
-        let file = file.map_err(|source| LocalError::Io {
+    fn local(&self, _: &DirtyMap) -> Result<LocalFiles, LocalError> {
+        let world = self.sim.world();
+        let files = world.bricks[self.host].files.iter();
+        let files = files.map(|piece| piece.file.try_clone());
+        let files = files.collect::<Result<_, _>>();
+        let files = files.map_err(|source| LocalError::Io {
             what: "open",
             path: PathBuf::new(),
             source,
         })?;
-        Ok(LocalFiles::whole(GFID, map.geometry().size(), file))
+        Ok(LocalFiles::new(world.files.clone(), files))
     }
 
     /// Connects, takes the copy lock, and only then looks whether the session has the
@@ -175,7 +178,7 @@ impl Copies for Healing {
         if !peer.take(Held {
             first: byte,
             last: byte,
-            ..Held::whole(peer.owner(), Domain::Copy)
+            ..Held::whole(peer.owner(), Domain::Copy, 0)
         })? {
             return Err(PeerError::CopyLocked { peer: name });
         }

@@ -8,6 +8,7 @@ use bypass_blk::image::local::{CopyWatch, Durability, Local};
 use bypass_blk::image::replica::brick_set::BrickSet;
 
 use super::brick::{SIZE, Syncs};
+use super::piece::Piece;
 use super::sim::Sim;
 
 /// A part of the time that a slow flush takes.
@@ -23,7 +24,19 @@ pub struct SimLocal {
 struct SimWatch {
     sim: Sim,
     host: usize,
+    file: usize,
     baseline: u64,
+}
+
+impl SimLocal {
+    fn watch_file(&self, file: usize) -> Box<dyn CopyWatch> {
+        Box::new(SimWatch {
+            sim: self.sim.clone(),
+            host: self.host,
+            file,
+            baseline: self.sim.world().bricks[self.host].files[file].changes,
+        })
+    }
 }
 
 impl Local for SimLocal {
@@ -36,11 +49,12 @@ impl Local for SimLocal {
     }
 
     fn watch(&self, _pending_names: Arc<[String]>) -> Result<Box<dyn CopyWatch>, LocalError> {
-        Ok(Box::new(SimWatch {
-            sim: self.sim.clone(),
-            host: self.host,
-            baseline: self.sim.world().bricks[self.host].changes,
-        }))
+        Ok(self.watch_file(0))
+    }
+
+    fn watch_all(&self, _: Arc<[String]>) -> Result<Vec<Box<dyn CopyWatch>>, LocalError> {
+        let files = self.sim.world().each_file();
+        Ok(files.map(|file| self.watch_file(file)).collect())
     }
 }
 
@@ -54,6 +68,10 @@ impl Drop for Slow<'_> {
 }
 
 impl SimWatch {
+    fn look<T>(&self, look: impl FnOnce(&Piece) -> T) -> T {
+        look(&self.sim.world().bricks[self.host].files[self.file])
+    }
+
     /// Now and then a flush takes long.
     fn dawdle(&self) {
         let mut world = self.sim.world();
@@ -80,8 +98,13 @@ impl CopyWatch for SimWatch {
     fn mark(&self, children: BrickSet, stamp: i32) -> Result<(), LocalError> {
         self.sim.sched.step();
         let mut world = self.sim.world();
-        world.tell(|| format!("host {} marks {children:?} on its file", self.host));
-        world.bricks[self.host].change_row(|row| {
+        world.tell(|| {
+            format!(
+                "host {} marks {children:?} on file {}",
+                self.host, self.file
+            )
+        });
+        world.bricks[self.host].files[self.file].change_row(|row| {
             for child in children
                 .iter()
                 .filter(|child| row.pending[*child] == 0)
@@ -91,20 +114,20 @@ impl CopyWatch for SimWatch {
             }
         });
         world
-            .sync_disk(self.host, Syncs::Session)
+            .sync_disk(self.host, self.file, Syncs::Session)
             .map_err(sync_error)
     }
 
     fn accuses(&self, child: usize) -> bool {
-        self.sim.world().bricks[self.host].row.pending[child] != 0
+        self.look(|file| file.row.pending[child] != 0)
     }
 
     fn is_untouched(&self) -> bool {
-        self.sim.world().bricks[self.host].changes == self.baseline
+        self.look(|file| file.changes == self.baseline)
     }
 
     fn rebase(&mut self) -> Result<(), LocalError> {
-        self.baseline = self.sim.world().bricks[self.host].changes;
+        self.baseline = self.look(|file| file.changes);
         Ok(())
     }
 
@@ -119,8 +142,8 @@ impl CopyWatch for SimWatch {
     fn sync(&self) -> Result<(), LocalError> {
         self.dawdle();
         let mut world = self.sim.world();
-        world.tell(|| format!("host {} flushes its file", self.host));
-        let synced = world.sync_disk(self.host, Syncs::Session);
+        world.tell(|| format!("host {} flushes file {}", self.host, self.file));
+        let synced = world.sync_disk(self.host, self.file, Syncs::Session);
         drop(world);
         self.sim.sched.step();
         synced.map_err(sync_error)

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::brick::{Domain, EXTENT, Held, Owner, SECTOR, SIZE, bytes_of, version_of};
 use super::net::Late;
+use super::piece;
 use super::sched::Process;
 use super::sim::Sim;
 use super::world::World;
@@ -155,15 +156,28 @@ impl Wire {
         self.sim.sched.wait(&mut over, Some(limit));
     }
 
+    /// The file that these bytes of the disk lie in, and where it begins.
+    fn file_of(&self, range: &Range<u64>) -> (usize, u64) {
+        let files = self.sim.world().files.clone();
+        let (file, at) = files.place(range.start);
+        assert!(
+            range.end <= files.range(file).end,
+            "{range:?} lies in two files"
+        );
+        (file.at(), range.start - at)
+    }
+
     fn lock_of(&self, range: &Range<u64>) -> Held {
+        let (file, begin) = self.file_of(range);
         Held {
-            first: range.start,
-            last: range.end - 1,
-            ..Held::whole(self.conn, Domain::Data)
+            first: range.start - begin,
+            last: range.end - begin - 1,
+            ..Held::whole(self.conn, Domain::Data, file)
         }
     }
 
     fn send(&self, offset: u64, versions: Vec<u64>) -> Result<Answer<()>, PeerError> {
+        self.file_of(&(offset..offset + versions.len() as u64 * SECTOR));
         let number = self.call("write", |world| {
             if world.bricks[self.brick].full {
                 return None;
@@ -218,10 +232,11 @@ impl HealPeer for SimPeer {
         self.0.call("size", |_| SIZE)
     }
 
-    fn own_mark(&self, _: u64) -> Result<i32, PeerError> {
-        let brick = self.0.brick;
-        self.0
-            .call("own mark", |world| world.bricks[brick].row.pending[brick])
+    fn own_mark(&self, at: u64) -> Result<i32, PeerError> {
+        let (brick, (file, _)) = (self.0.brick, self.0.file_of(&(at..at + 1)));
+        self.0.call("own mark", |world| {
+            world.bricks[brick].files[file].row.pending[brick]
+        })
     }
 
     fn truncate(&self, size: u64) -> Result<(), PeerError> {
@@ -251,14 +266,16 @@ impl HealPeer for SimPeer {
     fn data_from(&self, offset: u64) -> Result<Option<u64>, PeerError> {
         let first = (offset / SECTOR) as usize;
         self.0.call("seek", |world| {
-            let sectors = world.bricks[self.0.brick].cache[first..].iter();
-            let data = sectors.clone().position(|version| *version != 0)?;
+            let end = piece::sectors_of(&world.files, piece::file_of(&world.files, first)).end;
+            let mut sectors = world.bricks[self.0.brick].cache[first..end].iter();
+            let data = sectors.position(|version| *version != 0)?;
             let page = (offset + data as u64 * SECTOR) / EXTENT * EXTENT;
             Some(offset.max(page))
         })
     }
 
     fn start_checksum(&self, range: Range<u64>) -> Result<Answer<StrongChecksum>, PeerError> {
+        self.0.file_of(&range);
         let sum = self.0.call("checksum", |world| {
             let versions = &world.bricks[self.0.brick].cache[sectors(&range)];
             let mut sum = Sha256::new();
@@ -268,9 +285,12 @@ impl HealPeer for SimPeer {
         Ok(Answer::new(|| Ok(sum)))
     }
 
-    fn fsync(&self, _: &BTreeSet<FileIndex>) -> Result<(), PeerError> {
-        self.0
-            .call("fsync", |world| world.bricks[self.0.brick].fsync())
+    fn fsync(&self, files: &BTreeSet<FileIndex>) -> Result<(), PeerError> {
+        files.iter().try_for_each(|file| {
+            self.0.call("fsync", |world| {
+                world.bricks[self.0.brick].fsync(file.at());
+            })
+        })
     }
 
     fn lock(

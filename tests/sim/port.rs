@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bypass_blk::image::layout::FileIndex;
 use bypass_blk::image::replica::brick_port::{
     BrickPort, Conflict, CopyState, Counter, Fence, Lock, PortError, Publication,
 };
@@ -10,10 +11,11 @@ use bypass_blk::image::replica::copy_lock;
 use bypass_blk::image::replica::holder::Holder;
 use uuid::Uuid;
 
-use super::brick::{Domain, Held, Owner, SIZE};
+use super::brick::{Domain, Held, Owner};
+use super::piece::Piece;
 use super::sched::Process;
 use super::sim::Sim;
-use super::world::{GFID, World};
+use super::world::World;
 
 pub struct SimPort {
     pub sim: Sim,
@@ -22,10 +24,10 @@ pub struct SimPort {
     pub brick: usize,
     pub me: Holder,
     pub conn: Option<Owner>,
-    /// AFR's data lock is held through this connection.
-    pub data_locked: bool,
-    /// Locks that were taken through it.
-    pub taken: Vec<Lock>,
+    /// What is asked is about this one.
+    pub file: usize,
+    /// Locks that were taken through this connection, and on which file.
+    pub taken: Vec<(usize, Lock)>,
 }
 
 fn away() -> PortError {
@@ -45,7 +47,10 @@ impl SimPort {
             return Err(away());
         }
         let done = work(&mut world, conn);
-        world.tell(|| format!("host {} at brick {}: {what}", self.host, self.brick));
+        world.tell(|| {
+            let (host, brick, file) = (self.host, self.brick, self.file);
+            format!("host {host} at brick {brick}, file {file}: {what}")
+        });
         drop(world);
         self.sim.sched.step();
         // An answer that is lost leaves what was done.
@@ -53,7 +58,16 @@ impl SimPort {
         if known { Ok(done) } else { Err(away()) }
     }
 
-    fn lock_of(owner: Owner, lock: Lock) -> Held {
+    /// AFR's data lock is held, so that counters and times may be changed.
+    fn change(&mut self, what: &str, work: impl FnOnce(&mut Piece)) -> Result<(), PortError> {
+        if !self.taken.contains(&(self.file, Lock::Data)) {
+            return Err(away());
+        }
+        let (brick, file) = (self.brick, self.file);
+        self.call(what, |world, _| work(&mut world.bricks[brick].files[file]))
+    }
+
+    fn lock_of(&self, owner: Owner, lock: Lock) -> Held {
         let domain = match lock {
             Lock::Session { .. } => Domain::Session,
             Lock::Heal => Domain::Heal,
@@ -63,7 +77,7 @@ impl SimPort {
         };
         Held {
             shared: lock == Lock::Session { shared: true },
-            ..Held::whole(owner, domain)
+            ..Held::whole(owner, domain, self.file)
         }
     }
 }
@@ -71,24 +85,25 @@ impl SimPort {
 /// An accusation of a promoted copy by one that was given up is taken off, as
 /// `session_port.rs` does it.
 fn overrule(world: &mut World, host: usize, brick: usize) {
-    let accusation = world.bricks[brick].row.pending[host];
+    // Images in shards are not promoted.
+    let accusation = world.bricks[brick].files[0].row.pending[host];
     let promotion = world.hosts[host].promotion.as_ref();
     if promotion.is_some_and(|promotion| promotion.overrules(brick, accusation)) {
         world.tell(|| format!("brick {brick} no longer accuses the promoted copy"));
-        world.bricks[brick].change_row(|row| row.pending[host] = 0);
-        world.bricks[brick].fsync();
+        world.bricks[brick].files[0].change_row(|row| row.pending[host] = 0);
+        world.bricks[brick].fsync(0);
     }
 }
 
-fn copy_state(world: &World, brick: usize) -> CopyState {
-    let row = world.bricks[brick].row;
-    let size = match world.bricks[brick].has_data {
-        true => SIZE,
-        false => 0,
-    };
+fn copy_state(world: &World, brick: usize, file: usize) -> CopyState {
+    let of_it = &world.bricks[brick].files[file];
+    let row = of_it.row;
     CopyState {
-        gfid: GFID,
-        size,
+        gfid: world.files.gfids()[file],
+        size: match world.bricks[brick].has_data {
+            true => of_it.size,
+            false => 0,
+        },
         pending: row.pending[..world.bricks.len()].to_vec(),
         dirty: row.dirty,
         fenced: false,
@@ -96,6 +111,18 @@ fn copy_state(world: &World, brick: usize) -> CopyState {
 }
 
 impl BrickPort for SimPort {
+    fn select(&mut self, file: FileIndex) {
+        self.file = file.at();
+    }
+
+    /// In one answer.
+    fn look_at_all(&mut self, count: u32) -> Result<Vec<CopyState>, PortError> {
+        let (brick, files) = (self.brick, 0..count as usize);
+        self.call("look at all", |world, _| {
+            files.map(|file| copy_state(world, brick, file)).collect()
+        })
+    }
+
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
         self.sim.sched.step();
@@ -106,27 +133,31 @@ impl BrickPort for SimPort {
             conn.lost = Some(lost);
         }
         self.conn = Some(conn);
-        self.data_locked = false;
+        self.file = 0;
         self.taken.clear();
         Ok(())
     }
 
     fn try_lock(&mut self, lock: Lock) -> Result<bool, PortError> {
         let brick = self.brick;
-        let taken = self.call(&format!("lock {lock}"), |world, conn| {
-            world.bricks[brick].try_lock(Self::lock_of(conn, lock))
+        let held = self.lock_of(self.conn.ok_or_else(away)?, lock);
+        let taken = self.call(&format!("lock {lock}"), |world, _| {
+            world.bricks[brick].try_lock(held)
         })?;
-        self.data_locked |= taken && lock == Lock::Data;
-        self.taken.extend(taken.then_some(lock));
+        self.taken.extend(taken.then_some((self.file, lock)));
         Ok(taken)
     }
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
         let brick = self.brick;
-        self.data_locked &= lock != Lock::Data;
-        self.taken.retain(|taken| *taken != lock);
+        let file = self.file;
+        self.taken.retain(|taken| *taken != (file, lock));
+        let held = self.lock_of(self.conn.ok_or_else(away)?, lock);
         let was_there = self.call(&format!("unlock {lock}"), |world, conn| {
-            world.bricks[brick].unlock(&Self::lock_of(conn, lock))
+            world
+                .stolen
+                .retain(|stolen| lock != Lock::Heal || *stolen != (conn, file));
+            world.bricks[brick].unlock(&held)
         })?;
         let refused = || PortError::Refused("it was not locked".to_owned());
         was_there.then_some(()).ok_or_else(refused)
@@ -168,25 +199,28 @@ impl BrickPort for SimPort {
     }
 
     fn look(&mut self) -> Result<CopyState, PortError> {
-        let brick = self.brick;
-        self.call("look", |world, _| copy_state(world, brick))
+        let (brick, file) = (self.brick, self.file);
+        self.call("look", |world, _| copy_state(world, brick, file))
     }
 
     fn probe(&mut self) -> Result<CopyState, PortError> {
-        let (host, brick) = (self.host, self.brick);
-        let taken = self.taken.clone();
-        self.call("probe", |world, conn| {
+        let (host, brick, file) = (self.host, self.brick, self.file);
+        let conn = self.conn.ok_or_else(away)?;
+        let taken = self.taken.iter().filter(|(of, _)| *of == file);
+        let taken: Vec<_> = taken
+            .map(|(_, lock)| (*lock, self.lock_of(conn, *lock)))
+            .collect();
+        self.call("probe", |world, _| {
             // As a brick tells it: somebody has a lock there.
-            let stands = |lock: &&Lock| {
-                let domain = Self::lock_of(conn, **lock).domain;
+            let stands = |lock: &Held| {
                 let mut locks = world.bricks[brick].locks.iter();
-                locks.any(|held| held.domain == domain)
+                locks.any(|held| (held.domain, held.file) == (lock.domain, lock.file))
             };
-            if let Some(gone) = taken.iter().find(|lock| !stands(lock)) {
+            if let Some((gone, _)) = taken.iter().find(|(_, lock)| !stands(lock)) {
                 return Err(PortError::LockGone(gone.to_string()));
             }
             overrule(world, host, brick);
-            Ok(copy_state(world, brick))
+            Ok(copy_state(world, brick, file))
         })?
     }
 
@@ -200,7 +234,7 @@ impl BrickPort for SimPort {
                         0 => u64::MAX,
                         len => range.start + len - 1,
                     },
-                    ..Held::whole(conn, Domain::Copy)
+                    ..Held::whole(conn, Domain::Copy, 0)
                 };
                 let free = world.bricks[brick].try_lock(lock.clone());
                 if free {
@@ -212,12 +246,8 @@ impl BrickPort for SimPort {
     }
 
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
-        if !self.data_locked {
-            return Err(away());
-        }
-        let brick = self.brick;
-        self.call(&format!("add {changes:?}"), |world, _| {
-            world.bricks[brick].change_row(|row| {
+        self.change(&format!("add {changes:?}"), |file| {
+            file.change_row(|row| {
                 for (counter, change) in changes {
                     let counter = match counter {
                         Counter::Pending(child) => &mut row.pending[*child],
@@ -231,25 +261,26 @@ impl BrickPort for SimPort {
 
     /// As every change of the file's times it is seen by whoever watches the file.
     fn set_times(&mut self, time: Duration) -> Result<(), PortError> {
-        if !self.data_locked {
-            return Err(away());
-        }
-        let brick = self.brick;
-        self.call("times", |world, _| {
-            world.bricks[brick].changes += 1;
-            world.bricks[brick].times = time;
+        self.change("times", |file| {
+            file.changes += 1;
+            file.times = time;
         })
     }
 
-    fn truncate(&mut self, _size: u64) -> Result<(), PortError> {
-        Err(PortError::Refused(
-            "simulated images keep their size".to_owned(),
-        ))
+    fn truncate(&mut self, size: u64) -> Result<(), PortError> {
+        self.change(&format!("truncate to {size}"), |file| file.set_size(size))
     }
 
     fn fsync(&mut self) -> Result<(), PortError> {
-        let brick = self.brick;
-        self.call("fsync", |world, _| world.bricks[brick].fsync())
+        let (brick, file) = (self.brick, self.file);
+        self.call("fsync", |world, _| world.bricks[brick].fsync(file))
+    }
+
+    fn fsync_all(&mut self, count: u32) -> Result<(), PortError> {
+        let (brick, files) = (self.brick, 0..count as usize);
+        self.call("fsync all", |world, _| {
+            files.for_each(|file| world.bricks[brick].fsync(file));
+        })
     }
 
     fn disconnect(&mut self) {

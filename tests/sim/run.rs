@@ -6,7 +6,7 @@ use std::time::Duration;
 use bypass_blk::image::session::state_machine::Phase;
 
 use super::act::{self, Plan};
-use super::brick::{BRICKS, Row, SECTORS};
+use super::brick::SECTORS;
 use super::sim::Sim;
 use super::{daemon, fault, healer, promotion};
 
@@ -31,7 +31,9 @@ pub struct Figures {
 /// # Errors
 /// What went wrong first.
 pub fn run(seed: u64, plan: Plan, told: bool) -> Result<Figures, String> {
-    let sim = Sim::new(seed, plan.layout, told);
+    // No image in shards is promoted.
+    let in_shards = !seed.is_multiple_of(2) && plan.promotes == 0;
+    let sim = Sim::new(seed, plan.layout, in_shards, told);
     if plan.outlived {
         sim.world().stuck_odds = 8;
     }
@@ -107,7 +109,7 @@ impl Run<'_> {
                 let conns: Vec<_> = conns.collect();
                 return Err(format!(
                     "it never came to this: {what}; {:?} {conns:?}",
-                    world.rows()
+                    world.all_rows()
                 ));
             }
             drop(world);
@@ -247,7 +249,7 @@ impl Run<'_> {
             .healing
             .is_none_or(|h| h.behind.iter().any(|b| b.extents > 0));
         let clean = snapshot.phase == Phase::Unmarked && !behind && serving.guest.is_idle();
-        clean && world.rows() == [Row::default(); BRICKS]
+        clean && world.is_unmarked()
     }
 
     /// A session on any host that has a fresh copy, with its healer.
@@ -302,26 +304,30 @@ impl Run<'_> {
     fn leave_to_stock(&self) -> Result<(), String> {
         let mut world = self.sim.world();
         world.tell(|| "STOCK HEAL".to_owned());
-        world.stock.split_brain = false;
+        world.stock.split_brain.clear();
         drop(world);
         self.calm(true);
         self.until("healed by Gluster", || {
             let world = self.sim.world();
-            let over = world.stock.is_idle() && world.rows() == [Row::default(); BRICKS];
-            over || world.stock.split_brain
+            let over = world.stock.is_idle() && world.is_unmarked();
+            over || !world.stock.split_brain.is_empty()
         })?;
-        if self.sim.world().stock.split_brain {
-            let rows = self.sim.world().rows();
-            return Err(format!("nobody can tell which copy is fresh: {rows:?}"));
+        let world = self.sim.world();
+        if !world.stock.split_brain.is_empty() {
+            let (rows, files) = (world.all_rows(), &world.stock.split_brain);
+            return Err(format!(
+                "nobody can tell which copy is fresh of {files:?}: {rows:?}"
+            ));
         }
+        drop(world);
         self.calm(false);
         self.until("stock heal is over", || self.sim.world().stock.is_idle())
     }
 
     fn check(&self) -> Result<(), String> {
         let world = self.sim.world();
-        if world.rows() != [Row::default(); BRICKS] {
-            return Err(format!("marks are left: {:?}", world.rows()));
+        if !world.is_unmarked() {
+            return Err(format!("marks are left: {:?}", world.all_rows()));
         }
         if let Some(lost) = world.oracle.missing(&world.bricks[0].cache) {
             return Err(format!("something acknowledged is lost: {lost}"));
@@ -334,6 +340,13 @@ impl Run<'_> {
                 return Err(format!(
                     "copies 0 and {brick} differ in sector {sector}: {} and {}",
                     one[sector], two[sector]
+                ));
+            }
+            let size = |brick: usize, file: usize| world.bricks[brick].files[file].size;
+            let odd = |file: &usize| size(0, *file) != size(brick, *file);
+            if let Some(file) = world.each_file().find(odd) {
+                return Err(format!(
+                    "file {file} of copies 0 and {brick} have other sizes"
                 ));
             }
         }

@@ -15,7 +15,7 @@ pub struct Sim {
 }
 
 impl Sim {
-    pub fn new(seed: u64, layout: Layout, told: bool) -> Self {
+    pub fn new(seed: u64, layout: Layout, in_shards: bool, told: bool) -> Self {
         let mut rng = Rng::new(seed);
         // In memory: nothing here survives the test, and syncing it costs nothing.
         let memory = Path::new("/dev/shm");
@@ -28,7 +28,7 @@ impl Sim {
             .tempdir_in(place);
         Self {
             sched: Sched::new(Rng::new(rng.next())),
-            world: Arc::new(Mutex::new(World::new(rng, layout, told))),
+            world: Arc::new(Mutex::new(World::new(rng, layout, in_shards, told))),
             directory: Arc::new(directory.unwrap()),
         }
     }

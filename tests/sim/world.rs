@@ -4,24 +4,24 @@
 use std::collections::BTreeMap;
 
 use bypass_blk::image::dirty_map::{DirtyMap, Peer};
+use bypass_blk::image::layout::Layout as Files;
 use bypass_blk::image::replica::brick_set::{SetChange, Shape};
 use bypass_blk::image::replica::promotion::Promotion;
 use bypass_blk::image::session::handle::SessionHandle;
 use bypass_blk::image::session::state_machine::Phase;
 use uuid::Uuid;
 
-use super::brick::{BRICKS, Brick, Domain, EXTENT, Held, Owner, Row, SECTOR, SECTORS, Syncs};
+use super::brick::{BRICKS, Brick, Domain, EXTENT, Held, Owner, SECTOR, SECTORS, Syncs};
 use super::client::Client;
 use super::guest::Guest;
 use super::net::Conn;
 use super::oracle::{Oracle, is_guests};
 use super::peer::RARELY;
+use super::piece::{self, Row};
 use super::promotion::Promoting;
 use super::rng::Rng;
 use super::sched::Process;
 use super::stock::Stock;
-
-pub const GFID: Uuid = Uuid::from_u128(7);
 
 /// A replica set.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,8 @@ pub struct Serving {
 
 pub struct World {
     pub rng: Rng,
+    /// The image's.
+    pub files: Files,
     pub bricks: Vec<Brick>,
     pub hosts: Vec<Host>,
     pub conns: BTreeMap<Owner, Conn>,
@@ -95,6 +97,8 @@ pub struct World {
     /// Locks were cleared, and some session may not have noticed yet: it writes without
     /// marks, and copies differ that nobody accuses.
     pub robbed: bool,
+    /// The heal locks, and on which file, that were cleared. Nobody has told their owners.
+    pub stolen: Vec<(Owner, usize)>,
     /// Sessions opened, for the figures.
     pub opened: u64,
     pub unmarked: u64,
@@ -104,8 +108,9 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(rng: Rng, layout: Layout, told: bool) -> Self {
-        let brick = |brick| Brick::new(layout.arbiter != Some(brick));
+    pub fn new(rng: Rng, layout: Layout, in_shards: bool, told: bool) -> Self {
+        let files = piece::layout(in_shards);
+        let brick = |brick| Brick::new(layout.arbiter != Some(brick), &files);
         let host = || Host {
             up: true,
             ..Host::default()
@@ -113,6 +118,7 @@ impl World {
         Self {
             rng,
             bricks: (0..layout.bricks).map(brick).collect(),
+            files: files.clone(),
             hosts: (0..layout.bricks).map(|_| host()).collect(),
             conns: BTreeMap::new(),
             next_conn: 10,
@@ -125,6 +131,7 @@ impl World {
             told,
             one_sided: false,
             robbed: false,
+            stolen: Vec::new(),
             opened: 0,
             unmarked: 0,
             beside: 0,
@@ -167,13 +174,31 @@ impl World {
         copies[self.rng.below(copies.len())]
     }
 
+    pub fn any_file(&mut self) -> usize {
+        match self.files.len() {
+            1 => 0,
+            files => self.rng.below(files),
+        }
+    }
+
+    /// All locks of a file go, on every brick, and nobody is told.
+    pub fn clear_locks(&mut self, file: usize) {
+        self.robbed = true;
+        for brick in &mut self.bricks {
+            let held = brick.locks.iter().filter(|held| held.file == file);
+            let heal = held.filter(|held| held.domain == Domain::Heal);
+            self.stolen.extend(heal.map(|held| (held.owner, file)));
+            brick.locks.retain(|held| held.file != file);
+        }
+    }
+
     pub fn any_brick(&mut self) -> usize {
         self.rng.below(self.bricks.len())
     }
 
-    /// A sync by the daemon of a host, or for its guest.
-    pub fn sync_disk(&mut self, host: usize, who: Syncs) -> std::io::Result<()> {
-        let synced = self.bricks[host].sync_here(who, &mut self.rng);
+    /// A sync of a file by the daemon of a host, or for its guest.
+    pub fn sync_disk(&mut self, host: usize, file: usize, who: Syncs) -> std::io::Result<()> {
+        let synced = self.bricks[host].sync_here(file, who, &mut self.rng);
         if let Err(error) = &synced {
             self.tell(|| format!("host {host}: its sync fails: {error}"));
         }
@@ -227,49 +252,91 @@ impl World {
         });
     }
 
-    pub fn rows(&self) -> [Row; BRICKS] {
-        self.each(|brick| brick.row)
+    /// What the bricks say of a file.
+    pub fn rows(&self, file: usize) -> [Row; BRICKS] {
+        self.each(|brick| brick.files[file].row)
+    }
+
+    /// Of each file.
+    pub fn all_rows(&self) -> Vec<[Row; BRICKS]> {
+        self.each_file().map(|file| self.rows(file)).collect()
+    }
+
+    pub fn each_file(&self) -> std::ops::Range<usize> {
+        0..self.files.len()
+    }
+
+    /// No mark stands anywhere.
+    pub fn is_unmarked(&self) -> bool {
+        let unmarked = [Row::default(); BRICKS];
+        self.each_file().all(|file| self.rows(file) == unmarked)
+    }
+
+    /// Somebody says that a copy misses something of a file.
+    pub fn is_accused(&self, copy: usize, file: usize) -> bool {
+        let mut bricks = self.bricks.iter();
+        bricks.any(|brick| brick.files[file].row.pending[copy] != 0)
     }
 
     /// Every session knows what it has lost, and has it back: its locks and, if it writes,
     /// its marks. And no heal is under way whose locks were cleared too.
     pub fn note_recovered(&mut self) {
+        let conns = &self.conns;
+        let unaware = |owner: &Owner| conns.get(owner).is_some_and(|conn| conn.client);
+        self.stolen.retain(|(owner, _)| unaware(owner));
         let unaware = |host: usize| {
             let Some(serving) = &self.hosts[host].serving else {
                 // It may be about to end.
                 return self.hosts[host].daemon.is_some();
             };
-            let locked = |brick: &Brick| {
+            let locked = |brick: &Brick, file: usize| {
                 brick.locks.iter().any(|held| {
                     let conn = self.conns.get(&held.owner);
-                    held.domain == Domain::Heal
+                    (held.domain, held.file) == (Domain::Heal, file)
                         && conn.is_some_and(|conn| conn.process == serving.process)
                 })
             };
-            let marks = |brick: &Brick| {
+            let marks = |brick: &Brick, file: usize| {
                 let mut peers = self.shape(host).peers().iter();
-                peers.all(|peer| brick.row.pending[peer] != 0)
+                peers.all(|peer| brick.files[file].row.pending[peer] != 0)
             };
-            let writes = serving.handle.snapshot().phase != Phase::Unmarked;
-            !self.bricks.iter().filter(|brick| brick.up).all(locked)
-                || writes && !self.bricks.iter().filter(|brick| brick.up).all(marks)
+            let written = self.written_by(serving);
+            let misses = |brick: &Brick| {
+                let mut written = written.iter();
+                !locked(brick, 0) || written.any(|f| !locked(brick, *f) || !marks(brick, *f))
+            };
+            self.bricks.iter().filter(|brick| brick.up).any(misses)
         };
-        self.robbed &= !self.stock.is_idle() || (0..self.hosts.len()).any(unaware);
+        let unaware = (0..self.hosts.len()).any(unaware);
+        self.robbed &= !self.stock.is_idle() || unaware || !self.stolen.is_empty();
     }
 
-    /// Invariants 1 and 2, when a guest's write has just landed on its local copy.
-    pub fn check_marked(&self, host: usize) {
+    /// The files whose marks are the session's, or may be.
+    fn written_by(&self, serving: &Serving) -> Vec<usize> {
+        let snapshot = serving.handle.snapshot();
+        match snapshot.files {
+            None => (snapshot.phase != Phase::Unmarked)
+                .then_some(0)
+                .into_iter()
+                .collect(),
+            Some(files) => files.marked.iter().map(|file| file.at()).collect(),
+        }
+    }
+
+    /// Invariants 1 and 2, when a guest's write has just landed on a file of its local copy.
+    pub fn check_marked(&self, host: usize, file: usize) {
         let shape = self.shape(host);
         let marks = |brick: &usize| {
             let marked = |row: &Row| shape.peers().iter().all(|peer| row.pending[peer] != 0);
-            self.bricks[*brick].durable_rows().iter().all(marked)
+            let mut rows = self.bricks[*brick].files[file].durable_rows().iter();
+            rows.all(marked)
         };
         let marked = (0..self.bricks.len()).filter(marks).collect();
         let quorum = shape.is_quorum(marked) && marked.contains(host);
         assert!(
             quorum,
-            "host {host} writes with marks on {marked:?} alone, of {:?}",
-            self.rows()
+            "host {host} writes to file {file} with marks on {marked:?} alone, of {:?}",
+            self.rows(file)
         );
         let lost = self.oracle.missing(&self.bricks[host].cache);
         assert!(
@@ -300,22 +367,23 @@ impl World {
         }
     }
 
-    /// Invariant 4: copies that nobody accuses are equal.
+    /// Invariant 4: copies of a file that nobody accuses are equal.
     pub fn check_unaccused(&self) {
-        let accused = |copy: usize| self.bricks.iter().any(|b| b.row.pending[copy] != 0);
-        let copies = self.copies().into_iter();
-        let clean: Vec<_> = copies.filter(|&copy| !accused(copy)).collect();
-        let Some((first, others)) = clean.split_first() else {
-            return;
-        };
-        for other in others {
-            let (one, two) = (&self.bricks[*first].cache, &self.bricks[*other].cache);
-            let differs = |(number, (a, b)): &(usize, (&u64, &u64))| is_guests(*number) && a != b;
-            let place = one.iter().zip(two).enumerate().find(differs);
-            assert!(
-                place.is_none(),
-                "copies {first} and {other} differ, and nobody says so: {place:?}"
-            );
+        for file in self.each_file() {
+            let copies = self.copies().into_iter();
+            let clean: Vec<_> = copies.filter(|&c| !self.is_accused(c, file)).collect();
+            let Some((first, others)) = clean.split_first() else {
+                continue;
+            };
+            for other in others {
+                let (one, two) = (&self.bricks[*first].cache, &self.bricks[*other].cache);
+                let mut sectors = piece::sectors_of(&self.files, file);
+                let place = sectors.find(|&s| is_guests(s) && one[s] != two[s]);
+                assert!(
+                    place.is_none(),
+                    "copies {first} and {other} differ in sector {place:?}, and nobody says so"
+                );
+            }
         }
     }
 }
