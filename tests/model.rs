@@ -15,6 +15,9 @@
 //! that writes between sessions; healers, which outlive their sessions; unmarking;
 //! promotion, cut short anywhere.
 //!
+//! An image of several files, a base and a shard, has a smaller model of its own
+//! (`model/files/mod.rs`), with the same stock heal.
+//!
 //! Not modelled: sizes and identities that differ, read-only sessions, the mandatory
 //! fence, metadata and entry marks, AFR's own *dirty* counter of a client's write that
 //! was cut short, `verify`, more than one copy of a healer at a time. Writes that were
@@ -46,6 +49,8 @@
 mod beginnings;
 #[path = "model/caught.rs"]
 mod caught;
+#[path = "model/files/mod.rs"]
+mod files;
 #[path = "model/holds.rs"]
 mod holds;
 #[path = "model/mod.rs"]

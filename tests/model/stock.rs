@@ -9,7 +9,7 @@
 use bypass_blk::image::replica::brick_set::BrickSet;
 
 use super::setting::Setting;
-use super::world::{BRICKS, World, accused_by};
+use super::world::{World, accused_by};
 
 /// One way in which the heal may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,36 +23,51 @@ pub struct Direction {
 /// All ways in which a heal may go now. Empty when there is nothing to heal, or when
 /// AFR sees a split-brain.
 pub fn directions(setting: &Setting, world: &World) -> Vec<Direction> {
+    let rows = world.rows().map(|row| accused_by(&row));
+    let raised = |brick: usize| world.bricks[brick].witness;
+    ways(&rows[..setting.bricks], raised, |brick| {
+        setting.has_data(brick)
+    })
+}
+
+/// The same of any file: whom each brick accuses, whether its *dirty* counter is above all
+/// sums of others, and whether it has data.
+pub fn ways(
+    rows: &[BrickSet],
+    raised: impl Fn(usize) -> bool,
+    has_data: impl Fn(usize) -> bool,
+) -> Vec<Direction> {
+    let bricks = rows.len();
     let marks = Marks {
-        bricks: setting.bricks,
-        rows: world.rows().map(|row| accused_by(&row)),
-        raised: std::array::from_fn(|i| world.bricks[i].witness),
+        bricks,
+        rows,
+        raised: (0..bricks).filter(|&brick| raised(brick)).collect(),
     };
     let innocent = marks.less_accused_than(1);
     let judges = innocent.iter().filter(|&i| !marks.is_fool(i));
     let sinks: BrickSet = judges.flat_map(|i| marks.rows[i].iter()).collect();
     let sources = match innocent.is_empty() {
-        true => marks.less_accused_than(setting.bricks / 2 + 1),
+        true => marks.less_accused_than(bricks / 2 + 1),
         false => innocent,
     };
-    if sources.is_empty() || sinks == BrickSet::first(setting.bricks) {
+    if sources.is_empty() || sinks == BrickSet::first(bricks) {
         return Vec::new();
     }
     let chosen = marks.final_sources(sources).into_iter();
     chosen
-        .flat_map(|sources| with_each_source(setting, sources))
+        .flat_map(|sources| with_each_source(bricks, sources, &has_data))
         .collect()
 }
 
-struct Marks {
+struct Marks<'a> {
     bricks: usize,
     /// Whom each brick accuses.
-    rows: [BrickSet; BRICKS],
+    rows: &'a [BrickSet],
     /// Whose *dirty* counter is above all sums of others.
-    raised: [bool; BRICKS],
+    raised: BrickSet,
 }
 
-impl Marks {
+impl Marks<'_> {
     /// Bricks with fewer accusers than `limit`; one that accuses itself is not
     /// listened to.
     fn less_accused_than(&self, limit: usize) -> BrickSet {
@@ -69,13 +84,16 @@ impl Marks {
     /// when nobody accuses anybody else, one that accuses itself.
     fn is_witness(&self, brick: usize) -> bool {
         let on_others = |i: usize| !self.rows[i].without(BrickSet::only(i)).is_empty();
-        self.is_fool(brick) && (on_others(brick) || !(0..BRICKS).any(on_others))
+        self.is_fool(brick) && (on_others(brick) || !(0..self.bricks).any(on_others))
     }
 
     /// With witnesses among the sources, the one with the largest count, which may
     /// be any of them unless a *dirty* counter was raised.
     fn final_sources(&self, sources: BrickSet) -> Vec<BrickSet> {
-        let raised: BrickSet = sources.iter().filter(|&i| self.raised[i]).collect();
+        let raised: BrickSet = sources
+            .iter()
+            .filter(|&i| self.raised.contains(i))
+            .collect();
         let witnesses: BrickSet = sources.iter().filter(|&i| self.is_witness(i)).collect();
         match (raised.is_empty(), witnesses.is_empty()) {
             (false, _) => raised.iter().map(BrickSet::only).collect(),
@@ -85,11 +103,15 @@ impl Marks {
     }
 }
 
-fn with_each_source(setting: &Setting, sources: BrickSet) -> Vec<Direction> {
-    let sinks = BrickSet::first(setting.bricks).without(sources);
+fn with_each_source(
+    bricks: usize,
+    sources: BrickSet,
+    has_data: &impl Fn(usize) -> bool,
+) -> Vec<Direction> {
+    let sinks = BrickSet::first(bricks).without(sources);
     if sinks.is_empty() {
         return Vec::new();
     }
-    let readable = sources.iter().filter(|&i| setting.has_data(i));
+    let readable = sources.iter().filter(|&i| has_data(i));
     readable.map(|source| Direction { source, sinks }).collect()
 }
