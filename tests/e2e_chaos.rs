@@ -10,13 +10,16 @@
 //! 2. every copy that differs from it is marked, by it and by a quorum;
 //! 3. after the heal all copies are equal, and are what was acknowledged.
 //!
+//! An image in shards has marks, and must have all this, of each file.
+//!
 //! What happens is drawn from a seed, each round from the seed and its number;
 //! when it hits the load is up to the machine.
 //!
 //! ```sh
-//! tests/run -- some_rounds_of_random_faults       # a few rounds
+//! tests/run -- of_random_faults                   # a few rounds, one on an image in shards
 //! BYPASS_CHAOS_ROUNDS=200 BYPASS_KEEP_LOGS=/var/tmp/chaos \
 //!     cargo test --test e2e_chaos -- --nocapture  # a long run; the test runner would end it
+//! … cargo test --test e2e_chaos shards -- --nocapture   # a long run on shards alone
 //! BYPASS_CHAOS_SEED=0x1234 BYPASS_CHAOS_FIRST=17  # the same faults, from round 17 on
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -28,18 +31,23 @@ use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use bypass_harness::{Cluster, Fill, VolumeKind};
+use bypass_harness::{Cluster, Fill, Volume, VolumeKind};
+use chaos::image::Image;
 use chaos::load::Tally;
 use chaos::rng::Rng;
 use chaos::schedule::Plan;
 use chaos::world::World;
+use support::shards::sharded;
 use support::small_disk::SmallDisk;
 use support::{IMAGE, IMAGE_BYTES};
 
 /// The faults of a run that asks for no others, so that the gate does not depend on luck.
 const SEED: u64 = 2026;
-/// Rounds without `BYPASS_CHAOS_ROUNDS`: for about a minute and a half.
-const ROUNDS: u64 = 3;
+/// Rounds without `BYPASS_CHAOS_ROUNDS`: for about a minute and a half, both together.
+const ROUNDS: u64 = 2;
+const ROUNDS_IN_SHARDS: u64 = 1;
+/// And which: with those of a whole image every kind of ending is there.
+const FIRST_IN_SHARDS: u64 = 2;
 /// Time-outs of the volume that are as short as they go, so that a round need not
 /// wait long until a cut link is noticed.
 const IMPATIENT: [(&str, &str); 5] = [
@@ -52,11 +60,20 @@ const IMPATIENT: [(&str, &str); 5] = [
 
 #[test]
 fn some_rounds_of_random_faults_lose_nothing_acknowledged_and_leave_nothing_unmarked() {
+    rounds_on(Image::Whole, 0, ROUNDS);
+}
+
+#[test]
+fn a_round_of_random_faults_on_an_image_in_shards_does_neither() {
+    rounds_on(Image::InShards, FIRST_IN_SHARDS, ROUNDS_IN_SHARDS);
+}
+
+fn rounds_on(image: Image, first: u64, rounds: u64) {
     let seed = number("BYPASS_CHAOS_SEED").unwrap_or(SEED);
-    let first = number("BYPASS_CHAOS_FIRST").unwrap_or(0);
-    let rounds = number("BYPASS_CHAOS_ROUNDS").unwrap_or(ROUNDS);
+    let first = number("BYPASS_CHAOS_FIRST").unwrap_or(first);
+    let rounds = number("BYPASS_CHAOS_ROUNDS").unwrap_or(rounds);
     println!(
-        "BYPASS_CHAOS_SEED={seed:#x}, rounds {first} to {}",
+        "{image:?}: BYPASS_CHAOS_SEED={seed:#x}, rounds {first} to {}",
         first + rounds - 1
     );
 
@@ -66,14 +83,11 @@ fn some_rounds_of_random_faults_lose_nothing_acknowledged_and_leave_nothing_unma
     let disks = disks
         .map(|node| SmallDisk::mount(&node.bricks_dir()))
         .collect();
-    let volume = cluster
-        .create_volume("gv0", VolumeKind::Replica(3), &IMPATIENT)
-        .unwrap();
-    volume.start().unwrap();
-    volume
-        .create_image(IMAGE, IMAGE_BYTES, Fill::Sparse)
-        .unwrap();
-    let mut world = World::new(&cluster, &volume, disks, begin);
+    let volume = match image {
+        Image::Whole => whole(&cluster),
+        Image::InShards => sharded(&cluster, VolumeKind::Replica(3), Fill::Sparse, &IMPATIENT),
+    };
+    let mut world = World::new(&cluster, &volume, image, disks, begin);
     for number in first..first + rounds {
         let mut rng = Rng::new(seed, number);
         let plan = Plan::draw(&mut rng, number);
@@ -89,6 +103,17 @@ fn some_rounds_of_random_faults_lose_nothing_acknowledged_and_leave_nothing_unma
         let journal = world.journal.join("\n");
         panic!("round {number} of seed {seed:#x}: {failure}\n\n{plan:#?}\n\n{journal}");
     }
+}
+
+fn whole(cluster: &Cluster) -> Volume {
+    let volume = cluster
+        .create_volume("gv0", VolumeKind::Replica(3), &IMPATIENT)
+        .unwrap();
+    volume.start().unwrap();
+    volume
+        .create_image(IMAGE, IMAGE_BYTES, Fill::Sparse)
+        .unwrap();
+    volume
 }
 
 fn number(variable: &str) -> Option<u64> {

@@ -9,6 +9,7 @@ pub mod checks;
 pub mod device;
 pub mod guest;
 pub mod healer;
+pub mod image;
 pub mod load;
 pub mod oracle;
 pub mod rng;

@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::checks;
 use super::healer::Healers;
+use super::image::Image;
 use super::load::{Done, Load, Tally};
 use super::oracle::Oracle;
 use super::rng::Rng;
@@ -41,6 +42,7 @@ struct Serving {
 pub struct World {
     cluster: Cluster,
     volume: Volume,
+    image: Image,
     /// Those of the bricks.
     disks: Vec<SmallDisk>,
     healers: Healers,
@@ -63,8 +65,15 @@ pub struct World {
 
 impl World {
     /// A cluster with a volume whose image is all zeroes, each brick on one of `disks`.
-    pub fn new(cluster: &Cluster, volume: &Volume, disks: Vec<SmallDisk>, begin: Instant) -> Self {
+    pub fn new(
+        cluster: &Cluster,
+        volume: &Volume,
+        image: Image,
+        disks: Vec<SmallDisk>,
+        begin: Instant,
+    ) -> Self {
         Self {
+            image,
             cluster: cluster.clone(),
             volume: volume.clone(),
             disks,
@@ -211,7 +220,7 @@ impl World {
     }
 
     fn check_served(&self) -> Result<(), String> {
-        checks::served_copy_is_right(&self.volume, self.local, self.oracle()?)
+        checks::served_copy_is_right(self.image, &self.volume, self.local, self.oracle()?)
     }
 
     /// Tries to open the image on a brick. `also` are further exit codes that are a
@@ -361,12 +370,12 @@ impl World {
         self.note("now to be healed");
         self.check_served()?;
         let begin = Instant::now();
-        text(self.volume.wait_healed(IMAGE, HEAL))?;
+        self.image.wait_healed(&self.volume, HEAL)?;
         let took = begin.elapsed();
         self.note("healed");
         self.healers.check()?;
         checks::nobody_panicked(&self.cluster)?;
-        let copy = checks::all_copies_are_right(&self.volume, self.oracle()?)?;
+        let copy = checks::all_copies_are_right(self.image, &self.volume, self.oracle()?)?;
         if self.serving.is_none()
             && let Some(oracle) = &mut self.oracle
         {
