@@ -5,7 +5,7 @@
 mod support;
 
 use bypass_harness::{Cluster, Volume, VolumeKind, wait_until};
-use support::daemon::{Daemon, heal, run_on, state_dir};
+use support::daemon::{Daemon, heal, promote};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
 use support::{IMAGE, PATIENCE, pattern, volume_with_image};
@@ -21,16 +21,6 @@ fn watchful(cluster: &Cluster) -> Volume {
         ("server.keepalive-count", "3"),
     ];
     volume_with_image(cluster, VolumeKind::Replica(3), &soon)
-}
-
-fn promote(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, String) {
-    let node = volume.brick_node(brick);
-    let (name, target) = (volume.brick_name(brick), format!("gv0{IMAGE}"));
-    let state = state_dir(node).to_str().unwrap().to_owned();
-    let mut args = vec!["promote", &target, "--server", node.address()];
-    args.extend(["--state-dir", &state, "--brick", &name]);
-    args.extend(extra);
-    run_on(node, &args)
 }
 
 /// Old data is healed everywhere, newer data only on the first copy, whose host is gone.

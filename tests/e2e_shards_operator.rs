@@ -8,7 +8,7 @@ use std::fs::{self, File};
 
 use bypass_harness::{Cluster, Fill, Volume, VolumeKind, wait_until};
 use rustix::fs::{FlockOperation, flock};
-use support::daemon::{Daemon, UPGRADED};
+use support::daemon::{Daemon, UPGRADED, heal, promote};
 use support::front_end::FrontEnd;
 use support::shards::{self, FILES, SHARD, sharded};
 use support::{PATIENCE, pattern};
@@ -94,4 +94,59 @@ fn a_daemon_is_replaced_and_heals_never_get_at_the_shards_that_are_marked() {
     shards::wait_healed(&volume);
     shards::assert_equal(&volume);
     assert!(shards::read_by_mount(&volume, 2) == expected);
+}
+
+#[test]
+fn a_copy_in_shards_is_promoted_and_stock_gluster_heals_the_lost_one_from_it() {
+    let cluster = Cluster::start(3).unwrap();
+    // The bricks notice within seconds that a host is gone, and let its locks go.
+    let soon = [
+        ("server.tcp-user-timeout", "6"),
+        ("server.keepalive-time", "3"),
+        ("server.keepalive-interval", "1"),
+        ("server.keepalive-count", "3"),
+    ];
+    let volume = sharded(&cluster, VolumeKind::Replica(3), Fill::Sparse, &soon);
+    volume.set_self_heal_daemon(false).unwrap();
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    let write = |disk: &mut FrontEnd, seed: u64, at: u64| {
+        disk.write(at, &pattern(seed, at, 128 * 1024), PATIENCE)
+            .unwrap();
+    };
+    write(&mut disk, 1, ACROSS);
+    assert_eq!(heal(&volume, 0, &[]).0, Some(0));
+    // Newer data is on the first host only, which is gone.
+    write(&mut disk, 2, ACROSS);
+    write(&mut disk, 2, 9 * SHARD);
+    cluster.crash_node(0).unwrap();
+    drop(disk);
+    daemon.kill();
+
+    let yes = ["--accept-loss", "--confirm", "gv0/vm1.img"];
+    let stale = Daemon::try_serve(&volume, 1, &["--lock-timeout", "55s"]);
+    let stale = stale.err().unwrap();
+    assert!(stale.log.contains("shard 2: "), "{}", stale.log);
+    let (code, said) = promote(&volume, 1, &yes);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("of the shards 2 3 9"), "{said}");
+    let (code, said) = promote(&volume, 1, &yes);
+    assert_eq!(code, Some(73), "it is not stale any more: {said}");
+
+    let daemon = Daemon::serve(&volume, 1, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    let old = disk.read(ACROSS, 128 * 1024, PATIENCE).unwrap();
+    assert!(old == pattern(1, ACROSS, 128 * 1024));
+    write(&mut disk, 3, 11 * SHARD);
+    disk.flush(PATIENCE).unwrap();
+    drop(disk);
+    assert_eq!(daemon.stop().code(), Some(0));
+    let promoted = shards::disk(&volume, 1);
+    cluster.boot_node(0).unwrap();
+    volume.start_force().unwrap();
+    volume.wait_bricks_up().unwrap();
+    volume.set_self_heal_daemon(true).unwrap();
+    shards::wait_healed(&volume);
+    shards::assert_equal(&volume);
+    assert!(shards::disk(&volume, 0) == promoted, "the lost copy won");
 }

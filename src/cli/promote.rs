@@ -10,8 +10,9 @@ use crate::daemon::logging;
 use crate::daemon::promote::Candidate;
 use crate::daemon::session_setup::{self, Place};
 use crate::daemon::target::Target;
+use crate::image::layout::FileIndex;
 use crate::image::locate::Allowed;
-use crate::image::replica::promotion::Plan;
+use crate::image::replica::promotion::{ImagePlan, Plan};
 use crate::image::state_dir::StateDir;
 
 use super::arguments::{LogArgs, ServerArgs, StateDirArgs};
@@ -50,14 +51,14 @@ pub(super) fn run(args: PromoteArgs) -> Result<(), Failure> {
     let Target { volume, image } = &args.target;
     let brick = args.brick.as_deref();
     let server = &args.server.server;
-    let mut place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
-    place.located = place.located.whole_only("promoted")?;
+    let place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
     let names = place.located.names();
     let mut candidate = Candidate::lock(place)?;
     let plan = candidate.plan()?;
     println!("{}", loss(candidate.place(), &plan));
     confirm(&args, &args.target.to_string())?;
     let promoted = candidate.promote(&StateDir::new(&args.state_dir.state_dir))?;
+    let promoted = promoted.all;
     println!(
         "{} is the fresh copy now. Serve the image from here; {} healed from it when reached.",
         names.one(candidate.place().local),
@@ -74,16 +75,40 @@ pub(super) fn run(args: PromoteArgs) -> Result<(), Failure> {
 }
 
 /// All that is known of what is given up.
-fn loss(place: &Place, plan: &Plan) -> String {
+fn loss(place: &Place, plan: &ImagePlan) -> String {
     let names = place.located.names();
-    let local = place.located.local_path(place.local);
-    let changed = std::fs::metadata(&local).and_then(|meta| meta.modified());
+    let (local, layout) = (place.local_place(), place.located.layout());
+    let changed = |(file, _): &(FileIndex, Plan)| {
+        let path = local.file(*file);
+        std::fs::metadata(&path).and_then(|meta| meta.modified())
+    };
+    // Of several files each got its last data at a time of its own.
+    let changed = plan
+        .files
+        .iter()
+        .map(changed)
+        .collect::<Result<Vec<_>, _>>();
+    let changed = changed.map(|times| times.into_iter().min().unwrap_or(std::time::UNIX_EPOCH));
+    let bytes = plan.files.iter().map(|(file, _)| {
+        let range = layout.range(*file);
+        range.end - range.start
+    });
+    let what = match layout.is_whole() {
+        true => "misses data".to_owned(),
+        false => {
+            let shards = plan.files.iter().map(|(file, _)| file.0.to_string());
+            format!(
+                "misses data of the shards {}",
+                shards.collect::<Vec<_>>().join(" ")
+            )
+        }
+    };
     let since = match changed {
         Ok(time) => format!("{}", humantime::format_rfc3339_seconds(time)),
         Err(error) => format!("(unknown: {error})"),
     };
     format!(
-        "{volume}{image}: the copy on {here} misses data: {accusers} say so.\n\
+        "{volume}{image}: the copy on {here} {what}: {accusers} say so.\n\
          Not reached: {lost}. Only there is the newest data.\n\
          Known to be lost: whatever was written after this copy last received data, {since}. \
          How much that is, only {lost} knew: at least one write, at most {size} bytes of the image.\n\
@@ -93,9 +118,9 @@ fn loss(place: &Place, plan: &Plan) -> String {
         volume = names.volume,
         image = place.located.image,
         here = names.one(place.local),
-        accusers = names.list(plan.accusers),
-        lost = names.list(plan.lost),
-        size = place.located.size,
+        accusers = names.list(plan.all.accusers),
+        lost = names.list(plan.all.lost),
+        size = bytes.sum::<u64>(),
     )
 }
 

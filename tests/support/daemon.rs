@@ -342,3 +342,17 @@ pub fn heal(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, Stri
     args.extend(extra);
     run_on(node, &args)
 }
+
+/// `bypass-blk promote` of [`IMAGE`] on the node of a brick.
+pub fn promote(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, String) {
+    let node = volume.brick_node(brick);
+    let (target, name) = (
+        format!("{}{IMAGE}", volume.name()),
+        volume.brick_name(brick),
+    );
+    let state = state_dir(node).to_str().unwrap().to_owned();
+    let mut args = vec!["promote", &target, "--server", node.address()];
+    args.extend(["--state-dir", &state, "--brick", &name]);
+    args.extend(extra);
+    run_on(node, &args)
+}

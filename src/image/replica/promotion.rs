@@ -9,7 +9,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::brick_port::{BrickPort, CopyState, Counter, PortError};
+use crate::image::layout::FileIndex;
+
+use super::brick_port::{BrickPort, CopyState, Counter, FileCopies, PortError};
 use super::brick_set::{BrickSet, Shape};
 use super::names::Names;
 
@@ -154,6 +156,51 @@ pub fn plan(shape: &Shape, copies: &[Option<CopyState>]) -> Result<Plan, Promoti
     })
 }
 
+/// The same for an image that may be several files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImagePlan {
+    /// The files whose copy here is promoted, and how; of the others it misses nothing.
+    pub files: Vec<(FileIndex, Plan)>,
+    /// All of it as of one file.
+    pub all: Plan,
+}
+
+/// Decides file by file over what the bricks said, in the layout's order. What forbids it for
+/// one file does so for the image.
+///
+/// # Errors
+/// The file, and why not.
+pub fn plan_image(
+    shape: &Shape,
+    copies: &[FileCopies],
+) -> Result<ImagePlan, (FileIndex, PromotionRefusal)> {
+    let mut files = Vec::new();
+    for (file, copies) in (0..).map(FileIndex).zip(copies) {
+        match plan(shape, copies) {
+            Ok(plan) => files.push((file, plan)),
+            Err(PromotionRefusal::NotStale(_)) => {}
+            Err(why) => return Err((file, why)),
+        }
+    }
+    let plans = || files.iter().map(|(_, plan)| plan);
+    let union = |of: fn(&Plan) -> BrickSet| plans().flat_map(|plan| of(plan).iter()).collect();
+    let mut stamps: Vec<_> = plans()
+        .flat_map(|plan| plan.stamps.iter().copied())
+        .collect();
+    stamps.sort_unstable();
+    stamps.dedup();
+    let all = Plan {
+        lost: union(|plan| plan.lost),
+        stale: union(|plan| plan.stale),
+        accusers: union(|plan| plan.accusers),
+        stamps,
+    };
+    match files.is_empty() {
+        true => Err((FileIndex::BASE, PromotionRefusal::NotStale(shape.local))),
+        false => Ok(ImagePlan { files, all }),
+    }
+}
+
 fn both(a: BrickSet, b: BrickSet) -> BrickSet {
     a.iter().filter(|&brick| b.contains(brick)).collect()
 }
@@ -237,191 +284,4 @@ pub fn carry_out(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::image::replica::brick_set::SetChange;
-    use crate::image::replica::recording_port::{Change, Journal, RecordingPort};
-
-    /// Brick 1 is to be promoted, 0 is gone, 2 is stale too.
-    const SHAPE: Shape = Shape {
-        bricks: 3,
-        local: 1,
-        arbiter: None,
-        since: SetChange::NONE,
-    };
-    const OLD: i32 = 9;
-    const NEW: i32 = 7;
-
-    fn copy(pending: [i32; 3]) -> Option<CopyState> {
-        Some(CopyState {
-            gfid: uuid::Uuid::nil(),
-            size: 0,
-            pending: pending.to_vec(),
-            dirty: 0,
-            fenced: false,
-        })
-    }
-
-    fn left_behind() -> [Option<CopyState>; 3] {
-        [None, copy([0, OLD, OLD]), copy([0, OLD, OLD])]
-    }
-
-    fn apply(copy: &mut CopyState, changes: &[(Counter, i32)]) {
-        for (counter, change) in changes {
-            match counter {
-                Counter::Pending(child) => copy.pending[*child] += change,
-                Counter::Dirty => copy.dirty += change,
-            }
-        }
-    }
-
-    #[test]
-    fn only_a_stale_copy_whose_fresh_one_is_gone_is_promoted() {
-        assert!(plan(&SHAPE, &left_behind()).is_ok());
-        let refused = |copies: [Option<CopyState>; 3]| plan(&SHAPE, &copies).unwrap_err();
-        let accusing = || copy([0, OLD, OLD]);
-        let away = [0, 2].into_iter().collect();
-        assert_eq!(
-            refused([None, accusing(), None]),
-            PromotionRefusal::NoQuorum(away)
-        );
-        assert_eq!(
-            refused([accusing(), None, accusing()]),
-            PromotionRefusal::LocalAway(1)
-        );
-        assert_eq!(
-            refused([None, copy([0; 3]), copy([0; 3])]),
-            PromotionRefusal::NotStale(1)
-        );
-        let mut other = accusing();
-        other.as_mut().unwrap().gfid = uuid::Uuid::from_u128(1);
-        assert_eq!(
-            refused([None, accusing(), other]),
-            PromotionRefusal::IdentitiesDiffer(BrickSet::only(2))
-        );
-        assert_eq!(
-            refused([accusing(), accusing(), accusing()]),
-            PromotionRefusal::FreshReached(BrickSet::only(0))
-        );
-        assert_eq!(
-            refused([None, copy([0, OLD, 0]), copy([0; 3])]),
-            PromotionRefusal::FreshReached(BrickSet::only(2))
-        );
-        let split = || copy([OLD, OLD, OLD]);
-        assert_eq!(
-            refused([split(), split(), split()]),
-            PromotionRefusal::NobodyLost
-        );
-    }
-
-    #[test]
-    fn afterwards_a_quorum_that_does_not_accuse_itself_accuses_the_lost_copy_alone() {
-        let mut copies = left_behind();
-        let plan = plan(&SHAPE, &copies).unwrap();
-        assert_eq!(plan.stamps, [OLD]);
-        for (brick, copy) in copies.iter_mut().enumerate() {
-            if let Some(copy) = copy {
-                let changes = changes(&SHAPE, &plan, NEW, brick, copy);
-                apply(copy, &changes.accuse);
-                assert!(
-                    copy.accuses().contains(1),
-                    "not acquitted before all accuse"
-                );
-                assert!(copy.accuses().contains(0));
-                apply(copy, &changes.acquit);
-            }
-        }
-        let mut promoted = copy([NEW, 0, NEW]).unwrap();
-        promoted.dirty = WITNESS;
-        assert_eq!(copies, [None, Some(promoted), copy([NEW, 0, 0])]);
-    }
-
-    #[test]
-    fn nobody_is_believed_until_all_have_accused() {
-        // The other stale copy's brick accuses only the promoted one so far.
-        let mut copies = [None, copy([0, OLD, OLD]), copy([0, OLD, 0])];
-        let plan = plan(&SHAPE, &copies).unwrap();
-        for (brick, copy) in copies.iter_mut().enumerate() {
-            if let Some(copy) = copy {
-                let changes = changes(&SHAPE, &plan, NEW, brick, copy);
-                apply(copy, &changes.accuse);
-                assert!(copy.accuses().contains(brick));
-                apply(copy, &changes.acquit);
-            }
-        }
-        assert_eq!(copies[2], copy([NEW, 0, 0]));
-    }
-
-    #[test]
-    fn every_counter_that_matters_to_the_index_is_named_each_time() {
-        let copies = left_behind();
-        let plan = plan(&SHAPE, &copies).unwrap();
-        for (brick, copy) in copies.iter().enumerate() {
-            let Some(copy) = copy else { continue };
-            let changes = changes(&SHAPE, &plan, NEW, brick, copy);
-            for step in [changes.accuse, changes.acquit] {
-                let named = |child| step.iter().any(|(c, _)| *c == Counter::Pending(child));
-                assert!(named(0) && named(1), "{step:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn only_the_lost_copy_s_old_accusation_is_overruled() {
-        let promotion = Promotion {
-            at: 0,
-            lost: vec![0],
-            stamps: vec![OLD],
-        };
-        assert!(promotion.overrules(0, OLD));
-        assert!(!promotion.overrules(0, OLD + 1), "it wrote on");
-        assert!(!promotion.overrules(2, OLD));
-        assert!(!promotion.overrules(0, 0));
-    }
-
-    #[test]
-    fn each_step_changes_all_bricks_durably_and_ends_at_the_first_that_fails() {
-        let copies = left_behind();
-        let plan = plan(&SHAPE, &copies).unwrap();
-        let all: Vec<_> = copies
-            .iter()
-            .enumerate()
-            .filter_map(|(i, copy)| Some((i, changes(&SHAPE, &plan, NEW, i, copy.as_ref()?))))
-            .collect();
-        let run = |step, failing| {
-            let journal = Journal::default();
-            let port = |brick| -> Box<dyn BrickPort> {
-                Box::new(RecordingPort {
-                    brick,
-                    journal: journal.clone(),
-                    fails: failing == Some(brick),
-                    ..RecordingPort::default()
-                })
-            };
-            let done = carry_out(step, &all, &mut [0, 1, 2].map(port));
-            (
-                done.map_err(|(brick, _)| brick),
-                journal.lock().unwrap().clone(),
-            )
-        };
-        let [(_, first), (_, second)] = &all[..] else {
-            panic!("{all:?}");
-        };
-        let steps = [
-            (Step::Accuse, &first.accuse, &second.accuse),
-            (Step::Acquit, &first.acquit, &second.acquit),
-        ];
-        for (step, first, second) in steps {
-            let on = |brick, changes: &Vec<_>| {
-                [
-                    (brick, Change::Add(changes.clone())),
-                    (brick, Change::Durable),
-                ]
-            };
-            let (done, journal) = run(step, None);
-            assert_eq!(done, Ok(()));
-            assert_eq!(journal, [on(1, first), on(2, second)].concat());
-            assert_eq!(run(step, Some(1)), (Err(1), Vec::new()));
-        }
-    }
-}
+mod tests;
