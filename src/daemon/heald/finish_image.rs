@@ -25,6 +25,10 @@ const ROUND: Duration = Duration::from_millis(100);
 const HOPELESS: Duration = Duration::from_secs(5);
 /// ...or refuse what they are sent.
 const STUCK: Duration = Duration::from_secs(30);
+/// How long another opening is waited for. The healers of all hosts begin, and try again, at the
+/// same moments: without a wait one on a stale copy, which is refused a moment later, keeps that of
+/// the fresh one away each time.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
 /// What to finish.
 pub struct Finishing {
@@ -54,7 +58,7 @@ pub fn run(finishing: &Finishing) {
         image,
         brick: Some(&finishing.entry.brick),
         state: &finishing.state,
-        lock_timeout: Duration::ZERO,
+        lock_timeout: LOCK_LIMIT,
     };
     let own = match MaintenanceSession::open(&wanted, &finishing.stop) {
         Ok(own) => own,
