@@ -209,6 +209,23 @@ fn shards_made_while_a_brick_is_away_are_made_there_by_stock_gluster() {
         }
     })
     .unwrap();
+    an_image_that_grew_while_a_brick_was_away_has_its_new_size(&volume);
+}
+
+/// The brick that was away is asked first, and its attributes are not healed yet.
+fn an_image_that_grew_while_a_brick_was_away_has_its_new_size(volume: &Volume) {
+    volume.set_self_heal_daemon(false).unwrap();
+    volume.kill_brick(0).unwrap();
+    let mount = volume.mount(1).unwrap();
+    let path = mount.path().join(support::IMAGE.trim_start_matches('/'));
+    let image = fs::File::options().write(true).open(path).unwrap();
+    let size = support::IMAGE_BYTES + SHARD / 2;
+    image.set_len(size).unwrap();
+    image.sync_all().unwrap();
+    drop((image, mount));
+    volume.start_force().unwrap();
+    let daemon = Daemon::serve(volume, 1, &[]);
+    assert_eq!(daemon.status()["size"], size);
 }
 
 #[test]

@@ -219,7 +219,8 @@ fn connect(
     let mut located = catalog.find(&target.image.0, &identity, &timeouts)?;
     if let Some(cut) = located.cut() {
         let found = shards::seen(&located, cut, &identity, &timeouts);
-        located.pieces = Some(found.map_err(LocateError::from)?);
+        let (size, pieces) = found.map_err(LocateError::from)?;
+        (located.size, located.pieces) = (size, Some(pieces));
     }
     let mut subjects = Vec::new();
     for (child, spec) in located.set.bricks.iter().enumerate() {

@@ -42,7 +42,8 @@ impl BrickView {
         if let Some(cut) = located.cut() {
             let identity = identity(owner.clone());
             let seen = shards::seen(&located, cut, &identity, &timeouts);
-            located.pieces = Some(seen.map_err(LocateError::from)?);
+            let (size, pieces) = seen.map_err(LocateError::from)?;
+            (located.size, located.pieces) = (size, Some(pieces));
         }
         let mut ports = GlusterPort::for_set(&located, &owner, timeouts, None);
         let mut connected = BrickSet::EMPTY;

@@ -74,8 +74,11 @@ pub fn find(
     if let Some(cut) = located.cut() {
         open_files::allow_all();
         let shape = located.shape(local);
-        let found = shards::find(&located, cut, &shape, &identity, &timeouts, !read_only);
-        located.pieces = Some(found.map_err(LocateError::from)?);
+        let found = shards::find(
+            &located, cut.block, &shape, &identity, &timeouts, !read_only,
+        );
+        let (size, pieces) = found.map_err(LocateError::from)?;
+        (located.size, located.pieces) = (size, Some(pieces));
     }
     Ok(Place {
         located,

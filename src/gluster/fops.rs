@@ -54,10 +54,16 @@ impl Entry {
     /// # Errors
     /// A value that is none.
     pub fn pending_data(&self, name: &str) -> Result<i32, BadPending> {
+        self.pending(name).map(|pending| pending.data)
+    }
+
+    /// The pending attribute `name`; all zero where there is none.
+    ///
+    /// # Errors
+    /// A value that is none.
+    pub fn pending(&self, name: &str) -> Result<Pending, BadPending> {
         let value = self.xattrs.get(name);
-        value.map_or(Ok(0), |value| {
-            Pending::from_bytes(value).map(|pending| pending.data)
-        })
+        value.map_or(Ok(Pending::default()), |value| Pending::from_bytes(value))
     }
 }
 

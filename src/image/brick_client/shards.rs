@@ -10,6 +10,8 @@
 //! new piece. The marks of the folder say that all of it is to be looked through, and not a
 //! list of names: one change for all pieces instead of two for each.
 
+mod size;
+
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -49,44 +51,30 @@ const NEW_FILE: Pending = Pending {
     entry: 0,
 };
 
-/// The pieces of an image that is cut like this. With `make`, those that no brick has are
-/// made; without, they have no gfid.
+/// The size, and the pieces, of an image in pieces of `block` bytes. With `make`, those that no
+/// brick has are made; without, they have no gfid.
 ///
 /// # Errors
 /// See [`ShardsError`].
 pub fn find(
     located: &Located,
-    cut: Cut,
+    block: u64,
     shape: &Shape,
     identity: &Identity,
     timeouts: &Timeouts,
     make: bool,
-) -> Result<Pieces, ShardsError> {
-    let image = located.image.clone();
-    if !cut.block.is_multiple_of(PIECE_UNIT) {
-        let block = cut.block;
-        return Err(ShardsError::Block { image, block });
-    }
-    let files = Layout::count(cut.size, cut.block);
-    if files > MOST_FILES {
-        return Err(ShardsError::TooMany { image, files });
-    }
-    let search = PieceSearch::connect(located, shape, files - 1, identity, timeouts);
-    let looked = search.refuse_removed().and_then(|()| search.look());
-    let gfids = match looked.and_then(|found| search.settle(found)) {
-        Ok(gfids) if make && gfids.contains(&None) => search.make(),
-        settled => settled,
-    };
+) -> Result<(u64, Pieces), ShardsError> {
+    let mut search = PieceSearch::connect(located, shape, identity, timeouts);
+    let found = search.settle_size().and_then(|size| {
+        let pieces = search.find(Cut { block, size }, make)?;
+        Ok((size, pieces))
+    });
     search.close();
-    let gfids = gfids?.into_iter().map(Option::unwrap_or_default);
-    Ok(Pieces {
-        size: cut.block,
-        gfids: gfids.collect(),
-    })
+    found
 }
 
-/// The pieces as any brick that is reached knows them, whatever it takes to open the image;
-/// those that none has have no gfid.
+/// The size and the pieces as any brick that is reached knows them, whatever it takes to open
+/// the image; pieces that none has have no gfid.
 ///
 /// # Errors
 /// [`ShardsError::TooMany`], [`ShardsError::Make`] of a brick that answers with an error.
@@ -95,23 +83,22 @@ pub fn seen(
     cut: Cut,
     identity: &Identity,
     timeouts: &Timeouts,
-) -> Result<Pieces, ShardsError> {
-    let files = Layout::count(cut.size, cut.block);
-    if files > MOST_FILES {
-        let image = located.image.clone();
-        return Err(ShardsError::TooMany { image, files });
-    }
+) -> Result<(u64, Pieces), ShardsError> {
     let shape = located.shape(0);
-    let search = PieceSearch::connect(located, &shape, files - 1, identity, timeouts);
-    let rows = search.look();
+    let mut search = PieceSearch::connect(located, &shape, identity, timeouts);
+    let size = search.settle_size().unwrap_or(cut.size);
+    let rows = search.name_pieces(Cut { size, ..cut });
+    let rows = rows.and_then(|()| search.look());
     search.close();
     let rows = rows?;
     let known = |index: usize| rows.iter().flatten().find_map(|row| *row.get(index)?);
-    let gfids = (0..files as usize - 1).map(|index| known(index).unwrap_or_default());
-    Ok(Pieces {
+    let gfids = (0..search.pieces.len()).map(|index| known(index).unwrap_or_default());
+    let gfids = gfids.collect();
+    let pieces = Pieces {
         size: cut.block,
-        gfids: gfids.collect(),
-    })
+        gfids,
+    };
+    Ok((size, pieces))
 }
 
 /// What one brick has: a gfid for each name.
@@ -132,7 +119,6 @@ impl<'a> PieceSearch<'a> {
     fn connect(
         located: &'a Located,
         shape: &'a Shape,
-        count: u64,
         identity: &Identity,
         timeouts: &Timeouts,
     ) -> Self {
@@ -161,12 +147,40 @@ impl<'a> PieceSearch<'a> {
             located,
             shape,
             names: located.names(),
-            pieces: (1..=count)
-                .map(|piece| shards::name(located.gfid, piece))
-                .collect(),
+            pieces: Vec::new(),
             bricks,
             away,
         }
+    }
+
+    /// Those of an image that is cut like this are meant from now on.
+    fn name_pieces(&mut self, cut: Cut) -> Result<(), ShardsError> {
+        let image = self.located.image.clone();
+        if !cut.block.is_multiple_of(PIECE_UNIT) {
+            let block = cut.block;
+            return Err(ShardsError::Block { image, block });
+        }
+        let files = Layout::count(cut.size, cut.block);
+        if files > MOST_FILES {
+            return Err(ShardsError::TooMany { image, files });
+        }
+        let name = |piece| shards::name(self.located.gfid, piece);
+        self.pieces = (1..files).map(name).collect();
+        Ok(())
+    }
+
+    fn find(&mut self, cut: Cut, make: bool) -> Result<Pieces, ShardsError> {
+        self.name_pieces(cut)?;
+        self.refuse_removed()?;
+        let gfids = match self.settle(self.look()?)? {
+            gfids if make && gfids.contains(&None) => self.make()?,
+            gfids => gfids,
+        };
+        let gfids = gfids.into_iter().map(Option::unwrap_or_default);
+        Ok(Pieces {
+            size: cut.block,
+            gfids: gfids.collect(),
+        })
     }
 
     fn reached(&self) -> impl Iterator<Item = (usize, &Brick)> {
@@ -234,10 +248,14 @@ impl<'a> PieceSearch<'a> {
     }
 
     fn settle(&self, rows: Vec<Option<Row>>) -> Result<Row, ShardsError> {
+        let settled = found::settle(self.shape, &rows, self.pieces.len() as u64);
+        settled.map_err(|refusal| self.refused(refusal))
+    }
+
+    fn refused(&self, refusal: PieceRefusal) -> ShardsError {
         let image = self.located.image.clone();
         let name = |piece: u64| shards::name(self.located.gfid, piece);
-        let settled = found::settle(self.shape, &rows, self.pieces.len() as u64);
-        settled.map_err(|refusal| match refusal {
+        match refusal {
             PieceRefusal::NoQuorum { reached } => ShardsError::NoQuorum {
                 image,
                 reached: self.names.list(reached),
@@ -252,7 +270,14 @@ impl<'a> PieceSearch<'a> {
                 image,
                 name: name(piece),
             },
-        })
+            PieceRefusal::SizeUnknown { old } => ShardsError::SizeUnknown {
+                image,
+                old: self.names.list(old),
+            },
+            PieceRefusal::SizesDiffer { one, other } => {
+                ShardsError::SizesDiffer { image, one, other }
+            }
+        }
     }
 
     /// Makes the pieces that no brick has; all of them afterwards.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::gluster::BrickError;
 
+use super::shards::BadCut;
+
 /// The most files of one image: 1 TiB in the smallest pieces that guides recommend (64 MiB).
 pub const MOST_FILES: u64 = 16_384;
 /// Pieces begin at multiples of this: no block of any disk lies in two of them.
@@ -79,6 +81,37 @@ pub enum ShardsError {
         /// The piece.
         name: String,
     },
+    /// The bricks that were reached have old attributes.
+    #[error(
+        "the size of {image} is not known: {old} missed a change of it. Bring the other bricks up, and let Gluster heal the image (gluster volume heal VOLUME)"
+    )]
+    SizeUnknown {
+        /// The image.
+        image: String,
+        /// Who has old ones.
+        old: String,
+    },
+    /// It has two sizes.
+    #[error(
+        "{image} has {one} bytes on one brick and {other} on another, and no mark says which is right. If it is being resized, try again; else set its size through a mount (truncate -s)"
+    )]
+    SizesDiffer {
+        /// The image.
+        image: String,
+        /// One, in bytes.
+        one: u64,
+        /// Another.
+        other: u64,
+    },
+    /// The size is no disk's.
+    #[error("{image} has a size that makes no sense on a brick")]
+    BadSize {
+        /// The image.
+        image: String,
+        /// What is wrong.
+        #[source]
+        source: BadCut,
+    },
     /// The volume has no folder for shards, and a brick is away.
     #[error(
         "the volume {volume} has no shards yet: the first are made when all bricks are up. Away: {away}"
@@ -100,7 +133,7 @@ pub enum ShardsError {
     },
     /// A brick refused.
     #[error(
-        "the missing shards of {image} could not be made. Is there room, and are there free inodes, on every brick? What was made stays: it is empty, and any client finishes it"
+        "the shards of {image} could not be looked up, or missing ones not be made. Is there room, and are there free inodes, on every brick? What was made stays: it is empty, and any client finishes it"
     )]
     Make {
         /// The image.

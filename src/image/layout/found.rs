@@ -25,6 +25,52 @@ pub enum PieceRefusal {
         /// Which.
         piece: u64,
     },
+    /// Who was reached has old attributes, as some brick says.
+    SizeUnknown {
+        /// Those.
+        old: BrickSet,
+    },
+    /// Bricks know different sizes of the image, and none says that another's is old.
+    SizesDiffer {
+        /// One of them, in bytes.
+        one: u64,
+        /// Another.
+        other: u64,
+    },
+}
+
+/// What a brick says of the image's size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SizeSeen {
+    /// In bytes.
+    pub size: u64,
+    /// Whose attributes are older than its own (AFR's metadata counter).
+    pub accuses: BrickSet,
+}
+
+/// The size of an image in pieces, which is an attribute of its first file: what those say
+/// whose attributes nobody who was reached calls old. `rows[i]` is child `i`'s answer.
+///
+/// # Errors
+/// [`PieceRefusal::SizeUnknown`], [`PieceRefusal::SizesDiffer`].
+pub fn settle_size(rows: &[Option<SizeSeen>]) -> Result<u64, PieceRefusal> {
+    let answers = || {
+        rows.iter()
+            .enumerate()
+            .filter_map(|(i, row)| Some((i, row.as_ref()?)))
+    };
+    let old: BrickSet = answers()
+        .flat_map(|(_, seen)| seen.accuses.iter())
+        .collect();
+    let mut known = answers().filter(|(brick, _)| !old.contains(*brick));
+    let (_, first) = known.next().ok_or(PieceRefusal::SizeUnknown { old })?;
+    match known.find(|(_, seen)| seen.size != first.size) {
+        None => Ok(first.size),
+        Some((_, seen)) => Err(PieceRefusal::SizesDiffer {
+            one: first.size,
+            other: seen.size,
+        }),
+    }
 }
 
 /// The gfid of each piece, the first after the file at the image's path at first; `None` for
@@ -76,6 +122,37 @@ mod tests {
     fn row(gfids: &[u128]) -> Option<Vec<Option<Uuid>>> {
         let gfid = |&number: &u128| (number != 0).then(|| Uuid::from_u128(number));
         Some(gfids.iter().map(gfid).collect())
+    }
+
+    fn seen(size: u64, accuses: &[usize]) -> Option<SizeSeen> {
+        let accuses = accuses.iter().copied().collect();
+        Some(SizeSeen { size, accuses })
+    }
+
+    /// A brick that was away when the image grew is back before its attributes are healed.
+    #[test]
+    fn the_size_is_that_of_who_is_not_called_old_wherever_it_is_opened() {
+        let rows = [seen(5, &[]), seen(8, &[0]), seen(8, &[0])];
+        assert_eq!(settle_size(&rows), Ok(8));
+        assert_eq!(settle_size(&[seen(5, &[]), seen(8, &[0]), None]), Ok(8));
+        // A death in the middle of a growth: marks first, then the local copy.
+        let cut_short = [seen(8, &[1, 2]), seen(8, &[1, 2]), seen(5, &[1, 2])];
+        assert_eq!(settle_size(&cut_short), Ok(8));
+        let begun = [seen(5, &[1, 2]), seen(5, &[1, 2]), seen(5, &[1, 2])];
+        assert_eq!(settle_size(&begun), Ok(5));
+        let old = [1, 2].into_iter().collect();
+        assert_eq!(
+            settle_size(&[None, seen(8, &[1, 2]), seen(5, &[1, 2])]),
+            Err(PieceRefusal::SizeUnknown { old })
+        );
+    }
+
+    #[test]
+    fn sizes_that_differ_without_a_mark_are_nobody_s_to_choose() {
+        assert_eq!(settle_size(&[seen(5, &[]), seen(5, &[]), None]), Ok(5));
+        let refused = settle_size(&[None, seen(5, &[]), seen(8, &[])]);
+        let (one, other) = (5, 8);
+        assert_eq!(refused, Err(PieceRefusal::SizesDiffer { one, other }));
     }
 
     fn settled(rows: [Option<Vec<Option<Uuid>>>; 3]) -> Result<Vec<Option<Uuid>>, PieceRefusal> {

@@ -49,14 +49,22 @@ impl Cut {
             .ok()
             .filter(|&block| block != 0)
             .ok_or(BadCut::Block)?;
-        let size = size.filter(|size| size.len() == 32);
-        let size = size.and_then(|size| size.first_chunk().copied());
-        let size = size.map(i64::from_be_bytes).ok_or(BadCut::Size)?;
         Ok(Self {
             block,
-            size: u64::try_from(size).map_err(|_| BadCut::Size)?,
+            size: size_of(size)?,
         })
     }
+}
+
+/// The size from the value of its attribute.
+///
+/// # Errors
+/// [`BadCut::Size`].
+pub fn size_of(value: Option<&[u8]>) -> Result<u64, BadCut> {
+    let value = value.filter(|value| value.len() == 32);
+    let size = value.and_then(|value| value.first_chunk().copied());
+    let size = size.map(i64::from_be_bytes).ok_or(BadCut::Size)?;
+    u64::try_from(size).map_err(|_| BadCut::Size)
 }
 
 /// The name of an image's piece in [`FOLDER`]; piece 0 is the file at the image's path.

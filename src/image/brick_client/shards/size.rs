@@ -1,0 +1,60 @@
+//! The size of an image in pieces: an attribute of its first file, asked of every brick that is
+//! reached. A brick that was away when the image grew has an old one until Gluster has healed
+//! it, and says nothing of that itself.
+
+use crate::gluster::{Brick, BrickError, Gfid};
+use crate::image::layout::error::ShardsError;
+use crate::image::layout::found::{self, SizeSeen};
+use crate::image::layout::shards::{BadCut, FILE_SIZE, size_of};
+use crate::image::locate::Located;
+use crate::image::replica::brick_set::BrickSet;
+
+use super::PieceSearch;
+
+/// What a brick says of it, as it stands in the answer.
+fn asked(
+    brick: &Brick,
+    located: &Located,
+    gfid: Gfid,
+) -> Result<Result<SizeSeen, BadCut>, BrickError> {
+    let names = located.set.pending_names.iter().map(String::as_str);
+    let wanted: Vec<_> = names.chain([FILE_SIZE]).collect();
+    let entry = brick.lookup_gfid(gfid, &wanted)?;
+    let accuses = |name: &String| {
+        let pending = entry.pending(name);
+        // What cannot be read says nothing good.
+        pending.map_or(true, |pending| pending.metadata != 0)
+    };
+    let children = located.set.pending_names.iter().enumerate();
+    let accused: BrickSet = children
+        .filter(|(_, name)| accuses(name))
+        .map(|(child, _)| child)
+        .collect();
+    let size = size_of(entry.xattrs.get(FILE_SIZE).map(Vec::as_slice));
+    Ok(size.map(|size| SizeSeen {
+        size,
+        accuses: accused,
+    }))
+}
+
+impl PieceSearch<'_> {
+    /// As all bricks that are reached say.
+    pub(super) fn settle_size(&self) -> Result<u64, ShardsError> {
+        let mut rows = vec![None; self.bricks.len()];
+        let image = || self.located.image.clone();
+        for (child, brick) in self.reached() {
+            let seen = match asked(brick, self.located, Gfid(self.located.gfid)) {
+                // It has no such image: the session will say so.
+                Err(error) if error.is_no_file() => continue,
+                Err(error) => return Err(self.failed(error)),
+                Ok(seen) => seen,
+            };
+            let seen = seen.map_err(|source| ShardsError::BadSize {
+                image: image(),
+                source,
+            })?;
+            rows[child] = Some(seen);
+        }
+        found::settle_size(&rows).map_err(|refusal| self.refused(refusal))
+    }
+}
