@@ -34,7 +34,7 @@ Exit codes:
   11  unknown volume                           46  mandatory fencing is not available
   12  volume not started                       50  socket path in use
   13  volume not replicated                    51  socket cannot be made or used
-  14  shards: refused                          52  the disk cannot be served by this device
+  14  shards that cannot be served             52  the disk cannot be served by this device
   15  would bypass quota, bitrot, …            60  the session stopped while serving
   16  no brick answers                         70  not everything could be healed
   17  the volume refuses changes               71  verify: the copies differ
