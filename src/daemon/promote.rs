@@ -176,7 +176,7 @@ impl Candidate {
             for file in &new {
                 port.select(*file);
                 lock_background(port, &claim)
-                    .map_err(|why| of_file(*file, blocked(&self.names, brick, why)))?;
+                    .map_err(|why| blocked(&self.names, brick, why).of_file(*file))?;
             }
         }
         self.guarded.extend(new);
@@ -192,7 +192,7 @@ impl Candidate {
                 port.select(*file);
                 while !port.try_lock(Lock::Data).map_err(failed)? {
                     if begin.elapsed() > DATA_LOCK_LIMIT {
-                        return Err(of_file(*file, busy(names, brick, Lock::Data)));
+                        return Err(busy(names, brick, Lock::Data).of_file(*file));
                     }
                     std::thread::sleep(DATA_LOCK_PAUSE);
                 }
@@ -304,16 +304,6 @@ fn blocked(names: &Names, brick: usize, why: Blocked) -> OpenError {
         },
         Blocked::Busy(lock) => busy(names, brick, lock),
         Blocked::Port(error) => brick_failed(names, brick, &error),
-    }
-}
-
-fn of_file(file: FileIndex, why: OpenError) -> OpenError {
-    match file {
-        FileIndex::BASE => why,
-        file => OpenError::Shard {
-            shard: file.at(),
-            why: Box::new(why),
-        },
     }
 }
 

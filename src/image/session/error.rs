@@ -1,6 +1,7 @@
 //! Why a session cannot be opened over its bricks: one variant a cause, each saying what is
 //! wrong, where, and what to do.
 
+use crate::image::layout::FileIndex;
 use crate::image::local::error::LocalError;
 use crate::image::replica::brick_port::{Conflict, Lock};
 use crate::image::replica::brick_set::BrickSet;
@@ -161,6 +162,18 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// What stands in the way of a file does in that of the image.
+    #[must_use]
+    pub fn of_file(self, file: FileIndex) -> Self {
+        match file {
+            FileIndex::BASE => self,
+            file => Self::Shard {
+                shard: file.at(),
+                why: Box::new(self),
+            },
+        }
+    }
+
     /// A refusal of [`crate::image::replica::freshness`] with the bricks' names in it. `why_away(i)`
     /// tells why brick `i` did not answer.
     pub fn from_refusal(

@@ -219,7 +219,7 @@ impl Attempt<'_> {
             let seen: Vec<_> = copies.iter().map(seen).collect();
             freshness::decide(self.shape, &seen).map_err(|refusal| self.refusal(refusal))
         });
-        decided.map_err(|why| of_file(file, why))
+        decided.map_err(|why| why.of_file(file))
     }
 
     /// When the lost copy comes back, stock Gluster heals everything from the promoted
@@ -258,17 +258,6 @@ impl Attempt<'_> {
             brick: self.names.one(brick),
             why: why.to_owned(),
         }
-    }
-}
-
-/// What stands in the way of a file does in that of the image.
-fn of_file(file: FileIndex, why: OpenError) -> OpenError {
-    match file {
-        FileIndex::BASE => why,
-        file => OpenError::Shard {
-            shard: file.at(),
-            why: Box::new(why),
-        },
     }
 }
 

@@ -11,7 +11,7 @@ use crate::image::replica::brick_set::BrickSet;
 use crate::image::replica::session_lock::{Blocked, Claim, lock_background, lock_session};
 use crate::image::session::error::OpenError;
 
-use super::{Attempt, Waiting, of_file};
+use super::{Attempt, Waiting};
 
 /// How often a waiting session says so.
 const TELL: Duration = Duration::from_secs(5);
@@ -146,7 +146,7 @@ impl Attempt<'_> {
                         lock,
                         brick: self.names.one(brick),
                     };
-                    return Ok(Some(of_file(file, busy)));
+                    return Ok(Some(busy.of_file(file)));
                 }
             }
         }

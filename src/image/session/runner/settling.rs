@@ -71,11 +71,7 @@ impl Runner {
         let untouched = self.file(FileIndex::BASE).local.is_untouched();
         self.set_times(&mut round);
         // Or the session would take its own doing for somebody else's, when it was cut off.
-        let rebased = match untouched {
-            true => self.file_mut(FileIndex::BASE).local.rebase(),
-            false => Ok(()),
-        };
-        if let Err(error) = rebased {
+        if untouched && let Err(error) = self.file_mut(FileIndex::BASE).local.rebase() {
             log::error!("{}", chain(&error));
         }
         round.end(self.team(FileIndex::BASE));
