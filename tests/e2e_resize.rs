@@ -14,7 +14,7 @@ use bypass_blk::image::session::resize::NewSize;
 use bypass_harness::{
     Cluster, Disk, FioJob, Guest, GuestConfig, GuestImage, Pattern, Verify, Volume, wait_until,
 };
-use support::daemon::{Daemon, run_dir, run_on, state_dir};
+use support::daemon::{self, Daemon, run_dir, state_dir};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
 use support::tmpfs::Tmpfs;
@@ -28,15 +28,7 @@ const MOMENTS: u32 = 16;
 
 /// `bypass-blk resize` of the image on the host of brick 0.
 fn resize(volume: &Volume, arguments: &[&str]) -> (Option<i32>, String) {
-    let node = volume.brick_node(0);
-    let (run_dir, state_dir) = (run_dir(node), state_dir(node));
-    let (name, brick) = (format!("{}{IMAGE}", volume.name()), volume.brick_name(0));
-    let mut all = vec!["resize", &name, "--server", node.address()];
-    all.extend(["--brick", &brick]);
-    all.extend(["--run-dir", run_dir.to_str().unwrap()]);
-    all.extend(["--state-dir", state_dir.to_str().unwrap()]);
-    all.extend(arguments);
-    run_on(node, &all)
+    daemon::resize(volume, 0, arguments)
 }
 
 fn assert_grown((code, said): (Option<i32>, String), to: u64) {

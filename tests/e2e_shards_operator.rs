@@ -5,10 +5,11 @@
 mod support;
 
 use std::fs::{self, File};
+use std::time::Instant;
 
 use bypass_harness::{Cluster, Fill, Volume, VolumeKind, wait_until};
 use rustix::fs::{FlockOperation, flock};
-use support::daemon::{Daemon, UPGRADED, heal, promote};
+use support::daemon::{Daemon, UPGRADED, heal, promote, resize};
 use support::front_end::FrontEnd;
 use support::shards::{self, FILES, SHARD, sharded};
 use support::{PATIENCE, pattern};
@@ -149,4 +150,122 @@ fn a_copy_in_shards_is_promoted_and_stock_gluster_heals_the_lost_one_from_it() {
     shards::wait_healed(&volume);
     shards::assert_equal(&volume);
     assert!(shards::disk(&volume, 0) == promoted, "the lost copy won");
+}
+
+const MIB: u64 = 1 << 20;
+/// How many moments of a growth the daemon is killed at.
+const MOMENTS: u32 = 6;
+
+fn assert_grown((code, said): (Option<i32>, String), to: u64) {
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("to {to} bytes")), "{said}");
+}
+
+fn write_end(daemon: &Daemon, seed: u64, size: u64) {
+    let mut disk = FrontEnd::connect(daemon.socket());
+    let at = size - MIB / 2;
+    let data = pattern(seed, at, MIB as usize / 2);
+    disk.write(at, &data, PATIENCE).unwrap();
+    assert!(disk.read(at, data.len(), PATIENCE).unwrap() == data);
+    disk.flush(PATIENCE).unwrap();
+}
+
+/// Stock Gluster has nothing left to do, and every file of an image of that size is the same on
+/// all bricks.
+fn wait_one_size(volume: &Volume, size: u64) {
+    for number in 0..size.div_ceil(SHARD) {
+        volume
+            .wait_healed(&shards::file(volume, number), PATIENCE)
+            .unwrap();
+    }
+    wait_until("nothing is left to heal", PATIENCE, || {
+        let info = volume.heal_info(0).map_err(|error| error.to_string())?;
+        let sizes = shards::sizes(volume);
+        let done = info.entries() == 0 && sizes == [size; 3];
+        done.then_some(()).ok_or(format!("{sizes:?} {info:?}"))
+    })
+    .unwrap();
+    for number in 0..size.div_ceil(SHARD) {
+        let copies = volume.copies_equal(&shards::file(volume, number)).unwrap();
+        assert!(copies.are_equal(), "shard {number}: {copies:?}");
+    }
+}
+
+#[test]
+fn an_image_in_shards_grows_within_a_shard_and_over_borders_with_and_without_a_guest() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = sharded(&cluster, VolumeKind::Replica(3), Fill::Sparse, &[]);
+    let mut size = FILES * SHARD;
+    let daemon = Daemon::serve(&volume, 1, &[]);
+    // To the next shard, within it, and over a border from a size that is no multiple.
+    for more in [1, 1, 8] {
+        size += more * MIB;
+        assert_grown(resize(&volume, 1, &[&format!("+{more}M")]), size);
+        assert_eq!(shards::sizes(&volume), [size; 3]);
+        assert_eq!(daemon.status()["size"], size);
+        write_end(&daemon, more, size);
+    }
+    let (code, said) = resize(&volume, 1, &["1M"]);
+    assert_eq!(code, Some(75), "{said}");
+    daemon.upgrade();
+    write_end(&daemon, 7, size);
+    assert_eq!(daemon.stop().code(), Some(0));
+    size += 5 * MIB;
+    assert_grown(resize(&volume, 1, &["+5M"]), size);
+    wait_one_size(&volume, size);
+    let read = shards::read_by_mount(&volume, 2);
+    assert_eq!(read.len() as u64, size);
+    let at = size - 5 * MIB - MIB / 2;
+    assert!(read[at as usize..][..MIB as usize / 2] == pattern(7, at, MIB as usize / 2));
+
+    // A copy that is away keeps its old size, and is not believed when it is back.
+    volume.set("cluster.self-heal-daemon", "off").unwrap();
+    volume.kill_brick(0).unwrap();
+    let (code, said) = resize(&volume, 1, &["+5M"]);
+    assert_eq!(code, Some(75), "{said}");
+    size += 5 * MIB;
+    assert_grown(resize(&volume, 1, &["+5M", "--force"]), size);
+    volume.start_force().unwrap();
+    assert_eq!(shards::sizes(&volume), [size - 5 * MIB, size, size]);
+    let daemon = Daemon::serve(&volume, 1, &[]);
+    assert_eq!(daemon.status()["size"], size);
+    write_end(&daemon, 8, size);
+    assert_eq!(daemon.stop().code(), Some(0));
+    volume.set("cluster.self-heal-daemon", "on").unwrap();
+    volume.start_force().unwrap();
+    wait_one_size(&volume, size);
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_of_a_growth_leaves_shards_that_heal_to_one_size() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = sharded(&cluster, VolumeKind::Replica(3), Fill::Sparse, &[]);
+    let mut size = FILES * SHARD;
+    let mut daemon = Daemon::serve(&volume, 0, &[]);
+    let begin = Instant::now();
+    assert_grown(resize(&volume, 0, &["+3M"]), size + 3 * MIB);
+    // Some are killed when it is over.
+    let took = begin.elapsed() * 5 / 4;
+    size += 3 * MIB;
+    let mut outcomes = Vec::new();
+    for moment in 0..MOMENTS {
+        write_end(&daemon, moment.into(), size);
+        std::thread::scope(|scope| {
+            scope.spawn(|| println!("{:?}", resize(&volume, 0, &["+3M"])));
+            // Not to wait for anything: the moment is what is tried.
+            std::thread::sleep(took * moment / MOMENTS);
+            daemon.kill();
+        });
+        outcomes.push(shards::sizes(&volume));
+        daemon = Daemon::serve(&volume, 0, &["--lock-timeout", "30s"]);
+        let now = daemon.status()["size"].as_u64().unwrap();
+        // With nobody there the command goes on by itself.
+        let grown = [size, size + 3 * MIB];
+        assert!(grown.contains(&now), "{now} of {grown:?}");
+        size = now;
+        write_end(&daemon, 100 + u64::from(moment), size);
+    }
+    println!("sizes that the deaths left, of a growth of {took:?}: {outcomes:?}");
+    assert_eq!(daemon.stop().code(), Some(0));
+    wait_one_size(&volume, size);
 }

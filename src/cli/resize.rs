@@ -12,8 +12,7 @@ use crate::daemon::failure::Failure;
 use crate::daemon::maintenance_session::{MaintenanceSession, Wanted};
 use crate::daemon::shutdown::Stop;
 use crate::daemon::target::Target;
-use crate::daemon::{logging, session_setup};
-use crate::device::Disk;
+use crate::daemon::{logging, serve, session_setup};
 use crate::image::error_chain::chain;
 use crate::image::local::{self, LocalTerms};
 use crate::image::locate::Allowed;
@@ -106,16 +105,17 @@ fn resize_alone(args: &ResizeArgs, name: &str) -> Result<(), Failure> {
     let Target { volume, image } = &args.target;
     let server = &args.server.server;
     let brick = args.brick.as_deref();
-    let mut place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
-    place.located = place.located.whole_only("resized")?;
+    let place = session_setup::find(server, volume, &image.0, brick, Allowed::All, false)?;
     session_setup::take_over(&args.run_dir.run_dir, place.located.gfid)?;
     let terms = LocalTerms {
         read_only: true,
         force_raw: false,
     };
-    let file = local::look_at(&place.local_path(), place.located.gfid, terms)
+    let local = local::look_at_image(&place.local_place(), terms)
         .map_err(|error| Failure::Open(error.into()))?;
-    let block = Disk::new(file.file, "")?.block_size().into();
+    let block = serve::disk_over(&local, &place.located, "")?
+        .block_size()
+        .into();
     let state = StateDir::new(&args.state_dir.state_dir);
     let wanted = Wanted {
         server,

@@ -20,6 +20,7 @@ use crate::image::state_dir::StateDir;
 
 use super::control_service::{ControlService, Image};
 use super::failure::Failure;
+use super::growth;
 use super::session_setup::{self, Place, SessionSetup};
 use super::target::GlusterdAddress;
 
@@ -177,7 +178,9 @@ impl MaintenanceSession {
     /// # Errors
     /// Why not.
     pub fn grow(&self, size: NewSize, block: u64, insist: Insist) -> Result<Resized, ResizeError> {
-        self.session.grow(size, block, insist)
+        // The shards that were made are there when the image is opened again.
+        let (extend, _made) = growth::extension(&self.place);
+        self.session.grow(size, block, insist, extend)
     }
 
     /// Gives the image back.

@@ -22,6 +22,7 @@ pub mod bus_error;
 pub mod control_service;
 pub mod failure;
 pub mod frontend_loop;
+pub mod growth;
 pub mod heald;
 pub mod listener;
 pub mod logging;

@@ -18,7 +18,6 @@ use crate::image::session::life::Session;
 use crate::image::session::ownership::{
     Ownership, OwnershipAction, OwnershipEvent, OwnershipMachine,
 };
-use crate::image::session::resize::{Insist, NewSize, ResizeError, Resized};
 use crate::image::session::state_machine::StopReason;
 use crate::image::session::terms::FenceWish;
 use crate::image::state_dir::StateDir;
@@ -28,6 +27,8 @@ use super::served_image::{HandOver, Input, Resting, ServedImage};
 use super::session_setup::{self, Place, SessionSetup};
 use super::shutdown::Stop;
 use super::switchable_gate::SwitchableGate;
+
+mod resizing;
 
 /// How often it is tried to give the image away.
 const LEAVE_PAUSE: Duration = Duration::from_millis(5);
@@ -258,7 +259,7 @@ impl Worker {
 
     /// The next process is given the first file, and opens those behind it by their paths.
     fn can_be_opened_again(&self) -> Result<(), String> {
-        match self.local.pieces.is_empty() {
+        match self.local.whole {
             true => Ok(()),
             false => self.local.check_places().map_err(|error| chain(&error)),
         }
@@ -376,34 +377,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// The queues go on with their writes when they meet the gate of the larger image.
-    fn resize(&mut self, size: NewSize, insist: Insist) -> Result<(Resized, bool), ResizeError> {
-        let why_not = match self.machine.ownership() {
-            Ownership::Held => None,
-            Ownership::Armed | Ownership::Leaving => {
-                Some("it is about to be handed over: see handover --cancel")
-            }
-            Ownership::Vacant | Ownership::Opening => Some("this daemon does not hold it now"),
-            Ownership::Ended => Some("its session has stopped"),
-        };
-        if let Some(why) = why_not {
-            return Err(ResizeError::NotNow(why.to_owned()));
-        }
-        let served = self.served.clone();
-        let front = served.front();
-        let (Some((session, _)), Some(front)) = (&self.session, &*front) else {
-            let why = "the daemon is not ready yet";
-            return Err(ResizeError::NotNow(why.to_owned()));
-        };
-        let resized = session.grow(size, front.block, insist)?;
-        self.local.size = resized.to;
-        self.served.locked().size = resized.to;
-        self.gate.put(Some(session.gate()));
-        let told = (front.grow)(resized.to);
-        self.gate.set(true);
-        Ok((resized, told))
     }
 
     fn publish(&self) {

@@ -80,7 +80,7 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
     keep_cache_mode(&cache, &state, &place.located);
     worker.served().set_front(Front {
         block,
-        grow: Box::new(server.growth()),
+        grow: Box::new(server.growth_by_files()),
     });
     let handle = server.stop_handle();
     stop.tell(move || handle.stop());
@@ -168,7 +168,10 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
 
 /// The image's files as a disk. All of what was written to them before is durable when the
 /// guest can flush: opening the session syncs every file that may have been written to.
-fn disk_over(local: &LocalFile, located: &Located, serial: &str) -> Result<Disk, Failure> {
+///
+/// # Errors
+/// [`Failure::System`], and whatever the device refuses.
+pub fn disk_over(local: &LocalFile, located: &Located, serial: &str) -> Result<Disk, Failure> {
     let again = |source| Failure::System {
         what: "open the image's files once more",
         source,

@@ -1,9 +1,11 @@
 //! The image as the other threads of this process see it: who has it now, and the way to
 //! ask its [`super::ownership_worker`] for changes.
 
+use std::fs::File;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, MutexGuard};
 
+use crate::device::DeviceError;
 use crate::image::heal::Job;
 use crate::image::session::ending::KeptSession;
 use crate::image::session::handle::SessionHandle;
@@ -85,8 +87,8 @@ pub(super) struct Resize {
 pub struct Front {
     /// Bytes of its blocks.
     pub block: u64,
-    /// Offers a disk of so many bytes; was the front-end told?
-    pub grow: Box<dyn Fn(u64) -> bool + Send>,
+    /// Offers a disk of so many bytes, with these files besides; was the front-end told?
+    pub grow: Box<dyn Fn(Vec<File>, u64) -> Result<bool, DeviceError> + Send>,
 }
 
 impl ServedImage {

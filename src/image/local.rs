@@ -6,6 +6,7 @@
 
 mod by_gfid;
 mod cut;
+mod disk_size;
 mod durability;
 pub mod error;
 mod opening;
@@ -25,7 +26,9 @@ use error::LocalError;
 pub use by_gfid::{Name, file_of, name_of};
 pub use cut::place_of;
 pub use durability::{Durability, SyncFailure};
-pub use opening::{LocalTerms, go_on, look_at, look_at_image, may_see_trusted, open, open_image};
+pub use opening::{
+    LocalTerms, go_on, look_at, look_at_image, may_see_trusted, open, open_image, open_more,
+};
 pub use pieces::{LocalPlace, PieceFile};
 pub use watch::{CopyWatch, Fingerprint, LocalWatch};
 
@@ -49,7 +52,9 @@ pub struct LocalFile {
     /// What is known of its syncs.
     pub durability: Arc<Durability>,
     /// The files behind it, of an image in shards.
-    pub pieces: Arc<[PieceFile]>,
+    pub pieces: Arc<[Arc<PieceFile>]>,
+    /// It is one file, all of the image.
+    pub whole: bool,
 }
 
 impl LocalFile {
@@ -73,8 +78,7 @@ impl LocalFile {
         }
     }
 
-    /// Are these still the files at their paths, and is one that is the whole image of the same
-    /// size?
+    /// Are these still the files at their paths, and has nobody else resized the image?
     ///
     /// # Errors
     /// [`LocalError::Replaced`], [`LocalError::Io`].
@@ -89,8 +93,13 @@ impl LocalFile {
         for piece in self.pieces.iter() {
             same &= pieces::is_at(&piece.file, &piece.path).map_err(io_error)?;
         }
-        let size = self.file.metadata().map_err(io_error)?.len();
-        match same && (!self.pieces.is_empty() || size == self.size) {
+        let size = disk_size::read(&self.file).map_err(io_error)?;
+        let same_size = match self.whole {
+            true => size == self.size,
+            // An attribute may be old, of a copy that was away when the image grew.
+            false => size <= self.size,
+        };
+        match same && same_size {
             true => Ok(()),
             false => Err(LocalError::Replaced {
                 path: self.path.clone(),
@@ -144,6 +153,20 @@ impl LocalFile {
             size: self.size,
             durability: self.durability.clone(),
             pieces: self.pieces.clone(),
+            whole: self.whole,
+        })
+    }
+
+    /// The same, of an image that has grown to `size` bytes and has these files besides.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn grown(&self, more: &[Arc<PieceFile>], size: u64) -> Result<Self, LocalError> {
+        let pieces = self.pieces.iter().chain(more).cloned();
+        Ok(Self {
+            size,
+            pieces: pieces.collect(),
+            ..self.try_clone()?
         })
     }
 }
@@ -194,12 +217,8 @@ impl Local for LocalFile {
         pending_names: Arc<[String]>,
     ) -> Result<Vec<Box<dyn CopyWatch>>, LocalError> {
         let mut all = vec![self.watch(pending_names.clone())?];
-        for PieceFile { file, path } in self.pieces.iter() {
-            all.push(Box::new(LocalWatch::begin(
-                file,
-                path,
-                pending_names.clone(),
-            )?));
+        for piece in self.pieces.iter() {
+            all.push(piece.watch(pending_names.clone())?);
         }
         Ok(all)
     }

@@ -322,6 +322,15 @@ pub fn run_on(node: &Node, args: &[&str]) -> (Option<i32>, String) {
 
 /// `bypass-blk heal` of [`IMAGE`] on the node of a brick.
 pub fn heal(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, String) {
+    of_image("heal", volume, brick, extra)
+}
+
+/// `bypass-blk resize` of [`IMAGE`] on the node of a brick.
+pub fn resize(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, String) {
+    of_image("resize", volume, brick, extra)
+}
+
+fn of_image(command: &str, volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, String) {
     let node = volume.brick_node(brick);
     let (target, name) = (
         format!("{}{IMAGE}", volume.name()),
@@ -330,7 +339,7 @@ pub fn heal(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, Stri
     let (run_dir, state_dir) = (run_dir(node), state_dir(node));
     let folder = |path: &Path| path.to_str().unwrap().to_owned();
     let (run_dir, state_dir) = (folder(&run_dir), folder(&state_dir));
-    let mut args = vec!["heal", &target, "--server", node.address()];
+    let mut args = vec![command, &target, "--server", node.address()];
     args.extend([
         "--run-dir",
         &run_dir,

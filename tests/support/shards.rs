@@ -52,6 +52,16 @@ pub fn gfid(volume: &Volume) -> uuid::Uuid {
     uuid::Uuid::from_slice(&found.unwrap()).unwrap()
 }
 
+/// Bytes of the image, as each brick has them.
+pub fn sizes(volume: &Volume) -> Vec<u64> {
+    let size = |brick| {
+        let path = volume.brick_file(brick, IMAGE);
+        let value = xattr::get(path, "trusted.glusterfs.shard.file-size").unwrap();
+        u64::from_be_bytes(value.unwrap()[..8].try_into().unwrap())
+    };
+    (0..3).map(size).collect()
+}
+
 /// The path in the volume of one of its files; 0 is its own.
 pub fn file(volume: &Volume, number: u64) -> String {
     match number {

@@ -15,11 +15,13 @@ use crate::gluster::{
     LockRange, Locked, Timeouts,
 };
 use crate::image::error_chain::chain;
+use crate::image::layout::found::SizeSeen;
 use crate::image::layout::{FileIndex, Layout};
 use crate::image::locate::Located;
 use crate::image::replica::brick_port::{
     BrickPort, CopyState, Counter, Fence, KeptBrick, Lock, PortError, Publication,
 };
+use crate::image::replica::brick_set::BrickSet;
 use crate::image::replica::copy_lock;
 use crate::image::replica::holder::Holder;
 use crate::image::replica::promotion::Promotion;
@@ -29,6 +31,7 @@ use super::session_record::{SESSION_DOMAIN, holder_of};
 
 mod alert;
 mod counters;
+mod disk_size;
 mod files;
 mod publishing;
 
@@ -358,26 +361,7 @@ impl BrickPort for GlusterPort {
             alert.looked();
         }
         let mut copy = self.look_up_locked()?;
-        if let Some(Overruled { promotion, local }) = self.overruled.clone()
-            && let Some(counter) = copy.pending.get_mut(local)
-            && promotion.overrules(self.child, *counter)
-        {
-            log::warn!(
-                "{}: its accusation of the promoted copy is taken off",
-                self.spec
-            );
-            let accused = -*counter;
-            *counter = 0;
-            let change = |child| {
-                (
-                    Counter::Pending(child),
-                    if child == local { accused } else { 0 },
-                )
-            };
-            let changes: Vec<_> = (0..copy.pending.len()).map(change).collect();
-            self.xattrop(&changes)?;
-            self.fsync()?;
-        }
+        self.take_off_overruled(&mut copy)?;
         Ok(copy)
     }
 
@@ -394,6 +378,25 @@ impl BrickPort for GlusterPort {
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError> {
         self.data_locked()?;
         self.xattrop(changes)
+    }
+
+    fn extend(&mut self, layout: &Layout) {
+        self.layout = layout.clone();
+        if let Some(live) = &mut self.live {
+            live.files.resize(layout.len(), FileLocks::default());
+        }
+    }
+
+    fn disk_size(&mut self) -> Result<SizeSeen, PortError> {
+        self.ask_disk_size()
+    }
+
+    fn set_disk_size(&mut self, size: u64) -> Result<(), PortError> {
+        self.change_disk_size(size)
+    }
+
+    fn accuse_attributes(&mut self, children: BrickSet, change: i32) -> Result<(), PortError> {
+        self.add_to_attribute_counters(children, change)
     }
 
     fn truncate(&mut self, size: u64) -> Result<(), PortError> {

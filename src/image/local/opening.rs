@@ -15,7 +15,7 @@ use xattr::FileExt as _;
 use crate::image::layout::FileIndex;
 
 use super::error::LocalError;
-use super::{GFID_XATTR, LocalFile, LocalPlace, SECTOR, file_of, pieces};
+use super::{GFID_XATTR, LocalFile, LocalPlace, PieceFile, SECTOR, file_of, pieces};
 
 /// How long requests of a killed process are waited for.
 const CLAIM_LIMIT: Duration = Duration::from_secs(10);
@@ -67,6 +67,21 @@ pub fn open_image(place: &LocalPlace, terms: LocalTerms) -> Result<LocalFile, Lo
     Ok(local)
 }
 
+/// Opens and claims those files of an image that has grown which it did not have when it was
+/// `before` files.
+///
+/// # Errors
+/// See [`LocalError`].
+pub fn open_more(
+    place: &LocalPlace,
+    before: usize,
+    terms: LocalTerms,
+) -> Result<Vec<Arc<PieceFile>>, LocalError> {
+    let more = pieces::open(place, before, terms)?;
+    pieces::claim_all(&more)?;
+    Ok(more)
+}
+
 /// [`look_at`] of an image that may be several files.
 ///
 /// # Errors
@@ -84,7 +99,8 @@ pub fn look_at_image(place: &LocalPlace, terms: LocalTerms) -> Result<LocalFile,
         path,
         size,
         durability: Arc::default(),
-        pieces: pieces::open(place, terms)?.into(),
+        pieces: pieces::open(place, 1, terms)?.into(),
+        whole: false,
     })
 }
 
@@ -99,7 +115,7 @@ pub fn go_on(file: File, place: &LocalPlace, terms: LocalTerms) -> Result<LocalF
         path: place.path.clone(),
         source,
     })?;
-    let pieces = pieces::open(place, terms)?;
+    let pieces = pieces::open(place, 1, terms)?;
     if !terms.read_only {
         pieces::claim_all(&pieces)?;
     }
@@ -113,6 +129,7 @@ pub fn go_on(file: File, place: &LocalPlace, terms: LocalTerms) -> Result<LocalF
         // Nobody is replaced after a failure.
         durability: Arc::default(),
         pieces: pieces.into(),
+        whole: place.layout.is_whole(),
     })
 }
 
@@ -134,6 +151,7 @@ pub fn look_at(path: &Path, gfid: Uuid, terms: LocalTerms) -> Result<LocalFile, 
         size: size.len(),
         durability: Arc::default(),
         pieces: Arc::default(),
+        whole: true,
     })
 }
 

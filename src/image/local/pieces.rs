@@ -7,11 +7,13 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::image::layout::{FileIndex, Layout, shards};
 
 use super::error::LocalError;
 use super::opening::{LocalTerms, claim, give_back, open_known};
+use super::{CopyWatch, LocalWatch};
 
 /// What reads as nothing: for a piece that no brick has, of an image that is only read.
 const NOTHING: &str = "/dev/null";
@@ -47,13 +49,29 @@ pub struct PieceFile {
     pub path: PathBuf,
 }
 
-/// Opens all but the first.
+impl PieceFile {
+    /// What a session does with it.
+    ///
+    /// # Errors
+    /// [`LocalError::Io`].
+    pub fn watch(&self, pending_names: Arc<[String]>) -> Result<Box<dyn CopyWatch>, LocalError> {
+        let watch = LocalWatch::begin(&self.file, &self.path, pending_names)?;
+        Ok(Box::new(watch))
+    }
+}
+
+/// Opens all but the first so many.
 ///
 /// # Errors
 /// See [`LocalError`].
-pub(super) fn open(place: &LocalPlace, terms: LocalTerms) -> Result<Vec<PieceFile>, LocalError> {
-    let files = place.layout.files().skip(1);
-    files.map(|file| open_one(place, file, terms)).collect()
+pub(super) fn open(
+    place: &LocalPlace,
+    skip: usize,
+    terms: LocalTerms,
+) -> Result<Vec<Arc<PieceFile>>, LocalError> {
+    let files = place.layout.files().skip(skip);
+    let open = |file| open_one(place, file, terms).map(Arc::new);
+    files.map(open).collect()
 }
 
 fn open_one(
@@ -82,7 +100,7 @@ fn open_one(
 ///
 /// # Errors
 /// [`LocalError::InUse`], [`LocalError::Io`].
-pub(super) fn claim_all(pieces: &[PieceFile]) -> Result<(), LocalError> {
+pub(super) fn claim_all(pieces: &[Arc<PieceFile>]) -> Result<(), LocalError> {
     for (number, piece) in pieces.iter().enumerate() {
         if let Err(error) = claim(&piece.file, &piece.path) {
             give_back_all(pieces.get(..number).unwrap_or_default());
@@ -93,7 +111,7 @@ pub(super) fn claim_all(pieces: &[PieceFile]) -> Result<(), LocalError> {
 }
 
 /// Gives the claims back.
-pub(super) fn give_back_all(pieces: &[PieceFile]) {
+pub(super) fn give_back_all(pieces: &[Arc<PieceFile>]) {
     for piece in pieces {
         give_back(&piece.file, &piece.path);
     }

@@ -134,6 +134,16 @@ fn whoever_goes_on_has_the_first_file_as_it_was_and_claims_those_behind_it_anew(
     xattr::set(&path, GFID_XATTR, second.as_bytes()).unwrap();
     let local = go_on(kept(), &place, RAW).unwrap();
     assert_eq!((local.size, local.pieces.len()), (6144, 1));
+    let note = |size: u64| {
+        let value = [size.to_be_bytes().as_slice(), &[0; 24]].concat();
+        xattr::set(file.path(), crate::image::layout::shards::FILE_SIZE, &value).unwrap();
+    };
+    note(8192);
+    assert!(matches!(
+        local.check_places(),
+        Err(LocalError::Replaced { .. })
+    ));
+    note(6144);
     for path in [file.path(), &path] {
         let other = File::open(path).unwrap();
         let theirs = rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive);

@@ -15,6 +15,7 @@ use xattr::FileExt as _;
 use crate::gluster::Pending;
 use crate::image::replica::brick_set::BrickSet;
 
+use super::disk_size;
 use super::error::LocalError;
 
 /// What changes when somebody writes to the file behind our back.
@@ -83,7 +84,8 @@ pub trait CopyWatch: Send {
     /// [`LocalError::Io`]; it then counts as touched.
     fn rebase(&mut self) -> Result<(), LocalError>;
 
-    /// Makes it `to` bytes long, durably; it must have `from` now. What is new reads as zeros.
+    /// Makes the disk `to` bytes large, durably; it must have `from` now. What is new reads as zeros.
+    /// Of an image in pieces this is the first file's, whose attribute says so.
     ///
     /// # Errors
     /// [`LocalError::Io`], [`LocalError::Sync`], [`LocalError::Replaced`] with another size than `from`: it is
@@ -220,15 +222,15 @@ impl CopyWatch for LocalWatch {
             path: self.path.clone(),
             source,
         };
-        if self.file.metadata().map_err(io_error)?.len() != from {
+        if disk_size::read(&self.file).map_err(io_error)? != from {
             return Err(LocalError::Replaced {
                 path: self.path.clone(),
             });
         }
-        self.file.set_len(to).map_err(io_error)?;
+        disk_size::write(&self.file, to).map_err(io_error)?;
         self.file.sync_all().map_err(|error| {
             // Whether it would survive is not known: the old size is safe in any case.
-            let _ = self.file.set_len(from);
+            let _ = disk_size::write(&self.file, from);
             self.sync_error(error)
         })
     }

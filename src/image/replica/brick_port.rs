@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use crate::gluster::KeptConnection;
 
-use crate::image::layout::FileIndex;
+use crate::image::layout::found::SizeSeen;
+use crate::image::layout::{FileIndex, Layout};
 
 use super::brick_set::BrickSet;
 use super::holder::Holder;
@@ -200,6 +201,9 @@ pub struct KeptBrick {
     pub guarded: Vec<FileIndex>,
 }
 
+/// Of a question about pieces.
+const WHOLE: &str = "the image is one file";
+
 /// One brick, for one image. Blocking; called from one thread.
 ///
 /// An image may be several files ([`crate::image::layout`]). What is asked is about the one
@@ -344,6 +348,34 @@ pub trait BrickPort: Send {
     /// As the connection fails, and without [`Lock::Data`] held through it: what to add
     /// follows from what was read under that lock.
     fn add_to_counters(&mut self, changes: &[(Counter, i32)]) -> Result<(), PortError>;
+
+    /// From now on the image has these files, the ones that it had and more.
+    fn extend(&mut self, _layout: &Layout) {}
+
+    /// The size of an image in pieces as this brick has it, and whose attributes it calls old.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn disk_size(&mut self) -> Result<SizeSeen, PortError> {
+        Err(PortError::Refused(WHOLE.to_owned()))
+    }
+
+    /// Changes that size, so that it is this. Not yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails, and without [`Lock::Data`] held through it.
+    fn set_disk_size(&mut self, _size: u64) -> Result<(), PortError> {
+        Err(PortError::Refused(WHOLE.to_owned()))
+    }
+
+    /// Adds `change` to the counters that say that the attributes of these children are old.
+    /// Not yet durable.
+    ///
+    /// # Errors
+    /// As the connection fails, and without [`Lock::Data`] held through it.
+    fn accuse_attributes(&mut self, _children: BrickSet, _change: i32) -> Result<(), PortError> {
+        Err(PortError::Refused(WHOLE.to_owned()))
+    }
 
     /// Makes the file `size` bytes long; what is new reads as zeros. Not yet durable.
     ///

@@ -116,9 +116,12 @@ impl MissedWrites {
         &self.map
     }
 
-    /// The image has grown: from now on `map`, which knows all that the one before knew.
-    pub fn replace_map(&mut self, map: Arc<DirtyMap>) {
+    /// The image has grown: from now on `map`, which knows all that the one before knew, and
+    /// `layout`, with what the bricks said of the files that it has besides.
+    pub fn grow(&mut self, map: Arc<DirtyMap>, layout: Layout, more: &[FileCopies]) {
         std::mem::replace(&mut self.map, map).release();
+        self.layout = layout;
+        self.files.extend(more.iter().map(FileMarks::of));
     }
 
     /// The child that is this peer of the map.

@@ -11,6 +11,7 @@ use crate::image::replica::brick_set::{BrickSet, SetChange};
 use crate::image::replica::brick_worker::BrickReport;
 
 use super::ending::KeptSession;
+use super::extension::Extend;
 use super::resize::{Insist, ResizeError, Resized};
 
 /// What the thread is told.
@@ -47,6 +48,8 @@ pub enum Input {
         to: u64,
         /// In spite of what.
         insist: Insist,
+        /// For the files that it needs then.
+        extend: Extend,
         /// What came of it.
         answer: Sender<Result<Resized, ResizeError>>,
     },

@@ -28,6 +28,7 @@ use crate::image::scheduler::Scheduler;
 use super::bell::Bell;
 use super::ending::{Ending, KeptSession, Parting};
 use super::error::OpenError;
+use super::extension::Extend;
 use super::handle::SessionHandle;
 use super::input::Input;
 use super::open::{self, Opened, Waiting};
@@ -257,8 +258,8 @@ impl Session {
 
     /// Makes all copies larger, and answers when each has the new size or is marked and
     /// behind. The guest's writes wait for a moment; from then on they need the gate that
-    /// [`Session::gate`] gives. `block` is the disk's, in bytes. Healers that are at work end,
-    /// and may begin again afterwards.
+    /// [`Session::gate`] gives. `block` is the disk's, in bytes; `extend` makes the files that the
+    /// image needs then. Healers that are at work end, and may begin again afterwards.
     ///
     /// # Errors
     /// Why not: every copy has its old size, but those of bricks that were lost meanwhile.
@@ -267,6 +268,7 @@ impl Session {
         wanted: NewSize,
         block: u64,
         insist: Insist,
+        extend: Extend,
     ) -> Result<Resized, ResizeError> {
         let gate = self.gate();
         let map = gate.map().ok_or(ResizeError::ReadOnly)?;
@@ -280,7 +282,12 @@ impl Session {
         let _none = map.keep_healers_out()?;
         let over = || ResizeError::Over("its thread is gone".to_owned());
         let (answer, receiver) = mpsc::channel();
-        let grow = Input::Grow { to, insist, answer };
+        let grow = Input::Grow {
+            to,
+            insist,
+            extend,
+            answer,
+        };
         self.inbox.send(grow).map_err(|_| over())?;
         let answered = self.threads.receive(&receiver, None);
         answered.unwrap_or_else(|_| Err(over()))

@@ -69,7 +69,7 @@ fn identity(
 
 /// No extent lies in two files: the largest size up to `wanted` of which a piece has a whole
 /// number. Pieces are of so many times the smallest.
-fn within_pieces(layout: &Layout, wanted: ExtentSize) -> ExtentSize {
+pub(super) fn within_pieces(layout: &Layout, wanted: ExtentSize) -> ExtentSize {
     let mut bytes = wanted.bytes();
     while !layout.is_whole() && !layout.piece().is_multiple_of(bytes) {
         bytes /= 2;

@@ -6,12 +6,13 @@
 //!   which decides, and carries out what that says.
 //! * [`write_gate`] is all that a guest's request meets of a session.
 //! * [`handle`] is the session for healers and operators, [`snapshot`] what it looks like,
-//!   [`resize`] and [`ending`] what can come of it.
+//!   [`resize`] (with [`extension`]) and [`ending`] what can come of it.
 //! * [`ownership`] is above sessions: whose the image is, in a live migration.
 
 pub mod bell;
 pub mod ending;
 pub mod error;
+pub mod extension;
 pub mod fencing;
 pub mod handle;
 pub mod input;

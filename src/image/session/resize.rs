@@ -9,8 +9,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::image::dirty_map::{ExtentSize, Geometry, MapError};
+use crate::image::layout::error::ShardsError;
+use crate::image::layout::found::SizeSeen;
 use crate::image::local::SECTOR;
 use crate::image::local::error::LocalError;
+use crate::image::replica::brick_set::{BrickSet, Shape};
 
 /// The most bytes of the dirty map of an image that grows: what a host can be asked to
 /// keep in memory for one image. 256 TiB in extents of 1 MiB.
@@ -132,6 +135,49 @@ pub enum ResizeError {
     /// The dirty map.
     #[error("the dirty map cannot follow")]
     Map(#[from] MapError),
+    /// The shards that it needs besides.
+    #[error(transparent)]
+    Shards(#[from] ShardsError),
+    /// What is new would not read as zeros.
+    #[error(
+        "shard {file} has data behind the end of the image on {brick}, of a larger one that was made smaller. Make the image larger through a mount (truncate -s) while nobody serves it"
+    )]
+    Leftover {
+        /// The shard.
+        file: u32,
+        /// The brick.
+        brick: String,
+    },
+}
+
+/// The peers whose size attribute is to be changed with the local brick's: those that have the
+/// size that it had, of an image in pieces, and are not called old for another reason.
+///
+/// # Errors
+/// Why it cannot be changed now, in words.
+pub fn with_size(shape: &Shape, from: u64, seen: &[(usize, SizeSeen)]) -> Result<BrickSet, String> {
+    let mut all = seen.iter();
+    let Some((_, local)) = all.find(|(brick, _)| *brick == shape.local) else {
+        return Err("this host's brick does not answer".to_owned());
+    };
+    let old: BrickSet = seen
+        .iter()
+        .flat_map(|(_, seen)| seen.accuses.iter())
+        .collect();
+    if old.contains(shape.local) {
+        let why = "a brick says that attributes here are old: let Gluster heal the image first";
+        return Err(why.to_owned());
+    }
+    if local.size != from {
+        let size = local.size;
+        return Err(format!(
+            "somebody else has made it {size} bytes large: start the daemon again"
+        ));
+    }
+    let same = |(brick, seen): &&(usize, SizeSeen)| {
+        shape.peers().contains(*brick) && seen.size == from && !old.contains(*brick)
+    };
+    Ok(seen.iter().filter(same).map(|(brick, _)| *brick).collect())
 }
 
 impl NewSize {
@@ -242,6 +288,7 @@ impl fmt::Display for Resized {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::replica::brick_set::SetChange;
 
     const GIB: u64 = 1 << 30;
 
@@ -303,6 +350,30 @@ mod tests {
         assert!(told.contains("by 10.00 TiB"), "{told}");
         assert!(told.contains("50.00 GiB free"), "{told}");
         assert!(told.contains("--overcommit"), "{told}");
+    }
+
+    #[test]
+    fn a_size_is_changed_where_it_was_the_local_one_s_and_not_by_one_whose_own_is_old() {
+        let shape = Shape {
+            bricks: 3,
+            local: 1,
+            arbiter: None,
+            since: SetChange::NONE,
+        };
+        let seen = |size, accuses: &[usize]| SizeSeen {
+            size,
+            accuses: accuses.iter().copied().collect(),
+        };
+        let peers = |seen: &[(usize, SizeSeen)]| with_size(&shape, 8, seen);
+        let all = [(0, seen(8, &[])), (1, seen(8, &[])), (2, seen(8, &[]))];
+        assert_eq!(peers(&all).unwrap(), [0, 2].into_iter().collect());
+        // One was away when the image grew before.
+        let behind = [(0, seen(8, &[2])), (1, seen(8, &[2])), (2, seen(4, &[]))];
+        assert_eq!(peers(&behind).unwrap(), BrickSet::only(0));
+        assert!(peers(&all[..1]).is_err(), "the local brick is away");
+        assert!(peers(&[(0, seen(8, &[1])), (1, seen(8, &[]))]).is_err());
+        let by_a_mount = [(0, seen(9, &[])), (1, seen(9, &[]))];
+        assert!(peers(&by_a_mount).unwrap_err().contains("9 bytes"));
     }
 
     #[test]

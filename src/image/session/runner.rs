@@ -159,8 +159,13 @@ impl Runner {
                 }) => {
                     let _ = answer.send(self.repair(peer, &ranges));
                 }
-                Ok(Input::Grow { to, insist, answer }) => {
-                    let _ = answer.send(self.grow(to, insist));
+                Ok(Input::Grow {
+                    to,
+                    insist,
+                    extend,
+                    answer,
+                }) => {
+                    let _ = answer.send(self.grow(to, insist, extend));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Input::HandOver(to, answer)) => {

@@ -5,9 +5,9 @@ use crate::gluster::fops::Entry;
 use crate::gluster::pending::PENDING_PREFIX;
 use crate::gluster::{Gfid, Pending};
 use crate::image::layout::FileIndex;
-use crate::image::replica::brick_port::{CopyState, Counter, Lock, PortError};
+use crate::image::replica::brick_port::{BrickPort, CopyState, Counter, Lock, PortError};
 
-use super::{FENCE_XATTR, GlusterPort};
+use super::{FENCE_XATTR, GlusterPort, Overruled};
 use crate::image::brick_client::failure::port_error;
 
 /// AFR's counter of writes under way (`AFR_DIRTY`, `xlators/cluster/afr/src/afr.h`).
@@ -31,6 +31,31 @@ const ADD_NOTHING: Pending = Pending {
 };
 
 impl GlusterPort {
+    /// Accusations that a promotion has given up, durably.
+    pub(super) fn take_off_overruled(&mut self, copy: &mut CopyState) -> Result<(), PortError> {
+        if let Some(Overruled { promotion, local }) = self.overruled.clone()
+            && let Some(counter) = copy.pending.get_mut(local)
+            && promotion.overrules(self.child, *counter)
+        {
+            log::warn!(
+                "{}: its accusation of the promoted copy is taken off",
+                self.spec
+            );
+            let accused = -*counter;
+            *counter = 0;
+            let change = |child| {
+                (
+                    Counter::Pending(child),
+                    if child == local { accused } else { 0 },
+                )
+            };
+            let changes: Vec<_> = (0..copy.pending.len()).map(change).collect();
+            self.xattrop(&changes)?;
+            self.fsync()?;
+        }
+        Ok(())
+    }
+
     /// Identity, size and marks of the copy.
     pub(super) fn look_up(&mut self) -> Result<CopyState, PortError> {
         let live = self.live()?;

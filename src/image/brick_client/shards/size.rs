@@ -12,7 +12,7 @@ use crate::image::replica::brick_set::BrickSet;
 use super::PieceSearch;
 
 /// What a brick says of it, as it stands in the answer.
-fn asked(
+pub(in crate::image::brick_client) fn asked(
     brick: &Brick,
     located: &Located,
     gfid: Gfid,

@@ -41,6 +41,11 @@ impl Runner {
                     self.take_all(Event::TakenByOther { brick, accused });
                 }
             }
+            BrickReport::Rejoined { copies, .. } if copies.len() < self.files.len() => {
+                if let Some(worker) = self.workers.get(brick) {
+                    worker.drop_connection("the image has grown meanwhile".to_owned());
+                }
+            }
             BrickReport::Rejoined { copies, guarded } => self.rejoined(brick, copies, &guarded),
         }
     }

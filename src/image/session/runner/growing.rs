@@ -8,22 +8,31 @@
 //! map and the disk end before it; during that one, the guest's writes wait. Healers are kept out by the caller
 //! ([`crate::image::session::life`]), for they work on the map that is replaced and make the
 //! peers' copies as large as it says.
+//!
+//! * This file: the order of it, and copies that are one file. [`disk_size`]: the same of an
+//!   image in pieces, whose size is an attribute. [`new_files`]: the pieces that it has besides.
+
+mod disk_size;
+mod new_files;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::image::dirty_map::{DirtyMap, Draft, Peer, Peers};
 use crate::image::error_chain::chain;
-use crate::image::layout::{FileIndex, Layout};
+use crate::image::layout::FileIndex;
 use crate::image::local::error::LocalError;
-use crate::image::replica::brick_port::{CopyState, PortError};
+use crate::image::replica::brick_port::{BrickPort, CopyState, PortError};
 use crate::image::replica::brick_set::BrickSet;
 use crate::image::replica::data_lock::{Round, wait};
 use crate::image::session::error::stop_message;
+use crate::image::session::extension::Extend;
+use crate::image::session::map_place::within_pieces;
 use crate::image::session::resize::{Insist, ResizeError, Resized, check_room, extent_size};
 use crate::image::session::state_machine::{Event, GateState, Phase};
 
 use super::{Runner, gate_over, syncing};
+use new_files::NewFiles;
 
 /// How long it waits on one brick for other clients' data locks. The guest goes on.
 const DATA_LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -41,18 +50,19 @@ struct GrowStep {
 
 impl Runner {
     /// Makes all copies `to` bytes long.
-    pub(super) fn grow(&mut self, to: u64, insist: Insist) -> Result<Resized, ResizeError> {
+    pub(super) fn grow(
+        &mut self,
+        to: u64,
+        insist: Insist,
+        extend: Extend,
+    ) -> Result<Resized, ResizeError> {
         const BASE: FileIndex = FileIndex::BASE;
         if let Phase::Stopped(reason) = self.phase(BASE) {
             return Err(ResizeError::Over(stop_message(*reason, &self.names)));
         }
-        if !self.layout.is_whole() {
-            let why = "an image in shards cannot be resized yet";
-            return Err(ResizeError::NotNow(why.to_owned()));
-        }
         let from = self.map()?.geometry().size();
         let step = GrowStep { from, to };
-        let extent_size = extent_size(to, self.extent_size)?;
+        let extent_size = within_pieces(&self.layout, extent_size(to, self.extent_size)?);
         if !insist.overcommit {
             check_room(from, to, self.file(BASE).local.free()?)?;
         }
@@ -61,6 +71,8 @@ impl Runner {
             self.take(BASE, Event::WriteWanted);
         }
         // Storing the marks may have shown that a brick is gone.
+        self.refuse_while_away(insist.away)?;
+        let more = self.look_at_new(extend(to)?)?;
         self.refuse_while_away(insist.away)?;
         let draft = self.map()?.draft(to, extent_size)?;
         let mut round = Round::begin(self.team(BASE), self.held(), DATA_LOCK_LIMIT);
@@ -72,7 +84,8 @@ impl Runner {
         });
         let stands = stand.is_ok();
         let grown = match stand {
-            Ok(()) => self.grow_copies(step, draft, &mut round),
+            Ok(()) if self.layout.is_whole() => self.grow_copies(step, draft, more, &mut round),
+            Ok(()) => self.grow_disk(step, draft, more, &mut round),
             Err(why) => Err(ResizeError::NotNow(why)),
         };
         round.end(self.team(BASE));
@@ -146,6 +159,7 @@ impl Runner {
         &mut self,
         step: GrowStep,
         draft: Draft,
+        more: NewFiles,
         round: &mut Round,
     ) -> Result<BrickSet, ResizeError> {
         // What has another size is behind anyway: its healer sees to that.
@@ -161,7 +175,7 @@ impl Runner {
                 peer: self.names.one(peer),
                 why,
             }),
-            None => self.replace_map(draft, lacking),
+            None => self.replace_map(draft, more, lacking),
         };
         match replaced {
             Ok(()) => Ok(lacking),
@@ -180,56 +194,88 @@ impl Runner {
         size: u64,
         round: &mut Round,
     ) -> (BrickSet, Option<(usize, String)>) {
+        self.change_each(peers, round, move |port| port.truncate(size))
+    }
+
+    /// The same for any change of the first file that may be refused.
+    fn change_each(
+        &self,
+        bricks: BrickSet,
+        round: &mut Round,
+        change: impl Fn(&mut dyn BrickPort) -> Result<(), PortError> + Copy + Send + 'static,
+    ) -> (BrickSet, Option<(usize, String)>) {
         let ask = |brick: usize| {
             let worker = self.workers.get(brick)?;
-            let resized = worker.ask(move |port| port.truncate(size).and_then(|()| port.fsync()));
-            Some((brick, resized))
+            let changed = worker.ask(move |port| change(port).and_then(|()| port.fsync()));
+            Some((brick, changed))
         };
-        let asked: Vec<_> = peers.iter().filter_map(ask).collect();
-        let (mut resized, mut refused) = (BrickSet::EMPTY, None);
+        let asked: Vec<_> = bricks.iter().filter_map(ask).collect();
+        let (mut changed, mut refused) = (BrickSet::EMPTY, None);
         for (brick, answer) in asked {
             match wait(answer) {
-                Ok(()) => resized.insert(brick),
+                Ok(()) => changed.insert(brick),
                 Err(PortError::Refused(why)) => {
                     refused.get_or_insert((brick, why));
                 }
                 Err(error) => round.fail(brick, error),
             }
         }
-        (resized, refused)
+        (changed, refused)
     }
 
     /// Nothing was written to the new area. A peer that cannot be made as it was is given
     /// up: when it is joined again, its size tells.
     fn undo(&mut self, step: GrowStep, peers: BrickSet, round: &mut Round) {
-        if let Err(error) = self.resize_local(step.to, step.from) {
-            log::error!(
-                "{}: the image has {} bytes, and is served as before. Start the daemon again",
-                chain(&error),
-                step.to
-            );
-        }
+        self.is_local_back(step);
         let (_, refused) = self.resize_peers(peers, step.from, round);
         if let Some((brick, why)) = refused {
             round.fail(brick, PortError::Refused(why));
         }
     }
 
+    /// Has the local copy the old size, or has it got it back?
+    fn is_local_back(&mut self, step: GrowStep) -> bool {
+        let back = self.resize_local(step.to, step.from);
+        if let Err(error) = &back {
+            log::error!(
+                "{}: the image has {} bytes, and is served as before. Start the daemon again",
+                chain(error),
+                step.to
+            );
+        }
+        back.is_ok()
+    }
+
     /// From now on the new map and a gate that asks it, with no write under way in
     /// between. The old gate stays shut for good.
-    fn replace_map(&mut self, draft: Draft, lacking: BrickSet) -> Result<(), ResizeError> {
+    fn replace_map(
+        &mut self,
+        draft: Draft,
+        more: NewFiles,
+        lacking: BrickSet,
+    ) -> Result<(), ResizeError> {
         let begin = self.threads.now();
-        self.gate.load().set(GateState::Hold);
+        let gate = self.gate.load_full();
+        let open = |file: &FileIndex| gate.state_of(*file) == GateState::Open;
+        let open: Vec<_> = self.layout.files().filter(open).collect();
+        gate.set(GateState::Hold);
         let replaced = self
             .wait_landed()
-            .and_then(|()| self.replace_still_map(draft, lacking));
-        self.gate.load().set(GateState::Open);
+            .and_then(|()| self.replace_still_map(draft, more, lacking));
+        let gate = self.gate.load_full();
+        open.into_iter()
+            .for_each(|file| gate.set_file(file, GateState::Open));
         let waited = self.threads.now().saturating_sub(begin);
         log::info!("the guest's writes waited {} ms", waited.as_millis());
         replaced
     }
 
-    fn replace_still_map(&mut self, draft: Draft, lacking: BrickSet) -> Result<(), ResizeError> {
+    fn replace_still_map(
+        &mut self,
+        draft: Draft,
+        more: NewFiles,
+        lacking: BrickSet,
+    ) -> Result<(), ResizeError> {
         let peers = self.shape.peers().iter().enumerate();
         let lacking = peers.filter(|(_, child)| lacking.contains(*child));
         let lacking: Peers = lacking.filter_map(|(index, _)| Peer::new(index)).collect();
@@ -237,12 +283,13 @@ impl Runner {
             return Err(ResizeError::ReadOnly);
         };
         let map = Arc::new(draft.finish(debt.map(), lacking)?);
-        debt.replace_map(map.clone());
-        self.layout = Layout::new(
-            self.layout.gfid(FileIndex::BASE),
-            map.geometry().size(),
-            None,
-        );
+        debt.grow(map.clone(), more.layout.clone(), &more.copies);
+        self.workers
+            .iter()
+            .for_each(|worker| worker.extend(more.layout.clone()));
+        self.claim.files = more.layout.len() as u32;
+        self.layout = more.layout;
+        self.files.extend(more.files);
         self.gate.store(Arc::new(gate_over(
             &self.layout,
             Some(map),
