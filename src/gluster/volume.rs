@@ -246,6 +246,7 @@ fn brick(client: &Translator) -> Result<BrickSpec, VolfileError> {
             certificate: file("own-cert"),
             key: file("private-key"),
             authorities: file("ca-list"),
+            revoked: file("crl-path"),
         },
     })
 }

@@ -120,7 +120,7 @@ pub enum TlsError {
     Protocol(#[source] rustls::Error),
 }
 
-/// Which of the three.
+/// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum File {
     /// What this host shows.
@@ -129,6 +129,8 @@ pub enum File {
     Key,
     /// Whom it believes.
     Authorities,
+    /// Whom it does not believe any more.
+    Revoked,
 }
 
 impl fmt::Display for File {
@@ -137,6 +139,7 @@ impl fmt::Display for File {
             Self::Certificate => "certificate",
             Self::Key => "private key",
             Self::Authorities => "list of certificates to trust",
+            Self::Revoked => "list of revoked certificates (ssl.crl-path)",
         })
     }
 }
@@ -153,6 +156,12 @@ pub enum PeerFault {
     /// It is not valid now.
     #[error("{0}. Make a new one there, and put it into glusterfs.ca of all hosts")]
     Untimely(Untimely),
+    /// Who signed it has taken it back.
+    #[error("was revoked, as {} says. Make a new one there", .list.display())]
+    Revoked {
+        /// This host's copy of the signer's list.
+        list: PathBuf,
+    },
     /// It is of version 1.
     #[error(
         "is of X.509 version 1, which is not supported. Make one of version 3 there (openssl req -x509)"

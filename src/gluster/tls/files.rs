@@ -1,4 +1,5 @@
-//! The three files that every Gluster process with TLS has: where they are, and what is in them.
+//! The files that every Gluster process with TLS has, three and a folder that few have: where they
+//! are, and what is in them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::certificate::Facts;
 use super::error::{File, TlsError};
+use super::revoked::Revoked;
 
 /// Where they are unless the volume says otherwise: OpenSSL's folder, as Gluster was built with
 /// it (`SSL_CERT_PATH`, configure.ac). Debian's first; the others are Fedora's and SUSE's.
@@ -25,7 +27,7 @@ pub fn management_wants_tls() -> bool {
 }
 
 /// Where the files are, as far as the volume says so (`ssl.own-cert`, `ssl.private-key`,
-/// `ssl.ca-list`).
+/// `ssl.ca-list`, `ssl.crl-path`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsFiles {
     /// What this host shows.
@@ -34,6 +36,9 @@ pub struct TlsFiles {
     pub key: Option<PathBuf>,
     /// Whom it believes.
     pub authorities: Option<PathBuf>,
+    /// A folder of lists of those that it does not believe any more.
+    #[serde(default)]
+    pub revoked: Option<PathBuf>,
 }
 
 /// The paths that are used.
@@ -52,6 +57,7 @@ pub(super) struct Loaded {
     pub facts: Facts,
     pub key: PrivateKeyDer<'static>,
     pub authorities: Vec<CertificateDer<'static>>,
+    pub revoked: Revoked,
 }
 
 impl TlsFiles {
@@ -96,12 +102,14 @@ impl TlsFiles {
             path: files.key.clone(),
         })?;
         let authorities = certificates(File::Authorities, &files.authorities)?;
+        let revoked = self.revoked.as_deref().map(Revoked::read).transpose()?;
         Ok(Loaded {
             files,
             chain,
             facts,
             key,
             authorities,
+            revoked: revoked.unwrap_or_default(),
         })
     }
 }

@@ -3,12 +3,13 @@
 //! Called by [`super::connection`], at each connect anew, so that certificates are exchanged
 //! without a restart. There are three files, as every Gluster process has them ([`files`]). A peer
 //! is believed whose certificate is itself in `glusterfs.ca`, or is signed by one that is
-//! ([`verifier`]); its name is not looked at, by Gluster neither (`ssl_setup_connection_*`,
+//! ([`verifier`]), and not revoked ([`revoked`]); its name is not looked at, by Gluster neither (`ssl_setup_connection_*`,
 //! rpc/rpc-transport/socket/src/socket.c). Bytes are the connection's: nothing is sent from here.
 
 mod certificate;
 mod error;
 mod files;
+mod revoked;
 mod verifier;
 
 use std::error::Error;

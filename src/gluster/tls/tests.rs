@@ -1,5 +1,6 @@
 //! The certificates in testdata/tls are valid for a hundred years, but for *late*, which was in
-//! January 2020. *host*, *peer* and *ca* sign themselves, *signed* is signed by *ca*, *old* is of version 1.
+//! January 2020. *host*, *peer*, *ca* and *signer* sign themselves, *signed* is signed by *ca*, *kept* and *stolen* by
+//! *signer*, *old* is of version 1. *signer* has revoked *stolen*: `openssl ca -gencrl` made revoked/HASH.r0.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ pub fn files(own: &str, listed: &str) -> TlsFiles {
         certificate: Some(data(&format!("{own}.pem"))),
         key: Some(data(&format!("{own}.key"))),
         authorities: Some(data(&format!("{listed}.pem"))),
+        revoked: None,
     }
 }
 
@@ -80,7 +82,11 @@ fn what_is_wrong_with_this_hosts_files_is_told_with_the_file() {
 
 /// What a host that believes `listed` finds about a peer that shows `shown`.
 fn judge(listed: &str, shown: &str) -> Result<(), PeerFault> {
-    let loaded = files("host", listed).load().unwrap();
+    judge_by(&files("host", listed), shown)
+}
+
+fn judge_by(files: &TlsFiles, shown: &str) -> Result<(), PeerFault> {
+    let loaded = files.load().unwrap();
     let verifier = GlusterVerifier::new(&loaded, &ring::default_provider());
     let shown = CertificateDer::from_pem_slice(&fs::read(data(&format!("{shown}.pem"))).unwrap());
     let shown = shown.unwrap();
@@ -107,6 +113,45 @@ fn a_peer_is_believed_that_is_listed_or_signed_by_who_is() {
     ));
     assert!(matches!(judge("late", "late"), Err(PeerFault::Untimely(_))));
     assert!(matches!(judge("old", "old"), Err(PeerFault::OldVersion)));
+}
+
+#[test]
+fn a_peer_that_its_signer_has_revoked_is_not_believed_though_it_be_listed() {
+    for listed in ["signer", "stolen"] {
+        let knowing = TlsFiles {
+            revoked: Some(data("revoked")),
+            ..files("host", listed)
+        };
+        let stolen = judge_by(&knowing, "stolen").unwrap_err();
+        assert!(matches!(stolen, PeerFault::Revoked { .. }), "{stolen}");
+        assert!(stolen.to_string().contains(".r0 says"), "{stolen}");
+        assert!(judge(listed, "stolen").is_ok(), "who is told of no list");
+    }
+    let knowing = |listed| TlsFiles {
+        revoked: Some(data("revoked")),
+        ..files("host", listed)
+    };
+    assert!(judge_by(&knowing("signer"), "kept").is_ok());
+    // Of other signers there is no list.
+    assert!(judge_by(&knowing("ca"), "signed").is_ok());
+    assert!(judge_by(&knowing("peer"), "peer").is_ok());
+}
+
+#[test]
+fn a_folder_or_list_of_the_revoked_that_cannot_be_read_is_told() {
+    let with = |folder: &Path| TlsFiles {
+        revoked: Some(folder.to_owned()),
+        ..files("host", "peer")
+    };
+    let missing = why_not(&with(&data("nowhere")));
+    assert!(missing.to_string().contains("ssl.crl-path"), "{missing}");
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("README"), "no list").unwrap();
+    assert!(TlsIdentity::read(&with(folder.path())).is_ok());
+    fs::write(folder.path().join("0a1b2c3d.r0"), "no list").unwrap();
+    let empty = why_not(&with(folder.path()));
+    let revoked = File::Revoked;
+    assert!(matches!(&empty, TlsError::Empty { what, .. } if *what == revoked));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use rustls::{CertificateError, DigitallySignedStruct, OtherError, RootCertStore,
 use super::certificate::Facts;
 use super::error::{Judgement, PeerFault};
 use super::files::Loaded;
+use super::revoked::Revoked;
 
 #[derive(Debug)]
 pub(super) struct GlusterVerifier {
@@ -24,6 +25,7 @@ pub(super) struct GlusterVerifier {
     listed: Vec<CertificateDer<'static>>,
     /// Those of `listed` that can sign.
     anchors: RootCertStore,
+    revoked: Revoked,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -36,6 +38,7 @@ impl GlusterVerifier {
             ca: loaded.files.authorities.clone(),
             listed: loaded.authorities.clone(),
             anchors,
+            revoked: loaded.revoked.clone(),
             algorithms: provider.signature_verification_algorithms,
         }
     }
@@ -53,6 +56,11 @@ impl GlusterVerifier {
         }
         if let Some(when) = facts.untimely(std::time::Duration::from_secs(now.as_secs())) {
             return Err(PeerFault::Untimely(when));
+        }
+        let chain = std::iter::once(shown).chain(between);
+        if let Some(list) = chain.into_iter().find_map(|one| self.revoked.names(one)) {
+            let list = list.to_owned();
+            return Err(PeerFault::Revoked { list });
         }
         if self.listed.iter().any(|listed| listed == shown) {
             return Ok(());
