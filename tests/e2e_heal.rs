@@ -8,6 +8,7 @@ use bypass_harness::{Cluster, Fill, Volume, wait_until};
 use support::daemon::{Daemon, heal, run_dir, run_on, state_dir};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
+use support::locker::hold_session_lock;
 use support::{IMAGE, IMAGE_BYTES, PATIENCE, pattern, replica_3};
 
 const MIB: u64 = 1 << 20;
@@ -123,10 +124,16 @@ fn a_killed_healer_and_a_killed_daemon_leave_what_the_next_healer_finishes() {
     let marks = volume.marks(IMAGE).unwrap();
     assert!(marks.accuses(0, 1) && marks.accuses(0, 2), "{marks}");
 
+    // Another opening is under way: that of a healer on a stale copy, say.
+    let opening = hold_session_lock(&volume, 1, IMAGE);
     let healer = Healer::start(volume.brick_node(0), &[]);
+    healer.wait_log("waiting for a lock");
+    drop(opening);
     wait_clean(&volume);
     assert_clean(&volume);
     healer.wait_log("finishing");
+    let given_up = healer.log().contains("is not finished yet");
+    assert!(!given_up, "it has waited: {}", healer.log());
     assert_eq!(healer.stop().code(), Some(0));
     let mut documents = std::fs::read_dir(state_dir(volume.brick_node(0))).unwrap();
     let map = documents.find(|file| {

@@ -99,6 +99,39 @@ fn stock_gluster_alone_heals_the_lost_copy_from_the_promoted_one() {
     assert!(before == after, "the lost copy won");
 }
 
+/// Each stale copy accuses itself now, and AFR's heal believes none of them.
+#[test]
+fn stock_gluster_alone_heals_all_from_a_promoted_copy_that_was_served_and_whose_daemon_was_killed()
+{
+    let cluster = Cluster::start(3).unwrap();
+    let volume = watchful(&cluster);
+    volume.set_self_heal_daemon(false).unwrap();
+    lose_the_first_host(&cluster, &volume);
+    wait_until("the copy to be promoted", PATIENCE, || {
+        let (code, said) = promote(&volume, 1, &YES);
+        (code == Some(0)).then_some(()).ok_or(said)
+    })
+    .unwrap();
+    let daemon = Daemon::serve(&volume, 1, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    disk.write(8 * MIB, &pattern(3, 8 * MIB, 1 << 20), PATIENCE)
+        .unwrap();
+    disk.flush(PATIENCE).unwrap();
+    drop(disk);
+    daemon.kill();
+    let promoted = std::fs::read(volume.brick_file(1, IMAGE)).unwrap();
+
+    cluster.boot_node(0).unwrap();
+    volume.start_force().unwrap();
+    volume.wait_bricks_up().unwrap();
+    volume.set_self_heal_daemon(true).unwrap();
+    volume.wait_healed(IMAGE, PATIENCE).unwrap();
+    for brick in 0..3 {
+        let copy = std::fs::read(volume.brick_file(brick, IMAGE)).unwrap();
+        assert!(copy == promoted, "brick {brick}");
+    }
+}
+
 #[test]
 fn nothing_is_promoted_while_a_fresh_copy_is_reached() {
     let cluster = Cluster::start(3).unwrap();
