@@ -1,5 +1,5 @@
-//! What an operator does to an image in shards: its daemon is replaced, it is made larger, and
-//! its only copy that is left is made the one that counts.
+//! What an operator does to an image in shards: its daemon is replaced, it is made larger, its
+//! volume gets bricks, and its only copy that is left is made the one that counts.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
@@ -11,6 +11,7 @@ use bypass_harness::{Cluster, Fill, Volume, VolumeKind, wait_until};
 use rustix::fs::{FlockOperation, flock};
 use support::daemon::{Daemon, UPGRADED, heal, promote, resize};
 use support::front_end::FrontEnd;
+use support::healer::Healer;
 use support::shards::{self, FILES, SHARD, sharded};
 use support::{PATIENCE, pattern};
 
@@ -97,41 +98,85 @@ fn a_daemon_is_replaced_and_heals_never_get_at_the_shards_that_are_marked() {
     assert!(shards::read_by_mount(&volume, 2) == expected);
 }
 
-#[test]
-fn a_copy_in_shards_is_promoted_and_stock_gluster_heals_the_lost_one_from_it() {
-    let cluster = Cluster::start(3).unwrap();
-    // The bricks notice within seconds that a host is gone, and let its locks go.
+/// A volume whose bricks notice within seconds that a host is gone, and let its locks go. Stock
+/// Gluster does not heal.
+fn watchful(cluster: &Cluster, kind: VolumeKind) -> Volume {
     let soon = [
         ("server.tcp-user-timeout", "6"),
         ("server.keepalive-time", "3"),
         ("server.keepalive-interval", "1"),
         ("server.keepalive-count", "3"),
     ];
-    let volume = sharded(&cluster, VolumeKind::Replica(3), Fill::Sparse, &soon);
+    let volume = sharded(cluster, kind, Fill::Sparse, &soon);
     volume.set_self_heal_daemon(false).unwrap();
-    let daemon = Daemon::serve(&volume, 0, &[]);
+    volume
+}
+
+fn write(disk: &mut FrontEnd, seed: u64, at: u64) {
+    disk.write(at, &pattern(seed, at, 128 * 1024), PATIENCE)
+        .unwrap();
+}
+
+/// Old data is healed everywhere, newer data only on the first copy, whose host is gone.
+fn lose_the_first_host(cluster: &Cluster, volume: &Volume) {
+    let daemon = Daemon::serve(volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
-    let write = |disk: &mut FrontEnd, seed: u64, at: u64| {
-        disk.write(at, &pattern(seed, at, 128 * 1024), PATIENCE)
-            .unwrap();
-    };
     write(&mut disk, 1, ACROSS);
-    assert_eq!(heal(&volume, 0, &[]).0, Some(0));
-    // Newer data is on the first host only, which is gone.
+    assert_eq!(heal(volume, 0, &[]).0, Some(0));
     write(&mut disk, 2, ACROSS);
     write(&mut disk, 2, 9 * SHARD);
     cluster.crash_node(0).unwrap();
     drop(disk);
     daemon.kill();
+}
 
-    let yes = ["--accept-loss", "--confirm", "gv0/vm1.img"];
+const YES: [&str; 3] = ["--accept-loss", "--confirm", "gv0/vm1.img"];
+
+#[test]
+fn beside_an_arbiter_a_copy_in_shards_is_promoted_and_a_healer_finishes_it_when_the_lost_one_is_back()
+ {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = watchful(&cluster, VolumeKind::Arbiter);
+    lose_the_first_host(&cluster, &volume);
+    wait_until("the copy to be promoted", PATIENCE, || {
+        // The bricks may still hold the locks of the crashed host.
+        let (code, said) = promote(&volume, 1, &YES);
+        (code == Some(0)).then_some(()).ok_or(said)
+    })
+    .unwrap();
+    let daemon = Daemon::serve(&volume, 1, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    write(&mut disk, 3, 11 * SHARD);
+    disk.flush(PATIENCE).unwrap();
+    drop(disk);
+    daemon.kill();
+    let promoted = shards::disk(&volume, 1);
+    let healer = Healer::start(volume.brick_node(1), &[]);
+    cluster.boot_node(0).unwrap();
+    volume.start_force().unwrap();
+    wait_until("the healer to finish", PATIENCE, || {
+        let marked = shards::marked(&volume);
+        let done = marked.is_empty().then_some(());
+        done.ok_or_else(|| format!("{marked:?}\n{}", healer.log()))
+    })
+    .unwrap();
+    for brick in [0, 1] {
+        assert!(shards::disk(&volume, brick) == promoted, "brick {brick}");
+    }
+}
+
+#[test]
+fn a_copy_in_shards_is_promoted_and_stock_gluster_heals_the_lost_one_from_it() {
+    let cluster = Cluster::start(3).unwrap();
+    let volume = watchful(&cluster, VolumeKind::Replica(3));
+    lose_the_first_host(&cluster, &volume);
     let stale = Daemon::try_serve(&volume, 1, &["--lock-timeout", "55s"]);
     let stale = stale.err().unwrap();
     assert!(stale.log.contains("shard 2: "), "{}", stale.log);
-    let (code, said) = promote(&volume, 1, &yes);
+    let (code, said) = promote(&volume, 1, &YES);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("of the shards 2 3 9"), "{said}");
-    let (code, said) = promote(&volume, 1, &yes);
+    let (code, said) = promote(&volume, 1, &YES);
     assert_eq!(code, Some(73), "it is not stale any more: {said}");
 
     let daemon = Daemon::serve(&volume, 1, &[]);
@@ -268,4 +313,85 @@ fn a_daemon_killed_at_any_moment_of_a_growth_leaves_shards_that_heal_to_one_size
     println!("sizes that the deaths left, of a growth of {took:?}: {outcomes:?}");
     assert_eq!(daemon.stop().code(), Some(0));
     wait_one_size(&volume, size);
+}
+
+#[test]
+fn a_replica_set_that_is_added_gets_no_shard_of_an_image_that_is_served() {
+    // All bricks on one host: see `a_copy_that_is_added_while_an_image_is_served`.
+    let cluster = Cluster::start(1).unwrap();
+    let volume = sharded(&cluster, VolumeKind::Replica(3), Fill::Noise, &[]);
+    let mut expected = shards::disk(&volume, 0);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    let mut write = |disk: &mut FrontEnd, seed: u64, at: u64| {
+        let data = pattern(seed, at, 128 * 1024);
+        disk.write(at, &data, PATIENCE).unwrap();
+        expected[at as usize..][..data.len()].copy_from_slice(&data);
+    };
+    write(&mut disk, 1, ACROSS);
+    let grown = volume.add_set(3, 0).unwrap();
+    grown.start_rebalance().unwrap();
+    daemon.wait_log("has 2 replica sets now");
+    // It waits for what it cannot lock; so a shard that it may have, of another image, tells nothing.
+    wait_until("the rebalance to want a shard", PATIENCE, || {
+        let log = daemon.log();
+        let wanted = log.contains("dht.file.migrate");
+        wanted
+            .then_some(())
+            .ok_or(format!("{:?}\n{log}", grown.rebalance_status()))
+    })
+    .unwrap();
+    // In a shard that was marked before, and in those that were not.
+    for shard in [2, 5, 6, 9, 13] {
+        write(&mut disk, shard, shard * SHARD);
+    }
+    disk.flush(PATIENCE).unwrap();
+    assert_eq!(daemon.status()["warnings"].as_array().unwrap().len(), 1);
+    for (at, bytes) in (0..).step_by(1 << 20).zip(expected.chunks(1 << 20)) {
+        let read = disk.read(at, bytes.len(), PATIENCE).unwrap();
+        assert!(read == bytes, "every shard is here: {at}");
+    }
+    drop(disk);
+    assert_eq!(daemon.stop().code(), Some(0));
+    let refused = Daemon::try_serve(&volume, 0, &[]).err().unwrap();
+    assert_eq!(refused.code, Some(14), "{}", refused.log);
+    // Gluster moves shards now, and heals them, wherever they are.
+    wait_until("a mount to read what was written", PATIENCE, || {
+        let mount = grown.mount(0).map_err(|error| error.to_string())?;
+        let read = fs::read(mount.path().join("vm1.img")).map_err(|error| error.to_string())?;
+        let old = "old or missing bytes".to_owned();
+        (read == expected).then_some(()).ok_or(old)
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_copy_that_is_added_stays_accused_in_all_shards_and_stock_gluster_fills_it_afterwards() {
+    let cluster = Cluster::start(1).unwrap();
+    let volume = sharded(&cluster, VolumeKind::Replica(2), Fill::Noise, &[]);
+    let daemon = Daemon::serve(&volume, 0, &[]);
+    let mut disk = FrontEnd::connect(daemon.socket());
+    write(&mut disk, 1, ACROSS);
+    let grown = volume.add_brick(0).unwrap();
+    daemon.wait_log(&format!("{} came.", grown.brick_name(2)));
+    wait_until("shards to be made on the new brick", PATIENCE, || {
+        let healing = grown.trigger_heal();
+        let made = (0..FILES).filter(|&n| shards::on_brick(&grown, 2, n).exists());
+        let made = made.count() as u64;
+        (made == FILES)
+            .then_some(())
+            .ok_or_else(|| format!("{made} are there, {healing:?}"))
+    })
+    .unwrap();
+    for shard in [2, 5, 13] {
+        write(&mut disk, shard, shard * SHARD);
+    }
+    for shard in 0..FILES {
+        let marks = shards::marks(&grown, shard);
+        assert!(marks.accuses(0, 2), "shard {shard}: {marks}");
+    }
+    drop(disk);
+    assert_eq!(daemon.stop().code(), Some(0));
+    shards::wait_healed(&grown);
+    shards::assert_equal(&grown);
 }

@@ -21,7 +21,7 @@ use bypass_blk::device::guest::chain::Chain;
 use bypass_blk::device::guest::memory::Memory;
 use bypass_blk::device::{Config, Disk, Server};
 use bypass_blk::gluster::dict::Dict;
-use bypass_blk::gluster::notice::Contention;
+use bypass_blk::gluster::notice::Notice;
 use bypass_blk::gluster::record::{MAX_RECORD, RecordDecoder};
 use bypass_blk::gluster::rpc::{self, Message};
 use bypass_blk::gluster::volfile::Graph;
@@ -55,7 +55,7 @@ fn a_stream_of_records() {
                         arguments,
                     }) = rpc::parse(&record)
                     {
-                        let _ = Contention::parse(program, procedure, &record[arguments..]);
+                        let _ = Notice::parse(program, procedure, &record[arguments..]);
                     }
                 }
                 Ok(None) => {}

@@ -12,7 +12,7 @@ use crate::control::status::{Identity, Status, Verified};
 use crate::device::{CacheMode, QueueSnapshot, Space, Stats};
 use crate::image::error_chain::chain;
 use crate::image::heal::{HealReport, Hint, Job, LinkError, Wait};
-use crate::image::replica::brick_set::SetChange;
+use crate::image::replica::brick_set::VolumeChange;
 use crate::image::session::handle::SessionHandle;
 use crate::image::session::ownership::{Ownership, OwnershipEvent};
 use crate::image::session::resize::{Insist, NewSize};
@@ -233,10 +233,10 @@ impl ControlService {
         }
     }
 
-    /// The replica set is not the one that the image was opened with, or is again.
-    pub fn set_changed(&self, change: SetChange) {
+    /// The volume is not as it was when the image was opened, or is again.
+    pub fn volume_changed(&self, change: VolumeChange) {
         if let Some((session, _)) = self.any_session() {
-            session.set_changed(change);
+            session.volume_changed(change);
         }
     }
 

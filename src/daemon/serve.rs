@@ -119,7 +119,7 @@ pub fn run(options: ServeOptions) -> Result<(), Failure> {
         })?;
     upgrade.listen(located, wishes, worker.served(), server.pause_handle())?;
 
-    let tell = move |change| told_of_changes.set_changed(change);
+    let tell = move |change| told_of_changes.volume_changed(change);
     let _watching = surroundings.watch(tell).map_err(|source| Failure::System {
         what: "start a thread",
         source,

@@ -17,7 +17,7 @@ use super::connection::{
 use super::dict;
 use super::error::{BrickError, Errno, ProtocolError};
 use super::glusterd::{GLUSTERD_PORT, Glusterd};
-use super::notice::Contention;
+use super::notice::{Contention, Notice};
 use super::record::MAX_RECORD;
 use super::rpc::{Call, Credentials, FILE_OPERATIONS, HANDSHAKE, LkOwner};
 use super::tls::TlsIdentity;
@@ -290,9 +290,12 @@ impl Brick {
     }
 
     /// Runs `listener` whenever the brick tells that somebody wants a lock of ours; see
-    /// [`Connection::on_contention`].
+    /// [`Connection::on_notice`].
     pub fn on_contention(&self, listener: impl Fn(&Contention) + Send + Sync + 'static) {
-        self.inner.connection.on_contention(listener);
+        self.inner.connection.on_notice(move |notice| match notice {
+            Notice::Contention(contention) => listener(contention),
+            Notice::VolumeChanged => {}
+        });
     }
 
     pub(super) fn credentials(&self) -> &Credentials {

@@ -2,7 +2,7 @@
 //!
 //! It owns the socket, one reader thread, and the table of calls that wait for
 //! their replies. Callers send from their own threads, each record whole; the
-//! reader matches replies by transaction id, tells of contention, and drops the peer's other
+//! reader matches replies by transaction id, tells what the peer says unasked, and drops the peer's other
 //! calls (a brick's notices need no answer). Who waits, caller or reader, pings a silent peer and
 //! declares it dead when that stays unanswered. The thread ends with the connection, and the
 //! connection with its last handle. It never reconnects.
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::notice::Contention;
+use super::notice::Notice;
 use super::record::RecordError;
 use super::rpc::{Call, Credentials, Program, Rejection};
 use super::tls::{TlsError, TlsFiles, TlsIdentity};
@@ -332,11 +332,10 @@ impl Connection {
         self.link().listen(Box::new(listener));
     }
 
-    /// Runs `listener`, in place of any before, on the reader thread whenever the peer tells
-    /// that somebody wants a lock that is held through this connection. It must not wait for
-    /// anything but short locks.
-    pub fn on_contention(&self, listener: impl Fn(&Contention) + Send + Sync + 'static) {
-        self.link().listen_to_contention(Arc::new(listener));
+    /// Runs `listener`, in place of any before, on the reader thread whenever the peer says
+    /// something of use unasked. It must not wait for anything but short locks.
+    pub fn on_notice(&self, listener: impl Fn(&Notice) + Send + Sync + 'static) {
+        self.link().listen_to_notices(Arc::new(listener));
     }
 }
 

@@ -83,8 +83,13 @@ impl Peer {
 
     /// A notice such as bricks send on their own: an upcall without arguments that matter here.
     pub fn notice(&mut self, xid: u32) {
+        self.call_back(xid, 5);
+    }
+
+    /// A call of the callback program, without arguments.
+    pub fn call_back(&mut self, xid: u32, procedure: u32) {
         let mut call = Encoder::new();
-        for word in [xid, 0, 2, 52_743_234, 1, 5, 0, 0, 0, 0] {
+        for word in [xid, 0, 2, 52_743_234, 1, procedure, 0, 0, 0, 0] {
             call.u32(word);
         }
         self.send(&call.into_bytes());

@@ -1,6 +1,7 @@
 //! What a glusterd tells: volfiles, the state of a volume, ports of bricks.
 //!
-//! Each [`Glusterd`] is one connection, made for a few questions and dropped.
+//! Each [`Glusterd`] is one connection, made for a few questions and dropped; or kept, to hear
+//! that a volume has changed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,6 +11,7 @@ use uuid::Uuid;
 use super::connection::{CallError, Connection, Deadline, Disconnect, Reply, Timeouts, Weight};
 use super::dict;
 use super::error::{Errno, GlusterdError};
+use super::notice::Notice;
 use super::record::MAX_RECORD;
 use super::rpc::{COMMAND_LINE, Call, Credentials, HANDSHAKE, PORTMAP, Program};
 use super::tls::{TlsFiles, management_wants_tls};
@@ -96,6 +98,20 @@ impl Glusterd {
             }),
             Err(source) => Err(GlusterdError::Unreachable { server, source }),
         }
+    }
+
+    /// Runs `listener` whenever glusterd tells, as it tells everybody who is connected, that
+    /// some volume has changed; see [`Connection::on_notice`].
+    pub fn on_change(&self, listener: impl Fn() + Send + Sync + 'static) {
+        self.connection.on_notice(move |notice| match notice {
+            Notice::VolumeChanged => listener(),
+            Notice::Contention(_) => {}
+        });
+    }
+
+    /// Is the connection up, as far as known?
+    pub fn is_connected(&self) -> bool {
+        self.connection.is_connected()
     }
 
     /// The volfile of `volume`'s clients, for [`super::Volume::parse`].

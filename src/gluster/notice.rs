@@ -1,5 +1,6 @@
-//! What a brick says unasked: calls of its callback program. One kind is of use to a client
-//! that holds locks, that somebody else wants one of them; all others are passed over.
+//! What a brick or a glusterd says unasked: calls of their callback program. Two kinds are of use:
+//! that somebody else wants a lock which is held, and that a volume has changed. All others are
+//! passed over.
 //!
 //! Pure codec. Numbers are from GlusterFS `rpc/rpc-lib/src/protocol-common.h`, the layout
 //! (`gfs4_inodelk_contention_req`) from `rpc/xdr/src/glusterfs4-xdr.x`.
@@ -16,12 +17,24 @@ const CALLBACK: Program = Program {
     number: 52_743_234,
     version: 1,
 };
+/// `GF_CBK_FETCHSPEC`.
+const FETCHSPEC: u32 = 1;
 /// `GF_CBK_INODELK_CONTENTION`.
 const INODELK_CONTENTION: u32 = 10;
 /// The longest name of a lock domain in bytes: that of a translator, and what AFR adds.
 const MAX_DOMAIN: usize = 4096;
 /// `GF_MAX_LOCK_OWNER_LEN`.
 const MAX_OWNER: usize = 1024;
+
+/// What is of use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// By a brick.
+    Contention(Contention),
+    /// By a glusterd, to whoever is connected: a volfile has changed. It does not say which
+    /// (`glusterd_fetchspec_notify`, glusterd.c).
+    VolumeChanged,
+}
 
 /// Somebody else has asked for an INODELK that conflicts with one of this connection's. Sent
 /// with `features.locks-notify-contention`, which is on by default, and for each lock at most
@@ -34,15 +47,25 @@ pub struct Contention {
     pub domain: String,
 }
 
-impl Contention {
-    /// What a brick's call says, if it is about contention.
+impl Notice {
+    /// What a call says, if it is of use.
     ///
     /// # Errors
     /// Arguments that are not such a call's.
     pub fn parse(program: u32, procedure: u32, arguments: &[u8]) -> Result<Option<Self>, XdrError> {
-        if (program, procedure) != (CALLBACK.number, INODELK_CONTENTION) {
+        if program != CALLBACK.number {
             return Ok(None);
         }
+        Ok(match procedure {
+            FETCHSPEC => Some(Self::VolumeChanged),
+            INODELK_CONTENTION => Some(Self::Contention(Contention::parse(arguments)?)),
+            _ => None,
+        })
+    }
+}
+
+impl Contention {
+    fn parse(arguments: &[u8]) -> Result<Self, XdrError> {
         let mut from = Decoder::new(arguments);
         let gfid = Gfid(Uuid::from_bytes(from.fixed()?));
         // struct gf_proto_flock
@@ -52,7 +75,7 @@ impl Contention {
         let _holder = from.u32()?;
         let domain = from.string(MAX_DOMAIN)?.to_owned();
         let _xdata = from.opaque(MAX_RECORD)?;
-        Ok(Some(Self { gfid, domain }))
+        Ok(Self { gfid, domain })
     }
 }
 
@@ -73,16 +96,23 @@ mod tests {
 
     #[test]
     fn the_lock_that_somebody_wants_is_named() {
-        let told = Contention::parse(52_743_234, 10, &wanted(b"gv0-replicate-0:self-heal"));
+        let told = Notice::parse(52_743_234, 10, &wanted(b"gv0-replicate-0:self-heal"));
         let domain = "gv0-replicate-0:self-heal".to_owned();
         let gfid = Gfid(Uuid::from_bytes([7; 16]));
-        assert_eq!(told, Ok(Some(Contention { gfid, domain })));
+        let contention = Contention { gfid, domain };
+        assert_eq!(told, Ok(Some(Notice::Contention(contention))));
+    }
+
+    #[test]
+    fn a_glusterd_says_that_a_volume_has_changed_without_a_word_more() {
+        let told = Notice::parse(52_743_234, 1, &[]);
+        assert_eq!(told, Ok(Some(Notice::VolumeChanged)));
     }
 
     #[test]
     fn other_notices_are_passed_over_whatever_they_say() {
         for (program, procedure) in [(52_743_234, 9), (52_743_234, 11), (1, 10)] {
-            assert_eq!(Contention::parse(program, procedure, b"x"), Ok(None));
+            assert_eq!(Notice::parse(program, procedure, b"x"), Ok(None));
         }
     }
 
@@ -90,16 +120,16 @@ mod tests {
     fn a_notice_that_is_cut_off_or_too_long_is_an_error() {
         let whole = wanted(b"domain");
         for len in 0..whole.len() {
-            assert!(Contention::parse(52_743_234, 10, &whole[..len]).is_err());
+            assert!(Notice::parse(52_743_234, 10, &whole[..len]).is_err());
         }
         let long = wanted(&[b'a'; MAX_DOMAIN + 1]);
-        assert!(Contention::parse(52_743_234, 10, &long).is_err());
+        assert!(Notice::parse(52_743_234, 10, &long).is_err());
     }
 
     proptest! {
         #[test]
         fn garbage_never_panics(arguments in proptest::collection::vec(any::<u8>(), 0..128)) {
-            let _ = Contention::parse(52_743_234, 10, &arguments);
+            let _ = Notice::parse(52_743_234, 10, &arguments);
         }
     }
 }

@@ -171,6 +171,11 @@ impl Catalog {
         self.volume.replica_sets.iter().find(has)
     }
 
+    /// How many replica sets it has.
+    pub fn sets(&self) -> usize {
+        self.volume.replica_sets.len()
+    }
+
     /// The volume's identity.
     pub fn volume_id(&self) -> Uuid {
         self.volume.volume_id

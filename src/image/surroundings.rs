@@ -1,20 +1,21 @@
 //! What others do around an image while it is open: they give it another name, remove
 //! it, add bricks to its volume or replace them.
 //!
-//! Looked at every half minute by a thread of its own, and when a brick has come back, for log
-//! and status, and for the session, which goes on with the bricks with which it was opened but counts the others
-//! for a quorum. It knows its image by the gfid. Nothing is decided here.
+//! Looked at every half minute by a thread of its own, when a brick has come back, and when
+//! glusterd says that a volume has changed, for log and status, and for the session, which goes on
+//! with the bricks with which it was opened but counts the others for a quorum. It knows its image
+//! by the gfid. Nothing is decided here.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::gluster::{ReplicaSet, Timeouts};
+use crate::gluster::{Glusterd, ReplicaSet, Timeouts};
 
 use super::local::Name;
 use super::locate::{Catalog, Located};
-use super::replica::brick_set::SetChange;
+use super::replica::brick_set::{SetChange, VolumeChange};
 use super::scheduler::Scheduler;
 use super::session::bell::Bell;
 
@@ -119,23 +120,25 @@ impl Surroundings {
     }
 
     /// Looks at once and from then on, until the answer is dropped. `tell` is told how the
-    /// replica set has changed, again and again: sessions come and go.
+    /// volume has changed, again and again: sessions come and go.
     ///
     /// # Errors
     /// When the system has no thread to give.
     pub fn watch(
         self: &Arc<Self>,
-        tell: impl Fn(SetChange) + Send + 'static,
+        tell: impl Fn(VolumeChange) + Send + 'static,
     ) -> std::io::Result<Watching> {
         let this = self.clone();
         let prompt = self.prompt.clone();
         let look = move || {
-            let mut told = SetChange::NONE;
+            let mut told = VolumeChange::NONE;
+            let mut glusterd = None;
             loop {
+                this.stay_in_touch(&mut glusterd);
                 if let Some(change) = this.look()
-                    && [change, told] != [SetChange::NONE; 2]
+                    && [&change, &told] != [&VolumeChange::NONE; 2]
                 {
-                    tell(change);
+                    tell(change.clone());
                     told = change;
                 }
                 if !prompt.wait() {
@@ -167,8 +170,23 @@ impl Surroundings {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the replica set has changed; `None` if nobody knows.
-    fn look(&self) -> Option<SetChange> {
+    /// A connection through which glusterd says that a volume has changed: it is looked then,
+    /// not half a minute later. In touch before the look, so that no change is missed.
+    fn stay_in_touch(&self, glusterd: &mut Option<Glusterd>) {
+        if glusterd.as_ref().is_some_and(Glusterd::is_connected) {
+            return;
+        }
+        let (host, port) = &self.server;
+        // Without one it is looked all the same, but later.
+        *glusterd = Glusterd::connect(host, *port, &Timeouts::default()).ok();
+        if let Some(glusterd) = glusterd {
+            let prompt = self.prompt.clone();
+            glusterd.on_change(move || prompt.ask());
+        }
+    }
+
+    /// How the volume has changed; `None` if nobody knows.
+    fn look(&self) -> Option<VolumeChange> {
         self.look_at_name();
         let (host, port) = &self.server;
         let volume = &self.located.volume;
@@ -178,8 +196,17 @@ impl Surroundings {
             .ok()?;
         let set = catalog.set_with(&self.located.names().one(self.local));
         let change = set.map(|now| Difference::between(&self.located.set, now));
-        self.note_layout(warning(&self.located, self.local, change.as_ref()));
-        change.map(|change| change.as_counted())
+        let spread = spread_warning(&self.located, catalog.sets());
+        let spreads = spread.is_some();
+        let told = warning(&self.located, self.local, change.as_ref());
+        let told: Vec<_> = spread.into_iter().chain(told).collect();
+        self.note_layout((!told.is_empty()).then(|| told.join(" ")));
+        let change = change?;
+        Some(VolumeChange {
+            set: change.as_counted(),
+            newcomers: change.newcomers,
+            spreads,
+        })
     }
 
     fn note_layout(&self, layout: Option<String>) {
@@ -190,7 +217,7 @@ impl Surroundings {
         match &layout {
             Some(what) => log::error!("{what}"),
             None => {
-                log::info!("the volume's bricks are again those that the image was opened with")
+                log::info!("the volume is again as it was when the image was opened")
             }
         }
         seen.layout = layout;
@@ -230,6 +257,8 @@ struct Difference {
     came: Vec<String>,
     /// Bricks that are not there any more: child index and name.
     gone: Vec<(usize, String)>,
+    /// Names of counters against copies that were not there.
+    newcomers: Vec<String>,
     /// The bricks are in another order, are marked by other names, or another number of
     /// them are arbiters.
     rules: bool,
@@ -243,7 +272,13 @@ impl Difference {
         let (old, new) = (names(before), names(now));
         let came = new.iter().filter(|name| !old.contains(name)).cloned();
         let gone = old.iter().cloned().enumerate();
+        let known = &before.pending_names;
+        let newcomers = now
+            .pending_names
+            .iter()
+            .filter(|name| !known.contains(name));
         Self {
+            newcomers: newcomers.cloned().collect(),
             came: came.collect(),
             gone: gone.filter(|(_, name)| !new.contains(name)).collect(),
             rules: old != new
@@ -296,74 +331,18 @@ fn warning(located: &Located, local: usize, difference: Option<&Difference>) -> 
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gluster::{BrickSpec, Volume};
-    use crate::image::replica::brick_set::BrickSet;
-    use uuid::Uuid;
-
-    const REPLICA3: &str = include_str!("../gluster/testdata/replica3.vol");
-
-    fn opened() -> Located {
-        let volume = Volume::parse(REPLICA3).unwrap();
-        Located {
-            volume: "gv0".to_owned(),
-            volume_id: volume.volume_id,
-            image: "/vm1.img".to_owned(),
-            set: volume.replica_sets[0].clone(),
-            gfid: Uuid::from_u128(7),
-            size: 4096,
-            pieces: None,
-        }
-    }
-
-    #[test]
-    fn bricks_that_came_or_went_are_counted_and_named_with_what_to_do() {
-        let located = opened();
-        let with = |change: &dyn Fn(&mut ReplicaSet)| {
-            let mut set = located.set.clone();
-            change(&mut set);
-            let difference = Difference::between(&located.set, &set);
-            let warning = warning(&located, 0, Some(&difference)).unwrap_or_default();
-            (difference.as_counted(), warning)
-        };
-        assert_eq!(with(&|_| {}), (SetChange::NONE, String::new()));
-        let (counted, added) = with(&|set| {
-            let more = BrickSpec {
-                path: "/bricks/4/gv0".to_owned(),
-                ..set.bricks[0].clone()
-            };
-            set.bricks.push(more);
-        });
-        assert_eq!((counted.came, counted.gone), (1, BrickSet::EMPTY));
-        assert!(added.contains("127.1.1.1:/bricks/4/gv0 came."), "{added}");
-        let (counted, replaced) = with(&|set| set.bricks[2].path = "/new".to_owned());
-        assert_eq!((counted.came, counted.gone), (1, BrickSet::only(2)));
-        let both = "127.1.1.3:/new came; 127.1.1.3:/bricks/3/gv0 went.";
-        assert!(replaced.contains(both), "{replaced}");
-        let (counted, marks) =
-            with(&|set| set.pending_names[1] = "trusted.afr.gv0-client-9".to_owned());
-        assert_eq!(counted, SetChange::NONE);
-        assert!(marks.contains("other marks"), "{marks}");
-        let gone = warning(&located, 0, None).unwrap();
-        assert!(gone.contains("copy /bricks/1/gv0/vm1.img into"), "{gone}");
-    }
-
-    #[test]
-    fn a_look_that_is_asked_for_comes_before_its_time_and_the_end_at_once() {
-        let prompt = Prompt::default();
-        let begin = Instant::now();
-        std::thread::scope(|scope| {
-            let waits = scope.spawn(|| prompt.wait());
-            prompt.ask();
-            assert!(waits.join().unwrap());
-        });
-        assert!(begin.elapsed() >= PAUSE, "not one after the other");
-        // It was answered.
-        assert!(!prompt.0.asked.load(Ordering::SeqCst));
-        drop(Watching(prompt.clone()));
-        assert!(!prompt.wait());
-        assert!(begin.elapsed() < PERIOD);
-    }
+/// What to say when an image in shards is served from one of `sets` replica sets.
+fn spread_warning(located: &Located, sets: usize) -> Option<String> {
+    let volume = &located.volume;
+    (located.pieces.is_some() && sets > 1).then(|| {
+        format!(
+            "the volume {volume} has {sets} replica sets now, and an image in shards can only be served from one. It is served on, and \
+             Gluster moves none of its shards as long as it is: a rebalance waits for them, or passes them over. When this daemon has ended it cannot be \
+             served again: until then copy it to a volume of one replica set, or let its guest use it through a mount from its \
+             next start on."
+        )
+    })
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use super::socket::{Stream, write_all};
 use super::{
     Answer, CallError, Deadline, Disconnect, HoldError, MAX_CALLS, MAX_COUNTED_CALLS, Undo, Weight,
 };
-use crate::gluster::notice::Contention;
+use crate::gluster::notice::Notice;
 use crate::gluster::rpc::{self, Call, Credentials};
 
 mod reader;
@@ -26,7 +26,7 @@ const PING_XID: u32 = 0;
 const PING: u32 = 3;
 
 pub(super) type DisconnectListener = Box<dyn FnOnce(&Arc<Disconnect>) + Send>;
-pub(super) type ContentionListener = Arc<dyn Fn(&Contention) + Send + Sync>;
+pub(super) type NoticeListener = Arc<dyn Fn(&Notice) + Send + Sync>;
 
 /// A call's transaction id, and where its answer comes.
 pub(super) type Enlisted = (u32, Receiver<Answer>);
@@ -47,7 +47,7 @@ struct State {
     last_xid: u32,
     gone: Option<Arc<Disconnect>>,
     listeners: Vec<DisconnectListener>,
-    contention: Option<ContentionListener>,
+    notices: Option<NoticeListener>,
     /// Absent where nobody wants to know.
     pulse: Option<Pulse>,
     /// Nothing is to be sent or read.
@@ -111,9 +111,9 @@ impl Link {
         }
     }
 
-    /// From now on `listener` hears of contention.
-    pub(super) fn listen_to_contention(&self, listener: ContentionListener) {
-        self.lock().contention = Some(listener);
+    /// From now on `listener` hears what the peer says unasked.
+    pub(super) fn listen_to_notices(&self, listener: NoticeListener) {
+        self.lock().notices = Some(listener);
     }
 
     /// Nobody waits for this call any more; `undo` is for when it is answered. Is

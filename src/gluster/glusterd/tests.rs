@@ -38,6 +38,22 @@ fn port(op_ret: i32, port: i32) -> Vec<u8> {
     results.into_bytes()
 }
 
+#[test]
+fn who_stays_connected_hears_that_a_volume_has_changed() {
+    let (port, _peer) = listen(|mut peer: Peer| {
+        let call = peer.receive().unwrap();
+        peer.call_back(1, 1);
+        peer.reply(call.xid, &spec(4, 0, "text"));
+        peer.drain();
+    });
+    let glusterd = Glusterd::connect("127.0.0.1", port, &Timeouts::default()).unwrap();
+    let (told, heard) = std::sync::mpsc::channel();
+    glusterd.on_change(move || told.send(()).unwrap());
+    glusterd.volfile("gv0").unwrap();
+    assert_eq!(heard.try_iter().count(), 1);
+    assert!(glusterd.is_connected());
+}
+
 const ID: &str = "703bc901-aa43-4630-a891-6feee0e0556c";
 
 #[test]

@@ -198,6 +198,10 @@ impl BrickPort for GlusterPort {
         synced.map_err(sync_error)
     }
 
+    fn accuse_newcomers(&mut self, count: u32, names: &[String]) -> Result<(), PortError> {
+        self.accuse_all(count, names)
+    }
+
     fn connect(&mut self, lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         self.disconnect();
         self.file = FileIndex::BASE;

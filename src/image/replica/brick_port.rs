@@ -244,6 +244,18 @@ pub trait BrickPort: Send {
         synced
     }
 
+    /// Of the first `count` files, accuses copies that the session does not know, by the names
+    /// of AFR's counters against them: those that may have been healed already, for the counter
+    /// is there and zero. Durable. One that is not there yet is accused by whoever makes it
+    /// (`afr_selfheal_newentry_mark`). Not to be undone, and to be asked for only while heals are
+    /// kept from these files.
+    ///
+    /// # Errors
+    /// As the connection fails.
+    fn accuse_newcomers(&mut self, _count: u32, _names: &[String]) -> Result<(), PortError> {
+        Ok(())
+    }
+
     /// Lets the connection rest, locks and all, for another process to go on with it or
     /// until [`BrickPort::go_on`].
     ///

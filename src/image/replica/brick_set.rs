@@ -105,6 +105,26 @@ impl SetChange {
     };
 }
 
+/// How a volume has changed since a session was opened on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeChange {
+    /// The image's replica set.
+    pub set: SetChange,
+    /// AFR's names of the counters against copies that the session does not know.
+    pub newcomers: Vec<String>,
+    /// It has several replica sets now, and may move files from one to another.
+    pub spreads: bool,
+}
+
+impl VolumeChange {
+    /// It is as it was.
+    pub const NONE: Self = Self {
+        set: SetChange::NONE,
+        newcomers: Vec::new(),
+        spreads: false,
+    };
+}
+
 /// A replica set as a session was opened on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {

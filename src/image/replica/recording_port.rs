@@ -1,5 +1,5 @@
-//! A brick for unit tests that writes down what it is asked to change. It has every lock
-//! and never loses its connection; one that fails does so at each change, one without a
+//! A brick for unit tests that writes down what it is asked to change. It has every lock,
+//! but for those that a rebalance has, and never loses its connection; one that fails does so at each change, one without a
 //! copy does not answer when it is asked for it, and one that is robbed says so.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +32,20 @@ pub enum Change {
     /// Heals are kept from this file of the image, or not any more. Of the first one that is
     /// not written down: they always are.
     Guarded(FileIndex, bool),
+    /// Copies that came were accused, by these names.
+    Newcomers(Vec<String>),
+}
+
+/// What a rebalance does to files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rebalance {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// It has their locks.
+    Works,
+    /// They are elsewhere.
+    Over,
 }
 
 /// See the module.
@@ -47,6 +61,8 @@ pub struct RecordingPort {
     pub copy: Arc<Mutex<Option<CopyState>>>,
     /// Somebody took the locks away: the connection stands.
     pub robbed: Arc<AtomicBool>,
+    /// How far a rebalance is with its files after the first.
+    pub rebalance: Arc<Mutex<Rebalance>>,
     /// Somebody else has the image open there.
     pub in_use: bool,
     /// The file that it is asked about.
@@ -64,6 +80,11 @@ impl BrickPort for RecordingPort {
         self.file = file;
     }
 
+    fn accuse_newcomers(&mut self, _count: u32, names: &[String]) -> Result<(), PortError> {
+        self.note(Change::Newcomers(names.to_vec()));
+        Ok(())
+    }
+
     fn connect(&mut self, _lost: Box<dyn FnOnce(String) + Send>) -> Result<(), PortError> {
         Ok(())
     }
@@ -72,7 +93,8 @@ impl BrickPort for RecordingPort {
         if lock == Lock::Heal && self.file != FileIndex::BASE {
             self.note(Change::Guarded(self.file, true));
         }
-        Ok(true)
+        let works = *self.rebalance.lock().unwrap() == Rebalance::Works;
+        Ok(!(lock == Lock::Rebalance && self.file != FileIndex::BASE && works))
     }
 
     fn unlock(&mut self, lock: Lock) -> Result<(), PortError> {
@@ -104,6 +126,10 @@ impl BrickPort for RecordingPort {
     }
 
     fn look(&mut self) -> Result<CopyState, PortError> {
+        let moved = *self.rebalance.lock().unwrap() == Rebalance::Over;
+        if self.file != FileIndex::BASE && moved {
+            return Err(PortError::NoPiece(self.file.0));
+        }
         let copy = self.copy.lock().unwrap().clone();
         copy.ok_or(PortError::NoImage)
     }

@@ -265,6 +265,17 @@ pub fn stop_message(reason: StopReason, names: &Names) -> String {
              lock's quorum. The disk is stopped; start a new session to serve it as it is now"
                 .to_owned()
         }
+        StopReason::ShardMoved(file) => format!(
+            "the volume {} has got another replica set, and shard {} has gone there, or is on its way (add-brick, rebalance): this \
+             host has not all of the image any more. The disk is stopped; use the image through a mount, which finds all shards, \
+             when they are healed",
+            names.volume, file.0
+        ),
+        StopReason::ShardsMayMove => format!(
+            "the volume {} has got another replica set (add-brick), and nothing keeps shards that are only read from being \
+             moved there. The disk is stopped; use the image through a mount",
+            names.volume
+        ),
         StopReason::Panicked => {
             "a fault of bypass-blk: the session's thread panicked. The daemon ends, and may be started again under the \
              guest; please report the lines before this one"

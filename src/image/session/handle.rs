@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 
 use crate::image::dirty_map::{DirtyMap, Peer};
 use crate::image::heal::{LinkError, Unmarked};
-use crate::image::replica::brick_set::{SetChange, Shape};
+use crate::image::replica::brick_set::{Shape, VolumeChange};
 use crate::image::scheduler::Scheduler;
 
 use super::bell::Bell;
@@ -173,10 +173,10 @@ impl SessionHandle {
         behind
     }
 
-    /// The replica set has changed since the session was opened on it, in this way.
-    pub fn set_changed(&self, change: SetChange) {
+    /// The volume has changed since the session was opened on it, in this way.
+    pub fn volume_changed(&self, change: VolumeChange) {
         // To a session that is over it makes no difference.
-        let _ = self.inbox.send(Input::SetChanged(change));
+        let _ = self.inbox.send(Input::VolumeChanged(change));
     }
 
     /// Removes the marks against every peer that misses nothing, unless the healer is
@@ -239,6 +239,7 @@ mod tests {
     use super::*;
     use crate::image::dirty_map::{ExtentSize, Identity, Peers};
     use crate::image::replica::brick_port::Fence;
+    use crate::image::replica::brick_set::SetChange;
     use crate::image::replica::holder::Holder;
 
     /// A session of two copies over a clean map of two extents; nobody answers.

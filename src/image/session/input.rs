@@ -7,7 +7,7 @@ use crate::image::dirty_map::Peer;
 use crate::image::heal::Unmarked;
 use crate::image::layout::FileIndex;
 use crate::image::local::Fingerprint;
-use crate::image::replica::brick_set::{BrickSet, SetChange};
+use crate::image::replica::brick_set::{BrickSet, VolumeChange};
 use crate::image::replica::brick_worker::BrickReport;
 
 use super::ending::KeptSession;
@@ -40,8 +40,8 @@ pub enum Input {
         /// What came of it: they are dirty and marked, or why not.
         answer: Sender<Result<(), String>>,
     },
-    /// By who asked glusterd: the replica set has changed in this way.
-    SetChanged(SetChange),
+    /// By who asked glusterd: the volume has changed in this way.
+    VolumeChanged(VolumeChange),
     /// By the session's owner: make all copies that large. No healer is at work.
     Grow {
         /// In bytes; more than now.

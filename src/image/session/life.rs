@@ -17,7 +17,7 @@ use crate::image::layout::{FileIndex, Layout};
 use crate::image::local::error::LocalError;
 use crate::image::local::{Fingerprint, Local};
 use crate::image::replica::brick_port::{BrickPort, CopyState, FileCopies};
-use crate::image::replica::brick_set::Shape;
+use crate::image::replica::brick_set::{Shape, VolumeChange};
 use crate::image::replica::brick_worker::Worker;
 use crate::image::replica::holder::Holder;
 use crate::image::replica::missed_writes::MissedWrites;
@@ -218,6 +218,7 @@ impl Session {
             on_stop: Box::new(on_stop),
             on_end,
             on_return,
+            volume: VolumeChange::NONE,
             stopped: false,
             given_back: false,
         };

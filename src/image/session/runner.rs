@@ -14,7 +14,7 @@ use crate::image::error_chain::chain;
 use crate::image::layout::{FileIndex, Layout};
 use crate::image::local::{Durability, Fingerprint};
 use crate::image::replica::brick_port::{CopyState, Fence, PortError, Publication, merged};
-use crate::image::replica::brick_set::{BrickSet, Shape};
+use crate::image::replica::brick_set::{BrickSet, Shape, VolumeChange};
 use crate::image::replica::brick_worker::Worker;
 use crate::image::replica::data_lock::wait;
 use crate::image::replica::missed_writes::MissedWrites;
@@ -39,6 +39,7 @@ mod growing;
 mod healing;
 mod keeping;
 mod looking;
+mod pinning;
 mod rounds;
 mod settling;
 mod syncing;
@@ -104,6 +105,8 @@ pub struct Runner {
     pub on_end: Box<dyn Fn(Parting, Ending) + Send>,
     /// Told when a brick that was away is back.
     pub on_return: Box<dyn Fn() + Send>,
+    /// How the volume has changed since the session was opened, as last heard.
+    pub volume: VolumeChange,
     /// The session has ended by itself.
     pub stopped: bool,
     /// Fence and locks are given back.
@@ -143,10 +146,7 @@ impl Runner {
                 // What there is to do about it is done below.
                 Ok(Input::SyncFailed) => {}
                 Ok(Input::MarkAgain) => self.mark_again(),
-                Ok(Input::SetChanged(change)) => {
-                    self.shape.since = change;
-                    self.take_all(Event::SetChanged(change));
-                }
+                Ok(Input::VolumeChanged(change)) => self.volume_changed(change),
                 Ok(Input::Unmark { despite, answer }) => {
                     let unmarked = self.unmark(despite);
                     // Whoever asked may have given up waiting.

@@ -19,6 +19,8 @@ use crate::run::make_dir;
 use crate::status::BrickStatus;
 use crate::{Cluster, Error, Node, Result, wait_until};
 
+mod changing;
+
 /// How long bricks may take to come up or to be noticed as gone.
 pub(crate) const BRICK_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a new file may take to be on all bricks.
@@ -193,43 +195,6 @@ impl Volume {
     /// Stops the volume.
     pub fn stop(&self) -> Result<()> {
         self.gluster(&["stop"], &["force"]).map(drop)
-    }
-
-    /// Adds a brick on a node to the only replica set, which gets one more copy.
-    /// Returns the volume as it is then.
-    pub fn add_brick(&self, node: usize) -> Result<Volume> {
-        let mut grown = self.clone();
-        let name = grown.new_brick(self.bricks.len(), node)?;
-        let replica = grown.bricks.len().to_string();
-        self.gluster(&["add-brick"], &["replica", &replica, &name, "force"])?;
-        grown.wait_bricks_up()?;
-        Ok(grown)
-    }
-
-    /// Replaces a brick by an empty one on a node. Returns the volume as it is then.
-    pub fn replace_brick(&self, index: usize, node: usize) -> Result<Volume> {
-        let mut changed = self.clone();
-        let (old, new) = (self.brick_name(index), changed.new_brick(index, node)?);
-        self.gluster(&["replace-brick"], &[&old, &new, "commit", "force"])?;
-        changed.wait_bricks_up()?;
-        Ok(changed)
-    }
-
-    /// Makes the folder of a brick that takes place `index`, and returns its name.
-    fn new_brick(&mut self, index: usize, node: usize) -> Result<String> {
-        let folder = format!("{}-{index}-new", self.name);
-        let brick = Brick {
-            index,
-            node,
-            dir: self.cluster.node(node).bricks_dir().join(folder),
-            arbiter: false,
-        };
-        make_dir(&brick.dir)?;
-        match self.bricks.get_mut(index) {
-            Some(place) => *place = brick,
-            None => self.bricks.push(brick),
-        }
-        Ok(self.brick_name(index))
     }
 
     /// Sets a volume option.

@@ -12,7 +12,7 @@ use super::super::pulse::Watch;
 use super::super::socket::is_timeout;
 use super::super::{CallError, Disconnect, Reply, Undo};
 use super::Link;
-use crate::gluster::notice::Contention;
+use crate::gluster::notice::Notice;
 use crate::gluster::record::RecordDecoder;
 use crate::gluster::rpc::{self, Call, Message};
 use crate::gluster::xdr::XdrError;
@@ -110,7 +110,7 @@ impl Link {
         }
     }
 
-    /// Hands a record to the call it answers, or to who wants to hear of contention. Anything
+    /// Hands a record to the call it answers, or to who wants to hear of notices. Anything
     /// else — another notice, a ping's reply, the reply to nobody — is dropped.
     fn deliver(&self, record: Vec<u8>) -> Result<(), XdrError> {
         let (xid, results) = match rpc::parse(&record)? {
@@ -120,10 +120,10 @@ impl Link {
                 procedure,
                 arguments,
             } => {
-                log::trace!("notice {procedure} of program {program} from a brick");
+                log::trace!("notice {procedure} of program {program}");
                 let arguments = record.get(arguments..).unwrap_or_default();
-                if let Some(contention) = Contention::parse(program, procedure, arguments)? {
-                    self.tell(&contention);
+                if let Some(notice) = Notice::parse(program, procedure, arguments)? {
+                    self.tell(&notice);
                 }
                 return Ok(());
             }
@@ -142,10 +142,10 @@ impl Link {
         Ok(())
     }
 
-    fn tell(&self, contention: &Contention) {
-        let listener = self.lock().contention.clone();
+    fn tell(&self, notice: &Notice) {
+        let listener = self.lock().notices.clone();
         if let Some(listener) = listener {
-            listener(contention);
+            listener(notice);
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::gluster::fake_peer::connect;
+use crate::gluster::notice::Notice;
 use crate::gluster::record;
 use crate::gluster::xdr::Encoder;
 
@@ -211,7 +212,12 @@ fn contention_is_heard_between_replies_and_garbage_of_that_name_ends_the_connect
         peer.drain();
     });
     let (told, heard) = mpsc::channel();
-    connection.on_contention(move |contention| told.send(contention.domain.clone()).unwrap());
+    connection.on_notice(move |notice| {
+        let Notice::Contention(contention) = notice else {
+            panic!("{notice:?}");
+        };
+        told.send(contention.domain.clone()).unwrap();
+    });
     assert_eq!(answer(ask(&connection, b"")).unwrap().results(), b"mine");
     assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["domain"]);
     let ended = answer(ask(&connection, b"")).unwrap_err();

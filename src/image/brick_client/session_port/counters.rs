@@ -7,7 +7,7 @@ use crate::gluster::{Gfid, Pending};
 use crate::image::layout::FileIndex;
 use crate::image::replica::brick_port::{BrickPort, CopyState, Counter, Lock, PortError};
 
-use super::{FENCE_XATTR, GlusterPort, Overruled};
+use super::{FENCE_XATTR, GlusterPort, Overruled, sync_error};
 use crate::image::brick_client::failure::port_error;
 
 /// AFR's counter of writes under way (`AFR_DIRTY`, `xlators/cluster/afr/src/afr.h`).
@@ -179,6 +179,25 @@ impl GlusterPort {
         }
     }
 
+    /// See [`crate::image::replica::brick_port::BrickPort::accuse_newcomers`]. An addition to a
+    /// counter is one step at the brick: AFR's data lock would make no difference.
+    pub(super) fn accuse_all(&mut self, count: u32, names: &[String]) -> Result<(), PortError> {
+        let (_, gfids) = self.first_files(count)?;
+        let brick = &self.live()?.brick;
+        let found = brick.lookup_gfids(&gfids, &[ALL_COUNTERS]);
+        let found = found.map_err(port_error)?;
+        for (gfid, entry) in gfids.iter().zip(found) {
+            let Some(entry) = entry else { continue };
+            let accused = to_accuse(&entry, names).map(|name| (name, Pending::data(1)));
+            let accused: Vec<_> = accused.collect();
+            if !accused.is_empty() {
+                brick.xattrop_add(*gfid, &accused).map_err(port_error)?;
+                brick.fsync(*gfid, false).map_err(sync_error)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The brick has just taken the file out of its index of files to heal, which sees only
     /// the counters that a request names (`_check_key_is_zero_filled`, index.c). Others mark
     /// without our locks, too: a heal that makes the file on a brick that was added does. What
@@ -199,6 +218,16 @@ impl GlusterPort {
     }
 }
 
+/// Those of `names` that are there, and not above zero for data.
+fn to_accuse<'a>(entry: &Entry, names: &'a [String]) -> impl Iterator<Item = &'a str> {
+    let is_zero = |name: &&String| {
+        let value = entry.xattrs.get(*name);
+        let counter = value.and_then(|value| Pending::from_bytes(value).ok());
+        counter.is_some_and(|counter| counter.data == 0)
+    };
+    names.iter().filter(is_zero).map(String::as_str)
+}
+
 /// Names of the counters that are not zero, whosever they are: by any of them the file
 /// belongs into the index of files to heal.
 fn accusing(entry: &Entry) -> Vec<String> {
@@ -209,4 +238,30 @@ fn accusing(entry: &Entry) -> Vec<String> {
     let attributes = entry.xattrs.iter();
     let accusing = attributes.filter(|(name, value)| is_accusing(name, value));
     accusing.map(|(name, _)| name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gluster::Iatt;
+
+    #[test]
+    fn a_copy_is_accused_whose_counter_was_set_and_is_zero_again() {
+        let names = ["filled", "behind", "absent"].map(|copy| format!("trusted.afr.{copy}"));
+        let counter = |data| {
+            let pending = Pending {
+                data,
+                metadata: 1,
+                entry: 0,
+            };
+            pending.to_bytes().to_vec()
+        };
+        let xattrs = [(&names[0], counter(0)), (&names[1], counter(3))];
+        let entry = Entry {
+            iatt: Iatt::default(),
+            xattrs: xattrs.map(|(name, value)| (name.clone(), value)).into(),
+        };
+        let accused: Vec<_> = to_accuse(&entry, &names).collect();
+        assert_eq!(accused, ["trusted.afr.filled"]);
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::image::layout::FileIndex;
 use crate::image::replica::brick_port::CopyState;
+use crate::image::replica::brick_set::BrickSet;
 use crate::image::replica::brick_worker::BrickReport;
 use crate::image::session::state_machine::{Event, Phase};
 
@@ -88,6 +89,7 @@ impl Runner {
             self.file_rejoined(file, brick, copy);
         }
         self.show(brick);
+        self.accuse_newcomers(BrickSet::only(brick));
         self.mark_debt();
         // It locked what was guarded when it was away.
         for file in guarded {

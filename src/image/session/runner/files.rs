@@ -2,7 +2,8 @@
 //! heals away, are of files; the session lock and the record are of the first one.
 //!
 //! From the first file heals are kept from the beginning to the end. Another one is *guarded*
-//! from before its first mark until no mark stands on it: a heal begins only where one does.
+//! from before its first mark until no mark stands on it: a heal begins only where one does. When
+//! the volume has changed ([`super::pinning`]) all are, to the end.
 
 use crate::image::layout::FileIndex;
 use crate::image::local::CopyWatch;
@@ -28,6 +29,8 @@ pub struct FileReplica {
     pub guarded: BrickSet,
     /// Heals are to be kept from it.
     pub wants_guard: bool,
+    /// And so to the end, marked or not; see [`Runner::volume_changed`].
+    pub pinned: bool,
     /// Nothing was dirty when it was last looked whether its marks can go.
     pub quiet: bool,
 }
@@ -51,6 +54,7 @@ impl FileReplica {
             local,
             known: copies.iter().map(pending).collect(),
             wants_guard: guarded,
+            pinned: false,
             quiet: false,
         }
     }
@@ -70,7 +74,9 @@ impl FileReplica {
 
     /// Is there anything to be done about it before the session can end?
     pub fn is_hot(&self) -> bool {
-        !matches!(self.machine.phase(), Phase::Unmarked) || !self.guarded.is_empty()
+        let guarded = !self.guarded.is_empty();
+        let cold = self.pinned && !self.has_marks();
+        !matches!(self.machine.phase(), Phase::Unmarked) || guarded && !cold
     }
 }
 
@@ -142,7 +148,7 @@ impl Runner {
 
     /// No mark stands on a file any more: heals have nothing to do there.
     pub(super) fn unguard(&mut self, file: FileIndex) {
-        if file == FileIndex::BASE {
+        if file == FileIndex::BASE || self.file(file).pinned {
             return;
         }
         self.file_mut(file).wants_guard = false;

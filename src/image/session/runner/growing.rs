@@ -23,7 +23,7 @@ use crate::image::error_chain::chain;
 use crate::image::layout::FileIndex;
 use crate::image::local::error::LocalError;
 use crate::image::replica::brick_port::{BrickPort, CopyState, PortError};
-use crate::image::replica::brick_set::BrickSet;
+use crate::image::replica::brick_set::{BrickSet, VolumeChange};
 use crate::image::replica::data_lock::{Round, wait};
 use crate::image::session::error::stop_message;
 use crate::image::session::extension::Extend;
@@ -59,6 +59,10 @@ impl Runner {
         const BASE: FileIndex = FileIndex::BASE;
         if let Phase::Stopped(reason) = self.phase(BASE) {
             return Err(ResizeError::Over(stop_message(*reason, &self.names)));
+        }
+        if !self.layout.is_whole() && self.volume != VolumeChange::NONE {
+            let why = "the volume has other bricks than when the image was opened, and new shards would not be made on all of them";
+            return Err(ResizeError::NotNow(why.to_owned()));
         }
         let from = self.map()?.geometry().size();
         let step = GrowStep { from, to };

@@ -78,9 +78,10 @@ impl Runner {
     /// we hold, and we for those that it has. It begins anew later, and finds all locked.
     pub(super) fn turn_heals_away(&mut self) {
         let held = self.held();
-        let hot = self.hot_files();
+        let is_guarded = |file: &FileIndex| !self.file(*file).guarded.is_empty();
+        let guarded: Vec<_> = self.layout.files().filter(is_guarded).collect();
         let ask = |brick: usize| {
-            let (worker, files) = (self.workers.get(brick)?, hot.clone());
+            let (worker, files) = (self.workers.get(brick)?, guarded.clone());
             let turn = move |port: &mut dyn BrickPort| {
                 let mut any = false;
                 for file in files {

@@ -50,7 +50,7 @@ impl Runner {
     }
 
     /// Before a file is marked. The bricks where that is not possible; they are given up.
-    fn keep_heals_from(&mut self, file: FileIndex, bricks: BrickSet) -> BrickSet {
+    pub(super) fn keep_heals_from(&mut self, file: FileIndex, bricks: BrickSet) -> BrickSet {
         let end = self.threads.now() + GUARD_LIMIT;
         loop {
             let refused = self.guard(

@@ -5,6 +5,7 @@ mod ending;
 mod keeping;
 mod looking;
 mod pieces;
+mod pinning;
 mod syncing;
 
 use crate::image::dirty_map::Peer;
@@ -26,7 +27,7 @@ use crate::image::local::CopyWatch;
 use crate::image::local::error::LocalError;
 use crate::image::replica::brick_port::Counter;
 use crate::image::replica::holder::Holder;
-use crate::image::replica::recording_port::{Change, Journal, RecordingPort};
+use crate::image::replica::recording_port::{Change, Journal, Rebalance, RecordingPort};
 
 use super::*;
 
@@ -124,6 +125,8 @@ struct Session {
     copies: Vec<Arc<Mutex<Option<CopyState>>>>,
     /// Bricks whose locks somebody took away.
     robbed: Vec<Arc<AtomicBool>>,
+    /// How far a rebalance is with the files after the first.
+    rebalance: Arc<Mutex<Rebalance>>,
     _folder: TempDir,
 }
 
@@ -170,6 +173,7 @@ impl Session {
             .map(|brick| Arc::new(Mutex::new(answer(brick))))
             .collect();
         let robbed: Vec<Arc<AtomicBool>> = (0..SHAPE.bricks).map(|_| Arc::default()).collect();
+        let rebalance = Arc::<Mutex<Rebalance>>::default();
         let worker = |brick: usize| {
             let port = RecordingPort {
                 brick,
@@ -177,6 +181,7 @@ impl Session {
                 fails: false,
                 copy: copies[brick].clone(),
                 robbed: robbed[brick].clone(),
+                rebalance: rebalance.clone(),
                 in_use: false,
                 file: FileIndex::BASE,
             };
@@ -187,6 +192,7 @@ impl Session {
             files,
             layout: layout.clone(),
             claim,
+            volume: VolumeChange::NONE,
             stopped: false,
             shape: SHAPE,
             names: names(),
@@ -236,6 +242,7 @@ impl Session {
             journal,
             copies,
             robbed,
+            rebalance,
             _folder: folder,
         }
     }

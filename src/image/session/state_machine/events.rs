@@ -1,5 +1,6 @@
 //! What is said to and by the session's machine: its phases, events and actions.
 
+use crate::image::layout::FileIndex;
 use crate::image::replica::brick_set::{BrickSet, SetChange};
 
 #[cfg(doc)]
@@ -46,6 +47,11 @@ pub enum StopReason {
     /// The local file changed while we held the lock on less than a quorum and
     /// wrote nothing.
     ChangedUnderneath,
+    /// The volume has got another replica set, and this shard has gone there, or is on its way.
+    ShardMoved(FileIndex),
+    /// The volume has got another replica set, and a session that only reads holds no lock
+    /// that would keep shards where they are.
+    ShardsMayMove,
     /// A fault of this program: the session's thread panicked. Its locks stay until it is
     /// closed. Not the machine's to say.
     Panicked,
@@ -87,7 +93,7 @@ pub enum Event {
         /// (only meaningful before the first admitted write).
         local_untouched: bool,
     },
-    /// The volume's replica set has changed since the session was opened, in this way.
+    /// The image's replica set has changed since the session was opened, in this way.
     SetChanged(SetChange),
     /// A brick is back, but another session's lock is established there.
     TakenByOther {
