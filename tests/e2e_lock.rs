@@ -60,6 +60,8 @@ fn logs(outcomes: &[Result<Daemon, support::daemon::Refused>]) -> Vec<String> {
 fn the_lock_of_a_killed_daemon_is_free_at_once_and_its_dirty_image_is_continued() {
     let cluster = Cluster::start(3).unwrap();
     let volume = replica_3(&cluster);
+    // It would make the stale copies equal before anybody looks at them.
+    volume.set_self_heal_daemon(false).unwrap();
     let first = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(first.socket());
     let data = pattern(7, 0, 4096);
@@ -94,6 +96,7 @@ fn the_lock_of_a_killed_daemon_is_free_at_once_and_its_dirty_image_is_continued(
         "the fresh copy is not named: {}",
         stale.log
     );
+    volume.set_self_heal_daemon(true).unwrap();
     volume.wait_healed(IMAGE, PATIENCE).unwrap();
     assert!(volume.copies_equal(IMAGE).unwrap().are_equal());
     Daemon::serve(&volume, 1, &[]).stop();
@@ -200,12 +203,10 @@ fn a_mandatory_fence_keeps_every_other_client_out_and_is_lifted_at_the_end() {
         "not what was written"
     );
     // A client that takes locks on the fenced image does not take the record away.
+    // QEMU 10 is told at the flush that its write was refused, not at the write.
     let mut qemu = cluster.node(1).command("qemu-io");
-    run_command(
-        qemu.args(["-f", "raw", "-c", "write 0 512"]).arg(&image),
-        PATIENCE,
-    )
-    .unwrap_err();
+    let commands = ["-f", "raw", "-c", "write 0 512", "-c", "flush"];
+    run_command(qemu.args(commands).arg(&image), PATIENCE).unwrap_err();
     let refused = Daemon::try_serve(&volume, 1, &["--lock-timeout", "1s"])
         .err()
         .expect("locked");

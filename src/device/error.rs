@@ -109,7 +109,8 @@ pub enum DeviceError {
     /// A message was begun, and its rest did not come.
     #[error(
         "the front-end sent part of a message and not the rest within {limit:?}, so its connection was closed for the next \
-         one; a QEMU that stood still for so long connects again if its chardev has reconnect=1"
+         one; a QEMU that stood still for so long connects again if its chardev has reconnect=1, from QEMU 9.2 on \
+         reconnect-ms=1000"
     )]
     Stalled {
         /// How long it may take.
