@@ -75,6 +75,7 @@ fn a_volume_with_tls_is_served_healed_and_verified_and_faults_of_certificates_ar
     let ours = certificates.make("host");
     certificates.show(&ours);
     certificates.believe(&[&ours]);
+    certificates.leave_elsewhere(&certificates.make_expired("late"));
     let cluster = Cluster::start(3).unwrap();
     let volume = volume_with_image(&cluster, VolumeKind::Replica(3), &TLS);
     serve_heal_and_verify(&volume);
@@ -84,19 +85,20 @@ fn a_volume_with_tls_is_served_healed_and_verified_and_faults_of_certificates_ar
         certificates.show(&ours);
         certificates.believe(&[&ours]);
         fs::remove_file(certificates.file("glusterfs.key")).unwrap();
-        assert_refused(&volume, &["/usr/lib/ssl/glusterfs.key", "is missing"]);
+        let [shown, key, list] =
+            ["pem", "key", "ca"].map(|end| certificates.path(&format!("glusterfs.{end}")));
+        assert_refused(&volume, &[&key, "is missing"]);
         certificates.show(&certificates.make_expired("late"));
-        let expired = ["/usr/lib/ssl/glusterfs.pem", "expired at 2020-02-01"];
-        assert_refused(&volume, &expired);
-        certificates.show(&certificates.make_v1("old"));
-        assert_refused(&volume, &["/usr/lib/ssl/glusterfs.pem", "version 1"]);
+        assert_refused(&volume, &[&shown, "expired at 2020-02-01"]);
+        certificates.show(&Certificates::v1());
+        assert_refused(&volume, &[&shown, "version 1"]);
         certificates.show(&stranger);
         let not_accepted = ["does not accept this host's certificate", "stranger"];
         assert_refused(&volume, &not_accepted);
         certificates.show(&ours);
         certificates.believe(&[&stranger]);
-        let unknown = ["is not in /usr/lib/ssl/glusterfs.ca", "\"host\""];
-        assert_refused(&volume, &unknown);
+        let unknown = format!("is not in {list}");
+        assert_refused(&volume, &[&unknown, "\"host\""]);
     });
     volume.set("auth.ssl-allow", "another").unwrap();
     assert_refused(&volume, &["auth.ssl-allow", "\"host\""]);
@@ -140,9 +142,10 @@ fn a_pool_whose_glusterds_speak_tls_and_a_volume_with_files_of_its_own() {
     let volume = volume_with_image(&cluster, VolumeKind::Replica(3), &options);
     serve_heal_and_verify(&volume);
 
-    fs::remove_file(certificates.file("glusterfs.pem")).unwrap();
-    let missing = ["glusterd at", "/usr/lib/ssl/glusterfs.pem is missing"];
-    assert_refused(&volume, &missing);
+    let shown = certificates.path("glusterfs.pem");
+    fs::remove_file(&shown).unwrap();
+    let missing = format!("{shown} is missing");
+    assert_refused(&volume, &["glusterd at", &missing]);
     certificates.on_another_host(|| {
         let refused = Daemon::try_serve(&volume, 0, &[]).err().unwrap();
         assert_eq!(refused.code, Some(10), "{}", refused.log);

@@ -10,8 +10,8 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::PATIENCE;
 
-/// Where Debian's Gluster looks.
-const FOLDER: &str = "/usr/lib/ssl";
+/// Where Debian's Gluster may look: 10.3 in the first, 11.1 in the second.
+const FOLDERS: [&str; 2] = ["/usr/lib/ssl", "/etc/ssl"];
 const GLUSTERD: &str = "/var/lib/glusterd";
 /// The days of a certificate whose time is over.
 const LONG_AGO: [&str; 4] = [
@@ -21,10 +21,13 @@ const LONG_AGO: [&str; 4] = [
     "20200201000000Z",
 ];
 
-/// The folders `/usr/lib/ssl` and `/var/lib/glusterd`, empty, as this thread and what it starts
-/// from now on see them.
+/// The folders `/usr/lib/ssl`, `/etc/ssl` and `/var/lib/glusterd`, empty, as this thread and what
+/// it starts from now on see them.
 pub struct Certificates {
     made: tempfile::TempDir,
+    /// The one of [`FOLDERS`] in which the installed Gluster looks, and the other.
+    folder: &'static str,
+    other: &'static str,
 }
 
 /// A certificate with its key.
@@ -38,25 +41,31 @@ impl Certificates {
     /// To be called before a cluster is started, from the thread that starts it.
     pub fn in_own_folders() -> Certificates {
         let made = tempfile::tempdir().unwrap();
-        for folder in ["ssl", "glusterd"] {
-            fs::create_dir(made.path().join(folder)).unwrap();
-        }
+        let version = run_command(Command::new("gluster").arg("--version"), PATIENCE).unwrap();
+        let [folder, other] = match version.starts_with("glusterfs 10.") {
+            true => FOLDERS,
+            false => [FOLDERS[1], FOLDERS[0]],
+        };
         own_mounts();
-        for (ours, place) in [("ssl", FOLDER), ("glusterd", GLUSTERD)] {
+        for place in [folder, other, GLUSTERD] {
             fs::create_dir_all(place).unwrap();
-            bind(&made.path().join(ours), place);
+            hide(made.path(), place);
         }
-        Certificates { made }
+        Certificates {
+            made,
+            folder,
+            other,
+        }
     }
 
     /// Runs `job` as on another host: what it starts has empty folders of its own, which `job`
     /// fills; those who run already do not see them.
     pub fn on_another_host<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
-        let [ssl, glusterd] = [(); 2].map(|()| tempfile::tempdir_in(self.made.path()).unwrap());
         let enter_and_run = || {
             own_mounts();
-            bind(ssl.path(), FOLDER);
-            bind(glusterd.path(), GLUSTERD);
+            for place in [self.folder, self.other, GLUSTERD] {
+                hide(self.made.path(), place);
+            }
             job()
         };
         std::thread::scope(|scope| scope.spawn(enter_and_run).join().unwrap())
@@ -81,18 +90,13 @@ impl Certificates {
         pair
     }
 
-    /// Of X.509's version 1, as `openssl x509 -req` makes it.
-    pub fn make_v1(&self, name: &str) -> Pair {
-        let (pair, request) = self.request(name);
-        self.openssl(&["x509", "-req", "-days", "2"], |command| {
-            command
-                .arg("-in")
-                .arg(&request)
-                .arg("-signkey")
-                .arg(&pair.key);
-            command.arg("-out").arg(&pair.certificate);
-        });
-        pair
+    /// Of X.509's version 1, as `openssl x509 -req` makes it before OpenSSL 3.2.
+    pub fn v1() -> Pair {
+        let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gluster/testdata/tls/old");
+        Pair {
+            certificate: made.with_extension("pem"),
+            key: made.with_extension("key"),
+        }
     }
 
     /// One whose time is over.
@@ -144,9 +148,22 @@ impl Certificates {
         path
     }
 
-    /// A file in `/usr/lib/ssl`.
+    /// A pair where this host's Gluster does not look: it, and we, should not mind.
+    pub fn leave_elsewhere(&self, pair: &Pair) {
+        let file = |name: &str| Path::new(self.other).join(name);
+        fs::copy(&pair.certificate, file("glusterfs.pem")).unwrap();
+        fs::copy(&pair.key, file("glusterfs.key")).unwrap();
+        list(&[pair], &file("glusterfs.ca"));
+    }
+
+    /// A file where this host's Gluster looks for it.
     pub fn file(&self, name: &str) -> PathBuf {
-        Path::new(FOLDER).join(name)
+        Path::new(self.folder).join(name)
+    }
+
+    /// Its path, as messages tell it.
+    pub fn path(&self, name: &str) -> String {
+        self.file(name).display().to_string()
     }
 
     /// glusterd, and who asks it, speak TLS.
@@ -227,8 +244,10 @@ fn own_mounts() {
     run_command(alone.args(["--make-rprivate", "/"]), PATIENCE).unwrap();
 }
 
-fn bind(ours: &Path, place: &str) {
+/// Puts a new empty folder over `place`.
+fn hide(made: &Path, place: &str) {
+    let empty = tempfile::tempdir_in(made).unwrap().keep();
     let mut bind = Command::new("mount");
-    bind.arg("--bind").arg(ours).arg(place);
+    bind.arg("--bind").arg(empty).arg(place);
     run_command(&mut bind, PATIENCE).unwrap();
 }

@@ -1,6 +1,7 @@
 //! The files that every Gluster process with TLS has, three and a folder that few have: where they
 //! are, and what is in them.
 
+use std::cell::LazyCell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,11 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::certificate::Facts;
 use super::error::{File, TlsError};
+use super::folder::default_folder;
 use super::revoked::Revoked;
-
-/// Where they are unless the volume says otherwise: OpenSSL's folder, as Gluster was built with
-/// it (`SSL_CERT_PATH`, configure.ac). Debian's first; the others are Fedora's and SUSE's.
-const FOLDERS: [&str; 3] = ["/usr/lib/ssl", "/etc/pki/tls", "/etc/ssl"];
 
 /// With this file, glusterd and whoever asks it speak TLS on its port too. Its place is
 /// compiled into Gluster (`SECURE_ACCESS_FILE`, libglusterfs/src/glusterfs/common-utils.h).
@@ -62,9 +60,7 @@ pub(super) struct Loaded {
 
 impl TlsFiles {
     fn paths(&self) -> Paths {
-        let folders = FOLDERS.map(Path::new);
-        let holds_any = |folder: &&Path| folder.join("glusterfs.pem").exists();
-        let folder = folders.into_iter().find(holds_any).unwrap_or(folders[0]);
+        let folder = LazyCell::new(default_folder);
         let path = |given: &Option<PathBuf>, name: &str| match given {
             Some(path) => path.clone(),
             None => folder.join(name),

@@ -1,14 +1,16 @@
 //! TLS as Gluster does it: whom this host shows itself as, and whom it believes.
 //!
 //! Called by [`super::connection`], at each connect anew, so that certificates are exchanged
-//! without a restart. There are three files, as every Gluster process has them ([`files`]). A peer
-//! is believed whose certificate is itself in `glusterfs.ca`, or is signed by one that is
-//! ([`verifier`]), and not revoked ([`revoked`]); its name is not looked at, by Gluster neither (`ssl_setup_connection_*`,
+//! without a restart. There are three files, as every Gluster process has them ([`files`]), in a
+//! folder that is compiled into it ([`folder`]). A peer is believed whose certificate is itself in
+//! `glusterfs.ca`, or is signed by one that is ([`verifier`]), and not revoked ([`revoked`]); its
+//! name is not looked at, by Gluster neither (`ssl_setup_connection_*`,
 //! rpc/rpc-transport/socket/src/socket.c). Bytes are the connection's: nothing is sent from here.
 
 mod certificate;
 mod error;
 mod files;
+mod folder;
 mod revoked;
 mod verifier;
 
