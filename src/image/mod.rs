@@ -5,7 +5,8 @@
 //! * [`layout`]: which files it is made of.
 //! * [`replica`]: the copies and AFR's rules. [`session`]: the image open.
 //! * [`dirty_map`]: which extents the other copies miss. [`heal`] copies them,
-//!   [`verify`] compares; [`holes`] is what both need not read.
+//!   [`verify`] compares; [`holes`] is what both need not read. [`stream`]: the guest's writes in
+//!   their order, for copies that can be started from.
 //! * [`local`]: the copy on this host. [`state_dir`]: what this host remembers, written by
 //!   [`durable`].
 //! * [`brick_client`]: all of it over Gluster's protocol.
@@ -25,5 +26,6 @@ pub mod replica;
 pub mod scheduler;
 pub mod session;
 pub mod state_dir;
+pub mod stream;
 pub mod surroundings;
 pub mod verify;
