@@ -80,8 +80,8 @@ impl World {
         // The data are bytes: their order against the words is that of a copy.
         fence(Ordering::Release);
         self.data.store(value, Ordering::Relaxed);
-        let ticket = queue.publish(self.cells(), place, Kind::Write, offset, 1);
-        queue.end(self.cells(), ticket, true);
+        let change = queue.publish(self.cells(), place, Kind::Write, offset, 1);
+        queue.end(self.cells(), change, true);
         true
     }
 
@@ -113,7 +113,11 @@ fn read_beside_a_ring_that_wraps(broken: Broken) {
         })
     };
     if let Some((offset, value)) = world.read(&mut reader) {
-        assert_eq!(value, offset + 100, "what was read is not what was recorded");
+        assert_eq!(
+            value,
+            offset + 100,
+            "what was read is not what was recorded"
+        );
     }
     queue.join().unwrap();
 }
@@ -147,7 +151,10 @@ fn join_beside_a_write(broken: Broken) {
     };
     queue.join().unwrap();
     let recorded = world.read(&mut reader).is_some();
-    assert!(recorded || dirty == 1, "a write is neither in the map nor in the stream");
+    assert!(
+        recorded || dirty == 1,
+        "a write is neither in the map nor in the stream"
+    );
 }
 
 fn check(model: fn(Broken), broken: Broken) -> bool {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! the buffer   next number of the sequence │ per peer: follows?
-//! a queue      slots published │ per peer: slots that it has no more need of
+//! a queue      slots published │ per peer: slots that it has no more need of │ changes begun, and over
 //! a slot       number and status │ offset │ kind and length │ place of the data
 //! ```
 //!
@@ -27,7 +27,9 @@ const FOLLOWS: usize = LINE;
 /// Where the queues begin.
 const QUEUES: usize = FOLLOWS + PEERS * LINE;
 /// Words of a queue beside its slots.
-const QUEUE: usize = (1 + PEERS) * LINE;
+const QUEUE: usize = (2 + PEERS) * LINE;
+/// Of a queue, its changes that were begun, and behind that word those that are over.
+const CHANGES: usize = (1 + PEERS) * LINE;
 /// Words of a slot.
 const SLOT: usize = 4;
 
@@ -217,6 +219,32 @@ impl<'a> Cells<'a> {
     /// The peer has no more need of the queue's slots before this one.
     pub fn let_go_before(self, queue: usize, peer: usize, slot: u64) {
         self.gone_from(queue, peer).store(slot, Ordering::Release);
+    }
+
+    /// So many changes of this queue were begun. Then it is looked whether anybody follows: who
+    /// joins sees the one, or the queue sees the other.
+    pub fn note_begun(self, queue: usize, changes: u64) {
+        let begun = self.word(self.cut.queue(queue) + CHANGES);
+        begun.store(changes, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Changes of a queue that were begun, recorded or not.
+    pub fn begun(self, queue: usize) -> u64 {
+        self.word(self.cut.queue(queue) + CHANGES)
+            .load(Ordering::Acquire)
+    }
+
+    /// All changes of this queue before this one are over.
+    pub fn note_over(self, queue: usize, before: u64) {
+        let over = self.word(self.cut.queue(queue) + CHANGES + 1);
+        over.store(before, Ordering::Release);
+    }
+
+    /// All changes of a queue before which one are over?
+    pub fn over_before(self, queue: usize) -> u64 {
+        self.word(self.cut.queue(queue) + CHANGES + 1)
+            .load(Ordering::Acquire)
     }
 
     /// Publishes an entry in the queue's slot with this number, which is the next one.

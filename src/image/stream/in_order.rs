@@ -51,6 +51,8 @@ pub struct InOrder {
     taken: VecDeque<usize>,
     /// Per queue, the first slot that is not let go of.
     held: Vec<u64>,
+    /// Per queue, the changes that had begun when it joined.
+    before: Vec<u64>,
 }
 
 impl InOrder {
@@ -66,14 +68,28 @@ impl InOrder {
         let slots: Vec<_> = queues.map(|queue| cells.published(queue)).collect();
         // Read after the places: what has this number or a later one is published behind them.
         let number = cells.next_number();
+        let queues = 0..cells.cut().queues;
         Self {
             peer,
             follows,
+            before: queues.map(|queue| cells.begun(queue)).collect(),
             held: slots.clone(),
             slots,
             number,
             taken: VecDeque::new(),
         }
+    }
+
+    /// Is every change over that is not among the entries, as it was let in before the peer
+    /// joined?
+    pub fn is_settled(&self, cells: Cells<'_>) -> bool {
+        let mut queues = self.before.iter().enumerate();
+        queues.all(|(queue, begun)| cells.over_before(queue) >= *begun)
+    }
+
+    /// The number of the entry that comes next: all before it were taken.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The next entry; the same again until it is taken.

@@ -5,8 +5,9 @@
 //! A queue's thread copies each write that was let in into its ring ([`recorder`]), in memory that
 //! it shares with the healer ([`buffer`], [`cells`]), and the local write is done from there: the
 //! disk and the peers get the same bytes. All entries of all queues have one order, their
-//! sequence. The sender takes them in it ([`in_order`]). Whoever applies them at a peer keeps to
-//! what the guest may rely on ([`applying`]).
+//! sequence. A peer's sender takes them in it ([`in_order`], [`feed`]), and clears what is durable there in the
+//! dirty map ([`outstanding`]). Whoever applies them at a peer keeps to what the guest may rely on
+//! ([`applying`]).
 //!
 //! # The order
 //! What was completed before a flush was asked for is there before anything that was asked for
@@ -27,8 +28,10 @@
 //! are the next to be connected.
 
 pub mod applying;
+pub mod backlog;
 pub mod buffer;
 pub mod cells;
+pub mod feed;
 pub mod in_order;
 pub mod outstanding;
 pub mod recorder;

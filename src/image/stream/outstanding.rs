@@ -5,9 +5,9 @@
 //! that came before *copying* was set, and are later in the stream than what is durable, it does
 //! not tell of: they had landed, and may not have been sent. So it is noted how far the sequence
 //! had got when *copying* was set, and the extent is cleared when the stream was sent that far,
-//! and the last entry of it that touched the extent is durable.
+//! and the last that was sent of it is durable.
 //!
-//! Used by the peer's sender.
+//! Used by [`super::feed`].
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -24,103 +24,112 @@ pub trait CopyMap {
     fn abandon(&self, extent: u64);
 }
 
-/// What is known of an extent that an entry touched.
+/// What is known of an extent that was sent.
 #[derive(Clone, Copy, Debug)]
 struct Touched {
-    /// The last entry that did.
+    /// The last item that had some of it.
     last: u64,
-    /// All that had landed there when *copying* was set has a smaller number.
+    /// All entries that had landed there when *copying* was set have a smaller number.
     landed: u64,
 }
 
-/// See the module.
+/// See the module. Items are what is sent, entries and copies, counted from zero on.
 #[derive(Debug, Default)]
 pub struct Outstanding {
-    /// Sent and not durable: the number after it, and the extents.
-    entries: VecDeque<(u64, Range<u64>)>,
+    /// Sent and not durable: the extents of each item that counts.
+    items: VecDeque<(u64, Range<u64>)>,
+    /// Items that were sent.
+    sent_items: u64,
+    /// Items before this one are durable.
+    durable: u64,
     touched: HashMap<u64, Touched>,
     /// Durable, but not all was sent yet that might have landed there.
     late: VecDeque<u64>,
-    /// Everything before this number was sent.
+    /// All entries before this number were sent.
     sent: u64,
+    /// Extents that are clean.
+    cleared: u64,
 }
 
 impl Outstanding {
-    /// An entry is sent now that touches these extents. `next_number` asks for the next number of
-    /// the sequence.
-    pub fn send(
-        &mut self,
-        map: &impl CopyMap,
-        number: u64,
-        extents: Range<u64>,
-        next_number: impl Fn() -> u64,
-    ) {
+    /// Entries before this number are not sent.
+    pub fn new(number: u64) -> Self {
+        Self {
+            sent: number,
+            ..Self::default()
+        }
+    }
+
+    /// An item is sent now with bytes of these extents, of which the peer has all else, too;
+    /// `landed` asks for the next number of the sequence.
+    pub fn send(&mut self, map: &impl CopyMap, extents: Range<u64>, landed: impl Fn() -> u64) {
         for extent in extents.clone() {
             let touched = self.touched.entry(extent);
-            let touched = touched.or_insert(Touched {
-                last: number,
-                landed: 0,
-            });
-            touched.last = number;
-            // If it is set already, by an earlier entry, that holds for this one.
+            let touched = touched.or_insert(Touched { last: 0, landed: 0 });
+            touched.last = self.sent_items;
+            // If it is set already, by an earlier item, that holds for this one.
             if map.begin(extent) {
-                touched.landed = next_number();
+                touched.landed = landed();
             }
         }
-        self.entries.push_back((number + 1, extents));
-        self.sent = number + 1;
-        self.end_late(map);
+        self.items.push_back((self.sent_items, extents));
     }
 
-    /// The peer has everything before this number durably. How many extents are clean now?
-    pub fn durable(&mut self, map: &impl CopyMap, before: u64) -> u64 {
-        let mut cleared = 0;
-        while let Some((end, _)) = self.entries.front()
-            && *end <= before
-            && let Some((end, extents)) = self.entries.pop_front()
+    /// All of an item was told by [`Outstanding::send`]. All entries before this number are sent.
+    pub fn sent(&mut self, map: &impl CopyMap, before: u64) {
+        self.sent_items += 1;
+        self.sent = before;
+        for _ in 0..self.late.len() {
+            if let Some(extent) = self.late.pop_front() {
+                self.settle(map, extent);
+            }
+        }
+    }
+
+    /// The peer has all items before this one durably.
+    pub fn durable(&mut self, map: &impl CopyMap, before: u64) {
+        self.durable = before;
+        while let Some((item, _)) = self.items.front()
+            && *item < before
+            && let Some((item, extents)) = self.items.pop_front()
         {
             for extent in extents {
-                match self.touched.get(&extent) {
-                    Some(touched) if touched.last + 1 != end => {}
-                    Some(touched) if touched.landed > self.sent => self.late.push_back(extent),
-                    Some(_) => cleared += self.end(map, extent),
-                    None => {}
+                let touched = self.touched.get(&extent);
+                if touched.is_some_and(|touched| touched.last == item) {
+                    self.settle(map, extent);
                 }
             }
         }
-        cleared
     }
 
-    fn end(&mut self, map: &impl CopyMap, extent: u64) -> u64 {
-        self.touched.remove(&extent);
-        map.end(extent).into()
-    }
-
-    /// An entry that was sent meanwhile may have touched them.
-    fn end_late(&mut self, map: &impl CopyMap) {
-        for _ in 0..self.late.len() {
-            let Some(extent) = self.late.pop_front() else {
-                return;
-            };
-            let oldest = self.entries.front().map_or(self.sent, |(end, _)| end - 1);
-            match self.touched.get(&extent) {
-                Some(touched) if touched.last >= oldest => {}
-                Some(touched) if touched.landed > self.sent => self.late.push_back(extent),
-                Some(_) => {
-                    self.end(map, extent);
-                }
-                None => {}
+    /// Of an extent of which something was durable that was the last.
+    fn settle(&mut self, map: &impl CopyMap, extent: u64) {
+        match self.touched.get(&extent) {
+            // Something was sent since.
+            Some(touched) if touched.last >= self.durable => {}
+            Some(touched) if touched.landed > self.sent => self.late.push_back(extent),
+            Some(_) => {
+                self.touched.remove(&extent);
+                self.cleared += u64::from(map.end(extent));
             }
+            None => {}
         }
     }
 
-    /// Entries that are not durable.
-    pub fn entries(&self) -> usize {
-        self.entries.len()
+    /// Items that were sent.
+    pub fn items(&self) -> u64 {
+        self.sent_items
+    }
+
+    /// Extents that became clean.
+    pub fn cleared(&self) -> u64 {
+        self.cleared
     }
 
     /// The stream is over: what is not durable stays dirty.
     pub fn give_up(self, map: &impl CopyMap) {
-        self.touched.into_keys().for_each(|extent| map.abandon(extent));
+        self.touched
+            .into_keys()
+            .for_each(|extent| map.abandon(extent));
     }
 }

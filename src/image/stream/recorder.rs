@@ -13,13 +13,18 @@ pub const ALIGNMENT: u64 = 4096;
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Room {
-    /// Nobody follows: there is nothing to record.
-    NotWanted,
+    /// Nobody follows: there is nothing to record, and the change may be submitted.
+    NotWanted(Change),
     /// Changes of this queue that are under way hold the room: ask again when one is over.
     UnderWay,
     /// Here.
     At(Place),
 }
+
+/// A change that was begun, recorded or not; to be given to [`Recorder::end`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Change(u64);
 
 /// Room that was found, for the next entry.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,16 +36,20 @@ pub struct Place {
     end: u64,
 }
 
-/// A published entry whose change is under way; to be given to [`Recorder::end`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub struct Ticket(u64);
-
 /// An entry that may still be needed.
 struct Held {
     slot: Slot,
     /// Where the data behind it begins.
     end: u64,
+}
+
+/// What is known of a change that was begun.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    Unrecorded,
+    /// In the slot with this number.
+    Recorded(u64),
+    Over,
 }
 
 /// See the module.
@@ -55,6 +64,10 @@ pub struct Recorder {
     data_begin: u64,
     /// The newest that were published, the oldest first.
     held: VecDeque<Held>,
+    /// The newest that were begun, the oldest first, which is not over.
+    changes: VecDeque<Begun>,
+    /// Changes before those: all over.
+    over: u64,
 }
 
 impl Recorder {
@@ -67,15 +80,19 @@ impl Recorder {
             data_end: 0,
             data_begin: 0,
             held: VecDeque::new(),
+            changes: VecDeque::new(),
+            over: 0,
         }
     }
 
     /// Room for an entry with `len` bytes of data. Asked after the change was let in and noted in
     /// the dirty map: see [`Cells::begin_to_follow`].
     pub fn make_room(&mut self, cells: Cells<'_>, len: u64) -> Room {
+        // If it has to ask again, the number is that of whichever is next.
+        cells.note_begun(self.queue, self.begun() + 1);
         loop {
             if !cells.anybody_follows() {
-                return Room::NotWanted;
+                return Room::NotWanted(self.begin(Begun::Unrecorded));
             }
             if let Some(place) = self.room(cells.cut(), len) {
                 return Room::At(place);
@@ -93,6 +110,15 @@ impl Recorder {
                     .for_each(|(peer, follows)| cells.leave_behind(peer, follows)),
             }
         }
+    }
+
+    fn begun(&self) -> u64 {
+        self.over + self.changes.len() as u64
+    }
+
+    fn begin(&mut self, begun: Begun) -> Change {
+        self.changes.push_back(begun);
+        Change(self.begun() - 1)
     }
 
     fn oldest(&self) -> u64 {
@@ -146,7 +172,7 @@ impl Recorder {
         kind: Kind,
         offset: u64,
         len: u64,
-    ) -> Ticket {
+    ) -> Change {
         let slot = Slot {
             number: cells.take_number(),
             landing: Landing::Pending,
@@ -155,24 +181,38 @@ impl Recorder {
             kind,
             data: place.data,
         };
-        cells.publish(self.queue, self.published, &slot);
+        let number = self.published;
+        cells.publish(self.queue, number, &slot);
+        self.published += 1;
         self.data_end = place.end;
         let end = place.end;
         self.held.push_back(Held { slot, end });
-        self.published += 1;
-        Ticket(self.published - 1)
+        self.begin(Begun::Recorded(number))
     }
 
-    /// The change of an entry is over, and the guest is not told yet.
-    pub fn end(&mut self, cells: Cells<'_>, ticket: Ticket, landed: bool) {
-        let place = ticket.0.checked_sub(self.oldest());
-        let held = place.and_then(|place| self.held.get_mut(place as usize));
-        if let Some(held) = held {
+    /// A change is over, and the guest is not told yet.
+    pub fn end(&mut self, cells: Cells<'_>, change: Change, landed: bool) {
+        let place = change.0.checked_sub(self.over);
+        let begun = place.and_then(|place| self.changes.get_mut(place as usize));
+        let Some(begun) = begun else { return };
+        if let Begun::Recorded(slot) = std::mem::replace(begun, Begun::Over) {
+            self.end_entry(cells, slot, landed);
+        }
+        while self.changes.front() == Some(&Begun::Over) {
+            self.changes.pop_front();
+            self.over += 1;
+        }
+        cells.note_over(self.queue, self.over);
+    }
+
+    fn end_entry(&mut self, cells: Cells<'_>, number: u64, landed: bool) {
+        let place = number.checked_sub(self.oldest());
+        if let Some(held) = place.and_then(|place| self.held.get_mut(place as usize)) {
             held.slot.landing = match landed {
                 true => Landing::Landed,
                 false => Landing::Failed,
             };
-            cells.end(self.queue, ticket.0, &held.slot);
+            cells.end(self.queue, number, &held.slot);
         }
     }
 }

@@ -7,7 +7,7 @@ mod world;
 use super::buffer::{Shape, StreamBuffer};
 use super::cells::{Cut, Kind};
 use super::in_order::{Entry, InOrder, Next};
-use super::recorder::{Recorder, Room, Ticket};
+use super::recorder::{Change, Recorder, Room};
 
 /// A buffer with so many queues of a few slots and pages.
 fn small(queues: usize, slots: u64, pages: u64) -> StreamBuffer {
@@ -24,11 +24,15 @@ fn record(
     queue: (usize, &mut Recorder),
     offset: u64,
     bytes: &[u8],
-) -> Option<Ticket> {
+) -> Option<Change> {
     let (number, recorder) = queue;
     let place = match recorder.make_room(buffer.cells(), bytes.len() as u64) {
         Room::At(place) => place,
-        Room::NotWanted | Room::UnderWay => return None,
+        Room::NotWanted(change) => {
+            recorder.end(buffer.cells(), change, true);
+            return None;
+        }
+        Room::UnderWay => return None,
     };
     buffer.put(number, place.data, bytes).unwrap();
     let len = bytes.len() as u64;
