@@ -23,8 +23,8 @@ mod in_order;
 #[path = "../src/image/stream/recorder.rs"]
 mod recorder;
 
-use cells::{Cells, Cut, Kind};
-use in_order::{InOrder, Next};
+use cells::{Cells, EntryKind, Rings};
+use in_order::{InOrder, NextEntry};
 use loom::model::Builder;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
@@ -52,7 +52,7 @@ struct World {
     broken: Broken,
 }
 
-const CUT: Cut = Cut {
+const RINGS: Rings = Rings {
     queues: 1,
     slots: 1,
 };
@@ -61,7 +61,7 @@ const PEER: usize = 0;
 impl World {
     fn new(broken: Broken) -> Arc<Self> {
         Arc::new(Self {
-            words: (0..CUT.words()).map(|_| AtomicU64::new(0)).collect(),
+            words: (0..RINGS.words()).map(|_| AtomicU64::new(0)).collect(),
             data: AtomicU64::new(0),
             dirty: AtomicU64::new(0),
             broken,
@@ -69,7 +69,7 @@ impl World {
     }
 
     fn cells(&self) -> Cells<'_> {
-        Cells::over(&self.words, CUT)
+        Cells::over(&self.words, RINGS)
     }
 
     /// Records a write of this value at this offset, if anybody wants it, which lands at once.
@@ -80,14 +80,14 @@ impl World {
         // The data are bytes: their order against the words is that of a copy.
         fence(Ordering::Release);
         self.data.store(value, Ordering::Relaxed);
-        let change = queue.publish(self.cells(), place, Kind::Write, offset, 1);
+        let change = queue.publish(self.cells(), place, EntryKind::Write, offset, 1);
         queue.end(self.cells(), change, true);
         true
     }
 
     /// What the sender reads next, if it is whole.
     fn read(&self, reader: &mut InOrder) -> Option<(u64, u64)> {
-        let Next::Entry(entry) = reader.next(self.cells()) else {
+        let NextEntry::Entry(entry) = reader.next(self.cells()) else {
             return None;
         };
         let value = self.data.load(Ordering::Relaxed);

@@ -28,6 +28,7 @@ use bypass_blk::gluster::volfile::Graph;
 use bypass_blk::gluster::volume::Volume;
 use bypass_blk::gluster::xdr::Decoder;
 use bypass_blk::image::dirty_map::header::Header;
+use bypass_blk::image::stream::message::{FromReceiver, FromSender, HEAD_LEN, Head, MAX_BODY};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Inputs for each target in the gate.
@@ -70,6 +71,20 @@ fn a_dict() {
     check!().with_iterations(INPUTS).for_each(|bytes: &[u8]| {
         let _ = Dict::decode(&mut Decoder::new(bytes));
         let _ = bypass_blk::gluster::dict::decode_text(bytes);
+    });
+}
+
+#[test]
+fn a_message_of_a_stream_of_writes() {
+    check!().with_iterations(INPUTS).for_each(|bytes: &[u8]| {
+        let Some((head, body)) = bytes.split_first_chunk::<HEAD_LEN>() else {
+            return;
+        };
+        if let Ok(head) = Head::decode(head) {
+            assert!(head.body() <= MAX_BODY);
+            let _ = FromSender::decode(head, body);
+            let _ = FromReceiver::decode(head, body);
+        }
     });
 }
 

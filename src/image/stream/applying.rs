@@ -9,7 +9,7 @@ use std::ops::Range;
 
 /// What a change is to this.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step<T> {
+pub enum OrderedStep<T> {
     /// Bytes of the disk, and whatever goes with them.
     Change(Range<u64>, T),
     /// A line that none crosses.
@@ -20,7 +20,7 @@ pub enum Step<T> {
 #[derive(Debug)]
 pub struct Applying<T> {
     /// Not begun, in order, the first with the number `begun`.
-    waiting: VecDeque<Step<T>>,
+    waiting: VecDeque<OrderedStep<T>>,
     /// The number of the first that was not begun.
     begun: u64,
     /// Under way: by number, where each begins.
@@ -41,7 +41,7 @@ impl<T> Applying<T> {
     }
 
     /// The next entry of the sequence.
-    pub fn push(&mut self, step: Step<T>) {
+    pub fn push(&mut self, step: OrderedStep<T>) {
         self.waiting.push_back(step);
     }
 
@@ -54,13 +54,13 @@ impl<T> Applying<T> {
     pub fn begin(&mut self) -> Option<(u64, Range<u64>, T)> {
         loop {
             match self.waiting.front()? {
-                Step::Flush if !self.under_way.is_empty() => return None,
-                Step::Change(range, _) if self.is_busy(range) => return None,
-                Step::Flush | Step::Change(..) => {}
+                OrderedStep::Flush if !self.under_way.is_empty() => return None,
+                OrderedStep::Change(range, _) if self.is_busy(range) => return None,
+                OrderedStep::Flush | OrderedStep::Change(..) => {}
             }
             let number = self.begun;
             self.begun += 1;
-            if let Some(Step::Change(range, what)) = self.waiting.pop_front() {
+            if let Some(OrderedStep::Change(range, what)) = self.waiting.pop_front() {
                 self.under_way.insert(number, range.start);
                 self.busy.insert(range.start, range.end);
                 return Some((number, range, what));

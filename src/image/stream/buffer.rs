@@ -8,7 +8,7 @@ use std::ops::Range;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 
-use super::cells::{Cells, Cut};
+use super::cells::{Cells, Rings};
 use super::recorder::ALIGNMENT;
 use super::sync::AtomicU64;
 
@@ -25,14 +25,14 @@ const MAX_DATA: u64 = 1 << 36;
 
 /// How the memory is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct BufferShape {
     /// The rings.
-    pub cut: Cut,
+    pub rings: Rings,
     /// Bytes of data of each queue.
     pub data: u64,
 }
 
-impl Shape {
+impl BufferShape {
     /// For `bytes` of data, shared by so many queues, of which there is one at least.
     pub fn new(bytes: u64, queues: usize) -> Self {
         let queues = queues.clamp(1, MAX_QUEUES);
@@ -40,13 +40,13 @@ impl Shape {
         let data = data - data % ALIGNMENT;
         let slots = (data / DATA_PER_SLOT).clamp(FEW_SLOTS, MAX_SLOTS);
         Self {
-            cut: Cut { queues, slots },
+            rings: Rings { queues, slots },
             data,
         }
     }
 
     fn is_sensible(&self) -> bool {
-        let Cut { queues, slots } = self.cut;
+        let Rings { queues, slots } = self.rings;
         (1..=MAX_QUEUES).contains(&queues)
             && (1..=MAX_SLOTS).contains(&slots)
             && (ALIGNMENT..=MAX_DATA).contains(&self.data)
@@ -54,13 +54,13 @@ impl Shape {
     }
 
     fn data_begins(&self) -> u64 {
-        let words = self.cut.words() * size_of::<AtomicU64>();
+        let words = self.rings.words() * size_of::<AtomicU64>();
         (words as u64).next_multiple_of(ALIGNMENT)
     }
 
     /// Bytes of all of it.
     pub fn bytes(&self) -> u64 {
-        self.data_begins() + self.cut.queues as u64 * self.data
+        self.data_begins() + self.rings.queues as u64 * self.data
     }
 }
 
@@ -69,7 +69,7 @@ impl Shape {
 pub struct StreamBuffer {
     file: File,
     raw: MmapRaw,
-    shape: Shape,
+    shape: BufferShape,
 }
 
 impl StreamBuffer {
@@ -77,7 +77,7 @@ impl StreamBuffer {
     ///
     /// # Errors
     /// The system's.
-    pub fn make(shape: Shape) -> io::Result<Self> {
+    pub fn make(shape: BufferShape) -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create("bypass-blk-stream", flags)?);
         file.set_len(shape.bytes())?;
@@ -90,7 +90,7 @@ impl StreamBuffer {
     ///
     /// # Errors
     /// The system's; `InvalidData` for a file that is not of this shape, or could become shorter.
-    pub fn over(file: File, shape: Shape) -> io::Result<Self> {
+    pub fn over(file: File, shape: BufferShape) -> io::Result<Self> {
         let sealed = fcntl_get_seals(&file)?.contains(SealFlags::SHRINK);
         if !sealed || !shape.is_sensible() || file.metadata()?.len() != shape.bytes() {
             let why = "it is not the memory of a stream of this shape";
@@ -107,24 +107,24 @@ impl StreamBuffer {
     }
 
     /// How it is cut.
-    pub fn shape(&self) -> Shape {
+    pub fn shape(&self) -> BufferShape {
         self.shape
     }
 
     /// The words.
     pub fn cells(&self) -> Cells<'_> {
-        let words = self.shape.cut.words();
+        let words = self.shape.rings.words();
         // SAFETY: the mapping is shared, readable and writable, longer than so many words, lives
         // as long as `self`, and begins at a page. Any bits are a u64. Everybody changes these
         // bytes through 64-bit atomics alone. The file is sealed, so no access faults.
         let words = unsafe { std::slice::from_raw_parts(self.raw.as_ptr().cast(), words) };
-        Cells::over(words, self.shape.cut)
+        Cells::over(words, self.shape.rings)
     }
 
     /// Where some bytes of a queue's data are in the mapping, if there are such.
     fn place(&self, queue: usize, range: &Range<u64>) -> Option<(*mut u8, usize)> {
         let within = range.start <= range.end && range.end <= self.shape.data;
-        if queue >= self.shape.cut.queues || !within {
+        if queue >= self.shape.rings.queues || !within {
             return None;
         }
         let begin = self.shape.data_begins() + queue as u64 * self.shape.data + range.start;

@@ -35,14 +35,14 @@ const SLOT: usize = 4;
 
 /// How the words are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct Rings {
     /// Rings, one of each queue.
     pub queues: usize,
     /// Slots of each.
     pub slots: u64,
 }
 
-impl Cut {
+impl Rings {
     /// So many words there are.
     pub fn words(self) -> usize {
         QUEUES + self.queues * self.queue_words()
@@ -96,7 +96,7 @@ pub enum Landing {
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryKind {
     /// Bytes that are with it.
     Write,
     /// Bytes that read as zeros, or as whatever, and take no room.
@@ -107,8 +107,13 @@ pub enum Kind {
     Flush,
 }
 
-impl Kind {
+impl EntryKind {
     const ALL: [Self; 4] = [Self::Write, Self::Discard, Self::Zeroes, Self::Flush];
+
+    /// From a number that was one, here or in another process.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
 }
 
 /// What a slot says, as it stands there.
@@ -123,7 +128,7 @@ pub struct Slot {
     /// Bytes of the disk.
     pub len: u64,
     /// What it is.
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// Byte of the queue's data.
     pub data: u64,
 }
@@ -132,18 +137,18 @@ pub struct Slot {
 #[derive(Clone, Copy)]
 pub struct Cells<'a> {
     words: &'a [AtomicU64],
-    cut: Cut,
+    rings: Rings,
 }
 
 impl<'a> Cells<'a> {
-    /// Over [`Cut::words`] words, which are all zero at the very beginning.
-    pub fn over(words: &'a [AtomicU64], cut: Cut) -> Self {
-        Self { words, cut }
+    /// Over [`Rings::words`] words, which are all zero at the very beginning.
+    pub fn over(words: &'a [AtomicU64], rings: Rings) -> Self {
+        Self { words, rings }
     }
 
     /// How they are cut.
-    pub fn cut(self) -> Cut {
-        self.cut
+    pub fn rings(self) -> Rings {
+        self.rings
     }
 
     fn word(self, at: usize) -> &'a AtomicU64 {
@@ -204,11 +209,11 @@ impl<'a> Cells<'a> {
 
     /// Slots of a queue that were ever published.
     pub fn published(self, queue: usize) -> u64 {
-        self.word(self.cut.queue(queue)).load(Ordering::SeqCst)
+        self.word(self.rings.queue(queue)).load(Ordering::SeqCst)
     }
 
     fn gone_from(self, queue: usize, peer: usize) -> &'a AtomicU64 {
-        self.word(self.cut.queue(queue) + (1 + peer) * LINE)
+        self.word(self.rings.queue(queue) + (1 + peer) * LINE)
     }
 
     /// Slots of a queue that the peer has let go of.
@@ -224,32 +229,32 @@ impl<'a> Cells<'a> {
     /// So many changes of this queue were begun. Then it is looked whether anybody follows: who
     /// joins sees the one, or the queue sees the other.
     pub fn note_begun(self, queue: usize, changes: u64) {
-        let begun = self.word(self.cut.queue(queue) + CHANGES);
+        let begun = self.word(self.rings.queue(queue) + CHANGES);
         begun.store(changes, Ordering::Release);
         fence(Ordering::SeqCst);
     }
 
     /// Changes of a queue that were begun, recorded or not.
     pub fn begun(self, queue: usize) -> u64 {
-        self.word(self.cut.queue(queue) + CHANGES)
+        self.word(self.rings.queue(queue) + CHANGES)
             .load(Ordering::Acquire)
     }
 
     /// All changes of this queue before this one are over.
     pub fn note_over(self, queue: usize, before: u64) {
-        let over = self.word(self.cut.queue(queue) + CHANGES + 1);
+        let over = self.word(self.rings.queue(queue) + CHANGES + 1);
         over.store(before, Ordering::Release);
     }
 
     /// All changes of a queue before which one are over?
     pub fn over_before(self, queue: usize) -> u64 {
-        self.word(self.cut.queue(queue) + CHANGES + 1)
+        self.word(self.rings.queue(queue) + CHANGES + 1)
             .load(Ordering::Acquire)
     }
 
     /// Publishes an entry in the queue's slot with this number, which is the next one.
     pub fn publish(self, queue: usize, number: u64, slot: &Slot) {
-        let at = self.cut.slot(queue, number);
+        let at = self.rings.slot(queue, number);
         let kind_and_len = (slot.kind as u64) << 56 | slot.len;
         // Who sees any of this sees that those who were left behind were.
         fence(Ordering::Release);
@@ -257,20 +262,20 @@ impl<'a> Cells<'a> {
         self.word(at + 2).store(kind_and_len, Ordering::Relaxed);
         self.word(at + 3).store(slot.data, Ordering::Relaxed);
         self.word(at).store(stamp(slot), Ordering::Release);
-        let published = self.word(self.cut.queue(queue));
+        let published = self.word(self.rings.queue(queue));
         published.store(number + 1, Ordering::Release);
     }
 
     /// The change of the entry in this slot is over.
     pub fn end(self, queue: usize, number: u64, slot: &Slot) {
-        let at = self.cut.slot(queue, number);
+        let at = self.rings.slot(queue, number);
         self.word(at).store(stamp(slot), Ordering::Release);
     }
 
     /// What is in a slot, which is one that was published; nonsense, perhaps, if the peer was
     /// left behind meanwhile. `None`, if it is no entry at all.
     pub fn read(self, queue: usize, number: u64) -> Option<Slot> {
-        let at = self.cut.slot(queue, number);
+        let at = self.rings.slot(queue, number);
         let stamp = self.word(at).load(Ordering::Acquire);
         let kind_and_len = self.word(at + 2).load(Ordering::Relaxed);
         Some(Slot {
@@ -282,7 +287,7 @@ impl<'a> Cells<'a> {
             },
             offset: self.word(at + 1).load(Ordering::Relaxed),
             len: kind_and_len & (u64::MAX >> 8),
-            kind: *Kind::ALL.get((kind_and_len >> 56) as usize)?,
+            kind: EntryKind::from_code((kind_and_len >> 56) as u8)?,
             data: self.word(at + 3).load(Ordering::Relaxed),
         })
     }

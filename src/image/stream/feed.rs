@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::backlog::Backlog;
 use super::cells::Cells;
-use super::in_order::{Entry, InOrder, Next};
+use super::in_order::{InOrder, NextEntry, StreamEntry};
 use super::outstanding::{CopyMap, Outstanding};
 
 /// Bytes that are copied at one time. While there are entries, as many bytes of them are sent
@@ -26,7 +26,7 @@ const COPY: u64 = 256 * 1024;
 pub enum Work {
     /// This entry: its data is read, [`Feed::is_whole`] says whether it may be sent, then
     /// [`Feed::sent_entry`].
-    Entry(Entry),
+    Entry(StreamEntry),
     /// What the disk has in these extents: first [`Feed::begin_copy`], then it is read, then
     /// [`Feed::is_whole`] says whether it may be sent.
     Copy(Range<u64>),
@@ -41,7 +41,7 @@ pub enum Work {
 
 /// How far the peer's copy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum FeedState {
     /// Some of what it misses is not sent.
     Missing,
     /// Consistent when everything before this number is sent.
@@ -55,7 +55,7 @@ pub struct Feed {
     reader: InOrder,
     outstanding: Outstanding,
     backlog: Backlog,
-    state: State,
+    state: FeedState,
     /// Bytes of an extent.
     extent: u64,
     /// Bytes of entries to be sent before the next copy, if there are any.
@@ -83,7 +83,7 @@ impl Feed {
             reader,
             outstanding: Outstanding::new(number),
             backlog: Backlog::new(extents, dirty()),
-            state: State::Missing,
+            state: FeedState::Missing,
             extent,
             first_entries: 0,
             items: VecDeque::new(),
@@ -94,22 +94,22 @@ impl Feed {
 
     /// What is to be done next; the same again until it is told as done.
     pub fn next(&mut self, cells: Cells<'_>) -> Work {
-        if self.state == State::Missing && self.backlog.left() == 0 {
-            self.state = State::Until(cells.next_number());
+        if self.state == FeedState::Missing && self.backlog.left() == 0 {
+            self.state = FeedState::Until(cells.next_number());
         }
         // Left behind, it would miss writes that a copy may have, and later ones.
         if !self.is_whole(cells) {
             return Work::Behind;
         }
-        if let State::Until(number) = self.state
+        if let FeedState::Until(number) = self.state
             && self.reader.number() >= number
         {
             return Work::Consistent;
         }
         let entry = match self.reader.next(cells) {
-            Next::Behind => return Work::Behind,
-            Next::Entry(entry) => Some(entry),
-            Next::Nothing => None,
+            NextEntry::Behind => return Work::Behind,
+            NextEntry::Entry(entry) => Some(entry),
+            NextEntry::Nothing => None,
         };
         let turn = self.first_entries == 0 || entry.is_none();
         let may_copy = turn && self.reader.is_settled(cells);
@@ -131,7 +131,7 @@ impl Feed {
         &mut self,
         cells: Cells<'_>,
         map: &impl CopyMap,
-        entry: &Entry,
+        entry: &StreamEntry,
         extents: Range<u64>,
     ) {
         self.reader.take(entry);
@@ -160,12 +160,12 @@ impl Feed {
 
     /// The peer was told that it is consistent there.
     pub fn sent_consistent(&mut self) {
-        self.state = State::Consistent;
+        self.state = FeedState::Consistent;
     }
 
     /// Was it?
     pub fn is_consistent(&self) -> bool {
-        self.state == State::Consistent
+        self.state == FeedState::Consistent
     }
 
     /// Is this extent still to be copied?

@@ -7,11 +7,11 @@
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
-use super::cells::{Cells, Follows, Kind, Landing, Slot};
+use super::cells::{Cells, EntryKind, Follows, Landing, Slot};
 
 /// One change of the disk, or a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct StreamEntry {
     /// Its number.
     pub number: u64,
     /// Byte of the disk.
@@ -19,7 +19,7 @@ pub struct Entry {
     /// Bytes of the disk.
     pub len: u64,
     /// What it is.
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// The queue.
     pub queue: usize,
     /// Byte of the queue's data.
@@ -30,9 +30,9 @@ pub struct Entry {
 
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextEntry {
     /// This one: once its data was read too, [`InOrder::is_whole`] says whether it counts.
-    Entry(Entry),
+    Entry(StreamEntry),
     /// Nothing yet.
     Nothing,
     /// The peer was left behind: what was taken until now is all.
@@ -59,7 +59,7 @@ impl InOrder {
     /// From the next number on. What was let in before is in the dirty map, as far as the peer
     /// misses it, and is to be copied from there after this.
     pub fn join(cells: Cells<'_>, peer: usize) -> Self {
-        let queues = 0..cells.cut().queues;
+        let queues = 0..cells.rings().queues;
         // At first a place that may be too early. It only has to hold nobody up.
         for queue in queues.clone() {
             cells.let_go_before(queue, peer, cells.published(queue));
@@ -68,7 +68,7 @@ impl InOrder {
         let slots: Vec<_> = queues.map(|queue| cells.published(queue)).collect();
         // Read after the places: what has this number or a later one is published behind them.
         let number = cells.next_number();
-        let queues = 0..cells.cut().queues;
+        let queues = 0..cells.rings().queues;
         Self {
             peer,
             follows,
@@ -93,25 +93,27 @@ impl InOrder {
     }
 
     /// The next entry; the same again until it is taken.
-    pub fn next(&mut self, cells: Cells<'_>) -> Next {
+    pub fn next(&mut self, cells: Cells<'_>) -> NextEntry {
         for queue in 0..self.slots.len() {
             while let Some(slot) = self.look(cells, queue) {
                 let slot = match slot {
                     Ok(slot) => slot,
-                    Err(Nonsense) => return Next::Behind,
+                    Err(Nonsense) => return NextEntry::Behind,
                 };
                 match slot.number.cmp(&self.number) {
                     // Let in before the peer followed.
                     Ordering::Less => self.skip(cells, queue),
                     Ordering::Greater => break,
-                    Ordering::Equal if slot.landing == Landing::Pending => return Next::Nothing,
-                    Ordering::Equal => return Next::Entry(entry(queue, &slot)),
+                    Ordering::Equal if slot.landing == Landing::Pending => {
+                        return NextEntry::Nothing;
+                    }
+                    Ordering::Equal => return NextEntry::Entry(entry(queue, &slot)),
                 }
             }
         }
         match self.is_whole(cells) {
-            true => Next::Nothing,
-            false => Next::Behind,
+            true => NextEntry::Nothing,
+            false => NextEntry::Behind,
         }
     }
 
@@ -137,7 +139,7 @@ impl InOrder {
     }
 
     /// The entry that [`InOrder::next`] gave was read; its place is still needed.
-    pub fn take(&mut self, entry: &Entry) {
+    pub fn take(&mut self, entry: &StreamEntry) {
         self.slots[entry.queue] += 1;
         self.number += 1;
         self.taken.push_back(entry.queue);
@@ -162,8 +164,8 @@ impl InOrder {
 /// The peer was left behind, or what was read is no entry.
 struct Nonsense;
 
-fn entry(queue: usize, slot: &Slot) -> Entry {
-    Entry {
+fn entry(queue: usize, slot: &Slot) -> StreamEntry {
+    StreamEntry {
         number: slot.number,
         offset: slot.offset,
         len: slot.len,

@@ -6,8 +6,8 @@
 //! it shares with the healer ([`buffer`], [`cells`]), and the local write is done from there: the
 //! disk and the peers get the same bytes. All entries of all queues have one order, their
 //! sequence. A peer's sender takes them in it ([`in_order`], [`feed`]), and clears what is durable there in the
-//! dirty map ([`outstanding`]). Whoever applies them at a peer keeps to what the guest may rely on
-//! ([`applying`]).
+//! dirty map ([`outstanding`]). Whoever applies them at a peer ([`receiving`]) keeps to what the guest may rely on
+//! ([`applying`]), and notes durably what the copy is ([`standing`]).
 //!
 //! # The order
 //! What was completed before a flush was asked for is there before anything that was asked for
@@ -24,6 +24,8 @@
 //! stream, has what they miss, and it alone says what a peer has: an entry's extents are
 //! cleared by the rules of [`crate::image::dirty_map`].
 //!
+//! Sender and receiver know each other by the volume's secret ([`proof`]) and speak [`message`]s.
+//!
 //! It knows no sockets and no bricks. Nothing feeds it yet: the queues' threads and the healer
 //! are the next to be connected.
 
@@ -33,8 +35,12 @@ pub mod buffer;
 pub mod cells;
 pub mod feed;
 pub mod in_order;
+pub mod message;
 pub mod outstanding;
+pub mod proof;
+pub mod receiving;
 pub mod recorder;
+pub mod standing;
 
 /// The atomics that [`cells`], [`recorder`] and [`in_order`] are made of. The loom model compiles
 /// the same source with loom's in their place.

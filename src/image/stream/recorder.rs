@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::cells::{Cells, Cut, Follows, Kind, Landing, Slot};
+use super::cells::{Cells, EntryKind, Follows, Landing, Rings, Slot};
 
 /// Data is placed at multiples of this, in bytes: what direct I/O asks for anywhere.
 pub const ALIGNMENT: u64 = 4096;
@@ -45,7 +45,7 @@ struct Held {
 
 /// What is known of a change that was begun.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Begun {
+enum ChangeState {
     Unrecorded,
     /// In the slot with this number.
     Recorded(u64),
@@ -65,7 +65,7 @@ pub struct Recorder {
     /// The newest that were published, the oldest first.
     held: VecDeque<Held>,
     /// The newest that were begun, the oldest first, which is not over.
-    changes: VecDeque<Begun>,
+    changes: VecDeque<ChangeState>,
     /// Changes before those: all over.
     over: u64,
 }
@@ -92,9 +92,9 @@ impl Recorder {
         cells.note_begun(self.queue, self.begun() + 1);
         loop {
             if !cells.anybody_follows() {
-                return Room::NotWanted(self.begin(Begun::Unrecorded));
+                return Room::NotWanted(self.begin(ChangeState::Unrecorded));
             }
-            if let Some(place) = self.room(cells.cut(), len) {
+            if let Some(place) = self.room(cells.rings(), len) {
                 return Room::At(place);
             }
             let following: Vec<_> = cells.following().collect();
@@ -116,7 +116,7 @@ impl Recorder {
         self.over + self.changes.len() as u64
     }
 
-    fn begin(&mut self, begun: Begun) -> Change {
+    fn begin(&mut self, begun: ChangeState) -> Change {
         self.changes.push_back(begun);
         Change(self.begun() - 1)
     }
@@ -126,9 +126,9 @@ impl Recorder {
     }
 
     /// Where the next `len` bytes go, in one piece, if they fit.
-    fn room(&self, cut: Cut, len: u64) -> Option<Place> {
+    fn room(&self, rings: Rings, len: u64) -> Option<Place> {
         let len = len.checked_next_multiple_of(ALIGNMENT)?;
-        if self.held.len() as u64 >= cut.slots || len > self.data {
+        if self.held.len() as u64 >= rings.slots || len > self.data {
             return None;
         }
         let used = self.data_end % self.data;
@@ -169,7 +169,7 @@ impl Recorder {
         &mut self,
         cells: Cells<'_>,
         place: Place,
-        kind: Kind,
+        kind: EntryKind,
         offset: u64,
         len: u64,
     ) -> Change {
@@ -187,7 +187,7 @@ impl Recorder {
         self.data_end = place.end;
         let end = place.end;
         self.held.push_back(Held { slot, end });
-        self.begin(Begun::Recorded(number))
+        self.begin(ChangeState::Recorded(number))
     }
 
     /// A change is over, and the guest is not told yet.
@@ -195,10 +195,10 @@ impl Recorder {
         let place = change.0.checked_sub(self.over);
         let begun = place.and_then(|place| self.changes.get_mut(place as usize));
         let Some(begun) = begun else { return };
-        if let Begun::Recorded(slot) = std::mem::replace(begun, Begun::Over) {
+        if let ChangeState::Recorded(slot) = std::mem::replace(begun, ChangeState::Over) {
             self.end_entry(cells, slot, landed);
         }
-        while self.changes.front() == Some(&Begun::Over) {
+        while self.changes.front() == Some(&ChangeState::Over) {
             self.changes.pop_front();
             self.over += 1;
         }

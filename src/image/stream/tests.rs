@@ -1,19 +1,20 @@
 //! The stream from the queues to a peer's disk, in one process.
 
 mod applying;
+mod receiving;
 mod rings;
 mod world;
 
-use super::buffer::{Shape, StreamBuffer};
-use super::cells::{Cut, Kind};
-use super::in_order::{Entry, InOrder, Next};
+use super::buffer::{BufferShape, StreamBuffer};
+use super::cells::{EntryKind, Rings};
+use super::in_order::{InOrder, NextEntry, StreamEntry};
 use super::recorder::{Change, Recorder, Room};
 
 /// A buffer with so many queues of a few slots and pages.
 fn small(queues: usize, slots: u64, pages: u64) -> StreamBuffer {
-    let mut shape = Shape::new(0, queues);
+    let mut shape = BufferShape::new(0, queues);
     // Fewer than any real one has: a test wants it full.
-    shape.cut = Cut { queues, slots };
+    shape.rings = Rings { queues, slots };
     shape.data = pages * 4096;
     StreamBuffer::make(shape).unwrap()
 }
@@ -36,15 +37,18 @@ fn record(
     };
     buffer.put(number, place.data, bytes).unwrap();
     let len = bytes.len() as u64;
-    Some(recorder.publish(buffer.cells(), place, Kind::Write, offset, len))
+    Some(recorder.publish(buffer.cells(), place, EntryKind::Write, offset, len))
 }
 
 /// The next entry and its bytes, taken.
-fn take(buffer: &StreamBuffer, reader: &mut InOrder) -> Result<Option<(Entry, Vec<u8>)>, Left> {
+fn take(
+    buffer: &StreamBuffer,
+    reader: &mut InOrder,
+) -> Result<Option<(StreamEntry, Vec<u8>)>, Left> {
     let entry = match reader.next(buffer.cells()) {
-        Next::Entry(entry) => entry,
-        Next::Nothing => return Ok(None),
-        Next::Behind => return Err(Left),
+        NextEntry::Entry(entry) => entry,
+        NextEntry::Nothing => return Ok(None),
+        NextEntry::Behind => return Err(Left),
     };
     let mut bytes = Vec::new();
     let got = buffer.get(entry.queue, entry.data, entry.len, &mut bytes);

@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::super::applying::{Applying, Step};
+use super::super::applying::{Applying, OrderedStep};
 
 #[test]
 fn what_is_before_a_flush_is_over_before_anything_behind_it_begins() {
     let mut applying = Applying::new(7);
-    applying.push(Step::Change(0..1, 'a'));
-    applying.push(Step::Change(1..2, 'b'));
-    applying.push(Step::Flush);
-    applying.push(Step::Change(2..3, 'c'));
+    applying.push(OrderedStep::Change(0..1, 'a'));
+    applying.push(OrderedStep::Change(1..2, 'b'));
+    applying.push(OrderedStep::Flush);
+    applying.push(OrderedStep::Change(2..3, 'c'));
     assert_eq!(applying.begin(), Some((7, 0..1, 'a')));
     assert_eq!(applying.begin(), Some((8, 1..2, 'b')));
     assert_eq!(applying.begin(), None);
@@ -27,9 +27,9 @@ fn what_is_before_a_flush_is_over_before_anything_behind_it_begins() {
 #[test]
 fn of_what_lies_on_the_same_bytes_the_earlier_is_over_first() {
     let mut applying = Applying::new(0);
-    applying.push(Step::Change(10..20, 'a'));
-    applying.push(Step::Change(19..30, 'b'));
-    applying.push(Step::Change(20..21, 'c'));
+    applying.push(OrderedStep::Change(10..20, 'a'));
+    applying.push(OrderedStep::Change(19..30, 'b'));
+    applying.push(OrderedStep::Change(20..21, 'c'));
     assert_eq!(applying.begin(), Some((0, 10..20, 'a')));
     assert_eq!(applying.begin(), None);
     applying.over(0);
@@ -38,20 +38,20 @@ fn of_what_lies_on_the_same_bytes_the_earlier_is_over_first() {
 }
 
 /// Changes of some of sixteen blocks, and flushes.
-fn steps() -> impl Strategy<Value = Vec<Step<()>>> {
+fn steps() -> impl Strategy<Value = Vec<OrderedStep<()>>> {
     let step = prop_oneof![
-        5 => (0..16_u64, 1..5_u64).prop_map(|(at, len)| Step::Change(at..at + len, ())),
-        1 => Just(Step::Flush),
+        5 => (0..16_u64, 1..5_u64).prop_map(|(at, len)| OrderedStep::Change(at..at + len, ())),
+        1 => Just(OrderedStep::Flush),
     ];
     prop::collection::vec(step, 1..60)
 }
 
 /// The number of flushes before each entry.
-fn epochs(steps: &[Step<()>]) -> Vec<usize> {
+fn epochs(steps: &[OrderedStep<()>]) -> Vec<usize> {
     let mut epoch = 0;
-    let number = |step: &Step<()>| {
+    let number = |step: &OrderedStep<()>| {
         let now = epoch;
-        epoch += usize::from(*step == Step::Flush);
+        epoch += usize::from(*step == OrderedStep::Flush);
         now
     };
     steps.iter().map(number).collect()
@@ -70,7 +70,7 @@ proptest! {
         steps.iter().cloned().for_each(|step| applying.push(step));
         let (mut begun, mut over) = (BTreeSet::new(), BTreeSet::new());
         let before = |epoch: usize| {
-            let numbers = (0..steps.len()).filter(|&n| steps[n] != Step::Flush);
+            let numbers = (0..steps.len()).filter(|&n| steps[n] != OrderedStep::Flush);
             numbers.filter(|&n| epochs[n] < epoch).collect::<BTreeSet<_>>()
         };
         for (begin, which) in choices {
@@ -79,7 +79,7 @@ proptest! {
                 let number = number as usize;
                 prop_assert!(before(epochs[number]).is_subset(&over), "{number} crossed a flush");
                 for other in begun.difference(&over) {
-                    let Step::Change(busy, ()) = &steps[*other] else { continue };
+                    let OrderedStep::Change(busy, ()) = &steps[*other] else { continue };
                     let apart = busy.end <= range.start || range.end <= busy.start;
                     prop_assert!(apart, "{number} and {other} are on the same bytes");
                 }
@@ -93,7 +93,7 @@ proptest! {
                 over.insert(number);
             }
             let applied = applying.applied() as usize;
-            let all = (0..applied).filter(|&n| steps[n] != Step::Flush);
+            let all = (0..applied).filter(|&n| steps[n] != OrderedStep::Flush);
             prop_assert!(all.clone().all(|n| over.contains(&n)), "applied says too much");
         }
     }

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::super::buffer::{Shape, StreamBuffer};
-use super::super::cells::Kind;
-use super::super::in_order::{InOrder, Next};
+use super::super::buffer::{BufferShape, StreamBuffer};
+use super::super::cells::EntryKind;
+use super::super::in_order::{InOrder, NextEntry};
 use super::super::recorder::{Change, Recorder, Room};
 use super::{Left, record, small, take};
 
@@ -51,8 +51,8 @@ fn who_holds_the_oldest_entry_of_a_full_ring_is_left_behind_and_nobody_else() {
         assert_eq!((entry.offset, bytes), (n * 4096, vec![n as u8; 4096]));
         fast.let_go_before(buffer.cells(), entry.number + 1);
     }
-    assert_eq!(slow.next(buffer.cells()), Next::Behind);
-    assert_eq!(fast.next(buffer.cells()), Next::Nothing);
+    assert_eq!(slow.next(buffer.cells()), NextEntry::Behind);
+    assert_eq!(fast.next(buffer.cells()), NextEntry::Nothing);
     // It begins anew where it comes in.
     let mut slow = InOrder::join(buffer.cells(), 0);
     let change = record(&buffer, (0, &mut queue), 9 * 4096, &[9; 4096]).unwrap();
@@ -81,7 +81,7 @@ fn what_is_larger_than_the_ring_leaves_all_behind() {
     let mut queue = Recorder::new(0, buffer.shape().data);
     let mut reader = InOrder::join(buffer.cells(), 0);
     assert!(is_not_wanted(queue.make_room(buffer.cells(), 8193)));
-    assert_eq!(reader.next(buffer.cells()), Next::Behind);
+    assert_eq!(reader.next(buffer.cells()), NextEntry::Behind);
     assert!(is_not_wanted(queue.make_room(buffer.cells(), u64::MAX)));
 }
 
@@ -95,10 +95,10 @@ fn a_follower_who_is_gone_holds_nobody_up() {
 
 #[test]
 fn memory_of_another_shape_or_that_could_shrink_is_refused() {
-    let buffer = StreamBuffer::make(Shape::new(1 << 20, 2)).unwrap();
+    let buffer = StreamBuffer::make(BufferShape::new(1 << 20, 2)).unwrap();
     let file = || buffer.file().try_clone().unwrap();
     assert!(StreamBuffer::over(file(), buffer.shape()).is_ok());
-    assert!(StreamBuffer::over(file(), Shape::new(1 << 20, 1)).is_err());
+    assert!(StreamBuffer::over(file(), BufferShape::new(1 << 20, 1)).is_err());
     let loose = tempfile::tempfile().unwrap();
     loose.set_len(buffer.shape().bytes()).unwrap();
     assert!(StreamBuffer::over(loose, buffer.shape()).is_err());
@@ -146,7 +146,7 @@ struct World {
     under_way: Vec<(usize, Change)>,
     reader: InOrder,
     /// What the reader is to be given, in order.
-    expected: VecDeque<(Kind, u64, Vec<u8>)>,
+    expected: VecDeque<(EntryKind, u64, Vec<u8>)>,
     taken: u64,
     durable: u64,
     /// Numbers the writes.
@@ -179,15 +179,16 @@ impl World {
                 let recorder = (queue, &mut self.queues[queue]);
                 if let Some(ticket) = record(&self.buffer, recorder, self.writes, &bytes) {
                     self.under_way.push((queue, ticket));
-                    self.expected.push_back((Kind::Write, self.writes, bytes));
+                    self.expected
+                        .push_back((EntryKind::Write, self.writes, bytes));
                 }
             }
             Act::Flush(queue) => {
                 let recorder = &mut self.queues[queue];
                 if let Room::At(place) = recorder.make_room(cells, 0) {
-                    let change = recorder.publish(cells, place, Kind::Flush, 0, 0);
+                    let change = recorder.publish(cells, place, EntryKind::Flush, 0, 0);
                     recorder.end(cells, change, true);
-                    self.expected.push_back((Kind::Flush, 0, Vec::new()));
+                    self.expected.push_back((EntryKind::Flush, 0, Vec::new()));
                 }
             }
             Act::End(which) if !self.under_way.is_empty() => {

@@ -5,23 +5,24 @@
 //! * a copy that is called consistent is something that a power cut could have left of the guest's;
 //! * once all is quiet, nothing is dirty and both disks are equal.
 
+mod checks;
+mod map;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::image::dirty_map::extent::{Extent, LANES};
-use crate::image::dirty_map::{Copied, Peer, Peers};
+use crate::image::dirty_map::Peers;
 
-use super::super::applying::{Applying, Step};
+use super::super::applying::{Applying, OrderedStep};
 use super::super::buffer::StreamBuffer;
-use super::super::cells::Kind;
+use super::super::cells::EntryKind;
 use super::super::feed::{Feed, Work};
-use super::super::outstanding::CopyMap;
 use super::super::recorder::{Change, Recorder, Room};
 use super::small;
+use map::Map;
 
 /// Extents of the disk, each as large as a page.
 const EXTENTS: u64 = 6;
@@ -46,37 +47,6 @@ enum Broken {
     EarlyWritesForgotten,
 }
 
-struct Map([AtomicU64; 2]);
-
-impl Map {
-    fn extent(&self, number: u64) -> Extent<'_> {
-        let number = number as usize;
-        Extent::new(&self.0[number / LANES], number % LANES)
-    }
-
-    fn is_dirty(&self, extent: u64) -> bool {
-        self.extent(extent).state().is_dirty(peer())
-    }
-}
-
-fn peer() -> Peer {
-    Peer::new(0).unwrap()
-}
-
-impl CopyMap for Map {
-    fn begin(&self, extent: u64) -> bool {
-        self.extent(extent).begin_copy(peer())
-    }
-
-    fn end(&self, extent: u64) -> bool {
-        self.extent(extent).end_copy(peer()) == Copied::Cleared
-    }
-
-    fn abandon(&self, extent: u64) {
-        self.extent(extent).forget_copies(peer().into());
-    }
-}
-
 /// A write that the guest has asked for. Values are numbered in the order in which they were.
 struct Write {
     queue: usize,
@@ -87,7 +57,7 @@ struct Write {
 
 /// What is sent.
 enum Message {
-    Item(Step<Vec<u64>>),
+    Item(OrderedStep<Vec<u64>>),
     /// With all values that the copy has then.
     Consistent(BTreeSet<u64>),
 }
@@ -170,7 +140,7 @@ impl World {
             queues: queues
                 .map(|queue| Recorder::new(queue, buffer.shape().data))
                 .collect(),
-            map: Map([AtomicU64::new(0), AtomicU64::new(0)]),
+            map: Map::clean(),
             feed: None,
             under_way: Vec::new(),
             local: [0; EXTENTS as usize],
@@ -244,7 +214,7 @@ impl World {
                 self.buffer.put(queue, place.data, &data).unwrap();
                 self.unsent.insert(value);
                 let at = extents.start * PAGE;
-                recorder.publish(cells, place, Kind::Write, at, bytes)
+                recorder.publish(cells, place, EntryKind::Write, at, bytes)
             }
             Room::NotWanted(change) => change,
             Room::UnderWay => {
@@ -280,7 +250,7 @@ impl World {
         if self.broken != Broken::NoFlushes {
             match recorder.make_room(cells, 0) {
                 Room::At(place) => {
-                    let change = recorder.publish(cells, place, Kind::Flush, 0, 0);
+                    let change = recorder.publish(cells, place, EntryKind::Flush, 0, 0);
                     recorder.end(cells, change, true);
                 }
                 Room::NotWanted(change) => recorder.end(cells, change, true),
@@ -311,12 +281,12 @@ impl World {
                 let extents = entry.offset / PAGE..(entry.offset + entry.len) / PAGE;
                 feed.sent_entry(cells, map, &entry, extents.clone());
                 self.link.push_back(Message::Item(match entry.kind {
-                    Kind::Flush => Step::Flush,
+                    EntryKind::Flush => OrderedStep::Flush,
                     _ => {
                         let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
                         self.unsent.remove(&value);
                         let values = extents.clone().map(|_| value);
-                        Step::Change(extents.clone(), values.collect())
+                        OrderedStep::Change(extents.clone(), values.collect())
                     }
                 }));
             }
@@ -328,7 +298,7 @@ impl World {
                     return self.cut();
                 }
                 self.link
-                    .push_back(Message::Item(Step::Change(extents, values)));
+                    .push_back(Message::Item(OrderedStep::Change(extents, values)));
                 if self.broken == Broken::ConsistentTooEarly && feed.missing() == 0 {
                     self.send_consistent();
                 }
@@ -402,47 +372,6 @@ impl World {
         let map = &self.map;
         let dirty = || (0..EXTENTS).filter(|extent| map.is_dirty(*extent));
         self.feed = Some(Feed::begin(self.buffer.cells(), 0, (EXTENTS, PAGE), dirty));
-    }
-
-    fn is_consistent(&self) -> bool {
-        self.consistent_at
-            .is_some_and(|at| self.applying.applied() >= at)
-    }
-
-    fn check(&self) -> Result<(), String> {
-        for extent in 0..EXTENTS {
-            let state = self.map.extent(extent).state();
-            let at = extent as usize;
-            let equal = self.durable[at] == self.local[at];
-            if !state.is_dirty(peer()) && state.in_flight() == 0 && !equal {
-                return Err(format!("extent {extent} is called clean"));
-            }
-        }
-        match self.is_consistent() {
-            true => self.check_consistent(),
-            false => Ok(()),
-        }
-    }
-
-    fn check_consistent(&self) -> Result<(), String> {
-        let of = |extent: u64| {
-            let here = |value: &&u64| self.values[*value].0.contains(&extent);
-            let newest = self.applied.iter().filter(|value| **value != 0).rfind(here);
-            newest.copied().unwrap_or(0)
-        };
-        if let Some(wrong) = (0..EXTENTS).find(|extent| self.peer[*extent as usize] != of(*extent))
-        {
-            return Err(format!("extent {wrong} is older than its last write"));
-        }
-        for value in self.applied.iter().filter(|value| **value != 0) {
-            let Some(last) = self.values[value].1.checked_sub(1) else {
-                continue;
-            };
-            if !self.flushes[last].is_subset(&self.applied) {
-                return Err(format!("write {value} has overtaken a flush"));
-            }
-        }
-        Ok(())
     }
 
     fn finish(&mut self) -> Result<(), String> {
