@@ -5,9 +5,13 @@ use std::net::{TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use super::connection::{Connection, Timeouts};
+use super::dict::{self, Dict};
 use super::record;
 use super::xdr::{Decoder, Encoder};
+use super::{Brick, BrickSpec, Gfid, Iatt, Identity, LkOwner, TlsFiles};
 
 /// A call as the peer received it.
 #[derive(Debug)]
@@ -126,6 +130,49 @@ pub fn connect<T: Send + 'static>(
     let (port, handle) = listen(script);
     let connection = Connection::connect("127.0.0.1", port, timeouts, true, None).unwrap();
     (connection, handle)
+}
+
+/// What a brick says of a file with this identity and no attributes.
+pub fn found(gfid: Gfid) -> Vec<u8> {
+    let iatt = Iatt {
+        gfid,
+        ..Iatt::default()
+    };
+    let mut results = Encoder::new();
+    results.i32(0).i32(0);
+    Dict::new().encode(&mut results);
+    iatt.encode(&mut results);
+    iatt.encode(&mut results);
+    results.into_bytes()
+}
+
+/// A brick that answers the handshake, and each operation with what `answer` says.
+pub fn brick_that(mut answer: impl FnMut(&Received) -> Vec<u8> + Send + 'static) -> Brick {
+    let (port, _peer) = listen(move |mut peer: Peer| {
+        let welcome = peer.receive().unwrap();
+        let mut results = Encoder::new();
+        results.i32(0).i32(0).opaque(&dict::encode_text([]));
+        peer.reply(welcome.xid, &results.into_bytes());
+        while let Some(call) = peer.receive() {
+            let results = answer(&call);
+            peer.reply(call.xid, &results);
+        }
+    });
+    let spec = BrickSpec {
+        client_name: "gv0-client-0".into(),
+        host: "127.0.0.1".into(),
+        path: "/brick".into(),
+        username: None,
+        password: None,
+        tls: false,
+        tls_files: TlsFiles::default(),
+    };
+    let identity = Identity {
+        process_name: "test".into(),
+        pid: -9,
+        lk_owner: LkOwner::new("me").unwrap(),
+    };
+    Brick::attach(&spec, port, Uuid::nil(), &identity, &Timeouts::default()).unwrap()
 }
 
 /// Long enough for anything that happens at all.

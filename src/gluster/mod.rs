@@ -21,7 +21,7 @@ pub mod dict;
 pub mod entries;
 pub mod error;
 #[cfg(test)]
-mod fake_peer;
+pub(crate) mod fake_peer;
 pub mod fops;
 pub mod glusterd;
 pub mod inode;

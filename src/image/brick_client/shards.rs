@@ -267,3 +267,6 @@ impl<'a> PieceSearch<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

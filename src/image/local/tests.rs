@@ -157,6 +157,25 @@ fn whoever_goes_on_has_the_first_file_as_it_was_and_claims_those_behind_it_anew(
 }
 
 #[test]
+fn a_shard_s_name_is_not_enough_its_file_must_be_the_one_that_gluster_means() {
+    let (file, folder) = (image(b"", 4096), tempfile::tempdir_in("/var/tmp").unwrap());
+    let [second, other] = [0x5678, 0x9abc].map(Uuid::from_u128);
+    let gfids = vec![second];
+    let place = LocalPlace {
+        path: file.path().to_owned(),
+        shards: folder.path().to_owned(),
+        layout: Layout::new(GFID, 8192, Some(&Pieces { size: 4096, gfids })),
+    };
+    let path = place.file(FileIndex(1));
+    std::fs::write(&path, b"").unwrap();
+    xattr::set(&path, GFID_XATTR, other.as_bytes()).unwrap();
+    let refused = open_image(&place, RAW);
+    assert!(matches!(refused, Err(LocalError::OtherFile { .. })));
+    xattr::set(&path, GFID_XATTR, second.as_bytes()).unwrap();
+    assert_eq!(open_image(&place, RAW).unwrap().pieces.len(), 1);
+}
+
+#[test]
 fn marks_are_stored_on_the_file_once_and_keep_the_other_counters() {
     let file = image(b"", 4096);
     let names = ["trusted.afr.v-client-0", "trusted.afr.v-client-1"];
