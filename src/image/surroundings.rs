@@ -176,24 +176,41 @@ impl Surroundings {
         if glusterd.as_ref().is_some_and(Glusterd::is_connected) {
             return;
         }
-        let (host, port) = &self.server;
+        let connect = |host| Glusterd::connect(host, self.server.1, &Timeouts::default()).ok();
         // Without one it is looked all the same, but later.
-        *glusterd = Glusterd::connect(host, *port, &Timeouts::default()).ok();
+        *glusterd = self.hosts().into_iter().find_map(connect);
         if let Some(glusterd) = glusterd {
             let prompt = self.prompt.clone();
             glusterd.on_change(move || prompt.ask());
         }
     }
 
+    /// Whose glusterd is asked, in this order: this host's own, and if that is down those of the
+    /// other bricks. While it is down others can change the volume, and their heals go on.
+    fn hosts(&self) -> Vec<&str> {
+        let mut hosts = vec![self.server.0.as_str()];
+        let own = self.located.set.bricks.get(self.local);
+        let own = own.map(|brick| brick.host.as_str());
+        for brick in &self.located.set.bricks {
+            let host = brick.host.as_str();
+            if Some(host) != own && !hosts.contains(&host) {
+                hosts.push(host);
+            }
+        }
+        hosts
+    }
+
     /// How the volume has changed; `None` if nobody knows.
     fn look(&self) -> Option<VolumeChange> {
         self.look_at_name();
-        let (host, port) = &self.server;
         let volume = &self.located.volume;
-        let catalog = Catalog::load(host, *port, volume, &Timeouts::default())
-            // glusterd may be restarting; what was seen stands.
-            .inspect_err(|error| log::debug!("the volume's layout is not known now: {error}"))
-            .ok()?;
+        let load = |host| {
+            Catalog::load(host, self.server.1, volume, &Timeouts::default())
+                .inspect_err(|error| log::debug!("the volume's layout is not known now: {error}"))
+                .ok()
+        };
+        // If none answers what was seen stands.
+        let catalog = self.hosts().into_iter().find_map(load)?;
         let set = catalog.set_with(&self.located.names().one(self.local));
         let change = set.map(|now| Difference::between(&self.located.set, now));
         let spread = spread_warning(&self.located, catalog.sets());

@@ -99,3 +99,16 @@ fn a_look_that_is_asked_for_comes_before_its_time_and_the_end_at_once() {
     assert!(!prompt.wait());
     assert!(begin.elapsed() < PERIOD);
 }
+
+#[test]
+fn with_glusterd_down_on_this_host_those_of_the_other_bricks_are_asked() {
+    let located = opened();
+    let around = |server: &str| {
+        let around = Surroundings::new(&located, 1, server, 24007, Prompt::default());
+        let hosts = around.hosts().into_iter().map(str::to_owned);
+        hosts.collect::<Vec<_>>()
+    };
+    // The local brick is on 127.1.1.2, however this host's glusterd is called.
+    assert_eq!(around("localhost"), ["localhost", "127.1.1.1", "127.1.1.3"]);
+    assert_eq!(around("127.1.1.1"), ["127.1.1.1", "127.1.1.3"]);
+}
