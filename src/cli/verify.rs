@@ -216,12 +216,8 @@ fn connect(
     let owner = lock_owner(&Holder::here(&host_name()))?;
     let catalog = Catalog::load(&server.host, server.port, &target.volume, &timeouts)?;
     let identity = identity(owner.clone());
-    let mut located = catalog.find(&target.image.0, &identity, &timeouts)?;
-    if let Some(cut) = located.cut() {
-        let found = shards::seen(&located, cut, &identity, &timeouts);
-        let (size, pieces) = found.map_err(LocateError::from)?;
-        (located.size, located.pieces) = (size, Some(pieces));
-    }
+    let located = catalog.find(&target.image.0, &identity, &timeouts)?;
+    let located = shards::seen(located, &identity, &timeouts).map_err(LocateError::from)?;
     let mut subjects = Vec::new();
     for (child, spec) in located.set.bricks.iter().enumerate() {
         let connected = GlusterBrick::connect(&located, spec, owner.clone(), &timeouts);

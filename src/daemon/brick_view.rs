@@ -38,13 +38,9 @@ impl BrickView {
         let me = Holder::here(&host_name());
         let owner = lock_owner(&me)?;
         let catalog = Catalog::load(&server.host, server.port, &target.volume, &timeouts)?;
-        let mut located = catalog.find(&target.image.0, &identity(owner.clone()), &timeouts)?;
-        if let Some(cut) = located.cut() {
-            let identity = identity(owner.clone());
-            let seen = shards::seen(&located, cut, &identity, &timeouts);
-            let (size, pieces) = seen.map_err(LocateError::from)?;
-            (located.size, located.pieces) = (size, Some(pieces));
-        }
+        let identity = identity(owner.clone());
+        let located = catalog.find(&target.image.0, &identity, &timeouts)?;
+        let located = shards::seen(located, &identity, &timeouts).map_err(LocateError::from)?;
         let mut ports = GlusterPort::for_set(&located, &owner, timeouts, None);
         let mut connected = BrickSet::EMPTY;
         let mut away = Vec::new();

@@ -293,7 +293,6 @@ fn locate_code(error: &LocateError) -> u8 {
         LocateError::Shards(ShardsError::NoQuorum { .. }) => 44,
         LocateError::ShardsSpread { .. }
         | LocateError::BadShards { .. }
-        | LocateError::ShardsNotYet { .. }
         | LocateError::Shards(_) => 14,
         LocateError::ShardsFence { .. } => 46,
         LocateError::Bypassed { .. } => 15,

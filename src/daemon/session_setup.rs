@@ -68,18 +68,15 @@ pub fn find(
     let me = Holder::here(&host_name());
     let catalog = Catalog::load(&server.host, server.port, volume, &timeouts)?;
     let identity = identity(lock_owner(&me)?);
-    let mut located = catalog.find(image, &identity, &timeouts)?;
+    let located = catalog.find(image, &identity, &timeouts)?;
     catalog.check_features(&located.set, allowed, read_only)?;
     let local = local_brick(&catalog, &located, brick, &identity, &timeouts)?;
-    if let Some(cut) = located.cut() {
+    if located.cut().is_some() {
         open_files::allow_all();
-        let shape = located.shape(local);
-        let found = shards::find(
-            &located, cut.block, &shape, &identity, &timeouts, !read_only,
-        );
-        let (size, pieces) = found.map_err(LocateError::from)?;
-        (located.size, located.pieces) = (size, Some(pieces));
     }
+    let shape = located.shape(local);
+    let located = shards::find(located, &shape, &identity, &timeouts, !read_only)
+        .map_err(LocateError::from)?;
     Ok(Place {
         located,
         local,

@@ -69,17 +69,13 @@ impl Located {
         Layout::new(self.gfid, self.size, self.pieces.as_ref())
     }
 
-    /// Refuses what cannot be done with shards yet: that an image is `what`.
-    ///
-    /// # Errors
-    /// [`LocateError::ShardsNotYet`].
-    pub fn whole_only(self, what: &'static str) -> Result<Self, LocateError> {
-        match self.pieces {
-            None => Ok(self),
-            Some(_) => Err(LocateError::ShardsNotYet {
-                image: self.image,
-                what,
-            }),
+    /// The same image, of so many bytes in these pieces.
+    #[must_use]
+    pub fn in_pieces(self, size: u64, pieces: Pieces) -> Self {
+        Self {
+            size,
+            pieces: Some(pieces),
+            ..self
         }
     }
 

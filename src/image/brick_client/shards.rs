@@ -20,26 +20,29 @@ use crate::image::locate::Located;
 use crate::image::replica::brick_set::{BrickSet, Shape};
 use crate::image::replica::names::Names;
 
-/// The size, and the pieces, of an image in pieces of `block` bytes. With `make`, those that no
-/// brick has are made; without, they have no gfid.
+/// An image in pieces with its size and its pieces. With `make`, those that no brick has are made;
+/// without, they have no gfid. One that is not in pieces is as it was.
 ///
 /// # Errors
 /// See [`ShardsError`].
 pub fn find(
-    located: &Located,
-    block: u64,
+    located: Located,
     shape: &Shape,
     identity: &Identity,
     timeouts: &Timeouts,
     make: bool,
-) -> Result<(u64, Pieces), ShardsError> {
-    let mut search = PieceSearch::connect(located, shape, identity, timeouts);
+) -> Result<Located, ShardsError> {
+    let Some(Cut { block, .. }) = located.cut() else {
+        return Ok(located);
+    };
+    let mut search = PieceSearch::connect(&located, shape, identity, timeouts);
     let found = search.settle_size().and_then(|size| {
         let pieces = search.find(Cut { block, size }, make)?;
         Ok((size, pieces))
     });
     search.close();
-    found
+    let (size, pieces) = found?;
+    Ok(located.in_pieces(size, pieces))
 }
 
 /// The pieces of an image that is to be cut like this; those that no brick has are made.
@@ -59,19 +62,22 @@ pub fn make(
     made
 }
 
-/// The size and the pieces as any brick that is reached knows them, whatever it takes to open
-/// the image; pieces that none has have no gfid.
+/// An image in pieces with its size and its pieces as any brick that is reached knows them,
+/// whatever it takes to open it; pieces that none has have no gfid. One that is not in pieces
+/// is as it was.
 ///
 /// # Errors
 /// [`ShardsError::TooMany`], [`ShardsError::Make`] of a brick that answers with an error.
 pub fn seen(
-    located: &Located,
-    cut: Cut,
+    located: Located,
     identity: &Identity,
     timeouts: &Timeouts,
-) -> Result<(u64, Pieces), ShardsError> {
+) -> Result<Located, ShardsError> {
+    let Some(cut) = located.cut() else {
+        return Ok(located);
+    };
     let shape = located.shape(0);
-    let mut search = PieceSearch::connect(located, &shape, identity, timeouts);
+    let mut search = PieceSearch::connect(&located, &shape, identity, timeouts);
     let size = search.settle_size().unwrap_or(cut.size);
     let rows = search.name_pieces(Cut { size, ..cut });
     let rows = rows.and_then(|()| search.look());
@@ -84,7 +90,7 @@ pub fn seen(
         size: cut.block,
         gfids,
     };
-    Ok((size, pieces))
+    Ok(located.in_pieces(size, pieces))
 }
 
 pub(super) use size::asked as size_on;

@@ -48,14 +48,6 @@ pub enum LocateError {
         #[source]
         source: BadCut,
     },
-    /// The image is in shards, of which a command cannot do this yet.
-    #[error("{image} is in shards, which cannot be {what} yet")]
-    ShardsNotYet {
-        /// The path in the volume.
-        image: String,
-        /// Done what with.
-        what: &'static str,
-    },
     /// The bricks enforce a fence on one file of an image only.
     #[error(
         "{image} is in shards: a mandatory fence would cover its first one only, and a truncate through a mount would still delete the others. Serve it with --fence advisory"
