@@ -195,49 +195,57 @@ impl<'a> PieceSearch<'a> {
         ShardsError::Make { image, source }
     }
 
+    /// Asks all bricks that are reached at one time; the answers in child order.
+    fn ask_each<T: Send>(&self, ask: impl Fn(&Brick) -> T + Sync) -> Vec<Option<T>> {
+        let ask = &ask;
+        std::thread::scope(|scope| {
+            let asked: Vec<_> = self
+                .bricks
+                .iter()
+                .map(|brick| brick.as_ref().map(|brick| scope.spawn(move || ask(brick))))
+                .collect();
+            let answer = |thread: std::thread::ScopedJoinHandle<'_, T>| {
+                let answer = thread.join();
+                // What a brick has done is not known then: nobody goes on with that.
+                answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            let answers = asked.into_iter().map(|thread| thread.map(answer));
+            answers.collect()
+        })
+    }
+
     /// A client that removes an image says so before it removes anything.
     fn refuse_removed(&self) -> Result<(), ShardsError> {
         let (folder, gfid) = (Gfid(shards::REMOVED_GFID), self.located.gfid);
-        for (child, brick) in self.reached() {
-            match brick.lookup(folder, &gfid.to_string(), &[]) {
-                Ok(_) => {
+        let found = self.ask_each(|brick| brick.lookup(folder, &gfid.to_string(), &[]));
+        for (child, found) in found.into_iter().enumerate() {
+            match found {
+                Some(Ok(_)) => {
                     return Err(ShardsError::BeingRemoved {
                         image: self.located.image.clone(),
                         gfid,
                         brick: self.names.one(child),
                     });
                 }
+                Some(Err(error)) if !error.is_no_file() => return Err(self.failed(error)),
                 // No image, or no image in shards, was ever removed.
-                Err(error) if error.is_no_file() => {}
-                Err(error) => return Err(self.failed(error)),
+                Some(Err(_)) | None => {}
             }
         }
         Ok(())
     }
 
-    /// On every brick at one time.
     fn look(&self) -> Result<Vec<Option<Row>>, ShardsError> {
         let folder = Gfid(shards::FOLDER_GFID);
-        let look = |brick: &Brick| brick.lookup_all(folder, &self.pieces, &[]);
-        let rows: Vec<_> = std::thread::scope(|scope| {
-            let ask = |brick: &'_ Option<Brick>| {
-                let brick = brick.clone()?;
-                Some(scope.spawn(move || look(&brick)))
-            };
-            let asked: Vec<_> = self.bricks.iter().map(ask).collect();
-            let answers = asked.into_iter().map(|thread| thread?.join().ok());
-            answers.collect()
-        });
+        let rows = self.ask_each(|brick| brick.lookup_all(folder, &self.pieces, &[]));
         let gfids = |entries: Vec<Option<crate::gluster::Entry>>| {
             let gfids = entries.into_iter().map(|entry| Some(entry?.iatt.gfid.0));
             gfids.collect::<Row>()
         };
-        let rows = rows.into_iter().map(|row| match row {
-            None => Ok(None),
-            Some(Ok(entries)) => Ok(Some(gfids(entries))),
-            Some(Err(source)) => Err(self.failed(source)),
-        });
-        rows.collect()
+        let row = |row: Result<_, _>| row.map(gfids).map_err(|source| self.failed(source));
+        rows.into_iter()
+            .map(|answer| answer.map(row).transpose())
+            .collect()
     }
 
     fn settle(&self, rows: Vec<Option<Row>>) -> Result<Row, ShardsError> {

@@ -94,21 +94,8 @@ impl PieceSearch<'_> {
         &self,
         work: impl Fn(&Brick) -> Result<(), BrickError> + Sync,
     ) -> Result<(), ShardsError> {
-        let work = &work;
-        let done: Vec<_> = std::thread::scope(|scope| {
-            let bricks = self.reached();
-            let asked: Vec<_> = bricks
-                .map(|(_, brick)| scope.spawn(move || work(brick)))
-                .collect();
-            asked.into_iter().map(|thread| thread.join().ok()).collect()
-        });
-        for done in done {
-            match done {
-                Some(done) => done.map_err(|source| self.failed(source))?,
-                None => log::error!("a thread that made shards panicked"),
-            }
-        }
-        Ok(())
+        let mut done = self.ask_each(work).into_iter().flatten();
+        done.try_for_each(|done| done.map_err(|source| self.failed(source)))
     }
 
     /// A brick makes nothing durable by itself, and an fsync of a folder does nothing there

@@ -40,21 +40,19 @@ pub(in crate::image::brick_client) fn asked(
 impl PieceSearch<'_> {
     /// As all bricks that are reached say.
     pub(super) fn settle_size(&self) -> Result<u64, ShardsError> {
-        let mut rows = vec![None; self.bricks.len()];
-        let image = || self.located.image.clone();
-        for (child, brick) in self.reached() {
-            let seen = match asked(brick, self.located, Gfid(self.located.gfid)) {
-                // It has no such image: the session will say so.
-                Err(error) if error.is_no_file() => continue,
-                Err(error) => return Err(self.failed(error)),
-                Ok(seen) => seen,
-            };
-            let seen = seen.map_err(|source| ShardsError::BadSize {
-                image: image(),
-                source,
-            })?;
-            rows[child] = Some(seen);
-        }
+        let gfid = Gfid(self.located.gfid);
+        let seen = self.ask_each(|brick| asked(brick, self.located, gfid));
+        let row = |seen: Result<Result<_, _>, BrickError>| match seen {
+            // It has no such image: the session will say so.
+            Err(error) if error.is_no_file() => Ok(None),
+            Err(error) => Err(self.failed(error)),
+            Ok(seen) => seen.map(Some).map_err(|source| {
+                let image = self.located.image.clone();
+                ShardsError::BadSize { image, source }
+            }),
+        };
+        let rows = seen.into_iter().map(|seen| seen.map_or(Ok(None), row));
+        let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
         found::settle_size(&rows).map_err(|refusal| self.refused(refusal))
     }
 }
