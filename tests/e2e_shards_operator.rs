@@ -347,6 +347,8 @@ fn a_replica_set_that_is_added_gets_no_shard_of_an_image_that_is_served() {
     }
     disk.flush(PATIENCE).unwrap();
     assert_eq!(daemon.status()["warnings"].as_array().unwrap().len(), 1);
+    daemon.upgrade();
+    assert_eq!(daemon.status()["warnings"].as_array().unwrap().len(), 1);
     for (at, bytes) in (0..).step_by(1 << 20).zip(expected.chunks(1 << 20)) {
         let read = disk.read(at, bytes.len(), PATIENCE).unwrap();
         assert!(read == bytes, "every shard is here: {at}");
@@ -384,6 +386,8 @@ fn a_copy_that_is_added_stays_accused_in_all_shards_and_stock_gluster_fills_it_a
     })
     .unwrap();
     // Marked, or not: what stock Gluster wants to fill it cannot.
+    wait_kept_from_heals(&grown, &[2, 3, 5, 13]);
+    daemon.upgrade();
     wait_kept_from_heals(&grown, &[2, 3, 5, 13]);
     for shard in [2, 5, 13] {
         write(&mut disk, shard, shard * SHARD);
