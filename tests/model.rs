@@ -18,6 +18,9 @@
 //! An image of several files, a base and a shard, has a smaller model of its own
 //! (`model/files/mod.rs`), with the same stock heal.
 //!
+//! Who is on record as in step, while flushes wait for peers, is a model of its own
+//! (`model/in_step.rs`).
+//!
 //! Not modelled: sizes and identities that differ, read-only sessions, the mandatory
 //! fence, metadata and entry marks, AFR's own *dirty* counter of a client's write that
 //! was cut short, `verify`, more than one copy of a healer at a time. Writes that were
@@ -53,6 +56,8 @@ mod caught;
 mod files;
 #[path = "model/holds.rs"]
 mod holds;
+#[path = "model/in_step.rs"]
+mod in_step;
 #[path = "model/mod.rs"]
 mod protocol;
 

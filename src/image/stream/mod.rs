@@ -24,6 +24,9 @@
 //! stream, has what they miss, and it alone says what a peer has: an entry's extents are
 //! cleared by the rules of [`crate::image::dirty_map`].
 //!
+//! Where the guest's flushes wait for peers, [`in_step`] says which may be answered, and which copies
+//! have everything that was.
+//!
 //! Sender and receiver know each other by the volume's secret ([`proof`]) and speak [`message`]s.
 //!
 //! It knows no sockets and no bricks. Nothing feeds it yet: the queues' threads and the healer
@@ -35,6 +38,7 @@ pub mod buffer;
 pub mod cells;
 pub mod feed;
 pub mod in_order;
+pub mod in_step;
 pub mod message;
 pub mod outstanding;
 pub mod proof;
