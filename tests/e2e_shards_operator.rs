@@ -255,6 +255,10 @@ fn an_image_in_shards_grows_within_a_shard_and_over_borders_with_and_without_a_g
     daemon.upgrade();
     write_end(&daemon, 7, size);
     assert_eq!(daemon.stop().code(), Some(0));
+    // What `du` on a mount shows.
+    let used = shards::blocks_used(&volume, 1, size.div_ceil(SHARD));
+    assert!(used >= 3 * (MIB / 2) / 512, "{used}");
+    assert_eq!(shards::blocks(&volume), [used; 3]);
     size += 5 * MIB;
     assert_grown(resize(&volume, 1, &["+5M"]), size);
     wait_one_size(&volume, size);

@@ -30,7 +30,7 @@ const SETXATTR: Operation = operation(17, "SETXATTR");
 const GETXATTR: Operation = operation(18, "GETXATTR");
 const REMOVEXATTR: Operation = operation(19, "REMOVEXATTR");
 const LOOKUP: Operation = operation(27, "LOOKUP");
-const XATTROP: Operation = operation(33, "XATTROP");
+pub(super) const XATTROP: Operation = operation(33, "XATTROP");
 const RELEASE: Operation = operation(41, "RELEASE");
 
 /// What a lookup found.

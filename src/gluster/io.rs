@@ -1,4 +1,4 @@
-//! The bytes of a brick's files: read, written, compared, punched; and their times.
+//! The bytes of a brick's files: read, written, compared, punched; their times, and what else is counted.
 //!
 //! By gfid alone, through the anonymous file descriptor, so nothing is opened or
 //! left open; except many writes, for which the brick would open and close its file
@@ -8,9 +8,9 @@
 use std::time::Duration;
 
 use super::brick::{Brick, Operation};
-use super::dict::Dict;
+use super::dict::{Dict, Value};
 use super::error::{BrickError, Errno, ProtocolError};
-use super::fops::{InFlight, RemoteFd, by_fd, by_gfid, operation};
+use super::fops::{InFlight, RemoteFd, XATTROP, by_fd, by_gfid, operation};
 use super::inode::{Gfid, Iatt};
 use super::xdr::{Decoder, Encoder};
 
@@ -196,6 +196,20 @@ impl Brick {
         arguments.u32(ACCESS_AND_MODIFICATION);
         Dict::new().encode(&mut arguments);
         self.run(SETATTR, arguments, |_| Ok(()))
+    }
+
+    /// Adds to the four 64-bit numbers of an attribute, in one step (`GF_XATTROP_ADD_ARRAY64`,
+    /// `libglusterfs/src/glusterfs/glusterfs.h`).
+    pub fn xattrop_add_64(&self, gfid: Gfid, key: &str, add: [i64; 4]) -> Result<(), BrickError> {
+        const ADD_ARRAY_64: u32 = 1;
+        let mut numbers = Dict::new();
+        let bytes = add.iter().flat_map(|number| number.to_be_bytes());
+        numbers.set(key, Value::Bytes(bytes.collect()));
+        let mut arguments = Encoder::new();
+        arguments.fixed(gfid.as_bytes()).u32(ADD_ARRAY_64);
+        numbers.encode(&mut arguments);
+        Dict::new().encode(&mut arguments);
+        self.run(XATTROP, arguments, |_| Ok(()))
     }
 
     /// The next data or hole at or after byte `offset`, if there is one.

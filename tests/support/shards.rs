@@ -1,7 +1,7 @@
 //! An image in shards, as it is on the bricks.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -54,12 +54,27 @@ pub fn gfid(volume: &Volume) -> uuid::Uuid {
 
 /// Bytes of the image, as each brick has them.
 pub fn sizes(volume: &Volume) -> Vec<u64> {
-    let size = |brick| {
-        let path = volume.brick_file(brick, IMAGE);
-        let value = xattr::get(path, "trusted.glusterfs.shard.file-size").unwrap();
-        u64::from_be_bytes(value.unwrap()[..8].try_into().unwrap())
-    };
-    (0..3).map(size).collect()
+    (0..3).map(|brick| noted(volume, brick, 0)).collect()
+}
+
+/// Blocks of 512 bytes that the image uses, as each brick says.
+pub fn blocks(volume: &Volume) -> Vec<u64> {
+    (0..3).map(|brick| noted(volume, brick, 2)).collect()
+}
+
+/// One of the four numbers of the attribute that has both.
+fn noted(volume: &Volume, brick: usize, number: usize) -> u64 {
+    let path = volume.brick_file(brick, IMAGE);
+    let value = xattr::get(path, "trusted.glusterfs.shard.file-size").unwrap();
+    u64::from_be_bytes(value.unwrap()[8 * number..][..8].try_into().unwrap())
+}
+
+/// The same, as one brick's disk has them.
+pub fn blocks_used(volume: &Volume, brick: usize, files: u64) -> u64 {
+    let used = |number| fs::metadata(volume.brick_file(brick, &file(volume, number)));
+    (0..files)
+        .map(|number| used(number).unwrap().blocks())
+        .sum()
 }
 
 /// The path in the volume of one of its files; 0 is its own.

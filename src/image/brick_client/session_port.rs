@@ -399,6 +399,10 @@ impl BrickPort for GlusterPort {
         self.change_disk_size(size)
     }
 
+    fn note_blocks(&mut self, blocks: u64) -> Result<(), PortError> {
+        self.note_blocks_used(blocks)
+    }
+
     fn accuse_attributes(&mut self, children: BrickSet, change: i32) -> Result<(), PortError> {
         self.add_to_attribute_counters(children, change)
     }

@@ -92,6 +92,11 @@ pub trait CopyWatch: Send {
     /// as it was.
     fn resize(&mut self, from: u64, to: u64) -> Result<(), LocalError>;
 
+    /// Blocks of 512 bytes that its file uses; `None`: nobody knows.
+    fn blocks(&self) -> Option<u64> {
+        None
+    }
+
     /// Bytes that its disk has free.
     ///
     /// # Errors
@@ -233,6 +238,10 @@ impl CopyWatch for LocalWatch {
             let _ = disk_size::write(&self.file, from);
             self.sync_error(error)
         })
+    }
+
+    fn blocks(&self) -> Option<u64> {
+        Some(self.file.metadata().ok()?.blocks())
     }
 
     fn free(&self) -> Result<u64, LocalError> {

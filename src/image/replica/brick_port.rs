@@ -380,6 +380,15 @@ pub trait BrickPort: Send {
         Err(PortError::Refused(WHOLE.to_owned()))
     }
 
+    /// From now on mounts say that the image in pieces uses so many blocks of 512 bytes: what a
+    /// guest writes the shard translator does not count. Not durable, as nothing depends on it.
+    ///
+    /// # Errors
+    /// As the connection fails, and without [`Lock::Data`] held through it.
+    fn note_blocks(&mut self, _blocks: u64) -> Result<(), PortError> {
+        Ok(())
+    }
+
     /// Adds `change` to the counters that say that the attributes of these children are old.
     /// Not yet durable.
     ///

@@ -34,6 +34,26 @@ impl GlusterPort {
         set.map_err(port_error)
     }
 
+    /// The shard translator's count of blocks is the third number. What is added to it may come
+    /// late, from a daemon that is dead by then: it says nothing of the size.
+    pub(super) fn note_blocks_used(&self, blocks: u64) -> Result<(), PortError> {
+        let live = self.data_locked()?;
+        let found = live.brick.getxattr(self.gfid(), FILE_SIZE);
+        let found = found.map_err(port_error)?.unwrap_or_default();
+        let counted = found.get(16..24).and_then(|number| number.try_into().ok());
+        let Some(counted) = counted.map(i64::from_be_bytes) else {
+            return Err(PortError::Refused(format!("it has no {FILE_SIZE}")));
+        };
+        let blocks = i64::try_from(blocks).unwrap_or(i64::MAX);
+        let more = blocks.saturating_sub(counted);
+        if more == 0 {
+            return Ok(());
+        }
+        let add = [0, 0, more, 0];
+        let added = live.brick.xattrop_add_64(self.gfid(), FILE_SIZE, add);
+        added.map_err(port_error)
+    }
+
     /// All counters that may not be zero are named: see
     /// [`crate::image::replica::brick_port::BrickPort::add_to_counters`].
     pub(super) fn add_to_attribute_counters(

@@ -70,6 +70,7 @@ impl Runner {
         let mut round = unmarking::begin(team, self.held());
         let untouched = self.file(FileIndex::BASE).local.is_untouched();
         self.set_times(&mut round);
+        self.note_blocks(&mut round);
         // Or the session would take its own doing for somebody else's, when it was cut off.
         if untouched && let Err(error) = self.file_mut(FileIndex::BASE).local.rebase() {
             log::error!("{}", chain(&error));
@@ -81,6 +82,32 @@ impl Runner {
         }
         for (brick, error) in &round.failed {
             self.give_up(*brick, "setting the image's time", error);
+        }
+    }
+
+    /// What mounts show as the room that an image in pieces takes.
+    fn note_blocks(&self, round: &mut data_lock::Round) {
+        if self.layout.is_whole() {
+            return;
+        }
+        let blocks = self
+            .layout
+            .files()
+            .map(|file| self.file(file).local.blocks());
+        let Some(blocks) = blocks.sum::<Option<u64>>() else {
+            return;
+        };
+        let ask = |worker: &Worker| {
+            worker.ask_about(FileIndex::BASE, move |port| port.note_blocks(blocks))
+        };
+        let bricks = round.copies.iter().map(|(brick, _)| *brick);
+        let asked: Vec<_> = bricks
+            .filter_map(|brick| Some((brick, ask(self.workers.get(brick)?))))
+            .collect();
+        for (brick, answer) in asked {
+            if let Err(error) = data_lock::wait(answer) {
+                round.fail(brick, error);
+            }
         }
     }
 
