@@ -126,10 +126,6 @@ fn volumes_that_cannot_be_served_are_refused_by_name() {
     // For good, whatever the option says later.
     volume.set("features.shard", "off").unwrap();
     refused(node, 46, &["/pieces.img"], &in_pieces);
-    let server = ["--server", node.address(), "--brick", &brick];
-    let resize = [&["resize", "gv0/pieces.img", "1G"][..], &server].concat();
-    let (code, text) = run_on(node, &resize);
-    assert_eq!(code, Some(14), "{text}");
     volume.stop().unwrap();
     refused(node, 12, &["gv0"], &args);
 }
