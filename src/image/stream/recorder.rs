@@ -86,7 +86,8 @@ impl Recorder {
     }
 
     /// Room for an entry with `len` bytes of data. Asked after the change was let in and noted in
-    /// the dirty map: see [`Cells::begin_to_follow`].
+    /// the dirty map: see [`Cells::begin_to_follow`]. If nothing comes of the change, or it has
+    /// to wait and is given up, [`Recorder::not_begun`] is owed.
     pub fn make_room(&mut self, cells: Cells<'_>, len: u64) -> Room {
         // If it has to ask again, the number is that of whichever is next.
         cells.note_begun(self.queue, self.begun() + 1);
@@ -110,6 +111,11 @@ impl Recorder {
                     .for_each(|(peer, follows)| cells.leave_behind(peer, follows)),
             }
         }
+    }
+
+    /// There is no change after all for which room was asked: nobody waits for its end.
+    pub fn not_begun(&mut self, cells: Cells<'_>) {
+        cells.note_begun(self.queue, self.begun());
     }
 
     fn begun(&self) -> u64 {

@@ -94,6 +94,34 @@ fn a_follower_who_is_gone_holds_nobody_up() {
 }
 
 #[test]
+fn a_peer_that_joins_waits_for_changes_under_way_and_for_none_that_never_were() {
+    let buffer = small(1, 4, 2);
+    let mut queue = Recorder::new(0, buffer.shape().data);
+    let Room::NotWanted(unrecorded) = queue.make_room(buffer.cells(), 512) else {
+        panic!("nobody follows");
+    };
+    let first = InOrder::join(buffer.cells(), 0);
+    assert!(!first.is_settled(buffer.cells()));
+    let recorded = record(&buffer, (0, &mut queue), 0, &[1; 8192]).unwrap();
+    let second = InOrder::join(buffer.cells(), 1);
+    queue.end(buffer.cells(), unrecorded, true);
+    assert!(first.is_settled(buffer.cells()));
+    assert!(
+        !second.is_settled(buffer.cells()),
+        "its entry is not the second one's"
+    );
+    queue.end(buffer.cells(), recorded, true);
+    assert!(second.is_settled(buffer.cells()));
+    // One for which there is no room yet, and whose guest goes away.
+    let third = record(&buffer, (0, &mut queue), 0, &[1; 8192]).unwrap();
+    assert_eq!(queue.make_room(buffer.cells(), 512), Room::UnderWay);
+    queue.end(buffer.cells(), third, true);
+    assert!(!InOrder::join(buffer.cells(), 2).is_settled(buffer.cells()));
+    queue.not_begun(buffer.cells());
+    assert!(InOrder::join(buffer.cells(), 2).is_settled(buffer.cells()));
+}
+
+#[test]
 fn memory_of_another_shape_or_that_could_shrink_is_refused() {
     let buffer = StreamBuffer::make(BufferShape::new(1 << 20, 2)).unwrap();
     let file = || buffer.file().try_clone().unwrap();
