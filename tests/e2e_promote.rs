@@ -4,8 +4,8 @@
 
 mod support;
 
-use bypass_harness::{Cluster, Volume, VolumeKind, wait_until};
-use support::daemon::{Daemon, heal, promote};
+use bypass_harness::{Cluster, Volume, VolumeKind};
+use support::daemon::{Daemon, heal, promote, wait_promoted};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
 use support::{IMAGE, PATIENCE, pattern, volume_with_image};
@@ -82,12 +82,7 @@ fn stock_gluster_alone_heals_the_lost_copy_from_the_promoted_one() {
     let cluster = Cluster::start(3).unwrap();
     let volume = watchful(&cluster);
     lose_the_first_host(&cluster, &volume);
-    let promoted = |_: ()| {
-        let (code, said) = promote(&volume, 1, &YES);
-        // The bricks may still hold the locks of the crashed host.
-        (code == Some(0)).then_some(()).ok_or(said)
-    };
-    wait_until("the copy to be promoted", PATIENCE, || promoted(())).unwrap();
+    wait_promoted(&volume, 1, &YES);
     let before = std::fs::read(volume.brick_file(1, IMAGE)).unwrap();
 
     cluster.boot_node(0).unwrap();
@@ -107,11 +102,7 @@ fn stock_gluster_alone_heals_all_from_a_promoted_copy_that_was_served_and_whose_
     let volume = watchful(&cluster);
     volume.set_self_heal_daemon(false).unwrap();
     lose_the_first_host(&cluster, &volume);
-    wait_until("the copy to be promoted", PATIENCE, || {
-        let (code, said) = promote(&volume, 1, &YES);
-        (code == Some(0)).then_some(()).ok_or(said)
-    })
-    .unwrap();
+    wait_promoted(&volume, 1, &YES);
     let daemon = Daemon::serve(&volume, 1, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
     disk.write(8 * MIB, &pattern(3, 8 * MIB, 1 << 20), PATIENCE)

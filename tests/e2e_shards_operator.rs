@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bypass_harness::{Cluster, Fill, Volume, VolumeKind, wait_until};
 use rustix::fs::{FlockOperation, flock};
-use support::daemon::{Daemon, UPGRADED, heal, promote, resize};
+use support::daemon::{Daemon, UPGRADED, heal, promote, resize, wait_promoted};
 use support::front_end::FrontEnd;
 use support::healer::Healer;
 use support::shards::{self, FILES, SHARD, sharded};
@@ -50,12 +50,8 @@ fn a_daemon_is_replaced_and_heals_never_get_at_the_shards_that_are_marked() {
     let mut expected = shards::disk(&volume, 0);
     let daemon = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
-    let mut write = |disk: &mut FrontEnd, seed: u64, at: u64| {
-        let data = pattern(seed, at, 128 * 1024);
-        disk.write(at, &data, PATIENCE).unwrap();
-        assert!(disk.read(at, data.len(), PATIENCE).unwrap() == data);
-        expected[at as usize..][..data.len()].copy_from_slice(&data);
-    };
+    let mut write =
+        |disk: &mut FrontEnd, seed: u64, at: u64| write_noted(disk, &mut expected, seed, at);
     write(&mut disk, 1, ACROSS);
     for round in 1..=3 {
         daemon.upgrade();
@@ -117,6 +113,14 @@ fn write(disk: &mut FrontEnd, seed: u64, at: u64) {
         .unwrap();
 }
 
+/// The same, read back at once, and noted in what the disk is to be.
+fn write_noted(disk: &mut FrontEnd, expected: &mut [u8], seed: u64, at: u64) {
+    write(disk, seed, at);
+    let data = pattern(seed, at, 128 * 1024);
+    assert!(disk.read(at, data.len(), PATIENCE).unwrap() == data);
+    expected[at as usize..][..data.len()].copy_from_slice(&data);
+}
+
 /// Old data is healed everywhere, newer data only on the first copy, whose host is gone.
 fn lose_the_first_host(cluster: &Cluster, volume: &Volume) {
     let daemon = Daemon::serve(volume, 0, &[]);
@@ -138,12 +142,7 @@ fn beside_an_arbiter_a_copy_in_shards_is_promoted_and_a_healer_finishes_it_when_
     let cluster = Cluster::start(3).unwrap();
     let volume = watchful(&cluster, VolumeKind::Arbiter);
     lose_the_first_host(&cluster, &volume);
-    wait_until("the copy to be promoted", PATIENCE, || {
-        // The bricks may still hold the locks of the crashed host.
-        let (code, said) = promote(&volume, 1, &YES);
-        (code == Some(0)).then_some(()).ok_or(said)
-    })
-    .unwrap();
+    wait_promoted(&volume, 1, &YES);
     let daemon = Daemon::serve(&volume, 1, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
     write(&mut disk, 3, 11 * SHARD);
@@ -327,11 +326,8 @@ fn a_replica_set_that_is_added_gets_no_shard_of_an_image_that_is_served() {
     let mut expected = shards::disk(&volume, 0);
     let daemon = Daemon::serve(&volume, 0, &[]);
     let mut disk = FrontEnd::connect(daemon.socket());
-    let mut write = |disk: &mut FrontEnd, seed: u64, at: u64| {
-        let data = pattern(seed, at, 128 * 1024);
-        disk.write(at, &data, PATIENCE).unwrap();
-        expected[at as usize..][..data.len()].copy_from_slice(&data);
-    };
+    let mut write =
+        |disk: &mut FrontEnd, seed: u64, at: u64| write_noted(disk, &mut expected, seed, at);
     write(&mut disk, 1, ACROSS);
     let grown = volume.add_set(3, 0).unwrap();
     grown.start_rebalance().unwrap();

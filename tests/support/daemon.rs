@@ -365,3 +365,12 @@ pub fn promote(volume: &Volume, brick: usize, extra: &[&str]) -> (Option<i32>, S
     args.extend(extra);
     run_on(node, &args)
 }
+
+/// The same, until it succeeds: the bricks may still hold the locks of a crashed host.
+pub fn wait_promoted(volume: &Volume, brick: usize, extra: &[&str]) {
+    wait_until("the copy to be promoted", PATIENCE, || {
+        let (code, said) = promote(volume, brick, extra);
+        (code == Some(0)).then_some(()).ok_or(said)
+    })
+    .unwrap();
+}

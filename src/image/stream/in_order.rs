@@ -59,20 +59,19 @@ impl InOrder {
     /// From the next number on. What was let in before is in the dirty map, as far as the peer
     /// misses it, and is to be copied from there after this.
     pub fn join(cells: Cells<'_>, peer: usize) -> Self {
-        let queues = 0..cells.rings().queues;
+        let queues = || 0..cells.rings().queues;
         // At first a place that may be too early. It only has to hold nobody up.
-        for queue in queues.clone() {
+        for queue in queues() {
             cells.let_go_before(queue, peer, cells.published(queue));
         }
         let follows = cells.begin_to_follow(peer);
-        let slots: Vec<_> = queues.map(|queue| cells.published(queue)).collect();
+        let slots: Vec<_> = queues().map(|queue| cells.published(queue)).collect();
         // Read after the places: what has this number or a later one is published behind them.
         let number = cells.next_number();
-        let queues = 0..cells.rings().queues;
         Self {
             peer,
             follows,
-            before: queues.map(|queue| cells.begun(queue)).collect(),
+            before: queues().map(|queue| cells.begun(queue)).collect(),
             held: slots.clone(),
             slots,
             number,
